@@ -14,26 +14,25 @@ from controller.clock import AgreedClock, SystemClock
 from controller.codec.cloud_events import source_of
 from controller.counting.fold import IS_COMPILED
 from controller.counting.ingest import Ingest
-from controller.deciding.commentary import commentary_loops
+from controller.deciding.commentary.explanations import ExplanationQueue
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.event_partitions import EventPartitions
-from controller.deciding.explanations import ExplanationQueue
 from controller.deciding.flag_workers import FlagWorkers
 from controller.deciding.raise_guard import RaiseGuard
 from controller.deciding.registry import RolloutRegistry
 from controller.deciding.totals_reader import TotalsReader
 from controller.deciding.worker_pool import WorkerPool
 from controller.health import Faults, Health
-from controller.metrics import Metrics
 from controller.planes import Planes, make_outside_planes
 from controller.running.connections import Connections
 from controller.running.oversight import Oversight, Process
-from controller.running.parts import Rooms, supervised_parts
+from controller.running.parts import Rooms, commentary_loops, supervised_parts
 from controller.running.quarantine import QuarantineTopic
 from controller.running.reporter import OPTIONAL, REQUIRED
 from controller.running.state_follower import StateFollower
 from controller.running.supervisor import Parts, Supervisor
 from controller.settings import Settings
+from controller.telemetry import Metrics
 from controller.web.surface import Surface, make_board
 from schemas.formats import evaluation_reader, outcome_reader
 

@@ -1,23 +1,71 @@
 """Every flag plane of a replica. All are wired alike, by what the port says of them.
 
-A new plane is made in `make_outside_planes`, described in the settings (`planes`), and implemented
-in `adapters/`. The plane `ofrep` is different: it is the board of `web/flags.py`.
+A new plane is implemented in `adapters/`, described in the settings (`planes`), and has its row in
+`_configured`. Nothing else knows its name. The plane `ofrep` is different: it is the board of
+`web/flags.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 from controller.adapters.file_plane import FilePlane
 from controller.adapters.http_plane.plane import HttpPlane
-from controller.adapters.redis.address import redis_url
 from controller.adapters.redis.plane import RedisPlane
 from controller.adapters.unleash.plane import UnleashPlane
 from controller.deciding.registry import RolloutRegistry
-from controller.ports import Clock, ClosablePlane, FlagPlane, FollowingPlane, RunningPlane
-from controller.settings import PlanesSettings, Settings
+from controller.ports import (
+    Clock,
+    ClosablePlane,
+    ConfiguredPlane,
+    FlagPlane,
+    FollowingPlane,
+    RunningPlane,
+)
+from controller.settings import Settings
+from controller.settings.planes import PlanesSettings
 
 NamedCall = tuple[str, Callable[[], Awaitable[None]]]
+S = TypeVar("S")
+
+
+class _Addressed(Protocol):
+    @property
+    def url(self) -> str | None:
+        """The system's address. None: there is no such plane."""
+
+
+A = TypeVar("A", bound=_Addressed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind(Generic[S]):
+    """One kind of plane: what the settings say of each such plane, and the class of all."""
+
+    name: str
+    sections: Mapping[str, S]  # by the operator's name; "" where there is at most one such plane
+    plane: type[ConfiguredPlane[S]]
+
+    def name_of(self, name: str) -> str:
+        """Return the name of one plane, as in logs."""
+        return f"{self.name}:{name}" if name else self.name
+
+
+def _configured(planes: PlanesSettings) -> Sequence[_Kind[Any]]:
+    """Return every kind of plane that settings can name."""
+    return (
+        _Kind("file", planes.files, FilePlane),
+        _Kind("redis", _at_most_one(planes.redis), RedisPlane),
+        _Kind("unleash", _at_most_one(planes.unleash), UnleashPlane),
+        _Kind("http", planes.http, HttpPlane),
+    )
+
+
+def _at_most_one(section: A) -> Mapping[str, A]:
+    """Return a section without a name of its own; nothing if it has no address."""
+    return {} if section.url is None else {"": section}
 
 
 def make_outside_planes(settings: Settings, clock: Clock) -> Sequence[FlagPlane]:
@@ -25,17 +73,11 @@ def make_outside_planes(settings: Settings, clock: Clock) -> Sequence[FlagPlane]
 
     OFREP and the state topic are always there besides: they are parts of the daemon.
     """
-    planes: list[FlagPlane] = [
-        FilePlane(name, file) for name, file in settings.planes.files.items()
+    return [
+        kind.plane.from_settings(name, section, clock)
+        for kind in _configured(settings.planes)
+        for name, section in kind.sections.items()
     ]
-    keys = settings.planes.redis
-    if keys.url is not None:
-        seconds = keys.call_timeout_seconds
-        planes.append(RedisPlane(redis_url(keys), key_prefix=keys.key_prefix, call_seconds=seconds))
-    if settings.planes.unleash.url is not None:
-        planes.append(UnleashPlane(settings.planes.unleash, clock))
-    planes += [HttpPlane(name, http, clock) for name, http in settings.planes.http.items()]
-    return planes
 
 
 def planes_without_audiences(planes: PlanesSettings) -> Sequence[str]:
@@ -43,16 +85,12 @@ def planes_without_audiences(planes: PlanesSettings) -> Sequence[str]:
 
     They serve no audiences and no divided treatment. Each plane says so itself.
     """
-    abilities: dict[str, bool] = {}
-    if planes.redis.url is not None:
-        abilities[RedisPlane.name] = RedisPlane.can_serve_audiences(planes.redis)
-    if planes.unleash.url is not None:
-        abilities[UnleashPlane.name] = UnleashPlane.can_serve_audiences(planes.unleash)
-    for name, file in planes.files.items():
-        abilities[f"file:{name}"] = FilePlane.can_serve_audiences(file)
-    for name, http in planes.http.items():
-        abilities[f"http:{name}"] = HttpPlane.can_serve_audiences(http)
-    return [name for name, can_serve in abilities.items() if not can_serve]
+    return [
+        kind.name_of(name)
+        for kind in _configured(planes)
+        for name, section in kind.sections.items()
+        if not kind.plane.can_serve_audiences(section)
+    ]
 
 
 class Planes:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, TypeVar, runtime_checkable
 
 from controller.core.evidence import PartitionProgress, VisitTotals
 from controller.core.judging.judgement import Advice, Explanation, Judgement
 from controller.core.rollout import AskAdvice, RaiseAlert, Rollout
 from schemas.quarantine import Refusal
+
+S_contra = TypeVar("S_contra", contravariant=True)
 
 
 class Clock(Protocol):
@@ -399,8 +401,9 @@ class PlaneStanding:
 class FlagPlane(Protocol):
     """A system that serves flags to apps.
 
-    A plane may also be a `FollowingPlane`, a `RunningPlane` or a `ClosablePlane`, by having the
-    method. All planes are wired alike: see `controller/planes.py`.
+    A plane that the settings describe is a `ConfiguredPlane`. A plane may also be a
+    `FollowingPlane`, a `RunningPlane` or a `ClosablePlane`, by having the method. All planes are
+    wired alike: see `controller/planes.py`.
     """
 
     @property
@@ -419,6 +422,28 @@ class FlagPlane(Protocol):
         """Return what the plane serves now, compared with what `rollout` says.
 
         Raises FlagPlaneUnavailable.
+        """
+
+
+class ConfiguredPlane(FlagPlane, Protocol[S_contra]):
+    """A flag plane that a section of the settings describes: one row of `controller/planes.py`.
+
+    `S_contra` is the type of the section.
+    """
+
+    @classmethod
+    def from_settings(cls, name: str, settings: S_contra, clock: Clock) -> Self:
+        """Return the plane; nothing is connected yet.
+
+        `name` is the operator's name for it where there can be several such planes.
+        Raises ConfigInvalid.
+        """
+
+    @staticmethod
+    def can_serve_audiences(settings: S_contra) -> bool:
+        """Return whether the plane can serve audiences and divided treatments.
+
+        Other planes serve only a share of all contexts. It is known before the plane is made.
         """
 
 

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import structlog
 import xxhash
@@ -35,8 +35,8 @@ from controller.codec import flagd, go_feature_flag
 from controller.core.rollout import Rollout
 from controller.core.serving import percent_to_serve, serving
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
-from controller.ports import Served
-from controller.settings import FilePlaneSettings
+from controller.ports import Clock, Served
+from controller.settings.planes import FilePlaneSettings
 
 #: Our mark in a definition's metadata: the percentage that it means, and a digest of the rest as we
 #: wrote it.
@@ -103,6 +103,10 @@ class FilePlane:
                 f"served; "
                 "make it a directory of rolloutd's own user with mode 0755",
             )
+
+    @classmethod
+    def from_settings(cls, name: str, settings: FilePlaneSettings, clock: Clock) -> Self:
+        return cls(name, settings)
 
     @staticmethod
     def can_serve_audiences(settings: FilePlaneSettings) -> bool:

@@ -24,17 +24,17 @@ from __future__ import annotations
 
 import asyncio
 
-from controller.deciding.command_follower import CommandFollower
-from controller.deciding.command_handler import CommandHandler
-from controller.deciding.command_inbox import CommandInbox
-from controller.deciding.command_partition import OpenCommands
-from controller.deciding.command_refusals import CommandRefusals
-from controller.deciding.command_topic import CommandTopic
+from controller.deciding.commands.command_follower import CommandFollower
+from controller.deciding.commands.command_handler import CommandHandler
+from controller.deciding.commands.command_inbox import CommandInbox
+from controller.deciding.commands.command_partition import OpenCommands
+from controller.deciding.commands.command_refusals import CommandRefusals
+from controller.deciding.commands.command_topic import CommandTopic
+from controller.deciding.commands.known_flags import KnownFlags
+from controller.deciding.commands.passing_faults import PassingFaults
+from controller.deciding.commands.unknown_flags import UnknownFlags
 from controller.deciding.dependencies import WorkerDependencies
-from controller.deciding.known_flags import KnownFlags
-from controller.deciding.passing_faults import PassingFaults
 from controller.deciding.totals_reader import TotalsReader
-from controller.deciding.unknown_flags import UnknownFlags
 from controller.ports import EventLog, RefusedRecords, Topology
 
 

@@ -11,8 +11,13 @@ from dataclasses import dataclass
 
 from controller.actuating.reconciler import FlagReconciler
 from controller.counting.ingest import Ingest
+from controller.deciding.commentary.anomaly_watch import AnomalyWatch
+from controller.deciding.commentary.explanations import Explainer
+from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.flag_workers import FlagWorkers
+from controller.deciding.worker_pool import WorkerPool
 from controller.planes import Planes
+from controller.ports import Commentator
 from controller.running.connections import Connections
 from controller.running.environment import check_state_topic
 from controller.running.oversight import Oversight
@@ -77,3 +82,24 @@ def supervised_parts(rooms: Rooms, give_up: Callable[[str], None]) -> Parts:
         drain=rooms.ingest.stop,
         close=(*rooms.surface.closers, *connections.closers, *rooms.planes.closers),
     )
+
+
+def commentary_loops(
+    dependencies: WorkerDependencies,
+    pool: WorkerPool,
+    model: Commentator | None,
+    check_interval_seconds: float | None,
+) -> Sequence[Loop]:
+    """Return the loops that only add alerts.
+
+    Alerts are explained where there is a model. Anomalies are searched for where the settings give
+    an interval, with or without a model.
+    """
+    loops: list[Loop] = []
+    queue = dependencies.explanations
+    if model is not None and queue is not None:
+        loops.append(("explainer", Explainer(queue, model, dependencies.metrics, pool).run))
+    if check_interval_seconds is not None:
+        watch = AnomalyWatch(pool, model, every_seconds=check_interval_seconds)
+        loops.append(("anomaly_watch", watch.run))
+    return loops

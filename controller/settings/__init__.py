@@ -1,4 +1,7 @@
-"""What an operator can set: one frozen model, read once at start from a file and variables."""
+"""What an operator can set: one frozen model, read once at start from a file and variables.
+
+The sections of flag planes are in `planes.py` alone: only the planes read them.
+"""
 
 from controller.settings.advisor import AdvisorSettings
 from controller.settings.http import FlagdSyncSettings, HttpSettings
@@ -12,13 +15,6 @@ from controller.settings.model import (
     ShutdownSettings,
     WatchdogSettings,
 )
-from controller.settings.planes import (
-    FilePlaneSettings,
-    HttpPlaneSettings,
-    PlanesSettings,
-    RedisPlaneSettings,
-    UnleashSettings,
-)
 from controller.settings.reading import load_settings
 from controller.settings.showing import MASK, insecure_connections, show
 
@@ -28,20 +24,15 @@ __all__ = [
     "ClockSettings",
     "CountingSettings",
     "EventFormats",
-    "FilePlaneSettings",
     "FlagdSyncSettings",
-    "HttpPlaneSettings",
     "HttpSettings",
     "KafkaSecurity",
     "KafkaSettings",
     "LogSettings",
-    "PlanesSettings",
-    "RedisPlaneSettings",
     "RedisSettings",
     "Settings",
     "ShutdownSettings",
     "TopicNames",
-    "UnleashSettings",
     "WatchdogSettings",
     "insecure_connections",
     "load_settings",

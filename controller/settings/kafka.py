@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 
 from controller.errors import ConfigInvalid
-from controller.settings.section import KafkaName, Seconds, Section
+from controller.settings.section import KafkaName, Seconds, Section, is_loopback
 from schemas.formats import EventFormat
 
 
@@ -229,6 +231,26 @@ class KafkaSettings(Section):
                 "are the same OTLP one"
             )
         return self
+
+    def insecure_connections(self, where: str) -> Iterator[str]:
+        servers = [server.strip() for server in self.bootstrap_servers.split(",")]
+        remote = [server for server in servers if not is_loopback(urlsplit(f"//{server}").hostname)]
+        if not remote:
+            return
+        security = self.security
+        if not security.uses_sasl and security.certificate_file is None:
+            how = "encrypted, but" if security.uses_tls else "PLAINTEXT and"
+            yield (
+                f"Kafka at {remote[0]} is {how} does not authenticate its clients: whoever reaches "
+                f"it and can write {self.topic('commands')} may promote any flag, as long as "
+                f"commands are not signed. Set {where}.security.protocol to SASL_SSL and grant the "
+                "rights of ops/security.md"
+            )
+        elif not security.uses_tls:
+            yield (
+                f"Kafka at {remote[0]} is reached over {security.protocol}: whoever listens reads "
+                f"the password or changes records. Set {where}.security.protocol to SASL_SSL"
+            )
 
     def topic(self, logical: str) -> str:
         """Return the full name of a topic by its logical name (`evaluations`, `state`, ...).

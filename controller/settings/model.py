@@ -9,15 +9,15 @@ formula fixes.
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, model_validator
 
 from controller.settings.advisor import AdvisorSettings
 from controller.settings.http import FlagdSyncSettings, HttpSettings
 from controller.settings.kafka import KafkaSettings
 from controller.settings.planes import PlanesSettings
+from controller.settings.redis import RedisAddressSettings
 from controller.settings.section import Count, EnvironmentName, RedisUrl, Seconds, Section
 from schemas.terms import NAME_PATTERN
 
@@ -26,19 +26,11 @@ DEFAULT_KEY_PREFIX: Final = "rolloutd:"
 MAX_KEY_PREFIX: Final = 64
 
 
-class RedisSettings(Section):
+class RedisSettings(RedisAddressSettings):
     """The store of totals and rollouts."""
 
     url: RedisUrl = "redis://127.0.0.1:6379/0"
     """`redis://host:port/db`, `rediss://` for TLS, `unix:///path`."""
-    username: str | None = None
-    """ACL user. None: Redis' `default`."""
-    password: SecretStr | None = None
-    """None: no authentication."""
-    password_file: Path | None = None
-    """File with the password. None: `password` is used."""
-    ca_file: Path | None = None
-    """PEM file of the authorities for `rediss://`. None: the system's."""
     is_cluster: bool = False
     """Whether the address is a node of a Redis Cluster. Keys carry hash tags either way."""
     key_prefix: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._:-]{1,64}$")

@@ -7,13 +7,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
+from controller.settings.redis import RedisAddressSettings
 from controller.settings.section import HttpUrl, RedisUrl, Seconds, Section
 from schemas.terms import NAME_PATTERN
 
 PlaneName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
 
 
-class RedisPlaneSettings(Section):
+class RedisPlaneSettings(RedisAddressSettings):
     """Redis keys for simple readers: `flag:<key>` and `flag:<key>:rollout`.
 
     See ops/planes.md.
@@ -23,14 +24,6 @@ class RedisPlaneSettings(Section):
     """`redis://host:port/db`, `rediss://` for TLS, `unix:///path`. It may be another Redis than
     ours. None: no such plane. A single Redis, not a cluster: the keys of a flag lie in different
     slots and could not be written together."""
-    username: str | None = None
-    """ACL user. None: Redis' `default`."""
-    password: SecretStr | None = None
-    """None: no authentication."""
-    password_file: Path | None = None
-    """File with the password. None: `password` is used."""
-    ca_file: Path | None = None
-    """PEM file of the authorities for `rediss://`. None: the system's."""
     key_prefix: str = Field(default="flag:", pattern=r"^[A-Za-z0-9._:-]{0,64}$")
     """Put before every key. `flag:` is the convention."""
     call_timeout_seconds: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] = 0.5

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ipaddress
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, get_args, get_origin
 from urllib.parse import urlsplit
@@ -68,6 +69,16 @@ def is_secret(annotation: Any) -> bool:
     return SecretStr in (annotation, *get_args(annotation))
 
 
+def is_loopback(host: str | None) -> bool:
+    """Return whether only this machine is reached under that name; so it is without a host."""
+    if host is None or host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class Section(BaseModel):
     """A frozen part of the settings.
 
@@ -100,3 +111,11 @@ class Section(BaseModel):
                 raise ValueError(f"{file_name} cannot be read: {error}") from error
             merged[name] = secret.rstrip("\r\n")
         return merged
+
+    def insecure_connections(self, where: str) -> Iterable[str]:
+        """Return each connection of this section that lets strangers in.
+
+        Each is one sentence with what to do. `where` is the section's place in the settings, such
+        as `planes.redis`.
+        """
+        return ()

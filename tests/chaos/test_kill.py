@@ -186,7 +186,7 @@ def _resume_from_committed(package: Path) -> None:
         "                owned.loaded = await self._stored_totals(owned)\n",
         "                owned.loaded = await self._stored_totals(owned)\n"
         "                totals = owned.loaded[0]\n"
-        "                committed = await self._log.committed(owned.partition)\n"
+        "                committed = await self._events.committed(owned.partition)\n"
         "                totals.position = totals.position if committed is None else committed\n",
     )
     _swap(counting / "saving.py", "if not records.adds_up(totals.position):", "if False:")
@@ -207,7 +207,7 @@ def _no_fence(package: Path) -> None:
 def _effects_before_save(package: Path) -> None:
     """Publish what was decided before it is saved."""
     _swap(
-        package / "controller/deciding/flag_worker.py",
+        package / "controller/deciding/flag/flag_worker.py",
         "        saved_tests = encode_tests(tests)\n",
         "        saved_tests = encode_tests(tests)\n        await "
         "self._tools.publisher.publish(entries)\n",

@@ -21,7 +21,7 @@ from controller.adapters.memory import MemoryFlagPlane
 from controller.adapters.redis.plane import RedisPlane
 from controller.core.rollout import Rollout
 from controller.ports import FlagPlane, Served
-from controller.settings import FilePlaneSettings
+from controller.settings.planes import FilePlaneSettings
 from tests.builders import make_rollout
 
 #: Gives two planes that write to one place, as two replicas do.

@@ -18,7 +18,8 @@ from controller.adapters.unleash.plane import UnleashPlane
 from controller.clock import SystemClock
 from controller.core.rollout import AskAdvice
 from controller.errors import AdviceUnavailableError, FlagPlaneUnavailable
-from controller.settings import AdvisorSettings, HttpPlaneSettings
+from controller.settings import AdvisorSettings
+from controller.settings.planes import HttpPlaneSettings
 from tests.builders import make_judgement, make_rollout
 from tests.fault_server import Exchange, FaultServer, chat_response, completion, fault_server
 from tests.hostile import honest

@@ -14,7 +14,7 @@ from controller.adapters.http_plane.plane import HttpPlane
 from controller.clock import SystemClock
 from controller.core.rollout import Rollout
 from controller.ports import FlagPlane, Served
-from controller.settings import HttpPlaneSettings
+from controller.settings.planes import HttpPlaneSettings
 from tests.fault_server import (
     Exchange,
     Script,

@@ -24,7 +24,7 @@ from controller.core.audience import Audience, Condition
 from controller.core.rollout import RolledBack, Rollout
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.ports import FlagPlane, Served
-from controller.settings import FilePlaneSettings
+from controller.settings.planes import FilePlaneSettings
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
 from schemas.terms import Operator

@@ -15,7 +15,7 @@ import pytest
 
 from controller.adapters.file_plane import FilePlane
 from controller.core.rollout import RolledBack
-from controller.settings import FilePlaneSettings
+from controller.settings.planes import FilePlaneSettings
 from tests.builders import T0, make_rollout
 
 SOURCE = Path(__file__).parents[1] / "go_feature_flag"

@@ -17,7 +17,7 @@ from controller.adapters.http_plane.plane import HttpPlane
 from controller.clock import SystemClock
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.ports import Served
-from controller.settings import HttpPlaneSettings
+from controller.settings.planes import HttpPlaneSettings
 from tests.builders import make_plan, make_rollout
 from tests.fault_server import (
     Exchange,

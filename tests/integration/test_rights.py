@@ -27,7 +27,7 @@ from controller.adapters.redis.plane import RedisPlane
 from controller.adapters.redis.rollouts import RedisRollouts
 from controller.adapters.redis.server_check import check_server
 from controller.adapters.redis.totals import RedisTotals
-from controller.deciding.flag_inbox import NewTotals
+from controller.deciding.flag.flag_inbox import NewTotals
 from controller.errors import FlagPlaneUnavailable, StoreUnavailable
 from controller.health import Scope
 from controller.ports import OutboxEntry

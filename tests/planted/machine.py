@@ -17,7 +17,7 @@ HISTORIES = "tests/property/test_machine.py"
 I6 = "tests/property/test_machine_advice.py"
 MACHINE_TESTS = "tests/unit/core/machine"
 SCENARIOS = "tests/scenarios/test_scenarios.py"
-CONTAINED_REFUSALS = "tests/unit/deciding/test_containment_of_refusals.py"
+CONTAINED_REFUSALS = "tests/unit/deciding/commands/test_containment_of_refusals.py"
 
 COMMAND_AGE = (
     Bug(
@@ -184,7 +184,7 @@ I6_BUGS = (
     Bug(
         "an overdue question swallows the evidence that ends it",
         TABLES,
-        "return decide(gate_flow.close_round(rollout, gate, None, now), event, clock)",
+        "return decide(gate_flow.close_round(rollout, gate, None, now), event, received_at)",
         "return Transition(gate_flow.close_round(rollout, gate, None, now))",
         SCENARIOS,
     ),
@@ -219,8 +219,8 @@ I7 = (
     Bug(
         "time runs backwards with the clock",
         TABLES,
-        "clock, now = now, now if rollout is None else max(now, rollout.updated_at)",
-        "clock = now",
+        "received_at, now = now, now if rollout is None else max(now, rollout.updated_at)",
+        "received_at = now",
         f"{HISTORIES}::test_i7_the_revision_grows_by_one_per_transition_and_time_never_falls",
     ),
 )

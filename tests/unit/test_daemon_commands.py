@@ -15,7 +15,7 @@ import pytest
 
 from controller import bootstrap
 from controller.adapters.memory import ManualClock
-from controller.deciding import command_inbox
+from controller.deciding.commands import command_inbox
 from controller.errors import CommandRefused, CommandUnreadable, EventLogUnavailable
 from controller.health import Faults, Scope
 from controller.ports import OutboxEntry, Record

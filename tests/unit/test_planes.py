@@ -19,4 +19,4 @@ def test_planes_of_shares_are_named_and_only_those_that_are_configured() -> None
         "http": {"hook": {"template": "webhook", "values": {"url": "https://hook.example.org"}}},
     }
     settings = Settings.model_validate({"planes": planes})
-    assert planes_without_audiences(settings.planes) == ["redis", "file:relay", "http:hook"]
+    assert planes_without_audiences(settings.planes) == ["file:relay", "redis", "http:hook"]

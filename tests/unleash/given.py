@@ -8,7 +8,7 @@ from pydantic import SecretStr
 
 from controller.clock import SystemClock
 from controller.core.rollout import RolledBack, Rollout
-from controller.settings import UnleashSettings
+from controller.settings.planes import UnleashSettings
 from tests.builders import make_plan, make_rollout
 from tests.unleash.server import ADMIN_TOKEN, ENVIRONMENT
 

@@ -18,7 +18,7 @@ import json
 import secrets
 import ssl
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -32,7 +32,7 @@ from controller.core.rollout import Rollout
 from controller.core.serving import percent_to_serve, serving
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.ports import Clock, Served
-from controller.settings import HttpPlaneSettings
+from controller.settings.planes import HttpPlaneSettings
 from controller.text import excerpt
 
 #: Waits between tries of what failed. A short outage is over by the next look, and a wrong token
@@ -104,6 +104,10 @@ class HttpPlane:
         )
         # Otherwise loaded by the first request, which would hold up the loop for 0.15 s.
         importlib.import_module("anyio._backends._asyncio")
+
+    @classmethod
+    def from_settings(cls, name: str, settings: HttpPlaneSettings, clock: Clock) -> Self:
+        return cls(name, settings, clock)
 
     @staticmethod
     def can_serve_audiences(settings: HttpPlaneSettings) -> bool:

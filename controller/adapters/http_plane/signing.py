@@ -13,7 +13,7 @@ from typing import Final
 
 from controller.adapters.http_plane.template import HttpTemplate
 from controller.errors import ConfigInvalid
-from controller.settings import HttpPlaneSettings
+from controller.settings.planes import HttpPlaneSettings
 
 #: Lengths that Standard Webhooks 1.0 allows for the key of a symmetric signature.
 KEY_BYTES: Final = range(24, 65)

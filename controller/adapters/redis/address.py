@@ -5,10 +5,11 @@ from __future__ import annotations
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 from controller.adapters.redis.connection import RedisConnection
-from controller.settings import RedisPlaneSettings, RedisSettings, Settings
+from controller.settings import Settings
+from controller.settings.redis import RedisAddressSettings
 
 
-def redis_url(settings: RedisSettings | RedisPlaneSettings) -> str:
+def redis_url(settings: RedisAddressSettings) -> str:
     """Return the address with user, password and certificate authorities in it.
 
     The settings must have one.

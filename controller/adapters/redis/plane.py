@@ -18,19 +18,20 @@ import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, Self
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ReadOnlyError, RedisError
 
+from controller.adapters.redis.address import redis_url
 from controller.adapters.redis.connection import swallowed_cancellation_raised
 from controller.core.rollout import Rollout
 from controller.core.serving import percent_to_serve, serving
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
-from controller.ports import Served
-from controller.settings import RedisPlaneSettings
+from controller.ports import Clock, Served
+from controller.settings.planes import RedisPlaneSettings
 
 _SCRIPT = resources.files("controller.adapters.redis").joinpath("plane.lua").read_text()
 
@@ -108,6 +109,14 @@ class RedisPlane:
         self._prefix = key_prefix
         self._call_seconds = call_seconds
         self._read: dict[str, _Keys] = {}  # by flag, at the last look
+
+    @classmethod
+    def from_settings(cls, name: str, settings: RedisPlaneSettings, clock: Clock) -> Self:
+        return cls(
+            redis_url(settings),
+            key_prefix=settings.key_prefix,
+            call_seconds=settings.call_timeout_seconds,
+        )
 
     @staticmethod
     def can_serve_audiences(settings: RedisPlaneSettings) -> bool:

@@ -22,7 +22,7 @@ from controller.adapters.http.cooldown import Cooldown, retry_after_seconds
 from controller.adapters.http.tls import client_context
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.ports import Clock
-from controller.settings import UnleashSettings
+from controller.settings.planes import UnleashSettings
 from controller.text import excerpt
 
 #: First wait after a failure; it doubles from there. A short outage is over by the next round of

@@ -11,7 +11,7 @@ from controller.adapters.unleash.api import Refused, UnleashApi
 from controller.adapters.unleash.reader import Reading
 from controller.core.rollout import Ended, Rollout
 from controller.ports import Clock
-from controller.settings import UnleashSettings
+from controller.settings.planes import UnleashSettings
 
 #: A flag whose rollout ended this long ago, and that was as decided, is looked at less often.
 SETTLED_AFTER: Final = timedelta(days=1)

@@ -8,7 +8,7 @@ Belongs here: the port, and how often a refused write is tried. What a flag shou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from controller.adapters.unleash.api import Away, Overtaken, UnleashApi
 from controller.adapters.unleash.comparison import compare
@@ -21,7 +21,7 @@ from controller.adapters.unleash.writer import FlagWriter
 from controller.core.rollout import Rollout
 from controller.errors import FlagPlaneUnavailable
 from controller.ports import Clock, Served
-from controller.settings import UnleashSettings
+from controller.settings.planes import UnleashSettings
 
 #: A refused write is not tried again for this long, unless it lowers.
 REFUSED_SECONDS: Final = 30.0
@@ -53,6 +53,10 @@ class UnleashPlane:
         self._writer = FlagWriter(self._api, self._reader, settings)
         self._ended = EndedFlags(self._api, settings, clock)
         self._refusals: dict[str, _Refusal] = {}  # by flag
+
+    @classmethod
+    def from_settings(cls, name: str, settings: UnleashSettings, clock: Clock) -> Self:
+        return cls(settings, clock)
 
     @staticmethod
     def can_serve_audiences(settings: UnleashSettings) -> bool:

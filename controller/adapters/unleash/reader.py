@@ -13,7 +13,7 @@ from controller.adapters.unleash.flag_state import FlagState
 from controller.adapters.unleash.target import Target
 from controller.errors import FlagPlaneUnavailable
 from controller.ports import Clock
-from controller.settings import UnleashSettings
+from controller.settings.planes import UnleashSettings
 
 #: A `serve` right after a `look` uses its reading for this long. Later, somebody may have changed
 #: the flag.

@@ -19,7 +19,7 @@ from controller.adapters.unleash.strategies import OFF, Content
 from controller.adapters.unleash.target import Target
 from controller.core.rollout import Rollout
 from controller.errors import FlagPlaneUnavailable
-from controller.settings import UnleashSettings
+from controller.settings.planes import UnleashSettings
 from schemas.terms import FlagType
 
 #: Unleash's names for the types of flags.

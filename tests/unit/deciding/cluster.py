@@ -21,7 +21,7 @@ from controller.adapters.memory import (
 from controller.codec.commands import command_event
 from controller.codec.plans import from_core_plan
 from controller.core.rollout import Rollout
-from controller.deciding.command_inbox import ReadCommand
+from controller.deciding.commands.command_inbox import ReadCommand
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.event_partitions import EventPartitions
 from controller.deciding.flag_workers import FlagWorkers
@@ -31,8 +31,8 @@ from controller.deciding.totals_reader import TotalsReader
 from controller.deciding.worker_pool import WorkerPool
 from controller.errors import BadInput
 from controller.health import Faults
-from controller.metrics import Metrics
 from controller.ports import Record
+from controller.telemetry import Metrics
 from schemas.quarantine import Refusal
 from schemas.terms import Arm
 from schemas.totals import ArmCounts, PartitionCounts, arm_field, encode_arm, encode_progress

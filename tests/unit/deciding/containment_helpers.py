@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from controller.deciding.flag_worker import FlagWorker
+from controller.deciding.flag.flag_worker import FlagWorker
 from tests.unit.deciding.cluster import Cluster
 
 

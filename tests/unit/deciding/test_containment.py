@@ -13,10 +13,8 @@ import structlog
 
 from controller.codec.command_records import read_command
 from controller.core.rollout import RolledBack, Rollout
-from controller.deciding import (
-    command_inbox,
-)
-from controller.deciding.flag_decision import EvidenceJudge
+from controller.deciding.commands import command_inbox
+from controller.deciding.flag.flag_decision import EvidenceJudge
 from controller.errors import (
     BrokenInvariant,
     CommandRefused,

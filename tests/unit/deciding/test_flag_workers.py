@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from controller.core.rollout import Baking, RolledBack
-from controller.deciding import command_follower, command_partition
+from controller.deciding.commands import command_follower, command_partition
 from controller.errors import CommandRefused
 from tests.unit.deciding.cluster import FLAGS, TOPIC, Cluster, Replica
 from tests.virtual_time import in_virtual_time

@@ -20,13 +20,13 @@ from controller.core.rollout import (
     Rollout,
 )
 from controller.deciding.dependencies import WorkerDependencies
-from controller.deciding.flag_inbox import NewTotals
-from controller.deciding.flag_worker import FlagWorker
+from controller.deciding.flag.flag_inbox import NewTotals
+from controller.deciding.flag.flag_worker import FlagWorker
 from controller.deciding.raise_guard import RaiseGuard
 from controller.deciding.registry import RolloutRegistry
 from controller.health import Faults
-from controller.metrics import Metrics
 from controller.ports import OutboxEntry
+from controller.telemetry import Metrics
 from schemas.terms import AdvisorMode, CommandVerb
 from tests.builders import (
     MINUTE,

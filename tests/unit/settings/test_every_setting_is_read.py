@@ -14,8 +14,10 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 import controller
-from controller.settings import RedisSettings, Settings, TopicNames, UnleashSettings
+from controller.settings import RedisSettings, Settings, TopicNames
+from controller.settings.planes import UnleashSettings
 from controller.settings.section import FILE_SUFFIX, is_secret, is_section
+from controller.settings.section import Section as BaseSection
 
 PACKAGE = Path(controller.__file__).parent
 Section = type[BaseModel]
@@ -42,7 +44,12 @@ def named(annotation: ast.expr | None) -> Kinds:
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
         annotation = ast.parse(annotation.value, mode="eval").body
     names = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)}
-    return frozenset(SECTIONS[name] for name in names if name in SECTIONS)
+    return frozenset(model for model in SECTIONS.values() if names & _own_bases(model))
+
+
+def _own_bases(model: Section) -> set[str]:
+    """Return the names of a section's class and of the sections that it extends."""
+    return {base.__name__ for base in model.__mro__[: model.__mro__.index(BaseSection)]}
 
 
 @dataclass

@@ -25,10 +25,10 @@ from controller.core.rollout import (
     Gating,
     Rollout,
 )
-from controller.deciding.command_answers import Binding
-from controller.deciding.flag_inbox import NewTotals
-from controller.deciding.flag_state import FlagState
-from controller.deciding.safeguards import OUTBOX_FULL, Safeguards
+from controller.deciding.flag.command_answers import Binding
+from controller.deciding.flag.flag_inbox import NewTotals
+from controller.deciding.flag.flag_state import FlagState
+from controller.deciding.flag.safeguards import OUTBOX_FULL, Safeguards
 from controller.ports import Clock
 from schemas.terms import CommandStatus
 

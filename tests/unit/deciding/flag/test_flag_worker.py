@@ -16,7 +16,7 @@ from controller.core.rollout import (
     Gating,
     RolledBack,
 )
-from controller.deciding.flag_inbox import NewTotals
+from controller.deciding.flag.flag_inbox import NewTotals
 from schemas.terms import CommandVerb
 from tests.builders import (
     HOUR,

@@ -14,15 +14,15 @@ import pytest
 from controller.core.anomaly import find_anomalies
 from controller.core.judging.judgement import Explanation, Judgement
 from controller.core.rollout import RaiseAlert, Rollout
-from controller.deciding.anomaly_watch import AnomalyWatch
-from controller.deciding.explanations import (
+from controller.deciding.commentary.anomaly_watch import AnomalyWatch
+from controller.deciding.commentary.explanations import (
     EXPLAINED,
     WAITING_LIMIT,
     Explainer,
     ExplanationQueue,
 )
 from controller.errors import AdviceUnavailableError
-from controller.metrics import Metrics
+from controller.telemetry import Metrics
 from schemas.terms import AdvisorMode, AlertKind, Arm, Severity, Verdict
 from tests.builders import (
     make_arm_summary,

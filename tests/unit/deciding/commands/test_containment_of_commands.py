@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 import structlog
 
-from controller.deciding import (
-    command_follower,
-)
-from controller.deciding.command_inbox import ReadCommand
+from controller.deciding.commands import command_follower
+from controller.deciding.commands.command_inbox import ReadCommand
 from controller.errors import (
     CommandRefused,
     CommandUnreadable,

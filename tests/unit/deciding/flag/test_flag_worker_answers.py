@@ -17,8 +17,8 @@ from controller.core.rollout import (
     Gating,
     RolledBack,
 )
-from controller.deciding import safeguards as safeguards_module
-from controller.deciding.flag_inbox import NewTotals
+from controller.deciding.flag import safeguards as safeguards_module
+from controller.deciding.flag.flag_inbox import NewTotals
 from schemas.terms import CommandVerb
 from tests.builders import (
     HOUR,

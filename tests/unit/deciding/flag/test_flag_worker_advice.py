@@ -19,8 +19,8 @@ from controller.core.rollout import (
     Rollout,
     Scheduled,
 )
-from controller.deciding.explanations import ExplanationQueue
-from controller.deciding.flag_worker import FlagWorker
+from controller.deciding.commentary.explanations import ExplanationQueue
+from controller.deciding.flag.flag_worker import FlagWorker
 from schemas.terms import Approval, CommandVerb
 from tests.builders import (
     HOUR,

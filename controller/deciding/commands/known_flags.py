@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controller.deciding.command_partition import OpenCommands
+from controller.deciding.commands.command_partition import OpenCommands
 from controller.deciding.registry import RolloutRegistry
 from controller.deciding.worker_pool import WorkerPool
 from controller.ports import Clock, Rollouts

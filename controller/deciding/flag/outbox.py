@@ -16,11 +16,11 @@ from dataclasses import replace
 
 import structlog
 
+from controller.codec.outbox import Message, outbox_entry
 from controller.core.rollout import Rollout
 from controller.deciding.dependencies import WorkerDependencies
-from controller.deciding.effects import EffectEncoder
 from controller.errors import EventLogUnavailable, StoreUnavailable
-from controller.ports import OutboxEntry
+from controller.ports import Clock, OutboxEntry
 from controller.retrying import until_done
 
 #: Effects that may wait for Kafka. Beyond it nothing that raises a percentage is saved; lowering
@@ -28,6 +28,28 @@ from controller.retrying import until_done
 OUTBOX_LIMIT = 200
 #: Entries that are in memory alone. Of more than this the oldest are dropped.
 UNSAVED_LIMIT = 200
+
+
+class EffectEncoder:
+    """Encodes the messages of one flag, and names its effects."""
+
+    def __init__(self, flag_key: str, clock: Clock, source: str) -> None:
+        self._flag_key = flag_key
+        self._clock = clock
+        self._source = source
+
+    def encode(self, message: Message, rollout: Rollout | None, effect_id: str) -> OutboxEntry:
+        """Return a message as an outbox entry; `rollout` is the flag's after it."""
+        now = self._clock.now()
+        return outbox_entry(message, self._flag_key, rollout, effect_id, now, source=self._source)
+
+    def effect_id(self, rollout: Rollout | None, number: int) -> str:
+        """Return the id of one effect of a revision, by which receivers drop repeats."""
+        return f"{self._flag_key}/{0 if rollout is None else rollout.revision}/{number}"
+
+    def state_entry(self, rollout: Rollout) -> OutboxEntry:
+        """Return the record that the state topic should end with."""
+        return self.encode(rollout, rollout, self.effect_id(rollout, 0))
 
 
 class Outbox:
@@ -43,7 +65,7 @@ class Outbox:
         self._filled = asyncio.Event()
         self._trying_since: float | None = None  # monotonic seconds
         self._published: set[OutboxEntry] = set()  # and not yet known to be removed
-        self._log = structlog.get_logger().bind(flag_key=flag_key)
+        self._logger = structlog.get_logger().bind(flag_key=flag_key)
 
     def __len__(self) -> int:
         """Return how many effects are not yet known to be published."""
@@ -66,7 +88,7 @@ class Outbox:
         if len(unsaved) > UNSAVED_LIMIT:
             dropped = {id(entry) for entry in unsaved[:-UNSAVED_LIMIT]}
             self._forget(dropped)
-            self._log.error("unsaved_effects_dropped", entries=len(dropped))
+            self._logger.error("unsaved_effects_dropped", entries=len(dropped))
         self._filled.set()
 
     def lost_entries(
@@ -131,7 +153,7 @@ class Outbox:
         self._entries = deque(entry for entry in self._entries if id(entry) not in entries)
 
     def _report_trouble(self, trouble: Exception, pause: float) -> None:
-        self._log.warning(
+        self._logger.warning(
             "outbox_waits",
             error=str(trouble),
             entries=len(self._entries),

@@ -27,8 +27,8 @@ from controller.core.rollout import (
     RolledBack,
     Rollout,
 )
-from controller.deciding import flag_decision
-from controller.deciding.outbox import UNSAVED_LIMIT
+from controller.deciding.flag import flag_decision
+from controller.deciding.flag.outbox import UNSAVED_LIMIT
 from controller.health import Scope
 from schemas.terms import AlertKind, CommandVerb, HoldReason, Severity
 from tests.builders import MINUTE, T0, make_plan, make_stages

@@ -15,7 +15,7 @@ import structlog
 from controller.codec.command_records import read_command
 from controller.codec.commands import command_event
 from controller.core.rollout import Baking
-from controller.deciding import (
+from controller.deciding.commands import (
     command_follower,
     command_partition,
     command_refusals,

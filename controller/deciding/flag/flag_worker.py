@@ -35,17 +35,16 @@ from controller.core.rollout import (
     Rollout,
     Ticked,
 )
-from controller.deciding.advice import AdviceAsker
-from controller.deciding.command_answers import Binding, CommandAnswers, digest_of
-from controller.deciding.decision_log import DecisionLog
 from controller.deciding.dependencies import WorkerDependencies
-from controller.deciding.effects import EffectEncoder
-from controller.deciding.flag_decision import Decision, EvidenceJudge, FlagDecider
-from controller.deciding.flag_inbox import FlagInbox, NewTotals, Queued
-from controller.deciding.flag_state import FlagState
-from controller.deciding.outbox import Outbox
-from controller.deciding.safeguards import Safeguards
-from controller.deciding.store_trouble import StoreTrouble
+from controller.deciding.flag.advice import AdviceAsker
+from controller.deciding.flag.command_answers import Binding, CommandAnswers, digest_of
+from controller.deciding.flag.decision_log import DecisionLog
+from controller.deciding.flag.flag_decision import Decision, EvidenceJudge, FlagDecider
+from controller.deciding.flag.flag_inbox import FlagInbox, NewTotals, Queued
+from controller.deciding.flag.flag_state import FlagState
+from controller.deciding.flag.outbox import EffectEncoder, Outbox
+from controller.deciding.flag.safeguards import Safeguards
+from controller.deciding.flag.store_trouble import StoreTrouble
 from controller.health import Scope
 from schemas.terms import AlertKind, Severity
 
@@ -80,7 +79,7 @@ class FlagWorker:
         self.has_failed = False
         #: Monotonic seconds at which totals were last handled, with what they led to saved.
         self.handled_at: float | None = None
-        self._log = structlog.get_logger().bind(flag_key=flag_key)
+        self._logger = structlog.get_logger().bind(flag_key=flag_key)
 
     # --- what others call ---
 
@@ -275,7 +274,7 @@ class FlagWorker:
                 f"no worker decided it"
             )
             self._dependencies.metrics.invariant_violations.of("I7").inc()
-            self._log.error("invariant_violated", invariant="I7", error=why, is_saved=True)
+            self._logger.error("invariant_violated", invariant="I7", error=why, is_saved=True)
         await self._load()
 
     async def _correct_times(self) -> None:
@@ -288,7 +287,7 @@ class FlagWorker:
             ahead = seconds_ahead(self.rollout, now)
             if ahead <= AHEAD_AT_MOST_SECONDS or self._dependencies.guard.why_not() is not None:
                 return
-            self._log.error(
+            self._logger.error(
                 "times_brought_back", seconds=round(ahead), revision=self.rollout.revision
             )
             tests = self._state.tests

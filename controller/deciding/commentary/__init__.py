@@ -1,0 +1,1 @@
+"""Adds alerts for people that no rollout waits for: explanations, and anomalies."""
