@@ -23,7 +23,6 @@ from controller.deciding.registry import RolloutRegistry
 from controller.deciding.totals_reader import TotalsReader
 from controller.deciding.worker_pool import WorkerPool
 from controller.health import Faults, Health
-from controller.metrics import Metrics
 from controller.planes import Planes, make_outside_planes
 from controller.running.connections import Connections
 from controller.running.oversight import Oversight, Process
@@ -33,6 +32,7 @@ from controller.running.reporter import OPTIONAL, REQUIRED
 from controller.running.state_follower import StateFollower
 from controller.running.supervisor import Parts, Supervisor
 from controller.settings import Settings
+from controller.telemetry import Metrics
 from controller.web.surface import Surface, make_board
 from schemas.formats import evaluation_reader, outcome_reader
 

@@ -24,8 +24,8 @@ from controller.core.rollout import RaiseAlert, Rollout
 from controller.core.serving import percent_to_serve, serving
 from controller.errors import FlagPlaneUnavailable
 from controller.health import Faults, Scope
-from controller.metrics import Metrics
 from controller.ports import Clock, FlagPlane, PlaneStanding, Served
+from controller.telemetry import Metrics
 from controller.text import excerpt
 from schemas.terms import AlertKind, Severity
 
@@ -116,7 +116,7 @@ class FlagReconciler:
             tuple[str, str], tuple[float | None, datetime]
         ] = {}  # percentage read, and when
         self._wakes = {plane.name: asyncio.Event() for plane in self._planes}
-        self._log = structlog.get_logger()
+        self._logger = structlog.get_logger()
 
     def request(self, rollout: Rollout) -> None:
         """Let the planes serve a newer document; an older one changes nothing."""
@@ -206,7 +206,7 @@ class FlagReconciler:
                 self._report(plane)
                 self._note_faults(plane)
             except Exception as error:
-                self._log.error(
+                self._logger.error(  # noqa: TRY400 - `where` is its stack
                     "plane_failed", plane=plane.name, error=_in_words(error), where=_where(error)
                 )
                 self._faults.report(Scope.PLANE, plane.name, _in_words(error), _REMEDY)
@@ -269,7 +269,7 @@ class FlagReconciler:
                 gap = self._gaps.setdefault(key, _Gap(self._clock.now(), why))
                 gap.why, gap.is_trouble = why, is_trouble
             elif self._gaps.pop(key, None) is not None:
-                self._log.info(
+                self._logger.info(
                     "actuated", flag_key=rollout.flag_key, plane=plane.name, percent=rollout.percent
                 )
             if wake.is_set():
@@ -334,7 +334,7 @@ class FlagReconciler:
         known = self._failures.get(key)
         times = 1 if known is None or known.rollout is not rollout else known.times + 1
         if known is None or known.why != why:  # once: the same line every minute adds nothing
-            self._log.error(
+            self._logger.error(
                 "plane_failed",
                 plane=plane.name,
                 flag_key=rollout.flag_key,
@@ -374,7 +374,7 @@ class FlagReconciler:
                 else f"nothing, unless an alert follows that it could not be put back. Ask "
                 f"{served.edited_by} to use rolloutctl"
             )
-            self._log.warning(
+            self._logger.warning(
                 "foreign_edit",
                 flag_key=key[0],
                 plane=plane.name,
@@ -409,7 +409,7 @@ class FlagReconciler:
                 continue  # another replica's since
             gap.is_alerted = True
             summary = f"{flag_key}: decided {rollout.percent:g} %, but {plane.name} {gap.why}"
-            self._log.error("not_actuated", flag_key=flag_key, plane=plane.name, error=gap.why)
+            self._logger.error("not_actuated", flag_key=flag_key, plane=plane.name, error=gap.why)
             self._alerts.alert(
                 flag_key,
                 RaiseAlert(

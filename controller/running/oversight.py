@@ -13,7 +13,6 @@ from controller.counting.ingest import Ingest
 from controller.deciding.flag_workers import FlagWorkers
 from controller.deciding.registry import RolloutRegistry
 from controller.health import Faults, Health
-from controller.metrics import Metrics
 from controller.running.claims import Claims, replica_name
 from controller.running.connections import Connections
 from controller.running.environment import RedisEnvironment
@@ -27,6 +26,7 @@ from controller.running.visibility import Visibility
 from controller.running.visibility_alerts import VisibilityAlerts
 from controller.running.watchdog import ConsumerWatchdog, StallMeter
 from controller.settings import Settings
+from controller.telemetry import Metrics
 from controller.web.flags import FlagBoard
 
 

@@ -12,8 +12,8 @@ from typing import Final
 
 from controller.counting.owned_partition import PartitionState, PartitionView
 from controller.health import Faults, Health, Scope
-from controller.metrics import EVENT_TOPICS, Metrics
 from controller.ports import TopicPartition
+from controller.telemetry import EVENT_TOPICS, Metrics
 
 REPORT_EVERY_SECONDS: Final = 1.0
 #: Brokers are asked about the state topic every second, and Redis is asked for the time. Three

@@ -27,9 +27,9 @@ from controller.clock import SystemClock
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.errors import FlagPlaneUnavailable
 from controller.health import Faults, Scope
-from controller.metrics import Metrics
 from controller.ports import FlagPlane
 from controller.settings.planes import HttpPlaneSettings
+from controller.telemetry import Metrics
 from tests.builders import make_rollout
 from tests.fault_server import Exchange, FaultServer, Script, answering, fault_server, repeating
 from tests.unleash.given import decided, make_settings

@@ -17,8 +17,8 @@ BUGS = (
     Bug(
         "a mistake in reading a command is nobody's",
         f"{DECIDING}/commands/command_inbox.py",
-        "        except Exception as mistake:\n            self._log.exception(\n",
-        "        except MemoryError as mistake:\n            self._log.exception(\n",
+        "        except Exception as mistake:\n            self._logger.exception(\n",
+        "        except MemoryError as mistake:\n            self._logger.exception(\n",
         f"{CONTAINMENT}::test_a_command_that_we_fail_to_read_is_refused_and_nothing_else_stops",
     ),
     Bug(

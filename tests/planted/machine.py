@@ -184,7 +184,7 @@ I6_BUGS = (
     Bug(
         "an overdue question swallows the evidence that ends it",
         TABLES,
-        "return decide(gate_flow.close_round(rollout, gate, None, now), event, clock)",
+        "return decide(gate_flow.close_round(rollout, gate, None, now), event, received_at)",
         "return Transition(gate_flow.close_round(rollout, gate, None, now))",
         SCENARIOS,
     ),
@@ -219,8 +219,8 @@ I7 = (
     Bug(
         "time runs backwards with the clock",
         TABLES,
-        "clock, now = now, now if rollout is None else max(now, rollout.updated_at)",
-        "clock = now",
+        "received_at, now = now, now if rollout is None else max(now, rollout.updated_at)",
+        "received_at = now",
         f"{HISTORIES}::test_i7_the_revision_grows_by_one_per_transition_and_time_never_falls",
     ),
 )

@@ -18,8 +18,8 @@ import pytest
 import yaml
 from local_kafka import kafka_version
 
-from controller.metrics import Metrics
 from controller.settings import load_settings
+from controller.telemetry import Metrics
 from schemas.terms import AlertKind, HealthGap, HoldReason
 from tests.brokers import KAFKA_IMAGE
 from tests.conftest import MARKER_OF_DIRECTORY

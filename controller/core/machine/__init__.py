@@ -48,9 +48,9 @@ def decide(rollout: Rollout | None, event: Event, now: datetime) -> Transition:
     if isinstance(event, CommandUnusable):
         return Transition(rollout, (announcements.rejected(event, rollout, event.why),))
     # A clock set back neither shortens a bake nor lengthens it: time never falls.
-    clock, now = now, now if rollout is None else max(now, rollout.updated_at)
+    received_at, now = now, now if rollout is None else max(now, rollout.updated_at)
     if isinstance(event, CommandReceived):
-        return carry_out(rollout, Request(event, now, clock), COMMANDS)
+        return carry_out(rollout, Request(event, now, received_at), COMMANDS)
     if rollout is None:
         return Transition(None)
     match (rollout.phase, event):
@@ -79,7 +79,7 @@ def decide(rollout: Rollout | None, event: Event, now: datetime) -> Transition:
             Gating(advice=AdviceRound(is_closed=False, until=until)) as gate,
             Ticked() | EvidenceJudged() | AdviceReceived() | AdviceUnavailable(),
         ) if now >= until:
-            return decide(gate_flow.close_round(rollout, gate, None, now), event, clock)
+            return decide(gate_flow.close_round(rollout, gate, None, now), event, received_at)
         case (
             Gating() as gate,
             AdviceReceived() | AdviceUnavailable() as answer,

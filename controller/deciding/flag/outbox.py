@@ -65,7 +65,7 @@ class Outbox:
         self._filled = asyncio.Event()
         self._trying_since: float | None = None  # monotonic seconds
         self._published: set[OutboxEntry] = set()  # and not yet known to be removed
-        self._log = structlog.get_logger().bind(flag_key=flag_key)
+        self._logger = structlog.get_logger().bind(flag_key=flag_key)
 
     def __len__(self) -> int:
         """Return how many effects are not yet known to be published."""
@@ -88,7 +88,7 @@ class Outbox:
         if len(unsaved) > UNSAVED_LIMIT:
             dropped = {id(entry) for entry in unsaved[:-UNSAVED_LIMIT]}
             self._forget(dropped)
-            self._log.error("unsaved_effects_dropped", entries=len(dropped))
+            self._logger.error("unsaved_effects_dropped", entries=len(dropped))
         self._filled.set()
 
     def lost_entries(
@@ -153,7 +153,7 @@ class Outbox:
         self._entries = deque(entry for entry in self._entries if id(entry) not in entries)
 
     def _report_trouble(self, trouble: Exception, pause: float) -> None:
-        self._log.warning(
+        self._logger.warning(
             "outbox_waits",
             error=str(trouble),
             entries=len(self._entries),

@@ -14,8 +14,8 @@ from controller.core.audience import Audience, Condition
 from controller.core.rollout import RaiseAlert, RolledBack, Rollout
 from controller.errors import BrokenInvariant
 from controller.health import Faults, Scope
-from controller.metrics import Metrics
 from controller.ports import FlagPlane, Served
+from controller.telemetry import Metrics
 from schemas.terms import AlertKind, Operator, Severity
 from tests.builders import T0, make_plan, make_rollout, make_stage
 from tests.virtual_time import LoopClock, in_virtual_time, settled

@@ -31,8 +31,8 @@ from controller.deciding.totals_reader import TotalsReader
 from controller.deciding.worker_pool import WorkerPool
 from controller.errors import BadInput
 from controller.health import Faults
-from controller.metrics import Metrics
 from controller.ports import Record
+from controller.telemetry import Metrics
 from schemas.quarantine import Refusal
 from schemas.terms import Arm
 from schemas.totals import ArmCounts, PartitionCounts, arm_field, encode_arm, encode_progress

@@ -19,10 +19,10 @@ from controller.errors import (
     StoreUnavailable,
 )
 from controller.health import Faults, Scope
-from controller.metrics import Metrics
 from controller.running.state_follower import StateFollower
 from controller.running.visibility import Holder, View, Visibility
 from controller.settings import Settings
+from controller.telemetry import Metrics
 from schemas.terms import Severity
 from tests.builders import make_plan, make_rollout
 from tests.unit.deciding.cluster import FLAGS, Cluster, Replica
