@@ -115,7 +115,7 @@ LIVE = (*WAITING, PAUSED)
 OFF = (ROLLED_BACK, ABORTED)
 ENDED = (COMPLETED, *OFF)
 
-#: What each command does in each phase; one without a row is refused.
+#: What each command does in each phase; one without a row is rejected.
 COMMANDS: Final[Table] = table_of((
     # command          in phases              does                  leads to
     (V.START,          (NO_ROLLOUT, *ENDED),  actions.begin,        (SCHEDULED, BAKING)),
