@@ -123,7 +123,7 @@ def abort(rollout: Rollout, request: Request) -> Transition:
     return done(transitions.abort(rollout, request.cause(), request.now), request)
 
 
-def is_off(rollout: Rollout, request: Request) -> Transition:
+def accept_off(rollout: Rollout, request: Request) -> Transition:
     """Accept a command for 0 % that finds 0 %."""
     return nothing_to_do(rollout, request, "0 % is served already")
 
@@ -137,12 +137,12 @@ def pause(rollout: Rollout, request: Request) -> Transition:
     return done(transitions.pause(rollout, HoldReason.OPERATOR, cause, request.now), request)
 
 
-def is_paused(rollout: Rollout, request: Request) -> Transition:
+def accept_pause(rollout: Rollout, request: Request) -> Transition:
     """Accept a pause of a paused rollout."""
     return nothing_to_do(rollout, request, "paused already")
 
 
-def is_over(rollout: Rollout, request: Request) -> Transition:
+def accept_ended(rollout: Rollout, request: Request) -> Transition:
     """Accept a pause of a rollout that has ended."""
     return nothing_to_do(rollout, request, "nothing moves: the rollout has ended")
 
