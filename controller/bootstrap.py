@@ -15,9 +15,9 @@ from controller.codec.cloud_events import source_of
 from controller.counting.fold import IS_COMPILED
 from controller.counting.ingest import Ingest
 from controller.deciding.commentary.explanations import ExplanationQueue
+from controller.deciding.deciding import Deciding
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.event_partitions import EventPartitions
-from controller.deciding.flag_workers import FlagWorkers
 from controller.deciding.raise_guard import RaiseGuard
 from controller.deciding.registry import RolloutRegistry
 from controller.deciding.totals_reader import TotalsReader
@@ -59,7 +59,7 @@ class Daemon:
         )
         self.totals_reader = self._make_totals_reader()
         self.ingest = self._make_ingest()
-        self.workers = FlagWorkers(
+        self.deciding = Deciding(
             self.dependencies,
             self.totals_reader,
             self.connections.commands,
@@ -70,7 +70,7 @@ class Daemon:
             Process(settings, self.clock, self.health, self.metrics, self.faults),
             self.connections,
             self.registry,
-            self.workers,
+            self.deciding,
             self.ingest,
             self.reconciler,
             self.board,
@@ -105,7 +105,7 @@ class Daemon:
             board=self.board,
             planes=self.planes,
             ingest=self.ingest,
-            workers=self.workers,
+            deciding=self.deciding,
             reconciler=self.reconciler,
             commentary=commentary_loops(
                 self.dependencies,

@@ -13,8 +13,8 @@ from controller.actuating.reconciler import FlagReconciler
 from controller.counting.ingest import Ingest
 from controller.deciding.commentary.anomaly_watch import AnomalyWatch
 from controller.deciding.commentary.explanations import Explainer
+from controller.deciding.deciding import Deciding
 from controller.deciding.dependencies import WorkerDependencies
-from controller.deciding.flag_workers import FlagWorkers
 from controller.deciding.worker_pool import WorkerPool
 from controller.planes import Planes
 from controller.ports import Commentator
@@ -38,7 +38,7 @@ class Rooms:
     board: FlagBoard
     planes: Planes
     ingest: Ingest
-    workers: FlagWorkers
+    deciding: Deciding
     reconciler: FlagReconciler
     commentary: Sequence[Loop]
     oversight: Oversight
@@ -70,7 +70,7 @@ def supervised_parts(rooms: Rooms, give_up: Callable[[str], None]) -> Parts:
         caught_up=follower.catch_up,
         loops=(
             ("ingest", lasting(rooms.ingest.run)),
-            ("workers", rooms.workers.run),
+            ("workers", rooms.deciding.run),
             ("actuation", rooms.reconciler.run),
             *rooms.planes.loops,
             *oversight.loops,
