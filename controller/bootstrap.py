@@ -26,7 +26,7 @@ from controller.health import Faults, Health
 from controller.planes import Planes, make_outside_planes
 from controller.running.connections import Connections
 from controller.running.oversight import Oversight, Process
-from controller.running.parts import Rooms, commentary_loops, supervised_parts
+from controller.running.parts import Subsystems, commentary_loops, supervised_parts
 from controller.running.quarantine import QuarantineTopic
 from controller.running.reporter import OPTIONAL, REQUIRED
 from controller.running.state_follower import StateFollower
@@ -96,7 +96,7 @@ class Daemon:
     def parts(self) -> Parts:
         """Return what is started, watched and stopped, in order."""
         connections = self.connections
-        rooms = Rooms(
+        subsystems = Subsystems(
             settings=self.settings,
             connections=connections,
             follower=StateFollower(
@@ -116,7 +116,7 @@ class Daemon:
             oversight=self.oversight,
             surface=self.surface,
         )
-        return supervised_parts(rooms, self.supervisor.give_up)
+        return supervised_parts(subsystems, self.supervisor.give_up)
 
     def _make_planes(self) -> Planes:
         self.board = make_board(self.settings, self.clock)

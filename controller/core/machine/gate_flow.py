@@ -166,12 +166,12 @@ def close_undecided(rollout: Rollout, gate: Gating, event: Event, now: datetime)
 
 
 def withdraw_request(
-    rollout: Rollout, asked: AwaitingApproval, judgement: Judgement, now: datetime
+    rollout: Rollout, waiting: AwaitingApproval, judgement: Judgement, now: datetime
 ) -> Transition:
     """Withdraw the request to a person and open a new gate: its evidence is out of date."""
     reason, why = why_not(judgement)
     cause = Cause(f"no longer asks for approval: {why}", judgement)
-    after = transitions.open_gate(rollout, asked.stage, now, reason)
+    after = transitions.open_gate(rollout, waiting.stage, now, reason)
     decision = announcements.decision(rollout, after, DecisionKind.HOLD, cause)
     return Transition(after, (decision, *announcements.hold_alerts(after, cause)))
 
