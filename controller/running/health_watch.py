@@ -87,7 +87,7 @@ class HealthWatch:
             effects_seconds=deciding.pool.outbox_seconds,
             broken=deciding.pool.broken,
             unsaved=deciding.pool.unsaved,
-            gaps=parts.reconciler.gaps,
+            mismatches=parts.reconciler.mismatches,
             not_served=parts.board.why_not or parts.board.why_stale,
             clocks=parts.clock.why_not(),
             advisor=parts.advisor.trouble,
