@@ -24,8 +24,8 @@ from controller.errors import EventLogUnavailable, StoreUnavailable
 from controller.ports import Clock, OutboxEntry
 from controller.retrying import until_done
 
-#: Effects that may wait for Kafka. Beyond it nothing that raises exposure is saved; lowering always
-#: is.
+#: Effects that may wait for Kafka. Beyond it nothing that raises a percentage is saved; lowering
+#: always is.
 OUTBOX_LIMIT = 200
 #: Entries that are in memory alone. Of more than this the oldest are dropped.
 UNSAVED_LIMIT = 200
