@@ -22,8 +22,8 @@ from controller.core.rollout import (
 )
 from schemas.terms import ALWAYS_ACCEPTED, CommandVerb, PhaseName
 
-#: Commands that raise exposure or open the way to it. All others only ever make the rollout more
-#: careful, however late they come.
+#: Commands that raise the percentage or open the way to it. All others only ever make the rollout
+#: more careful, however late they come.
 RAISING = frozenset(
     {
         CommandVerb.START,
@@ -40,7 +40,7 @@ STARTING = frozenset({CommandVerb.START, CommandVerb.RESTART})
 ALREADY_STARTED = "this command has started its rollout already"
 OUTDATED = (
     f"issued more than {COMMAND_MAX_AGE.seconds // 60} min ago: a late command must not raise "
-    f"exposure; send it again"
+    f"the percentage; send it again"
 )
 
 
@@ -54,7 +54,7 @@ class Request:
 
     @property
     def is_outdated(self) -> bool:
-        """Whether the command is too old to raise exposure."""
+        """Whether the command is too old to raise the percentage."""
         return self.received_at - self.command.issued_at > COMMAND_MAX_AGE
 
     def cause(self, reason: str | None = None) -> Cause:

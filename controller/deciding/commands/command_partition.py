@@ -62,7 +62,7 @@ class PendingCommand:
 
     @property
     def lowers(self) -> bool:
-        """True for a verb that lowers exposure or keeps it."""
+        """True for a verb that lowers the percentage or keeps it."""
         return self.verb in ALWAYS_ACCEPTED
 
 

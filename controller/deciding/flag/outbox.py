@@ -1,7 +1,8 @@
 """The outbox of one flag: effects that are saved and not yet known to be published.
 
 Effects are saved together with the decision, published in order, and then deleted
-from the store. A crash in between publishes some of them again, with the same ids.
+from the store. A crash in between publishes some of them again, with the same ids. The encoder
+writes them as records and makes the ids.
 
 An entry without a field is in memory alone: alerts that no transition caused, and answers that are
 given again. A crash forgets those.
@@ -23,8 +24,8 @@ from controller.errors import EventLogUnavailable, StoreUnavailable
 from controller.ports import Clock, OutboxEntry
 from controller.retrying import until_done
 
-#: Effects that may wait for Kafka. Beyond it nothing that raises exposure is saved; lowering always
-#: is.
+#: Effects that may wait for Kafka. Beyond it nothing that raises a percentage is saved; lowering
+#: always is.
 OUTBOX_LIMIT = 200
 #: Entries that are in memory alone. Of more than this the oldest are dropped.
 UNSAVED_LIMIT = 200

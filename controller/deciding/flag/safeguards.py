@@ -1,4 +1,4 @@
-"""What must not be saved: a decision that raises exposure now, and one that breaks an invariant."""
+"""Stops saves that must not happen: a raise at the wrong time, and whatever breaks an invariant."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Safeguards:
         self._logger = structlog.get_logger().bind(flag_key=flag_key)
 
     def why_not_raise(self, after: Rollout | None) -> str | None:
-        """Return why `after` cannot be saved now; None for all that does not raise exposure."""
+        """Return why `after` cannot be saved now; None for all that raises nothing."""
         if after is None or not raises_exposure(self._state.rollout, after):
             self._held_back = ""
             return None
