@@ -275,7 +275,7 @@ FREEZES_AND_IDS = (
         "an approval goes through a freeze",
         ACTIONS,
         "    if is_frozen(rollout, request.now):\n"
-        "        return _refused_while_frozen(rollout, request)\n"
+        "        return _rejected_while_frozen(rollout, request)\n"
         '    cause = request.cause(f"approved',
         '    cause = request.cause(f"approved',
         f"{HISTORIES}::test_nothing_advances_in_a_freeze",

@@ -281,7 +281,7 @@ class CommandFollower:
                 command = partition.open.popleft()
                 partition.done_to = command.offset + 1
                 if command.refusal is not None:
-                    partition.untold.append(command.refusal)
+                    partition.unsent_refusals.append(command.refusal)
             if partition.done_to is not None:
                 offsets[key] = partition.done_to
         if offsets:
@@ -289,8 +289,12 @@ class CommandFollower:
             await self._log_member.commit(offsets)
             for key in offsets:
                 partition = self._partitions[key]
-                partition.done_to, untold, partition.untold = None, partition.untold, []
-                for refusal in untold:
+                partition.done_to, unsent, partition.unsent_refusals = (
+                    None,
+                    partition.unsent_refusals,
+                    [],
+                )
+                for refusal in unsent:
                     refusal.command.finish()
                     self._refusals.add(refusal)
 

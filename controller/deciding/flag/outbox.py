@@ -1,7 +1,8 @@
 """The outbox of one flag: effects that are saved and not yet known to be published.
 
 Effects are saved together with the decision, published in order, and then deleted
-from the store. A crash in between publishes some of them again, with the same ids.
+from the store. A crash in between publishes some of them again, with the same ids. The encoder
+writes them as records and makes the ids.
 
 An entry without a field is in memory alone: alerts that no transition caused, and answers that are
 given again. A crash forgets those.

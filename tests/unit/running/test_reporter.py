@@ -148,7 +148,7 @@ def test_everything_well_is_ready_and_working() -> None:
         ({"effects": 50}, "outbox", "50 effects wait for Kafka"),
         ({"broken": {"checkout": "KeyError('x')"}}, "rollouts", "checkout: KeyError('x')"),
         (
-            {"gaps": {("checkout", "unleash"): "serves 50 %"}},
+            {"mismatches": {("checkout", "unleash"): "serves 50 %"}},
             "actuation",
             "checkout on unleash serves 50 %",
         ),
