@@ -1,4 +1,4 @@
-"""What is known about the process's own state: parts write it, the HTTP surface reads it.
+"""The known state of the process itself: parts write it, the HTTP surface reads it.
 
 It answers four questions: is the process alive (a restart would not help), has it started
 (everything it needs was ready once), is it working (everything it needs is ready now), and is it

@@ -1,4 +1,4 @@
-"""Whether a log is still the one that was read: one rule for every reader of a topic.
+"""Checks that a log is still the one that was read: one rule for every reader of a topic.
 
 A topic that was deleted and made again, or a log that was cut, has other records at the offsets
 that were read. The rule is here. What follows from it is the readers': the topology announces a

@@ -1,4 +1,4 @@
-"""What the controller did, with all the evidence: the audit log.
+"""Records of what the controller did, with all the evidence: the audit log.
 
 On `rollout.decisions`, keyed by flag.
 """

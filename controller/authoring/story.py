@@ -1,4 +1,4 @@
-"""What happened to a flag, from its decisions: an explanation, and a changelog.
+"""Tells what happened to a flag, from its decisions: an explanation, and a changelog.
 
 Our own code always writes what happened and on what evidence, word for word from the audit log. A
 model adds its guess at the cause, or one paragraph, under its own name.

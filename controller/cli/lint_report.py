@@ -1,4 +1,4 @@
-"""What `plan lint` tells beyond faults.
+"""Reports what `plan lint` finds beyond faults.
 
 How alpha is spent, and what a few virtual rollouts came to.
 """

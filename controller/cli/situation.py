@@ -1,4 +1,4 @@
-"""Where a rollout stands, in words: what it waits for, why it holds, whether it may advance.
+"""Describes where a rollout stands: what it waits for, why it holds, whether it may advance.
 
 Belongs here: sentences about a rollout and its newest decisions. Pure functions.
 Does not belong here: layout (`status_view.py`), and deciding anything (`controller/core/`).

@@ -1,4 +1,4 @@
-"""Where rollouts stand, as people and machines read it."""
+"""Shows where rollouts stand, for people and machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which contexts belong to an audience: conditions on attributes, and what each operator means.
+"""Decides which contexts belong to an audience, by conditions on attributes and their operators.
 
 The operators are defined so that the rules of every flag plane can express them with the same
 result. No operator converts types. An attribute that is missing, or has a type that the operator is

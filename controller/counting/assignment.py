@@ -1,4 +1,4 @@
-"""Which partitions are ours, and how each becomes ready to be counted.
+"""Follows which partitions are ours, and makes each ready to be counted.
 
 A partition that was assigned is not ready. Its hash is loaded, the fence is checked against the
 log, and the log is sought to the fence. Whatever fails in one partition stops that one alone: it is

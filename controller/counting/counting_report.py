@@ -1,4 +1,4 @@
-"""What counting reports of itself: metrics after each save, and views of the partitions.
+"""Reports on counting: metrics after each save, and views of the partitions.
 
 Between saves the hot path touches no metric.
 """

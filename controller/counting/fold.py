@@ -1,4 +1,4 @@
-"""What one event adds to the counters: the hot path of the daemon.
+"""Adds one event to the counters: the hot path of the daemon.
 
 Plain synchronous code: no await, few calls and objects per event. Whatever depends on a flag's plan
 is looked up once and kept (`watched_flags.py`, `flag_partition.py`). The two loops are compiled

@@ -1,4 +1,4 @@
-"""Where the logs of our partitions end, and how long the brokers have said nothing of them.
+"""Follows where the logs of our partitions end, and how long brokers have not reported them.
 
 Belongs here: asking, also while nothing is read or saved, and noticing a log that is another one
 now. Does not belong here: loading such a partition again (`assignment.py`).

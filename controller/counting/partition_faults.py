@@ -1,4 +1,4 @@
-"""What goes wrong in one partition, reported as a fault of that partition alone.
+"""Reports what goes wrong in one partition as a fault of that partition alone.
 
 Belongs here: counters, logs and faults. Does not belong here: what is done about it
 (`assignment.py`).

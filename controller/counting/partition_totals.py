@@ -1,4 +1,4 @@
-"""What one event partition adds up to: records in, totals per arm and each record's class out.
+"""Adds up one event partition: records in, totals per arm and each record's class out.
 
 Belongs here: offsets, which class each record falls into, refusals, and how many records may be
 folded before a save. Does not belong here: what an event adds (`fold.py`), what is stored of flags

@@ -1,4 +1,4 @@
-"""Where each context was last exposed, over the attribution window.
+"""Remembers where each context was last exposed, over the attribution window.
 
 Outcomes that name no flags are joined to these exposures. They are kept by slices of event time:
 

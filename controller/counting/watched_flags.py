@@ -1,4 +1,4 @@
-"""Which flags are counted, and in which intervals of time.
+"""Lists the flags that are counted, and the intervals of time in which they are.
 
 What counting needs of each rollout is computed once per document and kept. Belongs here also what
 is recorded of everything else: flags without a rollout, variants of no plan, contexts in two

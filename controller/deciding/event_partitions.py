@@ -1,4 +1,4 @@
-"""Which event partitions there are, and the keys by which their totals are stored."""
+"""Lists the event partitions, and the keys by which their totals are stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a scenario ended as it must, and the summary in plain words."""
+"""Checks that a scenario ended as it must, and sums it up in plain words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What many virtual rollouts add up to.
+"""Adds up many virtual rollouts.
 
 Probabilities with intervals, durations, and what harm would cost.
 """

@@ -1,4 +1,4 @@
-"""Which replica runs the flags of a command partition, as the replicas claim it in Redis.
+"""Claims of replicas in Redis: each runs the flags of a command partition.
 
 A consumer group does not show that no replica of ours is in it: every replica may have lost a
 partition, or a stranger may own it. So each replica claims the partitions that it works on, once a

@@ -1,4 +1,4 @@
-"""What runs in a replica, and in which order it is started and stopped.
+"""Lists what runs in a replica, in the order in which it is started and stopped.
 
 Up: what was decided is known before anything is counted or decided. Down: no new work, a last
 save, then the connections. The supervisor carries it out.

@@ -1,4 +1,4 @@
-"""Which live rollouts this replica should watch, and which replica runs each of all others."""
+"""Lists the live rollouts that this replica should watch, and the replica of each other one."""
 
 from __future__ import annotations
 

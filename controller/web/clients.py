@@ -1,4 +1,4 @@
-"""Which client a request comes from, and how many requests one client may make.
+"""Identifies the client of a request, and limits how many requests one client may make.
 
 A client is the address of its connection; headers that name another address are ignored. Behind a
 proxy all clients are one, and the limits per client are the proxy's task: see `ops/security.md`.

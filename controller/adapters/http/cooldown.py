@@ -1,4 +1,4 @@
-"""When a system that failed may be called again: later and later, never by all replicas at once.
+"""Delays calls to a system that failed: longer each time, never by all replicas at once.
 
 Belongs here: how long to wait. What counts as a failure is for each adapter to say.
 """

@@ -1,4 +1,4 @@
-"""What every client of aiokafka needs: how it connects, how it stops in time, what its errors mean.
+"""Connects and stops clients of aiokafka in time, and says what their errors mean.
 
 Belongs here: the options of a connection, and the reach into aiokafka's private parts that more
 than one of our clients needs. Does not belong here: consumers' records (`consumer_records.py`),

@@ -1,4 +1,4 @@
-"""Which topics must exist, how they are configured, and which partition a key belongs to.
+"""Names the topics that must exist, their configuration, and the partition of a key.
 
 Belongs here: what is asked of the cluster once, at start. Does not belong here: how we connect
 (`client.py`), what topics look like later (`topology.py`), records (`event_log.py`).

@@ -1,4 +1,4 @@
-"""What our topics look like now: how many partitions each has, and which topic of its name it is.
+"""Reads what our topics are now: the partitions of each, and which topic of its name it is.
 
 Belongs here: asking the cluster every few seconds, and reporting changes. Does not belong here: the
 request (`metadata_request.py`); making topics, and what is refused at start (`topics.py`).

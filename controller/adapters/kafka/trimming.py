@@ -1,4 +1,4 @@
-"""How an event that is larger than a record may be is made to fit.
+"""Makes an event fit that is larger than a record may be.
 
 Belongs here: which parts are left out, and how the event says so. Does not belong here: which
 topics may be trimmed (`publisher.py`).

@@ -1,4 +1,4 @@
-"""When a model is not asked: while its server is away, and when the day's questions are used up."""
+"""Stops questions to a model while its server is away, and when the day's are used up."""
 
 from __future__ import annotations
 

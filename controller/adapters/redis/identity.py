@@ -1,4 +1,4 @@
-"""Which environment the keys under a prefix belong to, and the epoch of its count.
+"""Identifies the environment that the keys under a prefix belong to, and the epoch of its count.
 
 Two environments that share a Redis, or an old copy of one, must never mix their counts. So the
 first to come writes its name, and all others compare.

@@ -1,4 +1,4 @@
-"""Whether a Redis server can be trusted with totals and rollouts: version, eviction, durability."""
+"""Checks that a Redis server is fit for totals and rollouts: version, eviction, durability."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who changed a flag after our last write, by Unleash's audit trail. Pure: no calls."""
+"""Finds who changed a flag after our last write, by Unleash's audit trail. Pure: no calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What in Unleash is not as decided, in words.
+"""Describes in words what in Unleash is not as decided.
 
 Pure: no calls. One check per kind of deviation; `CHECKS` lists those that look at the flag as a
 whole, and our strategies are compared one by one.

@@ -1,4 +1,4 @@
-"""What one rollout requires of Unleash: the strategies of its flag, in order."""
+"""The requirements of one rollout on Unleash: the strategies of its flag, in order."""
 
 from __future__ import annotations
 

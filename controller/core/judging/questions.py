@@ -1,4 +1,4 @@
-"""What a guardrail asks, in numbers: tolerated ratios, limits as shares, and parts of alpha.
+"""The questions of a guardrail, in numbers: tolerated ratios, limits as shares, and parts of alpha.
 
 Budget. The plan's alpha is the probability of a false roll back over the whole rollout: all checks,
 all stages, all guardrails. It is split over guardrails by the fixed weights of their kinds

@@ -1,4 +1,4 @@
-"""What the rows of the command table do, one function each.
+"""Carries out the rows of the command table, one function each.
 
 Each returns the transition with the answer to the command. A condition that the table cannot name,
 such as a freeze, is checked here.

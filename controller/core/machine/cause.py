@@ -1,4 +1,4 @@
-"""Why a transition is made."""
+"""The cause of a transition."""
 
 from __future__ import annotations
 

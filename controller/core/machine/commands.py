@@ -1,4 +1,4 @@
-"""How a command is carried out: the checks that come first, then its row of the table.
+"""Carries out a command: the checks that come first, then its row of the table.
 
 The table itself, `COMMANDS`, is in `__init__.py`; what each row does is in `actions.py`.
 """

@@ -1,4 +1,4 @@
-"""What evidence, time and advice do at a gate: health, statistics, freeze, advice, people.
+"""Handles evidence, time and advice at a gate: health, statistics, freeze, advice, people.
 
 They are considered in this order. Also here: what evidence does before the gate, and after it.
 """

@@ -1,4 +1,4 @@
-"""What a judgement means for a rollout: whether it passes, what stands in the way, what is urgent.
+"""Interprets a judgement for a rollout: whether it passes, what stands in the way, what is urgent.
 
 Questions only: nothing here changes a rollout.
 """

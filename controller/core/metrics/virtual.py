@@ -1,4 +1,4 @@
-"""How a simulation draws metrics: control's behavior, and what a harm in treatment does to it.
+"""Draws metrics for a simulation: control's behavior, and what a harm in treatment does to it.
 
 Totals are drawn per arm and stretch of time, not per event: sums of independent events have the
 same distribution. Every request is a context of its own.

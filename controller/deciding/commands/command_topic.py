@@ -1,4 +1,4 @@
-"""Which partition of the command topic a flag belongs to. The partition's owner runs the flag."""
+"""Finds the partition of the command topic that a flag belongs to. Its owner runs the flag."""
 
 from __future__ import annotations
 

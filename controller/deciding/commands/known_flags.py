@@ -1,4 +1,4 @@
-"""Which flags may have a rollout, as far as is known without asking the store for each."""
+"""Lists the flags that may have a rollout, without asking the store for each."""
 
 from __future__ import annotations
 

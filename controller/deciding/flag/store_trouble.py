@@ -1,4 +1,4 @@
-"""Whether the store serves one flag: since when it does not, and why.
+"""Remembers whether the store serves one flag: since when it does not, and why.
 
 While Redis takes or gives nothing for a flag, nothing is decided about it: it stays where it is.
 """
