@@ -39,7 +39,7 @@ from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.flag.advice import AdviceAsker
 from controller.deciding.flag.command_answers import Binding, CommandAnswers, digest_of
 from controller.deciding.flag.decision_log import DecisionLog
-from controller.deciding.flag.flag_decision import PendingSave, EvidenceJudge, FlagDecider
+from controller.deciding.flag.flag_decision import EvidenceJudge, FlagDecider, PendingSave
 from controller.deciding.flag.flag_inbox import FlagInbox, NewTotals, Queued
 from controller.deciding.flag.flag_state import FlagState
 from controller.deciding.flag.outbox import EffectEncoder, Outbox
