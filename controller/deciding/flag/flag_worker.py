@@ -6,7 +6,7 @@ The way of an event:
 2. `command_answers.py` finds whether a command was answered before.
 3. `flag_decision.py` decides, by `core/machine` and `core/judging`.
 4. `flag_state.py` saves the new state and its effects in one step.
-5. `registry.py` passes the new document to what serves and counts; `outbox.py` publishes effects;
+5. `registry.py` passes the new rollout to what serves and counts; `outbox.py` publishes effects;
    `advice.py` asks the model.
 
 Belongs here: this order, and the recovery before it. Does not belong here: which flags run on this
