@@ -15,24 +15,24 @@ from controller.codec.cloud_events import source_of
 from controller.counting.fold import IS_COMPILED
 from controller.counting.ingest import Ingest
 from controller.deciding.commentary.explanations import ExplanationQueue
+from controller.deciding.deciding import Deciding
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.event_partitions import EventPartitions
-from controller.deciding.flag_workers import FlagWorkers
 from controller.deciding.raise_guard import RaiseGuard
 from controller.deciding.registry import RolloutRegistry
 from controller.deciding.totals_reader import TotalsReader
 from controller.deciding.worker_pool import WorkerPool
 from controller.health import Faults, Health
-from controller.metrics import Metrics
 from controller.planes import Planes, make_outside_planes
 from controller.running.connections import Connections
 from controller.running.oversight import Oversight, Process
-from controller.running.parts import Rooms, commentary_loops, supervised_parts
+from controller.running.parts import Subsystems, commentary_loops, supervised_parts
 from controller.running.quarantine import QuarantineTopic
 from controller.running.reporter import OPTIONAL, REQUIRED
 from controller.running.state_follower import StateFollower
 from controller.running.supervisor import Parts, Supervisor
 from controller.settings import Settings
+from controller.telemetry import Metrics
 from controller.web.surface import Surface, make_board
 from schemas.formats import evaluation_reader, outcome_reader
 
@@ -59,7 +59,7 @@ class Daemon:
         )
         self.totals_reader = self._make_totals_reader()
         self.ingest = self._make_ingest()
-        self.workers = FlagWorkers(
+        self.deciding = Deciding(
             self.dependencies,
             self.totals_reader,
             self.connections.commands,
@@ -70,7 +70,7 @@ class Daemon:
             Process(settings, self.clock, self.health, self.metrics, self.faults),
             self.connections,
             self.registry,
-            self.workers,
+            self.deciding,
             self.ingest,
             self.reconciler,
             self.board,
@@ -96,7 +96,7 @@ class Daemon:
     def parts(self) -> Parts:
         """Return what is started, watched and stopped, in order."""
         connections = self.connections
-        rooms = Rooms(
+        subsystems = Subsystems(
             settings=self.settings,
             connections=connections,
             follower=StateFollower(
@@ -105,7 +105,7 @@ class Daemon:
             board=self.board,
             planes=self.planes,
             ingest=self.ingest,
-            workers=self.workers,
+            deciding=self.deciding,
             reconciler=self.reconciler,
             commentary=commentary_loops(
                 self.dependencies,
@@ -116,7 +116,7 @@ class Daemon:
             oversight=self.oversight,
             surface=self.surface,
         )
-        return supervised_parts(rooms, self.supervisor.give_up)
+        return supervised_parts(subsystems, self.supervisor.give_up)
 
     def _make_planes(self) -> Planes:
         self.board = make_board(self.settings, self.clock)

@@ -150,7 +150,7 @@ class Faults:
         self._now = now
         # By scope; by name and reporter, oldest first.
         self._faults: dict[Scope, dict[tuple[str, str], Fault]] = {scope: {} for scope in Scope}
-        self._log = structlog.get_logger()
+        self._logger = structlog.get_logger()
         self.reported: dict[Scope, int] = dict.fromkeys(Scope, 0)  # reports so far, for a counter
 
     def report(
@@ -171,7 +171,7 @@ class Faults:
             del faults[next(iter(faults))]
         faults[key] = Fault(scope, name, why, fix, self._now(), reporter=reporter)
         if not is_full:  # thousands of faults must not flood the log
-            self._log.error(
+            self._logger.error(
                 "fault_contained",
                 scope=scope.value,
                 name=name,
@@ -185,7 +185,7 @@ class Faults:
         gone = self._faults[scope].pop((name, reporter), None)
         if gone is not None:
             seconds = round((self._now() - gone.since).total_seconds(), 3)
-            self._log.info(
+            self._logger.info(
                 "fault_cleared",
                 scope=scope.value,
                 name=name,

@@ -61,9 +61,9 @@ class Command(StrictModel):
     )
     reason: Line = Field(default="", description="Required for promote, promote_full and freeze.")
     issued_at: Moment = Field(
-        description="A command that could raise exposure is refused when it is older than ten "
-        "minutes. One that lowers or holds is refused when it is older than a day, or when it is "
-        "read again and was issued more than five minutes before the present rollout began; "
+        description="A command that could raise the percentage is refused when it is older than "
+        "ten minutes. One that lowers or holds is refused when it is older than a day, or when it "
+        "is read again and was issued more than five minutes before the present rollout began; "
         "unless it names the present revision."
     )
     expected_revision: Count | None = Field(

@@ -72,7 +72,7 @@ class CommandVerb(StrEnum):
 #: starting ones.
 FINAL = frozenset({CommandVerb.ROLL_BACK, CommandVerb.ABORT})
 
-#: Verbs that only lower or hold exposure. They work whatever revision the operator knows.
+#: Verbs that only lower or keep the percentage. They work whatever revision the operator knows.
 ALWAYS_ACCEPTED = frozenset({CommandVerb.PAUSE, CommandVerb.ROLL_BACK, CommandVerb.ABORT})
 
 

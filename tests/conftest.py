@@ -45,6 +45,7 @@ MARKER_OF_DIRECTORY = {
     "property": "property",
     "hostile": "hostile",
     "scenarios": "unit",
+    "planted": "unit",
     "spec": "spec",
     "contract": "contract",
     "integration": "integration",

@@ -24,8 +24,8 @@ from controller.core.rollout import RaiseAlert, Rollout
 from controller.core.serving import percent_to_serve, serving
 from controller.errors import FlagPlaneUnavailable
 from controller.health import Faults, Scope
-from controller.metrics import Metrics
 from controller.ports import Clock, FlagPlane, PlaneStanding, Served
+from controller.telemetry import Metrics
 from controller.text import excerpt
 from schemas.terms import AlertKind, Severity
 
@@ -42,7 +42,7 @@ _REMEDY = (
 
 
 @dataclass(slots=True)
-class _Gap:
+class _Mismatch:
     """A flag that a plane does not serve as decided."""
 
     since: datetime
@@ -95,8 +95,8 @@ class FlagReconciler:
     ) -> None:
         """`period_seconds` bounds how long a foreign edit upwards lasts.
 
-        A gap older than `alarm_after` is alerted. `call_seconds` bounds a read, a write of several
-        requests and a second read; each request is bounded by its plane.
+        A mismatch older than `alarm_after` is alerted. `call_seconds` bounds a read, a write of
+        several requests and a second read; each request is bounded by its plane.
 
         A plane in trouble is one of `faults`, until it answers again.
         """
@@ -110,13 +110,13 @@ class FlagReconciler:
         self._alarm_after = alarm_after
         self._call_seconds = call_seconds
         self._decided: dict[str, Rollout] = {}
-        self._gaps: dict[tuple[str, str], _Gap] = {}
+        self._mismatches: dict[tuple[str, str], _Mismatch] = {}
         self._edits: dict[tuple[str, str], _Edit] = {}
-        self._looks: dict[
+        self._readings: dict[
             tuple[str, str], tuple[float | None, datetime]
         ] = {}  # percentage read, and when
         self._wakes = {plane.name: asyncio.Event() for plane in self._planes}
-        self._log = structlog.get_logger()
+        self._logger = structlog.get_logger()
 
     def request(self, rollout: Rollout) -> None:
         """Let the planes serve a newer document; an older one changes nothing."""
@@ -131,24 +131,24 @@ class FlagReconciler:
         for flag_key in flag_keys:
             self._decided.pop(flag_key, None)
             for plane in self._planes:
-                self._gaps.pop((flag_key, plane.name), None)
+                self._mismatches.pop((flag_key, plane.name), None)
                 self._edits.pop((flag_key, plane.name), None)
-                self._looks.pop((flag_key, plane.name), None)
+                self._readings.pop((flag_key, plane.name), None)
                 self._failures.pop((flag_key, plane.name), None)
 
     def drift(self, rollout: Rollout) -> str | None:
         """Return in words which plane does not serve the decided percentage, None when all do."""
-        gaps = [
-            f"{plane}: {gap.why}, since {gap.since:%H:%M:%S}"
-            for (key, plane), gap in self._gaps.items()
+        mismatches = [
+            f"{plane}: {mismatch.why}, since {mismatch.since:%H:%M:%S}"
+            for (key, plane), mismatch in self._mismatches.items()
             if key == rollout.flag_key
         ]
-        return "; ".join(gaps) or None
+        return "; ".join(mismatches) or None
 
     @property
-    def gaps(self) -> Mapping[tuple[str, str], str]:
+    def mismatches(self) -> Mapping[tuple[str, str], str]:
         """(flag key, plane) of everything decided and not actuated."""
-        return {key: gap.why for key, gap in self._gaps.items()}
+        return {key: mismatch.why for key, mismatch in self._mismatches.items()}
 
     def standings(self, flag_key: str) -> Sequence[PlaneStanding] | None:
         """Return whether each plane serves what was decided, None when it runs elsewhere."""
@@ -172,14 +172,14 @@ class FlagReconciler:
 
     def _standing(self, wanted: Rollout, plane: str) -> PlaneStanding:
         key = (wanted.flag_key, plane)
-        gap = self._gaps.get(key)
-        percent, looked_at = self._looks.get(key, (None, None))
+        mismatch = self._mismatches.get(key)
+        percent, looked_at = self._readings.get(key, (None, None))
         why = (
             "not looked at yet"
-            if gap is None and looked_at is None
+            if mismatch is None and looked_at is None
             else None
-            if gap is None
-            else gap.why
+            if mismatch is None
+            else mismatch.why
         )
         return PlaneStanding(
             plane=plane,
@@ -187,7 +187,7 @@ class FlagReconciler:
             decided_percent=percent_to_serve(wanted),
             percent=percent,
             why=why,
-            since=None if gap is None else gap.since,
+            since=None if mismatch is None else mismatch.since,
             looked_at=looked_at,
         )
 
@@ -206,7 +206,7 @@ class FlagReconciler:
                 self._report(plane)
                 self._note_faults(plane)
             except Exception as error:
-                self._log.error(
+                self._logger.error(  # noqa: TRY400 - `where` is its stack
                     "plane_failed", plane=plane.name, error=_in_words(error), where=_where(error)
                 )
                 self._faults.report(Scope.PLANE, plane.name, _in_words(error), _REMEDY)
@@ -222,9 +222,11 @@ class FlagReconciler:
         )
         trouble = next(
             (
-                gap.why
-                for (_, name), gap in self._gaps.items()
-                if name == plane.name and gap.is_trouble and now - gap.since >= self._alarm_after
+                mismatch.why
+                for (_, name), mismatch in self._mismatches.items()
+                if name == plane.name
+                and mismatch.is_trouble
+                and now - mismatch.since >= self._alarm_after
             ),
             None,
         )
@@ -263,13 +265,13 @@ class FlagReconciler:
             why, is_trouble = await self._make_serve(plane, rollout)
             done[rollout.flag_key] = rollout
             if rollout.flag_key not in self._decided:
-                continue  # another replica's now, and so are its gaps
+                continue  # another replica's now, and so are its mismatches
             key = (rollout.flag_key, plane.name)
             if why is not None:
-                gap = self._gaps.setdefault(key, _Gap(self._clock.now(), why))
-                gap.why, gap.is_trouble = why, is_trouble
-            elif self._gaps.pop(key, None) is not None:
-                self._log.info(
+                mismatch = self._mismatches.setdefault(key, _Mismatch(self._clock.now(), why))
+                mismatch.why, mismatch.is_trouble = why, is_trouble
+            elif self._mismatches.pop(key, None) is not None:
+                self._logger.info(
                     "actuated", flag_key=rollout.flag_key, plane=plane.name, percent=rollout.percent
                 )
             if wake.is_set():
@@ -283,7 +285,7 @@ class FlagReconciler:
         percentage is not known may serve anything: there, 0 % counts as lowering.
         """
         decided = percent_to_serve(wanted)
-        percent, _ = self._looks.get((wanted.flag_key, plane.name), (None, None))
+        percent, _ = self._readings.get((wanted.flag_key, plane.name), (None, None))
         is_lowered = decided == 0 if percent is None else decided < percent
         return not is_lowered, decided
 
@@ -299,13 +301,13 @@ class FlagReconciler:
         is_written = False
         try:
             async with asyncio.timeout(self._call_seconds):
-                served = await self._look(plane, rollout)
+                served = await self._read(plane, rollout)
                 if served.edited_by is not None and self._stays(plane, rollout, served):
                     return f"{served.difference}: changed there by {served.edited_by}", False
                 if served.difference is not None:
                     is_written = True
                     await plane.serve(rollout)
-                    served = await self._look(plane, rollout)
+                    served = await self._read(plane, rollout)
         except (FlagPlaneUnavailable, TimeoutError) as trouble:
             self._count_attempt(plane, is_served=False)
             return str(trouble) or f"no answer within {self._call_seconds:g} s", True
@@ -334,7 +336,7 @@ class FlagReconciler:
         known = self._failures.get(key)
         times = 1 if known is None or known.rollout is not rollout else known.times + 1
         if known is None or known.why != why:  # once: the same line every minute adds nothing
-            self._log.error(
+            self._logger.error(
                 "plane_failed",
                 plane=plane.name,
                 flag_key=rollout.flag_key,
@@ -345,10 +347,10 @@ class FlagReconciler:
         self._failures[key] = _Failure(rollout, why, times, self._clock.monotonic() + wait)
         return why
 
-    async def _look(self, plane: FlagPlane, rollout: Rollout) -> Served:
+    async def _read(self, plane: FlagPlane, rollout: Rollout) -> Served:
         served = await plane.look(rollout)
         if rollout.flag_key in self._decided:
-            self._looks[rollout.flag_key, plane.name] = (served.percent, self._clock.now())
+            self._readings[rollout.flag_key, plane.name] = (served.percent, self._clock.now())
         return served
 
     def _stays(self, plane: FlagPlane, rollout: Rollout, served: Served) -> bool:
@@ -374,7 +376,7 @@ class FlagReconciler:
                 else f"nothing, unless an alert follows that it could not be put back. Ask "
                 f"{served.edited_by} to use rolloutctl"
             )
-            self._log.warning(
+            self._logger.warning(
                 "foreign_edit",
                 flag_key=key[0],
                 plane=plane.name,
@@ -398,18 +400,24 @@ class FlagReconciler:
     def _report(self, plane: FlagPlane) -> None:
         """Alert about decisions that this plane does not serve for too long."""
         now = self._clock.now()
-        gaps = {flag_key: gap for (flag_key, name), gap in self._gaps.items() if name == plane.name}
-        ages = ((now - gap.since).total_seconds() for gap in gaps.values())
+        mismatches = {
+            flag_key: mismatch
+            for (flag_key, name), mismatch in self._mismatches.items()
+            if name == plane.name
+        }
+        ages = ((now - mismatch.since).total_seconds() for mismatch in mismatches.values())
         self._metrics.actuation_gap_seconds.of(plane.name).set(max(ages, default=0.0))
-        for flag_key, gap in gaps.items():
-            if gap.is_alerted or now - gap.since < self._alarm_after:
+        for flag_key, mismatch in mismatches.items():
+            if mismatch.is_alerted or now - mismatch.since < self._alarm_after:
                 continue
             rollout = self._decided.get(flag_key)
             if rollout is None:
                 continue  # another replica's since
-            gap.is_alerted = True
-            summary = f"{flag_key}: decided {rollout.percent:g} %, but {plane.name} {gap.why}"
-            self._log.error("not_actuated", flag_key=flag_key, plane=plane.name, error=gap.why)
+            mismatch.is_alerted = True
+            summary = f"{flag_key}: decided {rollout.percent:g} %, but {plane.name} {mismatch.why}"
+            self._logger.error(
+                "not_actuated", flag_key=flag_key, plane=plane.name, error=mismatch.why
+            )
             self._alerts.alert(
                 flag_key,
                 RaiseAlert(

@@ -1,7 +1,7 @@
 """A file of flag definitions as a flag plane, for flagd and GO Feature Flag on a shared disk.
 
 Belongs here: reading, comparing and replacing the file. What a definition says is `codec/flagd.py`
-and `codec/go_feature_flag.py`.
+and `codec/go_feature_flag_file.py`.
 
 The file is replaced as a whole by a rename, so no reader ever sees a part of it. It is ours alone:
 definitions by others are left as they are, but not maintained. Every replica may write it, on one
@@ -31,7 +31,7 @@ import structlog
 import xxhash
 import yaml
 
-from controller.codec import flagd, go_feature_flag
+from controller.codec import flagd, go_feature_flag_file
 from controller.core.rollout import Rollout
 from controller.core.serving import percent_to_serve, serving
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
@@ -82,7 +82,7 @@ class FilePlane:
         self._path = settings.path.resolve()  # a link stays: the file that it points to is replaced
         self._is_flagd = settings.format == "flagd"
         self._is_yaml = self._path.suffix != ".json"
-        self._define = flagd.definition_of if self._is_flagd else go_feature_flag.definition_of
+        self._define = flagd.definition_of if self._is_flagd else go_feature_flag_file.definition_of
         self._newest: dict[str, Rollout] = {}
         # by flag, the revision in the file when we read or wrote it last
         self._revisions: dict[str, int] = {}

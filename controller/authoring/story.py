@@ -59,7 +59,7 @@ STEPS_FOR_GAPS = {
         "search for a producer that sends outcomes again, or a topic that is being replayed"
     ),
     HealthGap.ACTUATION_DRIFT: "check the flag plane: it does not serve what was decided",
-    HealthGap.TAINTED: "the event log has a gap in this stage: step back or promote with a reason",
+    HealthGap.TAINTED: "events of this stage were lost: step back or promote with a reason",
 }
 
 

@@ -21,7 +21,17 @@ import typer
 from pydantic import ValidationError
 
 from controller.adapters.kafka.topic_reader import KafkaReader
-from controller.cli import advisor, drafts, event_view, offline, plan_files, rendering, status_view
+from controller.cli import (
+    advisor,
+    backtest,
+    drafts,
+    event_view,
+    plan_files,
+    rendering,
+    simulate,
+    status_view,
+    verdict,
+)
 from controller.cli.common import (
     EXIT_INTERRUPTED,
     EXIT_NO_RESULT,
@@ -361,7 +371,8 @@ app.command(rich_help_panel=_INSPECT)(decisions)
 app.command(rich_help_panel=_INSPECT)(alerts)
 app.command(rich_help_panel=_INSPECT)(doctor)
 app.add_typer(plan_files.app, name="plan", rich_help_panel=_PLANS)
-offline.add_commands(app, _PLANS)
+for command in (simulate, backtest, verdict):
+    command.add_command(app, _PLANS)
 app.add_typer(drafts.app, name="suggest", rich_help_panel=_DRAFT)
 app.command(rich_help_panel=_DRAFT)(drafts.explain)
 app.command(rich_help_panel=_DRAFT)(drafts.changelog)

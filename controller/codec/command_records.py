@@ -145,8 +145,8 @@ def _with_usable_time(
     if command.issued_at >= _EPOCH and not is_ahead:
         return command
     if command.verb in ALWAYS_ACCEPTED:
-        # It lowers exposure, so no clock may stop it: the wrong clock may be ours. The record's
-        # time is the same when the record is read again.
+        # It lowers the percentage, so no clock may stop it: the wrong clock may be ours. The
+        # record's time is the same when the record is read again.
         at = _time_of(timestamp_ms)
         return command.model_copy(update={"issued_at": at if now is None else min(at, now)})
     if now is None or not is_ahead:

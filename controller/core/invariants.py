@@ -1,8 +1,8 @@
 """Rules that no transition may break, whatever decided it: checked in production before each save.
 
 They state from the outside, each independently, what `machine/` is built to do. A transition that
-would raise exposure against one of them is not saved. Everything is pure: one small function per
-rule, with the numbers of the specification.
+would raise the percentage against one of them is not saved. Everything is pure: one small function
+per rule, with the numbers of the specification.
 """
 
 from __future__ import annotations
@@ -277,7 +277,7 @@ def outbox_overflow(step: Step, outbox: int, limit: int) -> str | None:
     """I14: the outbox is bounded; when it is full the controller stops raising, never lowering."""
     if outbox < limit or not step.is_raise:
         return None
-    return f"exposure rises while {outbox} effects wait"
+    return f"the percentage rises while {outbox} effects wait"
 
 
 def gate_past_deadline(step: Step) -> str | None:

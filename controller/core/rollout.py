@@ -432,8 +432,8 @@ class Transition(NamedTuple):
 #: The issuer of what no operator decided.
 CONTROLLER = "rolloutd"
 
-#: Commands that raise exposure, or open the way to it, are refused when they are older than this:
-#: a command from before an outage says nothing of the state after it.
+#: Commands that raise the percentage, or open the way to it, are refused when they are older than
+#: this: a command from before an outage says nothing of the state after it.
 COMMAND_MAX_AGE = timedelta(minutes=10)
 
 #: All other commands only ever make the rollout more careful, so an outage of hours does not make

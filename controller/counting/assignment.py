@@ -43,7 +43,7 @@ class Assignment:
 
     def __init__(self, dependencies: Dependencies, faults: PartitionFaults) -> None:
         """Own nothing."""
-        self._log = dependencies.log
+        self._events = dependencies.events
         self._totals = dependencies.totals
         self._clock = dependencies.clock
         self._settings: CountingSettings = dependencies.settings
@@ -63,7 +63,7 @@ class Assignment:
 
     def follow(self) -> None:
         """Take on what was assigned to us, and let go of what was taken without notice."""
-        assignment = self._log.assignment
+        assignment = self._events.assignment
         if assignment == self.owned.keys():
             return
         for partition in self.owned.keys() - assignment:
@@ -108,7 +108,7 @@ class Assignment:
         """Let go of all: what is in memory may be half a save."""
         for owned in list(self.owned.values()):
             self.let_go(owned)
-            self._log.resume([owned.partition])
+            self._events.resume([owned.partition])
 
     def trial_totals(self, partition: TopicPartition) -> PartitionTotals:
         """Return totals to try records on: what is noticed of other flags there counts nowhere."""
@@ -203,12 +203,12 @@ class Assignment:
 
         A broker that has just become leader may know less than was read already, for a moment.
         """
-        first, end = await self._log.bounds(owned.partition)
+        first, end = await self._events.bounds(owned.partition)
         for _ in range(SHORT_TIMES - 1):
             if position <= end:
                 break
             await asyncio.sleep(self._pacing.ends_seconds)
-            first, end = await self._log.bounds(owned.partition)
+            first, end = await self._events.bounds(owned.partition)
         owned.end, owned.bounds_at = end, self._clock.monotonic()
         return first, end
 
@@ -250,9 +250,9 @@ class Assignment:
             owned.reported = (stored.counted, stored.quarantined, stored.late, stored.ignored)
             owned.last_timestamp_ms = -inf
             owned.pending = []
-            self._log.seek(owned.partition, owned.totals.position)
+            self._events.seek(owned.partition, owned.totals.position)
             if owned.is_paused:
-                self._log.resume([owned.partition])
+                self._events.resume([owned.partition])
                 owned.is_paused = False
             owned.state = PartitionState.READY
             self._logger.info(
@@ -291,6 +291,6 @@ class Assignment:
         """Leave a partition alone except for rare tries; gates see that it does not report."""
         if owned.state is PartitionState.LOADING:
             owned.state = PartitionState.STOPPED
-            self._log.pause([owned.partition])
+            self._events.pause([owned.partition])
             owned.is_paused = True
             self._logger.error("partition_stopped", topic_partition=owned.key, error=owned.trouble)

@@ -8,9 +8,9 @@ from controller.counting.background_tasks import BackgroundTasks
 from controller.counting.pacing import Pacing
 from controller.counting.watched_flags import WatchedFlags
 from controller.health import Faults
-from controller.metrics import Metrics
 from controller.ports import Clock, EventLog, Topology, Totals
 from controller.settings import CountingSettings
+from controller.telemetry import Metrics
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class IngestCounters:
 class Dependencies:
     """What every part of counting may use."""
 
-    log: EventLog
+    events: EventLog
     totals: Totals
     clock: Clock
     metrics: Metrics

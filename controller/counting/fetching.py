@@ -29,7 +29,7 @@ class Fetching:
         has_packed: bool,
     ) -> None:
         """`owned` are the present partitions. `has_packed`: a record may hold many events."""
-        self._log = dependencies.log
+        self._events = dependencies.events
         self._clock = dependencies.clock
         settings: CountingSettings = dependencies.settings
         self._settings = settings
@@ -59,7 +59,7 @@ class Fetching:
         """Take from the log what it has; wait a little for it if nothing can be done meanwhile."""
         wait_seconds = self._wait_seconds(is_blocked)
         try:
-            fetched = await self._log.fetch(self._settings.fetch_max_records, wait_seconds)
+            fetched = await self._events.fetch(self._settings.fetch_max_records, wait_seconds)
         except EventLogUnavailable as trouble:
             self._counters.fetch_troubles += 1
             self._logger.warning("fetch_failed", error=str(trouble))
@@ -91,10 +91,10 @@ class Fetching:
         for owned in self._owned.values():
             fullness = self._fullness(owned.pending)
             if not owned.is_paused and fullness >= 1:
-                self._log.pause([owned.partition])
+                self._events.pause([owned.partition])
                 owned.is_paused = True
             elif owned.is_paused and fullness < 0.5:
-                self._log.resume([owned.partition])
+                self._events.resume([owned.partition])
                 owned.is_paused = False
 
     def _fullness(self, pending: Sequence[Record]) -> float:

@@ -43,9 +43,9 @@ from controller.counting.refusals import Quarantine, RefusalBacklog
 from controller.counting.saving import BUDGET, Saving
 from controller.counting.watched_flags import WatchedFlags
 from controller.health import Faults, Scope
-from controller.metrics import Metrics
 from controller.ports import Clock, EventLog, Topology, Totals
 from controller.settings import CountingSettings
+from controller.telemetry import Metrics
 
 _FOLDED_PER_TURN = 2 * FOLDED_AT_ONCE  # records, usually of one pair; then others may run
 # Records come by the hundred and are freed without a collection. At the usual 700 new objects a
@@ -86,7 +86,7 @@ class Ingest:
         which topic it is that has a name.
         """
         dependencies = Dependencies(
-            log=log,
+            events=log,
             totals=totals,
             clock=clock,
             metrics=metrics,
@@ -158,7 +158,7 @@ class Ingest:
         """
         self.assignment.forget()
         self._has_ended.clear()
-        self._dependencies.log.on_revoked(self._saving.hand_over)
+        self._dependencies.events.on_revoked(self._saving.hand_over)
         # What exists by now lives as long as the process: collections need not visit it.
         gc.freeze()
         gc.set_threshold(_COLLECTED_FROM_OBJECTS)

@@ -23,7 +23,7 @@ class LogEnds:
 
     def __init__(self, dependencies: Dependencies, assignment: Assignment) -> None:
         """Ask about the partitions of `assignment`."""
-        self._log = dependencies.log
+        self._events = dependencies.events
         self._clock = dependencies.clock
         self._pacing = dependencies.pacing
         self._assignment = assignment
@@ -41,7 +41,7 @@ class LogEnds:
             if not positions:
                 continue
             try:
-                ends = await self._log.ends(list(positions))
+                ends = await self._events.ends(list(positions))
             except EventLogUnavailable as trouble:
                 self._logger.warning("ends_unknown", error=str(trouble))
                 continue
@@ -67,14 +67,14 @@ class LogEnds:
 
     def end_of(self, owned: OwnedPartition) -> int | None:
         """Return the offset behind a log's last record, as far as it is known."""
-        fetched = self._log.end_offset(owned.partition)
+        fetched = self._events.end_offset(owned.partition)
         if owned.end is None or fetched is None:
             return owned.end if fetched is None else fetched
         return max(owned.end, fetched)
 
     def silent_seconds(self, owned: OwnedPartition, now: float) -> float | None:
         """Return how long the brokers have said nothing about a partition; None: they never did."""
-        answers = [self._log.heard_at(owned.partition), owned.bounds_at]
+        answers = [self._events.heard_at(owned.partition), owned.bounds_at]
         if owned.is_paused:
             answers.append(owned.end_answered_at)  # it is not fetched, so only this is asked
         times = [at for at in answers if at is not None]

@@ -13,9 +13,9 @@ from controller.ports import EventLog
 class LostRecords:
     """Checks the holes of partitions before each save."""
 
-    def __init__(self, log: EventLog, faults: PartitionFaults) -> None:
-        """Ask `log` where it begins."""
-        self._log = log
+    def __init__(self, events: EventLog, faults: PartitionFaults) -> None:
+        """Ask `events` where it begins."""
+        self._events = events
         self._faults = faults
         self._logger = structlog.get_logger()
 
@@ -33,7 +33,7 @@ class LostRecords:
             owned.checked_to, owned.checked_last_ms = position, last_ms
             return
         try:
-            first, _ = await self._log.bounds(owned.partition)
+            first, _ = await self._events.bounds(owned.partition)
         except EventLogUnavailable as trouble:
             self._logger.warning("bounds_unknown", topic_partition=owned.key, error=str(trouble))
             return  # asked again before the next save

@@ -72,7 +72,7 @@ class PairOrder:
 
         It is `Assignment.trial_totals`.
         """
-        self._log = dependencies.log
+        self._events = dependencies.events
         self._clock = dependencies.clock
         self._settings: CountingSettings = dependencies.settings
         self._pacing = dependencies.pacing
@@ -182,7 +182,7 @@ class PairOrder:
         if owned.pending:
             return owned.pending[0].timestamp - 1
         waited = 0.0 if pair.held_since is None else now - pair.held_since
-        end = self._log.end_offset(owned.partition)
+        end = self._events.end_offset(owned.partition)
         if end is not None and owned.totals.position >= end:
             # Everything in the log has been folded. An evaluation that is on its way may still be
             # older than the outcome: hence the grace.
@@ -289,7 +289,7 @@ class PairOrder:
         ahead = 0 if owned.totals.flags.joins else self._settings.attribution_window_ms // 3
         if owned.pending:
             return owned.pending[0].timestamp + ahead
-        end = self._log.end_offset(owned.partition)
+        end = self._events.end_offset(owned.partition)
         if end is not None and owned.totals.position >= end:
             return inf
         if now - owned.delivered_at >= self._pacing.join_patience_seconds:

@@ -26,7 +26,7 @@ class PartitionFaults:
         """Report to the dependencies' `faults`, and count in their `counters`."""
         self._faults = dependencies.faults
         self._counters = dependencies.counters
-        self._log = structlog.get_logger()
+        self._logger = structlog.get_logger()
 
     def record_failure(self, owned: OwnedPartition, mistake: BaseException) -> None:
         """Report a partition that cannot be counted, because of a mistake of ours."""
@@ -35,7 +35,7 @@ class PartitionFaults:
         owned.trouble = str(mistake) or repr(mistake)
         why = f"it cannot be counted: {owned.trouble}"
         self._report(owned, why, partition_remedy(owned.name, why))
-        self._log.error("partition_failed", topic_partition=owned.key, exc_info=mistake)
+        self._logger.error("partition_failed", topic_partition=owned.key, exc_info=mistake)
 
     def record_rebase(
         self, owned: OwnedPartition, *, fence: int, offset: int, why: str, now: float
@@ -44,7 +44,7 @@ class PartitionFaults:
         self._counters.rebases += 1
         owned.rebased_at = now
         owned.is_faulty = True
-        self._log.error(
+        self._logger.error(
             "partition_rebased",
             topic_partition=owned.key,
             from_offset=fence,
@@ -56,7 +56,7 @@ class PartitionFaults:
     def record_loss(self, owned: OwnedPartition, offset: int, first: int) -> None:
         """Log that the log deleted the records from `offset` to before `first` unread."""
         self._counters.gaps += 1
-        self._log.error(
+        self._logger.error(
             "records_lost", topic_partition=owned.key, from_offset=offset, to_offset=first
         )
 
@@ -80,7 +80,7 @@ class PartitionFaults:
                 (offset, why), records = owned.set_aside[0], len(owned.set_aside)
                 owned.set_aside = []
                 self._counters.mistakes += records
-                self._log.error(
+                self._logger.error(
                     "record_set_aside",
                     topic_partition=owned.key,
                     offset=offset,

@@ -62,7 +62,7 @@ class RefusalBacklog:
         )  # by the number of refusals they wait for
         self._added = 0
         self._settled = 0  # published or dropped, in the order they came
-        self._log = structlog.get_logger()
+        self._logger = structlog.get_logger()
         self.waiting = 0
         self.waiting_bytes = 0
         self.dropped = 0  # refusals whose details were given up
@@ -118,7 +118,7 @@ class RefusalBacklog:
                 if mistakes < _MISTAKES:
                     await self._wait(mistake)
                     continue
-                self._log.exception("refusals_unwritable")
+                self._logger.exception("refusals_unwritable")
                 if self._remove(batch, head):
                     self._record_dropped(batch.topic, batch.partition, head)
             else:
@@ -132,7 +132,7 @@ class RefusalBacklog:
         self.is_away = True
         self._settle(0)  # no caller waits while nothing gets through
         self.troubles += 1
-        self._log.warning("quarantine_failed", waiting=self.waiting, error=str(trouble))
+        self._logger.warning("quarantine_failed", waiting=self.waiting, error=str(trouble))
         why = (
             f"{self.waiting:,} refusals wait for the quarantine topic, details of {self.dropped:,} "
             f"were dropped; counting goes on: {trouble}"
@@ -167,7 +167,7 @@ class RefusalBacklog:
 
     def _record_dropped(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
         self.dropped += len(refusals)
-        self._log.error(
+        self._logger.error(
             "refusals_dropped",
             topic=topic,
             partition=partition,

@@ -74,7 +74,7 @@ class Saving:
 
         `on_saved` is called with the flags whose totals have just been saved.
         """
-        self._log = dependencies.log
+        self._events = dependencies.events
         self._totals = dependencies.totals
         self._clock = dependencies.clock
         self._metrics = dependencies.metrics
@@ -89,7 +89,7 @@ class Saving:
         self._ends = ends
         self._refusals = refusals
         self._report = report
-        self._lost_records = LostRecords(dependencies.log, assignment.faults)
+        self._lost_records = LostRecords(dependencies.events, assignment.faults)
         self._on_saved = on_saved
         self._committed_at = 0.0
         self._logger = structlog.get_logger()
@@ -171,7 +171,7 @@ class Saving:
 
         Otherwise the partition would seem to stand still with records waiting.
         """
-        position = self._log.position(owned.partition)
+        position = self._events.position(owned.partition)
         if owned.is_leaving or owned.pending or position is None:
             return  # a partition that is leaving takes no more of what is read
         if position > owned.totals.position:
@@ -313,7 +313,7 @@ class Saving:
             if owned.saved is not None and owned.state is PartitionState.READY
         }
         if offsets:
-            await self._log.commit(offsets)
+            await self._events.commit(offsets)
 
     # - last saves -
 

@@ -9,9 +9,9 @@ from controller.deciding.commentary.explanations import ExplanationQueue
 from controller.deciding.raise_guard import RaiseGuard
 from controller.deciding.registry import RolloutRegistry
 from controller.health import Faults
-from controller.metrics import Metrics
 from controller.ports import Advisor, Clock, Publisher, Rollouts
 from controller.retrying import Backoff
+from controller.telemetry import Metrics
 
 LONGEST_RETRY_SECONDS = 5.0
 

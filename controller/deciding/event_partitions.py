@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from controller.metrics import EVENT_TOPICS
 from controller.ports import Topology
+from controller.telemetry import EVENT_TOPICS
 
 
 class EventPartitions:

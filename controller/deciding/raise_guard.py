@@ -1,4 +1,4 @@
-"""Why this replica must not raise exposure now.
+"""Reasons why this replica must not raise a percentage now.
 
 A replica that is cut off may not know the newest decision, and one with a wrong clock ends a bake
 too early. Lowering is never held back.

@@ -77,7 +77,7 @@ class TotalsReader:
         self._given: dict[str, tuple[Mapping[int, VisitTotals], float]] = {}
         self._evidence: dict[str, tuple[Evidence, float]] = {}
         self._unread: set[str] = set()  # flags whose totals could not be read or used
-        self._log = structlog.get_logger()
+        self._logger = structlog.get_logger()
         pool.on_stop(self.forget)
 
     def views(self) -> Sequence[WatchView]:
@@ -128,9 +128,9 @@ class TotalsReader:
                 await self._read()
                 self._faults.clear(Scope.PART, "totals")
             except OperatingTrouble as trouble:
-                self._log.warning("totals_unavailable", error=str(trouble))
+                self._logger.warning("totals_unavailable", error=str(trouble))
             except Exception as mistake:  # ours: totals must go on being read
-                self._log.exception("totals_failed")
+                self._logger.exception("totals_failed")
                 why = f"totals could not be looked at: {mistake!r}"
                 self._faults.report(Scope.PART, "totals", why)
             self.pool.clear_recovered()
@@ -157,7 +157,7 @@ class TotalsReader:
         except OperatingTrouble:
             raise
         except Exception as mistake:  # perhaps one flag's totals: the others must stay watched
-            self._log.warning("totals_unreadable", error=repr(mistake))
+            self._logger.warning("totals_unreadable", error=repr(mistake))
             for flag_key, of_flag in visits.items():
                 await self._read_one(live[flag_key], keys, of_flag)
             return
@@ -205,7 +205,7 @@ class TotalsReader:
         if flag_key not in self.pool:
             return  # handed over while its totals were read
         if flag_key not in self._unread:
-            self._log.error("evidence_not_shown", flag_key=flag_key, error=repr(mistake))
+            self._logger.error("evidence_not_shown", flag_key=flag_key, error=repr(mistake))
         self._unread.add(flag_key)
         why = f"its totals cannot be read, so its guardrails are blind: {mistake!r}"
         fix = f"rolloutctl pause {flag_key}, or roll it back, until they can"

@@ -59,7 +59,7 @@ class WorkerPool:
         self._broken: dict[str, str] = {}
         self._group: asyncio.TaskGroup | None = None
         self._stop_listeners: list[Callable[[str], None]] = []
-        self._log = structlog.get_logger()
+        self._logger = structlog.get_logger()
 
     # --- what others see ---
 
@@ -197,7 +197,7 @@ class WorkerPool:
             why, fix = self._explain_failure(flag_key, run, mistake)
             stopped = f"its worker stopped: {why}"
             self._dependencies.faults.report(Scope.FLAG, flag_key, stopped, fix, reporter=_WORKER)
-            self._log.error(
+            self._logger.error(
                 "worker_stopped",
                 flag_key=flag_key,
                 error=why,
@@ -258,7 +258,7 @@ class WorkerPool:
             async with asyncio.timeout(ALERT_SECONDS):
                 await self._dependencies.publisher.publish([entry])
         except Exception as trouble:  # Kafka's or ours: the next failure tries again
-            self._log.warning("alert_not_published", flag_key=flag_key, error=repr(trouble))
+            self._logger.warning("alert_not_published", flag_key=flag_key, error=repr(trouble))
         else:
             run.is_alerted = True
 

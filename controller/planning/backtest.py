@@ -6,7 +6,7 @@ decision was served then, so the records are not expected to have the plan's spl
 caller requests it.
 
 Belongs here: folding and deciding. Does not belong here: reading Kafka, and words
-(`cli/backtest.py`).
+(`cli/backtest_run.py`).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ evenly from the sorted values, because one user's latencies are alike and totals
 belong together. That costs speed where users come back often.
 
 Belongs here: the way from such totals to the gate. Does not belong here: lines and what is wrong
-with them (`cli/verdict.py`).
+with them (`cli/verdict_lines.py`).
 """
 
 from __future__ import annotations

@@ -188,14 +188,14 @@ def _tiles(scenario: Scenario) -> str:
 
 
 def _key(scenario: Scenario) -> str:
-    told = []
+    entries = []
     for name, colour, is_one in _ENDS:
         part = scenario.part(is_one)
         if part.count:
-            told.append(
+            entries.append(
                 f"<span><i style='background:var({colour})'></i>{name} {part.count:,}</span>"
             )
-    return f"<div class='key'>{''.join(told)}</div>"
+    return f"<div class='key'>{''.join(entries)}</div>"
 
 
 def _stage_table(plan: Plan, scenario: Scenario) -> str:

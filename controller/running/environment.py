@@ -111,13 +111,13 @@ class RedisEnvironment:
         self._settings = settings
         self._faults = faults
         self._identity: Identity | None = None
-        self._log = structlog.get_logger()
+        self._logger = structlog.get_logger()
 
     async def prepare(self) -> None:
         """Check Redis before anything is decided. Raises ConfigInvalid and StoreUnavailable."""
         settings = self._settings
         for warning in await check_server(self._redis):
-            self._log.warning("redis_warning", warning=warning)
+            self._logger.warning("redis_warning", warning=warning)
         identity = Identity(
             await cluster_id(settings.kafka) or settings.environment,
             settings.kafka.topic_prefix,
@@ -125,11 +125,11 @@ class RedisEnvironment:
             settings.former_environments,
         )
         if settings.redis.key_prefix is None and await self._stored.has_shared_data():
-            self._log.warning("redis_warning", warning=self._shared_data_warning())
+            self._logger.warning("redis_warning", warning=self._shared_data_warning())
         await self._refuse_former_data()
         await self._stored.check(identity, settings.kafka.topic_epoch)
         self._identity = identity
-        self._log.info(
+        self._logger.info(
             "redis_ready", key_prefix=self._redis.prefix, environment=settings.environment
         )
 
@@ -163,7 +163,7 @@ class RedisEnvironment:
             try:
                 await self._damaged.recheck(self._rollouts)
             except OperatingTrouble as trouble:
-                self._log.warning("damaged_not_read", error=str(trouble))
+                self._logger.warning("damaged_not_read", error=str(trouble))
             if self._identity is not None:
                 await self._recheck(self._identity)
 
@@ -171,7 +171,7 @@ class RedisEnvironment:
         try:
             why = await self._stored.recheck(identity, self._settings.kafka.topic_epoch)
         except RolloutdError as trouble:
-            self._log.warning("identity_not_read", error=str(trouble))
+            self._logger.warning("identity_not_read", error=str(trouble))
             return
         if why is None:
             self._faults.clear(Scope.DEPENDENCY, REDIS_IDENTITY)

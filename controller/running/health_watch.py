@@ -12,7 +12,7 @@ from controller.adapters.llm.advisor import ModelAdvisor, NoAdvisor
 from controller.adapters.redis.connection import RedisConnection
 from controller.clock import AgreedClock
 from controller.counting.ingest import Ingest
-from controller.deciding.flag_workers import FlagWorkers
+from controller.deciding.deciding import Deciding
 from controller.health import Health
 from controller.running.flag_faults import RefusedStates, TimesAhead
 from controller.running.redis_heartbeat import RedisHeartbeat
@@ -31,7 +31,7 @@ class WatchedParts:
     commands: KafkaEventLog
     feed: KafkaStateFeed
     ingest: Ingest
-    workers: FlagWorkers
+    deciding: Deciding
     reconciler: FlagReconciler
     board: FlagBoard
     advisor: ModelAdvisor | NoAdvisor
@@ -61,13 +61,13 @@ class HealthWatch:
             self._reporter.count_troubles(counters.save_troubles, counters.fetch_troubles)
             if self._health.is_running:  # before, the steps at the start say what they wait for
                 self._reporter.report(self.signs())
-                self._times_ahead.report(self._parts.workers.pool.rollouts)
+                self._times_ahead.report(self._parts.deciding.pool.rollouts)
                 self._refused_states.report(self._parts.feed.corrupt)
             await asyncio.sleep(REPORT_EVERY_SECONDS)
 
     def signs(self) -> Signs:
         """Return how everything is now."""
-        parts, workers = self._parts, self._parts.workers
+        parts, deciding = self._parts, self._parts.deciding
         now = parts.clock.monotonic()
         heard_at = parts.redis.heard_at
         return Signs(
@@ -79,15 +79,15 @@ class HealthWatch:
             store_seconds=None if heard_at is None else now - heard_at,
             store_trouble=parts.heartbeat.trouble,
             partitions=parts.ingest.views(),
-            topics=workers.totals.partitions.topics,
-            expected=workers.totals.partitions.counts,
-            owned_commands=workers.follower.owned,
-            commands_lag=workers.follower.lag,
-            effects=workers.pool.pending_effects,
-            effects_seconds=workers.pool.outbox_seconds,
-            broken=workers.pool.broken,
-            unsaved=workers.pool.unsaved,
-            gaps=parts.reconciler.gaps,
+            topics=deciding.totals.partitions.topics,
+            expected=deciding.totals.partitions.counts,
+            owned_commands=deciding.follower.owned,
+            commands_lag=deciding.follower.lag,
+            effects=deciding.pool.pending_effects,
+            effects_seconds=deciding.pool.outbox_seconds,
+            broken=deciding.pool.broken,
+            unsaved=deciding.pool.unsaved,
+            mismatches=parts.reconciler.mismatches,
             not_served=parts.board.why_not or parts.board.why_stale,
             clocks=parts.clock.why_not(),
             advisor=parts.advisor.trouble,

@@ -10,10 +10,9 @@ from controller.adapters.redis.claims import RedisClaims
 from controller.clock import AgreedClock
 from controller.codec.cloud_events import source_of
 from controller.counting.ingest import Ingest
-from controller.deciding.flag_workers import FlagWorkers
+from controller.deciding.deciding import Deciding
 from controller.deciding.registry import RolloutRegistry
 from controller.health import Faults, Health
-from controller.metrics import Metrics
 from controller.running.claims import Claims, replica_name
 from controller.running.connections import Connections
 from controller.running.environment import RedisEnvironment
@@ -27,6 +26,7 @@ from controller.running.visibility import Visibility
 from controller.running.visibility_alerts import VisibilityAlerts
 from controller.running.watchdog import ConsumerWatchdog, StallMeter
 from controller.settings import Settings
+from controller.telemetry import Metrics
 from controller.web.flags import FlagBoard
 
 
@@ -49,7 +49,7 @@ class Oversight:
         process: Process,
         connections: Connections,
         registry: RolloutRegistry,
-        workers: FlagWorkers,
+        deciding: Deciding,
         ingest: Ingest,
         reconciler: FlagReconciler,
         board: FlagBoard,
@@ -74,11 +74,11 @@ class Oversight:
             RedisClaims(connections.redis),
             faults,
             replica=replica_name(),
-            working=WorkingPartitions(workers, clock).numbers,
+            working=WorkingPartitions(deciding, clock).numbers,
             topic=settings.kafka.topic("commands"),
         )
         views = RolloutViews(
-            workers,
+            deciding,
             registry,
             self.claims,
             health,
@@ -98,7 +98,7 @@ class Oversight:
             commands=connections.commands,
             feed=connections.feed,
             ingest=ingest,
-            workers=workers,
+            deciding=deciding,
             reconciler=reconciler,
             board=board,
             advisor=connections.advisor,
@@ -109,7 +109,7 @@ class Oversight:
         self, process: Process, parts: WatchedParts, registry: RolloutRegistry
     ) -> HealthWatch:
         times_ahead = TimesAhead(process.clock, process.faults)
-        parts.workers.pool.on_stop(times_ahead.clear)
+        parts.deciding.pool.on_stop(times_ahead.clear)
         topic = process.settings.kafka.topic("state")
         return HealthWatch(
             parts,

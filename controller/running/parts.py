@@ -13,8 +13,8 @@ from controller.actuating.reconciler import FlagReconciler
 from controller.counting.ingest import Ingest
 from controller.deciding.commentary.anomaly_watch import AnomalyWatch
 from controller.deciding.commentary.explanations import Explainer
+from controller.deciding.deciding import Deciding
 from controller.deciding.dependencies import WorkerDependencies
-from controller.deciding.flag_workers import FlagWorkers
 from controller.deciding.worker_pool import WorkerPool
 from controller.planes import Planes
 from controller.ports import Commentator
@@ -29,7 +29,7 @@ from controller.web.surface import Surface
 
 
 @dataclass(frozen=True, slots=True)
-class Rooms:
+class Subsystems:
     """The subsystems of a replica."""
 
     settings: Settings
@@ -38,23 +38,27 @@ class Rooms:
     board: FlagBoard
     planes: Planes
     ingest: Ingest
-    workers: FlagWorkers
+    deciding: Deciding
     reconciler: FlagReconciler
     commentary: Sequence[Loop]
     oversight: Oversight
     surface: Surface
 
 
-def supervised_parts(rooms: Rooms, give_up: Callable[[str], None]) -> Parts:
+def supervised_parts(subsystems: Subsystems, give_up: Callable[[str], None]) -> Parts:
     """Return the parts of a replica; `give_up` ends the process when only a new one can help."""
-    connections, follower, oversight = rooms.connections, rooms.follower, rooms.oversight
+    connections, follower, oversight = (
+        subsystems.connections,
+        subsystems.follower,
+        subsystems.oversight,
+    )
     feed = connections.feed
 
     async def check_state() -> None:
-        await check_state_topic(feed, connections.state_reader, rooms.settings)
+        await check_state_topic(feed, connections.state_reader, subsystems.settings)
 
     async def keep_trust() -> None:
-        await rooms.board.keep_trust(feed, silent_seconds=lambda: feed.silent_seconds)
+        await subsystems.board.keep_trust(feed, silent_seconds=lambda: feed.silent_seconds)
 
     return Parts(
         steps=(
@@ -69,18 +73,20 @@ def supervised_parts(rooms: Rooms, give_up: Callable[[str], None]) -> Parts:
         follow=follower.run,
         caught_up=follower.catch_up,
         loops=(
-            ("ingest", lasting(rooms.ingest.run)),
-            ("workers", rooms.workers.run),
-            ("actuation", rooms.reconciler.run),
-            *rooms.planes.loops,
+            ("ingest", lasting(subsystems.ingest.run)),
+            ("workers", subsystems.deciding.run),
+            ("actuation", subsystems.reconciler.run),
+            *subsystems.planes.loops,
             *oversight.loops,
             *oversight.watchdogs(give_up),
-            *rooms.commentary,
+            *subsystems.commentary,
         ),
         early=(("trust", keep_trust), *oversight.early),
-        expendable=names_of(rooms.planes.loops, oversight.loops, oversight.early, rooms.commentary),
-        drain=rooms.ingest.stop,
-        close=(*rooms.surface.closers, *connections.closers, *rooms.planes.closers),
+        expendable=names_of(
+            subsystems.planes.loops, oversight.loops, oversight.early, subsystems.commentary
+        ),
+        drain=subsystems.ingest.stop,
+        close=(*subsystems.surface.closers, *connections.closers, *subsystems.planes.closers),
     )
 
 

@@ -12,8 +12,8 @@ from typing import Final
 
 from controller.counting.owned_partition import PartitionState, PartitionView
 from controller.health import Faults, Health, Scope
-from controller.metrics import EVENT_TOPICS, Metrics
 from controller.ports import TopicPartition
+from controller.telemetry import EVENT_TOPICS, Metrics
 
 REPORT_EVERY_SECONDS: Final = 1.0
 #: Brokers are asked about the state topic every second, and Redis is asked for the time. Three
@@ -51,7 +51,9 @@ class Signs:
     commands_lag: int = 0  # commands in them that are not read and done yet
     broken: Mapping[str, str] = field(default_factory=dict)  # why, by flag
     unsaved: Mapping[str, str] = field(default_factory=dict)  # why, by flag: its state is not saved
-    gaps: Mapping[tuple[str, str], str] = field(default_factory=dict)  # why, by flag and plane
+    mismatches: Mapping[tuple[str, str], str] = field(
+        default_factory=dict
+    )  # why, by flag and plane
     not_served: str | None = None
     clocks: str | None = None
     advisor: str | None = None
@@ -78,8 +80,8 @@ class Reporter:
         stopped = {**signs.unsaved, **signs.broken}
         self._report("rollouts", _some(f"{key}: {why}" for key, why in stopped.items()))
         self._report("outbox", why_outbox(signs))
-        gaps = (f"{key} on {plane} {why}" for (key, plane), why in signs.gaps.items())
-        self._report("actuation", _some(gaps))
+        mismatches = (f"{key} on {plane} {why}" for (key, plane), why in signs.mismatches.items())
+        self._report("actuation", _some(mismatches))
         self._report("serving", signs.not_served or "")
         self._report("clock", signs.clocks or "")
         fault = self._faults.of(Scope.DEPENDENCY, QUARANTINE)

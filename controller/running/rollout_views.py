@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from controller.core.rollout import Rollout
-from controller.deciding.flag_workers import FlagWorkers
+from controller.deciding.deciding import Deciding
 from controller.deciding.registry import RolloutRegistry
 from controller.health import Faults, Health, Scope
 from controller.ports import Clock
@@ -22,16 +22,16 @@ WORKED_WITHIN_SECONDS: Final = 3.0
 class WorkingPartitions:
     """The command partitions that this replica really works on."""
 
-    def __init__(self, workers: FlagWorkers, clock: Clock) -> None:
-        self._workers = workers
+    def __init__(self, deciding: Deciding, clock: Clock) -> None:
+        self._deciding = deciding
         self._clock = clock
 
     def numbers(self) -> Sequence[int]:
         """Return their numbers; none when the loop that follows commands stands still."""
-        at = self._workers.follower.followed_at
+        at = self._deciding.follower.followed_at
         if at is None or self._clock.monotonic() - at > WORKED_WITHIN_SECONDS:
             return ()
-        return sorted(number for _, number in self._workers.follower.owned)
+        return sorted(number for _, number in self._deciding.follower.owned)
 
 
 class RolloutViews:
@@ -39,7 +39,7 @@ class RolloutViews:
 
     def __init__(
         self,
-        workers: FlagWorkers,
+        deciding: Deciding,
         registry: RolloutRegistry,
         claims: Claims,
         health: Health,
@@ -48,7 +48,7 @@ class RolloutViews:
         *,
         event_topics: Sequence[str],
     ) -> None:
-        self._workers = workers
+        self._deciding = deciding
         self._registry = registry
         self._claims = claims
         self._health = health
@@ -60,7 +60,7 @@ class RolloutViews:
     @property
     def expected_partitions(self) -> int:
         """How many event partitions there are, 0 before that is known."""
-        return sum(self._workers.totals.partitions.counts.values())
+        return sum(self._deciding.totals.partitions.counts.values())
 
     @property
     def store_trouble(self) -> str | None:
@@ -84,28 +84,28 @@ class RolloutViews:
         While this replica cannot start, it may not know who else runs a flag. After a while it
         watches every live rollout; its alerts have keys that all replicas share.
         """
-        views: list[View] = list(self._workers.totals.views())
+        views: list[View] = list(self._deciding.totals.views())
         here = {view.flag_key for view in views}
-        owned = {number for _, number in self._workers.follower.owned}
+        owned = {number for _, number in self._deciding.follower.owned}
         is_late = self._clock.monotonic() - self._began_at > STARTING_SECONDS
         watches_all = is_late and not self._health.has_started
         for flag_key, rollout in self._registry.rollouts.items():
             if flag_key in here or rollout.has_ended:
                 continue
-            is_ours = bool(owned) and self._workers.topic.home_of(flag_key) in owned
+            is_ours = bool(owned) and self._deciding.topic.home_of(flag_key) in owned
             if is_ours or (watches_all and not self._is_known(flag_key)):
                 views.append(Unseen(flag_key, rollout))
         return views
 
     def holders(self) -> Sequence[Holder]:
         """Return, for every live rollout that needs watching, which replica runs it."""
-        owned = {number for _, number in self._workers.follower.owned}
+        owned = {number for _, number in self._deciding.follower.owned}
         holders = []
         for flag_key, rollout in self._registry.rollouts.items():
             if not needs_watching(rollout):
                 continue
             try:
-                number = self._workers.topic.home_of(flag_key)
+                number = self._deciding.topic.home_of(flag_key)
             except KeyError:  # the number of partitions is not known yet
                 continue
             is_claimed, why = self._claims.judge(number, is_owned=number in owned)
@@ -115,7 +115,7 @@ class RolloutViews:
     def _is_known(self, flag_key: str) -> bool:
         """Return whether the claims say who runs a flag that is not ours, or that nobody does."""
         try:
-            number = self._workers.topic.home_of(flag_key)
+            number = self._deciding.topic.home_of(flag_key)
         except KeyError:
             return False
         is_claimed, why = self._claims.judge(number, is_owned=False)

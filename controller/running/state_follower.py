@@ -38,7 +38,7 @@ class StateFollower:
         self._plane = plane
         self._health = health
         self._faults = faults
-        self._log = structlog.get_logger()
+        self._logger = structlog.get_logger()
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -67,7 +67,7 @@ class StateFollower:
             report=self._report_waiting,
         )
         for rollout in unpublished:
-            self._log.info(
+            self._logger.info(
                 "decided_unpublished", flag_key=rollout.flag_key, revision=rollout.revision
             )
             self.update(rollout)
@@ -78,7 +78,7 @@ class StateFollower:
             self._registry.update(rollout)
         except Exception as error:  # the edge of one flag: the topic would bring it again for ever
             why = f"revision {rollout.revision} cannot be used: {type(error).__name__}: {error}"
-            self._log.exception("document_unusable", flag_key=rollout.flag_key)
+            self._logger.exception("document_unusable", flag_key=rollout.flag_key)
             fix = "see document_unusable in the log"
             self._faults.report(Scope.FLAG, rollout.flag_key, why[:300], fix, reporter=_STATE)
         else:
@@ -88,4 +88,4 @@ class StateFollower:
 
     def _report_waiting(self, trouble: StoreUnavailable, _pause: float) -> None:
         self._health.not_ready("state", str(trouble))
-        self._log.warning("waiting", step="reading what was decided last", error=str(trouble))
+        self._logger.warning("waiting", step="reading what was decided last", error=str(trouble))

@@ -105,14 +105,14 @@ class Supervisor:
         self._settings = settings
         self._stopping = asyncio.Event()
         self._why_exit: tuple[int, str] | None = None
-        self._log = structlog.get_logger()
+        self._logger = structlog.get_logger()
 
     def give_up(self, reason: str, code: int = EXIT_CONSUMER_STUCK) -> None:
         """End the process in order: only a new one can help. The first reason counts."""
         self._health.broken(reason)
         if self._why_exit is None:
             self._why_exit = (code, reason)
-            self._log.error("process_given_up", reason=reason, code=code)
+            self._logger.error("process_given_up", reason=reason, code=code)
         self._stopping.set()
 
     async def run(self, parts: Parts) -> int:
@@ -129,7 +129,7 @@ class Supervisor:
             stopping.cancel()
         failure = work.exception() if work.done() and not work.cancelled() else None
         if failure is not None and not isinstance(failure, BadInput):
-            self._log.error("process_failed", exc_info=failure)
+            self._logger.error("process_failed", exc_info=failure)
             self.give_up(f"{type(failure).__name__}: {failure}", EXIT_BROKEN)
         seconds = self._settings.drain_seconds + self._settings.close_seconds + 0.3
         # Not called off: what this returns to has tasks to cancel and threads to join, and those
@@ -160,9 +160,9 @@ class Supervisor:
         Everything that is not saved is counted again.
         """
         if self._stopping.is_set():
-            self._log.warning("stopped_at_once", signal=number.name)
+            self._logger.warning("stopped_at_once", signal=number.name)
             self._end_process(0)
-        self._log.info("stop_asked", signal=number.name)
+        self._logger.info("stop_asked", signal=number.name)
         self._stopping.set()
 
     async def _work(self, parts: Parts) -> NoReturn:
@@ -188,7 +188,7 @@ class Supervisor:
             for name, loop in parts.loops:
                 start(name, loop)
             self._health.is_running = True
-            self._log.info("daemon_started")
+            self._logger.info("daemon_started")
             await asyncio.Event().wait()
         finally:
             for task in running:
@@ -235,7 +235,7 @@ class Supervisor:
             )
             if self._stopping.is_set():
                 return  # what it needs is being closed
-            self._log.error("part_failed", part=name, retry_seconds=wait, exc_info=error)
+            self._logger.error("part_failed", part=name, retry_seconds=wait, exc_info=error)
             fix = "it is restarted; the log has the traceback under part_failed"
             self._faults.report(Scope.PART, name, why, fix)
             if is_hopeless:
@@ -262,13 +262,15 @@ class Supervisor:
                 raise error
             why = str(error)
             if isinstance(error, OperatingTrouble):
-                self._log.warning("waiting", step=step.name, error=why, retry_seconds=pause)
+                self._logger.warning("waiting", step=step.name, error=why, retry_seconds=pause)
             else:
                 failures += 1
                 if failures >= STEP_FAILURES_LIMIT:
                     raise error
                 why = _described(error)
-                self._log.error("step_failed", step=step.name, retry_seconds=pause, exc_info=error)
+                self._logger.error(
+                    "step_failed", step=step.name, retry_seconds=pause, exc_info=error
+                )
                 self._faults.report(Scope.PART, step.name, why, "it is tried again")
             self._health.not_ready(step.component, f"{step.name}: {why}")
 
@@ -289,7 +291,7 @@ class Supervisor:
                 for name, close in parts.close
             )
         )
-        self._log.info("daemon_stopped")
+        self._logger.info("daemon_stopped")
 
     async def _bounded(self, name: str, act: Callable[[], Awaitable[None]], seconds: float) -> None:
         """Do one thing of the shutdown: nothing that it raises or waits for delays the others."""
@@ -297,11 +299,11 @@ class Supervisor:
             async with asyncio.timeout(seconds):
                 await act()
         except TimeoutError:
-            self._log.warning("stop_incomplete", part=name, seconds=seconds)
+            self._logger.warning("stop_incomplete", part=name, seconds=seconds)
         except (
             Exception
         ) as error:  # the process is about to end: logged, and the next part is stopped
-            self._log.warning(
+            self._logger.warning(
                 "stop_failed", part=name, error_type=type(error).__name__, error=str(error)
             )
 

@@ -24,8 +24,8 @@ import structlog
 from controller.core.evidence import Evidence
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.health import Faults, Scope
-from controller.metrics import Metrics
 from controller.ports import Clock
+from controller.telemetry import Metrics
 from schemas.terms import AlertKind, Severity
 
 CHECK_EVERY_SECONDS: Final = 1.0

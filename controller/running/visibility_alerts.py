@@ -16,8 +16,8 @@ import structlog
 from controller.codec.outbox import outbox_entry
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.errors import OperatingTrouble
-from controller.metrics import Metrics
 from controller.ports import Clock, OutboxEntry, Publisher
+from controller.telemetry import Metrics
 from schemas.terms import Severity
 
 WAITING_LIMIT: Final = 500

@@ -97,7 +97,7 @@ class UnleashSettings(Section):
     project: str = Field(default="default", pattern=NAME_PATTERN)
     """Project that holds the flags."""
     environment: str = Field(default="production", pattern=NAME_PATTERN)
-    """Environment whose exposure is decided here. Other environments are not changed."""
+    """Environment whose percentage is decided here. Other environments are not changed."""
     create_flags: bool = False
     """Create a flag that Unleash does not have, of the plan's type. False: it must exist, so that a
     mistyped key is reported."""

@@ -20,8 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controller.core.rollout import Rollout
 from controller.health import Faults, Health
-from controller.metrics import Metrics
 from controller.ports import PlaneStanding
+from controller.telemetry import Metrics
 from controller.web.answers import MAX_BODY_BYTES, SECURITY_HEADERS, header, send_error
 from controller.web.event_stream import ADVERTISED, DEFAULT_LIMITS, PATH, EventStreams, StreamLimits
 from controller.web.flags import FlagBoard

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from controller.metrics import Metrics
+from controller.telemetry import Metrics
 from controller.web.answers import send_bytes, send_error
 from controller.web.flags import FlagBoard
 

@@ -22,7 +22,7 @@ import xxhash
 from starlette.types import Receive, Scope, Send
 
 from controller.errors import BadInput
-from controller.metrics import Metrics
+from controller.telemetry import Metrics
 from controller.web.answers import CLOSE, BodyRefused, read_body, send_json, send_tagged
 from controller.web.clients import RateLimit, client_of
 from controller.web.flags import FlagBoard, ServedFlag

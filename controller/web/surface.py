@@ -10,9 +10,9 @@ from controller.codec.decisions import judgement_to_json
 from controller.codec.rollouts import rollout_to_json
 from controller.core.judging.judgement import Judgement
 from controller.health import Faults, Health
-from controller.metrics import Metrics
 from controller.ports import Clock, PlaneStanding
 from controller.settings import Settings
+from controller.telemetry import Metrics
 from controller.web.app import make_app, make_ops_app
 from controller.web.bucketing import Generation
 from controller.web.event_stream import EventStreams, StreamLimits
@@ -71,19 +71,19 @@ class Surface:
         )
         self._ops = make_ops_server(settings, board, health, metrics, faults)
         self._flagd_sync = make_flagd_sync(settings, board)
-        self._log = structlog.get_logger()
+        self._logger = structlog.get_logger()
 
     async def start(self) -> None:
         """Listen. The port for probes comes first: a probe must not wait for anything."""
         if self._ops is not None:
             await self._ops.start()
-            self._log.info("ops_http_started", port=self._ops.port)
+            self._logger.info("ops_http_started", port=self._ops.port)
         await self._http.start()
         self._health.ready("http")
-        self._log.info("http_started", port=self._http.port)
+        self._logger.info("http_started", port=self._http.port)
         if self._flagd_sync is not None:
             await self._flagd_sync.start()
-            self._log.info("flagd_sync_started", port=self._flagd_sync.port)
+            self._logger.info("flagd_sync_started", port=self._flagd_sync.port)
 
     @property
     def closers(self) -> Sequence[tuple[str, Callable[[], Awaitable[None]]]]:

@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from controller.core.rollout import Rollout
 from controller.health import Faults, Health
-from controller.metrics import Metrics
 from controller.ports import PlaneStanding
+from controller.telemetry import Metrics
 from controller.web.answers import header, send_bytes, send_error, send_json, send_tagged
 from controller.web.flags import FlagBoard
 

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 
 from controller.core.rollout import Rollout
 from controller.health import Health
-from controller.metrics import Metrics
+from controller.telemetry import Metrics
 from controller.web.app import make_app
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard

@@ -23,7 +23,7 @@ from math import log
 import numpy as np
 from scipy import stats
 
-from controller.cli.verdict import Bench
+from controller.cli.verdict_lines import Bench
 from controller.codec.plans import to_core_plan
 from controller.core.evidence import GAMMA
 from controller.core.metrics.error_rate import VirtualErrors

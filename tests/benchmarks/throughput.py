@@ -51,8 +51,8 @@ from controller.core.evidence import ArmTotals
 from controller.core.rollout import Rollout
 from controller.counting.fold import IS_COMPILED
 from controller.counting.ingest import Ingest
-from controller.metrics import Metrics
 from controller.settings import CountingSettings, KafkaSettings
+from controller.telemetry import Metrics
 from schemas import evaluation, outcome
 from schemas.quarantine import Refusal
 from schemas.terms import Arm

@@ -186,7 +186,7 @@ def _resume_from_committed(package: Path) -> None:
         "                owned.loaded = await self._stored_totals(owned)\n",
         "                owned.loaded = await self._stored_totals(owned)\n"
         "                totals = owned.loaded[0]\n"
-        "                committed = await self._log.committed(owned.partition)\n"
+        "                committed = await self._events.committed(owned.partition)\n"
         "                totals.position = totals.position if committed is None else committed\n",
     )
     _swap(counting / "saving.py", "if not records.adds_up(totals.position):", "if False:")

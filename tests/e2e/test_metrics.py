@@ -21,7 +21,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from controller.counting.refusals import MOST_REFUSALS
-from controller.metrics import Metrics
+from controller.telemetry import Metrics
 from schemas.plan import PlanDocument
 from schemas.terms import CommandVerb
 from tests import fault_server as faults
@@ -142,7 +142,7 @@ async def discard_totals(store: redis.asyncio.Redis) -> None:
 async def test_every_metric_moves(
     own_kafka: LocalKafka, own_redis: RedisServer, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """No metric of `controller/metrics.py` keeps one value from start to end."""
+    """No metric of `controller/telemetry.py` keeps one value from start to end."""
     store = redis.asyncio.Redis.from_url(own_redis.url)
     async with (
         faults.fault_server(advise) as model,

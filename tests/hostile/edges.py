@@ -33,9 +33,9 @@ from controller.counting.partition_totals import PartitionTotals
 from controller.counting.watched_flags import WatchedFlags
 from controller.errors import BadInput, BrokenInvariant, DocumentUnreadable
 from controller.health import Health
-from controller.metrics import Metrics
 from controller.plans import lint_text
 from controller.ports import Record
+from controller.telemetry import Metrics
 from controller.web.app import make_app
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard

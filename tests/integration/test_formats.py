@@ -19,8 +19,8 @@ from controller.adapters.redis.totals import RedisTotals
 from controller.clock import SystemClock
 from controller.core.evidence import ArmTotals
 from controller.counting.ingest import Ingest
-from controller.metrics import Metrics
 from controller.settings import CountingSettings, KafkaSettings
+from controller.telemetry import Metrics
 from schemas.formats import EventFormat, evaluation_reader, outcome_reader
 from schemas.quarantine import Refusal
 from schemas.terms import Arm

@@ -27,9 +27,9 @@ from controller.clock import SystemClock
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.errors import FlagPlaneUnavailable
 from controller.health import Faults, Scope
-from controller.metrics import Metrics
 from controller.ports import FlagPlane
 from controller.settings.planes import HttpPlaneSettings
+from controller.telemetry import Metrics
 from tests.builders import make_rollout
 from tests.fault_server import Exchange, FaultServer, Script, answering, fault_server, repeating
 from tests.unleash.given import decided, make_settings
@@ -151,7 +151,7 @@ class Loop:
         self.actuation.request(rollout)
         await asyncio.sleep(seconds)
         async with asyncio.timeout(60):
-            while not (self.whole.history and self.actuation.gaps):
+            while not (self.whole.history and self.actuation.mismatches):
                 await asyncio.sleep(0.02)
         assert not running.done(), running.exception()
         for task in (running, watching):
@@ -179,7 +179,7 @@ async def test_an_answer_that_nobody_expects(plane_at: Any, answer: Script, tmp_
         loop = Loop(plane)
         await loop.run(0.7, decided("new-checkout", 25, revision=3))
         assert [entry[2] for entry in loop.whole.history] == [25.0]
-        why = loop.actuation.gaps["new-checkout", plane.name]
+        why = loop.actuation.mismatches["new-checkout", plane.name]
         assert why.isprintable()
         assert len(why) < 1_000
         assert loop.stall < STALL_SECONDS
@@ -292,7 +292,7 @@ async def test_a_redis_that_answers_anything(reply: bytes) -> None:
     await plane.close()
     server.close()
     assert [entry[2] for entry in loop.whole.history] == [25.0]
-    why = loop.actuation.gaps["new-checkout", "redis"]
+    why = loop.actuation.mismatches["new-checkout", "redis"]
     assert why
     assert loop.stall < STALL_SECONDS
     assert all(fault.scope is Scope.PLANE for fault in loop.faults.current)

@@ -26,8 +26,8 @@ from controller.counting.duplicates import NOT_SAMPLED
 from controller.counting.ingest import Ingest
 from controller.counting.membership import digest_of
 from controller.health import Faults, Scope
-from controller.metrics import Metrics
 from controller.settings import CountingSettings, KafkaSettings
+from controller.telemetry import Metrics
 from schemas.quarantine import Refusal
 from schemas.terms import HealthGap
 from schemas.wire import read_evaluations, read_outcomes

@@ -16,7 +16,7 @@ from openfeature.flag_evaluation import FlagEvaluationDetails, Reason
 
 from controller.core.rollout import RolledBack
 from controller.health import Health
-from controller.metrics import Metrics
+from controller.telemetry import Metrics
 from controller.web.app import make_app
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard

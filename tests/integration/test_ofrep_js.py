@@ -15,7 +15,7 @@ import pytest
 
 from controller.core.rollout import RolledBack
 from controller.health import Health
-from controller.metrics import Metrics
+from controller.telemetry import Metrics
 from controller.web.app import make_app
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard

@@ -24,7 +24,7 @@ from controller.clock import SystemClock
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.health import Faults
-from controller.metrics import Metrics
+from controller.telemetry import Metrics
 from schemas.terms import AlertKind
 from tests import fault_server
 from tests.fault_server import Script, answering

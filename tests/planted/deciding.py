@@ -8,7 +8,7 @@ DECIDING = "controller/deciding"
 ACTUATION = "controller/actuating/reconciler.py"
 ACTUATION_TESTS = "tests/unit/actuating/test_reconciler.py"
 WORKER_TESTS = "tests/unit/deciding/flag/test_flag_worker.py"
-WORKERS_TESTS = "tests/unit/deciding/test_flag_workers.py"
+WORKERS_TESTS = "tests/unit/deciding/test_deciding.py"
 CONTAINMENT = "tests/unit/deciding/test_containment.py"
 SAFEGUARDS = "tests/unit/deciding/flag/test_flag_worker_safeguards.py"
 CONTAINED_COMMANDS = "tests/unit/deciding/commands/test_containment_of_commands.py"
@@ -17,8 +17,8 @@ BUGS = (
     Bug(
         "a mistake in reading a command is nobody's",
         f"{DECIDING}/commands/command_inbox.py",
-        "        except Exception as mistake:\n            self._log.exception(\n",
-        "        except MemoryError as mistake:\n            self._log.exception(\n",
+        "        except Exception as mistake:\n            self._logger.exception(\n",
+        "        except MemoryError as mistake:\n            self._logger.exception(\n",
         f"{CONTAINMENT}::test_a_command_that_we_fail_to_read_is_refused_and_nothing_else_stops",
     ),
     Bug(

@@ -184,7 +184,7 @@ I6_BUGS = (
     Bug(
         "an overdue question swallows the evidence that ends it",
         TABLES,
-        "return decide(gate_flow.close_round(rollout, gate, None, now), event, clock)",
+        "return decide(gate_flow.close_round(rollout, gate, None, now), event, received_at)",
         "return Transition(gate_flow.close_round(rollout, gate, None, now))",
         SCENARIOS,
     ),
@@ -219,8 +219,8 @@ I7 = (
     Bug(
         "time runs backwards with the clock",
         TABLES,
-        "clock, now = now, now if rollout is None else max(now, rollout.updated_at)",
-        "clock = now",
+        "received_at, now = now, now if rollout is None else max(now, rollout.updated_at)",
+        "received_at = now",
         f"{HISTORIES}::test_i7_the_revision_grows_by_one_per_transition_and_time_never_falls",
     ),
 )
@@ -275,7 +275,7 @@ FREEZES_AND_IDS = (
         "an approval goes through a freeze",
         ACTIONS,
         "    if is_frozen(rollout, request.now):\n"
-        "        return _refused_while_frozen(rollout, request)\n"
+        "        return _rejected_while_frozen(rollout, request)\n"
         '    cause = request.cause(f"approved',
         '    cause = request.cause(f"approved',
         f"{HISTORIES}::test_nothing_advances_in_a_freeze",

@@ -21,7 +21,6 @@ ROOT = Path(__file__).parents[2]
 BUGS = (*machine.BUGS, *deciding.BUGS, *evidence.BUGS)
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
 def test_the_bug_can_be_planted(bug: Bug) -> None:
     """The source has the place of the mistake exactly once, and the test that finds it exists."""

@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,30 @@ def test_the_map_repeats_the_docstrings(folder: str) -> None:
         assert [" ".join(line.split()) for line in lines] == [
             " ".join(line.split()) for line in re.findall(r"^- .*(?:\n  .+)*", expected, re.M)
         ]
+
+
+def layers_of(lines: list[str]) -> list[set[str]]:
+    """Return the parts on each layer, the top first."""
+    return [
+        {part.strip().removeprefix("controller.") for part in line.split("|")} for line in lines
+    ]
+
+
+def test_the_picture_has_every_layer() -> None:
+    """The layers of the picture are those that `make check` enforces; each part is on one."""
+    (picture,) = re.findall(r"`make check` enforces it:\n\n```text\n(.*?)\n```", PAGE, re.DOTALL)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contract = project["tool"]["importlinter"]["contracts"][0]
+    drawn = layers_of(picture.splitlines())
+    assert drawn == layers_of(contract["layers"])
+    parts = [
+        path.stem
+        for path in (ROOT / "controller").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    ]
+    assert sorted(part for layer in drawn for part in layer) == sorted(
+        {*parts, "schemas"} - {"__init__", "__main__"}
+    )
 
 
 @pytest.mark.parametrize("path", ["The path of an event", "The path of a command"])

@@ -57,8 +57,8 @@ async def test_a_quarantine_that_is_away_keeps_no_answer(monkeypatch: pytest.Mon
         command_id="c1", flag_key="f", verb=CommandVerb.PROMOTE, reason="no rollout"
     )
     async with asyncio.timeout(60):
-        await daemon.workers.inbox.refuse([(record_of(0), unreadable), (record_of(1), refused)])
-        await daemon.workers.inbox.refuse([(record_of(2), unreadable)])
+        await daemon.deciding.inbox.refuse([(record_of(0), unreadable), (record_of(1), refused)])
+        await daemon.deciding.inbox.refuse([(record_of(2), unreadable)])
     assert [json.loads(entry.value)["data"]["command_id"] for entry in published] == ["c1"]
     assert backlog.waiting == 2
     assert daemon.faults.of(Scope.DEPENDENCY, "quarantine") is not None

@@ -51,7 +51,7 @@ WIDER_FILES = (
     "schemas/asyncapi.yaml",
     "controller/adapters/llm/prompt_texts/",  # sent to models as they are, and hashed
 )
-WIDTH_SUFFIXES = (".py", ".md", ".yml", ".yaml", ".toml", ".lua", ".mjs", ".go")
+WIDTH_SUFFIXES = (".py", ".md", ".yml", ".yaml", ".toml", ".lua", ".mjs", ".go", ".html")
 #: A comment for a tool, at the end of a line, does not count; ruff has the same rule.
 PRAGMA = re.compile(r"\s*# (type: ignore|noqa).*$")
 

@@ -76,7 +76,7 @@ class KafkaEventLog:
         self._settings = settings
         self._topics = frozenset(topics)
         self._group_id = group_id
-        self._log = structlog.get_logger(__name__).bind(group=group_id)
+        self._logger = structlog.get_logger(__name__).bind(group=group_id)
         self._partitions = AssignedPartitions(faults)
         self._member = GroupMember(
             settings,
@@ -140,7 +140,7 @@ class KafkaEventLog:
         remade = frozenset(one for one in self._partitions.owned if one[0] in self._remade)
         self._remade.clear()
         if remade:
-            self._log.error("topic_remade", partitions=names_of(remade))
+            self._logger.error("topic_remade", partitions=names_of(remade))
             await self._take_away(remade)
 
     async def _take_away(self, partitions: frozenset[TopicPartition]) -> None:
@@ -156,7 +156,7 @@ class KafkaEventLog:
             returned = frozenset(one for one in partitions.to_return if one in still_ours)
             partitions.to_return.clear()
             partitions.owned |= returned
-            self._log.warning("partitions_left_the_log", partitions=names_of(returned))
+            self._logger.warning("partitions_left_the_log", partitions=names_of(returned))
         for partition in partitions.unreadable:
             if partition not in partitions.paused and partitions.unreadable.begin_try(
                 partition, now
@@ -307,7 +307,7 @@ class KafkaEventLog:
             raise self._member.unavailable("reading", error) from error
         place = {"topic": partition.topic, "partition": partition.partition}
         if not guard.is_read_carefully(partition):
-            self._log.warning("record_not_read", **place, reason=str(error))
+            self._logger.warning("record_not_read", **place, reason=str(error))
             guard.read_carefully(partition)
             return {}
         records, trouble = await calls.read_singly(
@@ -317,7 +317,7 @@ class KafkaEventLog:
             if not records:
                 self._stop_at_unreadable(consumer, partition, str(trouble))
         elif trouble is not None:
-            self._log.info("corrupt_not_read", **place, reason=str(trouble))
+            self._logger.info("corrupt_not_read", **place, reason=str(trouble))
         return {partition: records} if records else {}
 
     def _stop_at_unreadable(
@@ -441,7 +441,9 @@ class KafkaEventLog:
         except BaseException as error:
             if must_propagate(error):
                 raise
-            self._log.warning("commit_failed", error_type=type(error).__name__, reason=str(error))
+            self._logger.warning(
+                "commit_failed", error_type=type(error).__name__, reason=str(error)
+            )
 
     async def _ask(self, doing: str, request: Callable[[AIOKafkaConsumer], Awaitable[_T]]) -> _T:
         """Return what the brokers answer.

@@ -65,7 +65,7 @@ class GroupMember:
         self._partitions = partitions
         self._bare_records = bare_records
         self._reads_committed = reads_committed
-        self._log = structlog.get_logger(__name__).bind(group=group_id)
+        self._logger = structlog.get_logger(__name__).bind(group=group_id)
         self._on_revoked: Revoked | None = None
         #: A consumer that has started, never one that is about to.
         self.consumer: AIOKafkaConsumer | None = None
@@ -150,7 +150,7 @@ class GroupMember:
         self._joining = None
         self.consumer, self.guard = consumer, guard
         self.assign(self._joining_partitions)
-        self._log.info("consumer_started", partitions=names_of(self._partitions.owned))
+        self._logger.info("consumer_started", partitions=names_of(self._partitions.owned))
 
     def _new_consumer(self) -> AIOKafkaConsumer:
         settings = self._settings
@@ -214,7 +214,9 @@ class GroupMember:
         except Exception as error:
             # The next owner starts from the fence, so a save that failed costs repeated work and
             # nothing else. An exception would go to aiokafka, which drops it.
-            self._log.warning("revoke_failed", error_type=type(error).__name__, reason=str(error))
+            self._logger.warning(
+                "revoke_failed", error_type=type(error).__name__, reason=str(error)
+            )
         finally:
             self._partitions.remove(partitions)
 
@@ -223,7 +225,7 @@ class GroupMember:
         self._partitions.assign(partitions)
         self.assignments += 1
         self._assigned_at.append(asyncio.get_running_loop().time())
-        self._log.info("partitions_assigned", partitions=names_of(partitions))
+        self._logger.info("partitions_assigned", partitions=names_of(partitions))
 
     def _assigned(self, consumer: AIOKafkaConsumer, partitions: Iterable[KafkaPartition]) -> None:
         assigned = frozenset((one.topic, one.partition) for one in partitions)

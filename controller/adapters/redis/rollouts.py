@@ -38,7 +38,7 @@ _log = structlog.get_logger()
 DOCUMENTS_AT_ONCE: Final = 200
 
 #: Answers to commands kept per flag, newest first. A command that comes back after a thousand later
-#: ones of its flag is treated as new; all that raise exposure are too old by then.
+#: ones of its flag is treated as new; all that raise the percentage are too old by then.
 ANSWERS_KEPT: Final = 1_000
 #: After how many saves of a flag its older answers are deleted.
 ANSWERS_PRUNED_EVERY: Final = 128

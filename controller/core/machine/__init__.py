@@ -48,9 +48,9 @@ def decide(rollout: Rollout | None, event: Event, now: datetime) -> Transition:
     if isinstance(event, CommandUnusable):
         return Transition(rollout, (announcements.rejected(event, rollout, event.why),))
     # A clock set back neither shortens a bake nor lengthens it: time never falls.
-    clock, now = now, now if rollout is None else max(now, rollout.updated_at)
+    received_at, now = now, now if rollout is None else max(now, rollout.updated_at)
     if isinstance(event, CommandReceived):
-        return carry_out(rollout, Request(event, now, clock), COMMANDS)
+        return carry_out(rollout, Request(event, now, received_at), COMMANDS)
     if rollout is None:
         return Transition(None)
     match (rollout.phase, event):
@@ -79,7 +79,7 @@ def decide(rollout: Rollout | None, event: Event, now: datetime) -> Transition:
             Gating(advice=AdviceRound(is_closed=False, until=until)) as gate,
             Ticked() | EvidenceJudged() | AdviceReceived() | AdviceUnavailable(),
         ) if now >= until:
-            return decide(gate_flow.close_round(rollout, gate, None, now), event, clock)
+            return decide(gate_flow.close_round(rollout, gate, None, now), event, received_at)
         case (
             Gating() as gate,
             AdviceReceived() | AdviceUnavailable() as answer,
@@ -115,14 +115,14 @@ LIVE = (*WAITING, PAUSED)
 OFF = (ROLLED_BACK, ABORTED)
 ENDED = (COMPLETED, *OFF)
 
-#: What each command does in each phase; one without a row is refused.
+#: What each command does in each phase; one without a row is rejected.
 COMMANDS: Final[Table] = table_of((
     # command          in phases              does                  leads to
     (V.START,          (NO_ROLLOUT, *ENDED),  actions.begin,        (SCHEDULED, BAKING)),
     (V.RESTART,        ENDED,                 actions.begin,        (SCHEDULED, BAKING)),
     (V.PAUSE,          WAITING,               actions.pause,        (PAUSED,)),
-    (V.PAUSE,          (PAUSED,),             actions.is_paused,    STAYS),
-    (V.PAUSE,          ENDED,                 actions.is_over,      STAYS),
+    (V.PAUSE,          (PAUSED,),             actions.accept_pause, STAYS),
+    (V.PAUSE,          ENDED,                 actions.accept_ended, STAYS),
     (V.RESUME,         (PAUSED,),             actions.resume,       (SCHEDULED, BAKING)),
     (V.APPROVE,        (AWAITING,),           actions.approve,      (BAKING, COMPLETED)),
     (V.REJECT,         (AWAITING,),           actions.reject,       (PAUSED,)),
@@ -134,8 +134,8 @@ COMMANDS: Final[Table] = table_of((
     (V.STEP_BACK,      (PAUSED,),             actions.step_back,    STAYS),
     (V.ROLL_BACK,      (*LIVE, COMPLETED),    actions.roll_back,    (ROLLED_BACK,)),
     (V.ABORT,          (*LIVE, COMPLETED),    actions.abort,        (ABORTED,)),
-    (V.ROLL_BACK,      OFF,                   actions.is_off,       STAYS),
-    (V.ABORT,          OFF,                   actions.is_off,       STAYS),
+    (V.ROLL_BACK,      OFF,                   actions.accept_off,   STAYS),
+    (V.ABORT,          OFF,                   actions.accept_off,   STAYS),
     (V.FREEZE,         LIVE,                  actions.freeze,       STAYS),
     (V.UNFREEZE,       LIVE,                  actions.unfreeze,     STAYS),
 ))

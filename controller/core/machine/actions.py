@@ -15,7 +15,7 @@ from controller.core.machine.commands import (
     Request,
     done,
     nothing_to_do,
-    refused,
+    rejected,
     stale,
 )
 from controller.core.machine.times import is_expired, is_frozen
@@ -33,17 +33,17 @@ def begin(previous: Rollout | None, request: Request) -> Transition:
     if plan is None and previous is not None and command.verb is CommandVerb.RESTART:
         plan = previous.plan
     if plan is None:
-        return refused(previous, request, "start needs a plan")
+        return rejected(previous, request, "start needs a plan")
     if previous is not None and command.command_id == previous.rollout_id:
         # Read again after Redis lost the answer: the rollout that it started has ended, and only
         # another command may start the next one.
         return nothing_to_do(previous, request, ALREADY_STARTED)
     if request.is_outdated:
-        return refused(previous, request, OUTDATED)
+        return rejected(previous, request, OUTDATED)
     if plan.expires_at is not None and now >= plan.expires_at:
-        return refused(previous, request, "the plan has expired: give it a later expires_at")
+        return rejected(previous, request, "the plan has expired: give it a later expires_at")
     if command.expected_revision not in (None, revision):
-        return refused(previous, request, stale(command, revision))
+        return rejected(previous, request, stale(command, revision))
     return done(transitions.start(previous, plan, command, now), request)
 
 
@@ -54,9 +54,9 @@ def approve(rollout: Rollout, request: Request) -> Transition:
     """Let a gate pass that waits for a person."""
     if request.command.expected_revision is None:
         why = "an approval is for one revision: give expected_revision"
-        return refused(rollout, request, why)
+        return rejected(rollout, request, why)
     if is_frozen(rollout, request.now):
-        return _refused_while_frozen(rollout, request)
+        return _rejected_while_frozen(rollout, request)
     cause = request.cause(f"approved: {request.command.reason}")
     return done(transitions.advance(rollout, cause, request.now), request)
 
@@ -64,7 +64,7 @@ def approve(rollout: Rollout, request: Request) -> Transition:
 def promote(rollout: Rollout, request: Request) -> Transition:
     """Advance by one stage without its gate."""
     if is_frozen(rollout, request.now):
-        return _refused_while_frozen(rollout, request)
+        return _rejected_while_frozen(rollout, request)
     cause = request.cause(f"promoted past its gate: {request.command.reason}")
     return done(transitions.advance(rollout, cause, request.now), request)
 
@@ -72,7 +72,7 @@ def promote(rollout: Rollout, request: Request) -> Transition:
 def promote_full(rollout: Rollout, request: Request) -> Transition:
     """Go to the last stage, whose own limits stay armed; from there, complete."""
     if is_frozen(rollout, request.now):
-        return _refused_while_frozen(rollout, request)
+        return _rejected_while_frozen(rollout, request)
     if rollout.stage_index == len(rollout.plan.stages) - 1:
         cause = request.cause(f"completed past its gate: {request.command.reason}")
         return done(transitions.advance(rollout, cause, request.now), request)
@@ -80,9 +80,9 @@ def promote_full(rollout: Rollout, request: Request) -> Transition:
     return done(transitions.enter_last(rollout, cause, request.now), request)
 
 
-def _refused_while_frozen(rollout: Rollout, request: Request) -> Transition:
+def _rejected_while_frozen(rollout: Rollout, request: Request) -> Transition:
     why = "frozen: nothing advances; unfreeze, or wait for the window to end"
-    return refused(rollout, request, why)
+    return rejected(rollout, request, why)
 
 
 def resume(rollout: Rollout, request: Request) -> Transition:
@@ -91,7 +91,7 @@ def resume(rollout: Rollout, request: Request) -> Transition:
     assert isinstance(paused, Paused)
     if is_expired(rollout, now):
         why = "the plan has expired: promote, roll back or abort"
-        return refused(rollout, request, why)
+        return rejected(rollout, request, why)
     phase: Waiting
     match paused.held:
         case Scheduled(start_at=start_at):
@@ -109,7 +109,7 @@ def resume(rollout: Rollout, request: Request) -> Transition:
 def step_back(rollout: Rollout, request: Request) -> Transition:
     """Serve the stage below, if there is one."""
     if not rollout.stage_index:
-        return refused(rollout, request, "no stage lies below: roll back, or abort")
+        return rejected(rollout, request, "no stage lies below: roll back, or abort")
     return done(transitions.step_back(rollout, request.cause(), request.now), request)
 
 
@@ -123,7 +123,7 @@ def abort(rollout: Rollout, request: Request) -> Transition:
     return done(transitions.abort(rollout, request.cause(), request.now), request)
 
 
-def is_off(rollout: Rollout, request: Request) -> Transition:
+def accept_off(rollout: Rollout, request: Request) -> Transition:
     """Accept a command for 0 % that finds 0 %."""
     return nothing_to_do(rollout, request, "0 % is served already")
 
@@ -137,12 +137,12 @@ def pause(rollout: Rollout, request: Request) -> Transition:
     return done(transitions.pause(rollout, HoldReason.OPERATOR, cause, request.now), request)
 
 
-def is_paused(rollout: Rollout, request: Request) -> Transition:
+def accept_pause(rollout: Rollout, request: Request) -> Transition:
     """Accept a pause of a paused rollout."""
     return nothing_to_do(rollout, request, "paused already")
 
 
-def is_over(rollout: Rollout, request: Request) -> Transition:
+def accept_ended(rollout: Rollout, request: Request) -> Transition:
     """Accept a pause of a rollout that has ended."""
     return nothing_to_do(rollout, request, "nothing moves: the rollout has ended")
 
@@ -162,6 +162,6 @@ def freeze(rollout: Rollout, request: Request) -> Transition:
 def unfreeze(rollout: Rollout, request: Request) -> Transition:
     """Lift an operator's freeze. A gate gets its full time again: it could not close meanwhile."""
     if rollout.freeze is None:
-        return refused(rollout, request, "no operator has frozen it")
+        return rejected(rollout, request, "no operator has frozen it")
     cause = request.cause(f"unfrozen: {request.command.reason}")
     return done(transitions.unfreeze(rollout, cause, request.now), request)

@@ -144,7 +144,7 @@ def paused(before: Rollout, after: Rollout, kind: AlertKind, cause: Cause) -> Ra
     return _alert(after, kind, severity, summary, action, cause.judgement)
 
 
-def holds(after: Rollout, cause: Cause) -> tuple[Effect, ...]:
+def hold_alerts(after: Rollout, cause: Cause) -> tuple[Effect, ...]:
     """Return the alert about a hold, none when the stage only waits for more data."""
     judgement = cause.judgement
     if after.hold is HoldReason.SIGNAL:

@@ -22,8 +22,8 @@ from controller.core.rollout import (
 )
 from schemas.terms import ALWAYS_ACCEPTED, CommandVerb, PhaseName
 
-#: Commands that raise exposure or open the way to it. All others only ever make the rollout more
-#: careful, however late they come.
+#: Commands that raise the percentage or open the way to it. All others only ever make the rollout
+#: more careful, however late they come.
 RAISING = frozenset(
     {
         CommandVerb.START,
@@ -40,7 +40,7 @@ STARTING = frozenset({CommandVerb.START, CommandVerb.RESTART})
 ALREADY_STARTED = "this command has started its rollout already"
 OUTDATED = (
     f"issued more than {COMMAND_MAX_AGE.seconds // 60} min ago: a late command must not raise "
-    f"exposure; send it again"
+    f"the percentage; send it again"
 )
 
 
@@ -54,7 +54,7 @@ class Request:
 
     @property
     def is_outdated(self) -> bool:
-        """Whether the command is too old to raise exposure."""
+        """Whether the command is too old to raise the percentage."""
         return self.received_at - self.command.issued_at > COMMAND_MAX_AGE
 
     def cause(self, reason: str | None = None) -> Cause:
@@ -99,15 +99,15 @@ def carry_out(rollout: Rollout | None, request: Request, table: Table) -> Transi
     verb = request.command.verb
     row = table.get((verb, None if rollout is None else rollout.phase.name))
     if rollout is not None and (why := _why_not(rollout, request)) is not None:
-        return refused(rollout, request, why)
-    return (refuse if row is None else row.action)(rollout, request)
+        return rejected(rollout, request, why)
+    return (reject_for_phase if row is None else row.action)(rollout, request)
 
 
 # --- checks before the table ---
 
 
 def _why_not(rollout: Rollout, request: Request) -> str | None:
-    """Return why a command is refused whatever its row; None when the row decides.
+    """Return why a command is rejected whatever its row; None when the row decides.
 
     Lowering works whatever revision the operator saw, if it is meant for this rollout.
     """
@@ -150,7 +150,7 @@ def _why_not_this_rollout(rollout: Rollout, request: Request) -> str | None:
 
 
 def stale(command: CommandReceived, revision: int) -> str:
-    """Return the reason to refuse a command whose issuer saw another revision."""
+    """Return the reason to reject a command whose issuer saw another revision."""
     return (
         f"stale: revision {command.expected_revision} was expected, it is {revision}; check "
         f"the rollout and send it again"
@@ -167,7 +167,7 @@ def done(transition: Transition, request: Request) -> Transition:
     return Transition(transition.after, (*transition.effects, answer))
 
 
-def refused(rollout: Rollout | None, request: Request, why: str) -> Transition:
+def rejected(rollout: Rollout | None, request: Request, why: str) -> Transition:
     """Return that nothing changes, and the answer why not."""
     return Transition(rollout, (announcements.rejected(request.command, rollout, why),))
 
@@ -177,8 +177,8 @@ def nothing_to_do(rollout: Rollout, request: Request, why: str) -> Transition:
     return Transition(rollout, (announcements.accepted(request.command, rollout, why),))
 
 
-def refuse(rollout: Rollout | None, request: Request) -> Transition:
-    """Refuse a command that has no row in the table: it does not fit the phase.
+def reject_for_phase(rollout: Rollout | None, request: Request) -> Transition:
+    """Reject a command that has no row in the table: it does not fit the phase.
 
     One exception: a start that is read again, while the rollout that it started is under way, is
     accepted again.
@@ -196,4 +196,4 @@ def refuse(rollout: Rollout | None, request: Request) -> Transition:
         why = "no stage lies below: roll back, or abort"
     else:
         why = f"{verb} does not fit a rollout that is {rollout.phase.name}"
-    return refused(rollout, request, why)
+    return rejected(rollout, request, why)

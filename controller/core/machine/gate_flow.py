@@ -70,16 +70,16 @@ def act_on_gap(rollout: Rollout, gap: Gap, judgement: Judgement, now: datetime) 
 def report_in_bake(rollout: Rollout, judgement: Judgement, now: datetime) -> Transition:
     """Hold during the bake for the gaps that an operator has to fix, and no others."""
     reason, why = why_not(replace(judgement, gaps=gaps_to_fix(judgement)))
-    return hold(rollout, reason, Cause(why, judgement), now)
+    return announce_hold(rollout, reason, Cause(why, judgement), now)
 
 
-def hold(rollout: Rollout, reason: HoldReason, cause: Cause, now: datetime) -> Transition:
+def announce_hold(rollout: Rollout, reason: HoldReason, cause: Cause, now: datetime) -> Transition:
     """Announce once why nothing moves, and another reason only a minute later."""
     if rollout.hold is reason or (rollout.hold is not None and not may_announce(rollout, now)):
         return Transition(rollout)
-    held = transitions.hold(rollout, reason, cause, now)
+    held = transitions.set_hold(rollout, reason, cause, now)
     assert held.after is not None
-    return Transition(held.after, (*held.effects, *announcements.holds(held.after, cause)))
+    return Transition(held.after, (*held.effects, *announcements.hold_alerts(held.after, cause)))
 
 
 def hold_back(rollout: Rollout, why: str, judgement: Judgement | None, now: datetime) -> Transition:
@@ -89,7 +89,7 @@ def hold_back(rollout: Rollout, why: str, judgement: Judgement | None, now: date
     if rollout.hold is HoldReason.HEALTH or is_recent or rollout.has_ended:
         return Transition(rollout)
     cause = Cause(f"everything else has passed; {why}", judgement)
-    return transitions.hold(rollout, HoldReason.HEALTH, cause, now)
+    return transitions.set_hold(rollout, HoldReason.HEALTH, cause, now)
 
 
 # --- the gate ---
@@ -102,10 +102,10 @@ def judge_gate(rollout: Rollout, gate: Gating, judgement: Judgement, now: dateti
             return act_on_gap(rollout, gap, judgement, now)
     if not passes(judgement):
         reason, why = why_not(judgement)
-        return hold(rollout, reason, Cause(why, judgement), now)
+        return announce_hold(rollout, reason, Cause(why, judgement), now)
     if is_frozen(rollout, now):
         cause = Cause("everything has passed; frozen", judgement)
-        return hold(rollout, HoldReason.FROZEN, cause, now)
+        return announce_hold(rollout, HoldReason.FROZEN, cause, now)
     return _consider_advice(rollout, gate, judgement, now)
 
 
@@ -130,7 +130,7 @@ def _consider_advice(
         return transitions.await_approval(rollout, gate, HoldReason.ADVISOR, cause, now)
     if now >= round_.held_until:
         return _ask(rollout, gate, round_.number + 1, judgement, now)
-    return hold(rollout, HoldReason.ADVISOR, Cause(_advice_words(round_), judgement), now)
+    return announce_hold(rollout, HoldReason.ADVISOR, Cause(_advice_words(round_), judgement), now)
 
 
 def _advice_words(round_: AdviceRound) -> str:
@@ -166,14 +166,14 @@ def close_undecided(rollout: Rollout, gate: Gating, event: Event, now: datetime)
 
 
 def withdraw_request(
-    rollout: Rollout, asked: AwaitingApproval, judgement: Judgement, now: datetime
+    rollout: Rollout, waiting: AwaitingApproval, judgement: Judgement, now: datetime
 ) -> Transition:
     """Withdraw the request to a person and open a new gate: its evidence is out of date."""
     reason, why = why_not(judgement)
     cause = Cause(f"no longer asks for approval: {why}", judgement)
-    after = transitions.open_gate(rollout, asked.stage, now, reason)
+    after = transitions.open_gate(rollout, waiting.stage, now, reason)
     decision = announcements.decision(rollout, after, DecisionKind.HOLD, cause)
-    return Transition(after, (decision, *announcements.holds(after, cause)))
+    return Transition(after, (decision, *announcements.hold_alerts(after, cause)))
 
 
 # --- rounds of advice ---

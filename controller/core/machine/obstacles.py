@@ -66,8 +66,8 @@ def urgent_gap(rollout: Rollout, judgement: Judgement) -> Gap | None:
     """Return the gap to act on at once, None without one.
 
     At a gate that is a gap whose policy is to roll back. A broken split is bad at any moment, so it
-    is urgent during the bake too. While paused it is urgent only if it lowers exposure: nothing
-    else moves then anyway.
+    is urgent during the bake too. While paused it is urgent only if it lowers the percentage:
+    nothing else moves then anyway.
     """
     if not rollout.phase.is_guarded:
         return None

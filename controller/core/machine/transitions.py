@@ -184,7 +184,7 @@ def set_advice(rollout: Rollout, gate: Gating, advice: AdviceRound | None) -> Ro
     return replace(rollout, phase=replace(gate, advice=advice))
 
 
-def hold(rollout: Rollout, reason: HoldReason, cause: Cause, now: datetime) -> Transition:
+def set_hold(rollout: Rollout, reason: HoldReason, cause: Cause, now: datetime) -> Transition:
     """Keep the rollout where it is, and announce why."""
     after = _next_revision(rollout, now, hold=reason)
     return _announced(rollout, after, DecisionKind.HOLD, cause)

@@ -60,7 +60,7 @@ class CommandFollower:
         passing_faults: PassingFaults,
     ) -> None:
         self._inbox = inbox
-        self._log_member = inbox.log
+        self._log_member = inbox.commands
         self._topic = topic
         self._pool = pool
         self._handler = handler
@@ -76,7 +76,7 @@ class CommandFollower:
         self._placed_at = self._committed_at = float("-inf")  # monotonic seconds
         #: When the loop last began a round, in monotonic seconds; None: never.
         self.followed_at: float | None = None
-        self._log = structlog.get_logger()
+        self._logger = structlog.get_logger()
 
     @property
     def owned(self) -> frozenset[TopicPartition]:
@@ -125,12 +125,12 @@ class CommandFollower:
                 self._passing_faults.clear_expired()
                 self._faults.clear(Scope.PART, "commands")
             except OperatingTrouble as trouble:
-                self._log.warning("commands_unavailable", error=str(trouble))
+                self._logger.warning("commands_unavailable", error=str(trouble))
                 await asyncio.sleep(RETRY_SECONDS)
             except BrokenInvariant:
                 raise  # of the log as a whole: another process is in the group under our name
             except Exception as mistake:  # ours: commands must go on being read
-                self._log.exception("commands_failed")
+                self._logger.exception("commands_failed")
                 why = f"reading commands failed: {mistake!r}"
                 self._faults.report(Scope.PART, "commands", why)
                 await asyncio.sleep(RETRY_SECONDS)
@@ -154,11 +154,11 @@ class CommandFollower:
                 await self._take_over(key, group)
             except Exception as trouble:
                 if not isinstance(trouble, OperatingTrouble):
-                    self._log.exception("commands_not_taken_over", partition=key[1])
+                    self._logger.exception("commands_not_taken_over", partition=key[1])
                     why = f"its commands cannot be taken over: {trouble!r}"
                     name = f"{key[0]}/{key[1]}"
                     self._faults.report(Scope.PARTITION, name, why, reporter=COMMANDS)
-                self._log.warning("commands_not_ready", partition=key[1], error=str(trouble))
+                self._logger.warning("commands_not_ready", partition=key[1], error=str(trouble))
 
     async def _take_over(self, key: TopicPartition, group: asyncio.TaskGroup) -> None:
         """Read a partition from its committed offset on.
@@ -172,7 +172,7 @@ class CommandFollower:
         is_beyond = committed is not None and committed > end
         if is_beyond:
             start = first
-            self._log.error(
+            self._logger.error(
                 "commands_committed_beyond_end",
                 partition=key[1],
                 committed=committed,
@@ -194,7 +194,7 @@ class CommandFollower:
             self._passing_faults.report(Scope.PARTITION, partition.name, why, fix)
         else:
             self._faults.clear(Scope.PARTITION, partition.name, reporter=COMMANDS)
-        self._log.info("commands_taken_over", partition=partition.number, offset=start)
+        self._logger.info("commands_taken_over", partition=partition.number, offset=start)
 
     async def _place_flags(self) -> None:
         """Run the flags of our partitions, and only those: others start flags, and topics grow."""
@@ -204,7 +204,7 @@ class CommandFollower:
         if placed == self._placed and now - self._placed_at < PLACE_EVERY_SECONDS:
             return
         if self._placed is not None and self._placed[0] != count:
-            self._log.warning("command_partitions_changed", before=self._placed[0], after=count)
+            self._logger.warning("command_partitions_changed", before=self._placed[0], after=count)
         flag_keys = self._known.refresh()
         self._placed, self._placed_at = placed, now
         numbers = {number for _, number in self._partitions}
@@ -220,7 +220,7 @@ class CommandFollower:
             if self._topic.home_of(flag_key) not in numbers and not self._commands[flag_key]:
                 await self._pool.stop(flag_key)
         if started:
-            self._log.info("flags_taken_over", partitions=sorted(numbers), flags=started)
+            self._logger.info("flags_taken_over", partitions=sorted(numbers), flags=started)
 
     def _pause_full_partitions(self) -> None:
         """Read no more commands than are handled: while Redis is away they wait in the topic."""
@@ -281,7 +281,7 @@ class CommandFollower:
                 command = partition.open.popleft()
                 partition.done_to = command.offset + 1
                 if command.refusal is not None:
-                    partition.untold.append(command.refusal)
+                    partition.unsent_refusals.append(command.refusal)
             if partition.done_to is not None:
                 offsets[key] = partition.done_to
         if offsets:
@@ -289,8 +289,12 @@ class CommandFollower:
             await self._log_member.commit(offsets)
             for key in offsets:
                 partition = self._partitions[key]
-                partition.done_to, untold, partition.untold = None, partition.untold, []
-                for refusal in untold:
+                partition.done_to, unsent, partition.unsent_refusals = (
+                    None,
+                    partition.unsent_refusals,
+                    [],
+                )
+                for refusal in unsent:
                     refusal.command.finish()
                     self._refusals.add(refusal)
 

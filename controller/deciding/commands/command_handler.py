@@ -44,7 +44,7 @@ class CommandHandler:
         self._refusals = refusals
         self._commands = commands
         self._faults = faults
-        self._log = structlog.get_logger()
+        self._logger = structlog.get_logger()
 
     def begin(self, command: PendingCommand, group: asyncio.TaskGroup) -> None:
         """Handle a command in a task of `group`, beside all others."""
@@ -61,7 +61,7 @@ class CommandHandler:
             raise
         except Exception as mistake:  # ours, in refusing: nothing is left to try, and others wait
             partition = command.partition
-            self._log.exception(
+            self._logger.exception(
                 "command_given_up", partition=partition.number, offset=command.offset
             )
             name = f"{partition.name}/{command.offset}"
@@ -146,7 +146,7 @@ class CommandHandler:
             except Exception as mistake:  # the worker reports it, and restarts
                 attempts += 1
                 failure = f"the controller failed on this command: {mistake!r}"
-                self._log.exception("command_failed", flag_key=flag_key, attempt=attempts)
+                self._logger.exception("command_failed", flag_key=flag_key, attempt=attempts)
             else:
                 return True
         self._refuse_failed(command, record, flag_key, event, failure, lowers=lowers)

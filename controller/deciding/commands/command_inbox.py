@@ -25,9 +25,9 @@ from controller.errors import (
     EventLogUnavailable,
 )
 from controller.health import Scope
-from controller.metrics import Metrics
 from controller.ports import Clock, EventLog, OutboxEntry, Publisher, Record, RefusedRecords
 from controller.retrying import steady, until_done
+from controller.telemetry import Metrics
 from schemas import quarantine
 from schemas.command import Command
 from schemas.envelope import time_of
@@ -68,7 +68,7 @@ class CommandInbox:
 
     def __init__(
         self,
-        log: EventLog,
+        commands: EventLog,
         publisher: Publisher,
         refused_records: RefusedRecords,
         *,
@@ -77,22 +77,22 @@ class CommandInbox:
         faults: PassingFaults,
         source: str = SOURCE,
     ) -> None:
-        """`log` is this replica's member of the group that decides."""
-        self.log = log
+        """`commands` is this replica's member of the group that decides."""
+        self.commands = commands
         self._publisher = publisher
         self._refused_records = refused_records
         self._clock = clock
         self._metrics = metrics
         self._faults = faults
         self._source = source
-        self._log = structlog.get_logger()
+        self._logger = structlog.get_logger()
 
     def peek(self, record: Record) -> Peeked | None:
         """Return flag, verb and hops of a record; None when only reading it can show them."""
         try:
             peeked = peek_command(record.value, record.headers, record.key)
         except Exception as mistake:  # ours; reading the record in full says more
-            self._log.warning("command_not_peeked", offset=record.offset, error=repr(mistake))
+            self._logger.warning("command_not_peeked", offset=record.offset, error=repr(mistake))
             return None
         return None if peeked is None else Peeked(*peeked)
 
@@ -110,7 +110,7 @@ class CommandInbox:
         except BadInput:
             raise
         except Exception as mistake:
-            self._log.exception(
+            self._logger.exception(
                 "command_not_read", partition=record.partition, offset=record.offset
             )
             name = f"{record.topic}/{record.partition}/{record.offset}"
@@ -175,5 +175,5 @@ class CommandInbox:
             lambda: self._publisher.publish(entries),
             trouble=EventLogUnavailable,
             backoff=steady(RETRY_SECONDS),
-            report=lambda trouble, _: self._log.warning("refusal_waits", error=str(trouble)),
+            report=lambda trouble, _: self._logger.warning("refusal_waits", error=str(trouble)),
         )

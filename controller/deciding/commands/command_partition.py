@@ -62,7 +62,7 @@ class PendingCommand:
 
     @property
     def lowers(self) -> bool:
-        """True for a verb that lowers exposure or keeps it."""
+        """True for a verb that lowers the percentage or keeps it."""
         return self.verb in ALWAYS_ACCEPTED
 
 
@@ -98,7 +98,7 @@ class CommandPartition:
     unknown_bytes: int = 0
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     done_to: int | None = None  # offset to commit
-    untold: list[Refusal] = field(default_factory=list)  # of commands before `done_to`
+    unsent_refusals: list[Refusal] = field(default_factory=list)  # of commands before `done_to`
     task: asyncio.Task[None] | None = None  # answers those in `unknown`
     is_gone: bool = False  # another replica owns it; what is not committed is read there
 

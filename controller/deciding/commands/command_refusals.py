@@ -13,8 +13,8 @@ from controller.deciding.commands.command_partition import Refusal
 from controller.deciding.commands.passing_faults import PassingFaults
 from controller.errors import BadInput, CommandRefused, OperatingTrouble
 from controller.health import Scope
-from controller.metrics import UNKNOWN_VERB, Metrics
 from controller.ports import Clock, Record
+from controller.telemetry import UNKNOWN_VERB, Metrics
 from schemas.terms import CommandStatus
 
 #: Refusals that wait for Kafka. While it takes none for so many seconds, the oldest beyond the
@@ -41,7 +41,7 @@ class CommandRefusals:
         self._arrived = asyncio.Event()
         self._trying_since: float | None = None  # monotonic seconds
         self._dropped = 0  # in all
-        self._log = structlog.get_logger()
+        self._logger = structlog.get_logger()
 
     @property
     def is_full(self) -> bool:
@@ -93,7 +93,7 @@ class CommandRefusals:
             try:
                 await self._refuse([(refusal.record, refusal.fault) for refusal in batch])
             except OperatingTrouble as trouble:
-                self._log.warning("refusals_wait", error=str(trouble))
+                self._logger.warning("refusals_wait", error=str(trouble))
                 self._waiting.extendleft(reversed(batch))
                 self._waiting_bytes += sum(refusal.size for refusal in batch)
                 await asyncio.sleep(RETRY_SECONDS)
@@ -122,7 +122,7 @@ class CommandRefusals:
                     await self._refuse([one])
                 return
             record = refused[0][0]
-            self._log.exception(
+            self._logger.exception(
                 "command_given_up", partition=record.partition, offset=record.offset
             )
             name = f"{record.topic}/{record.partition}/{record.offset}"
@@ -133,7 +133,7 @@ class CommandRefusals:
         self._dropped += 1
         if self._dropped % 1000 == 1:
             partition = refusal.command.partition.name
-            self._log.error(
+            self._logger.error(
                 "command_refusals_dropped",
                 partition=partition,
                 offset=refusal.command.offset,

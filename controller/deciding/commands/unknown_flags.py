@@ -58,7 +58,7 @@ class UnknownFlags:
         self._clock = clock
         #: Set while everything that has arrived is read.
         self.all_read = asyncio.Event()
-        self._log = structlog.get_logger()
+        self._logger = structlog.get_logger()
 
     async def run(self, partition: CommandPartition, group: asyncio.TaskGroup) -> None:
         """Answer what waits in a partition until cancelled."""
@@ -76,10 +76,12 @@ class UnknownFlags:
                 await self._known.refresh_stored(since=partition.unknown[last].fetched_at)
                 await self._answer(partition, group)
             except OperatingTrouble as trouble:
-                self._log.warning("commands_wait", partition=partition.number, error=str(trouble))
+                self._logger.warning(
+                    "commands_wait", partition=partition.number, error=str(trouble)
+                )
                 await asyncio.sleep(RETRY_SECONDS)
             except Exception as mistake:  # ours
-                self._log.exception("unknown_flags_failed", partition=partition.number)
+                self._logger.exception("unknown_flags_failed", partition=partition.number)
                 why = f"commands of flags that do not exist could not be refused: {mistake!r}"
                 self._faults.report(Scope.PARTITION, partition.name, why)
                 await asyncio.sleep(RETRY_SECONDS)

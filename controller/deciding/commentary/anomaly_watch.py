@@ -43,7 +43,7 @@ class AnomalyWatch:
         self._every_seconds = every_seconds
         self._previous: dict[str, Judgement] = {}
         self._reported: set[str] = set()  # dedup keys of present rollouts
-        self._log = structlog.get_logger()
+        self._logger = structlog.get_logger()
 
     async def run(self) -> None:
         """Examine until cancelled."""
@@ -52,7 +52,7 @@ class AnomalyWatch:
             try:
                 await self.examine()
             except Exception:  # ours: it is for information only
-                self._log.exception("anomaly_watch_failed")
+                self._logger.exception("anomaly_watch_failed")
 
     async def examine(self) -> None:
         """Examine once, and report what is new."""
@@ -79,7 +79,7 @@ class AnomalyWatch:
         try:
             remarks = await model.look_over(allowed)
         except AdviceUnavailableError as trouble:
-            self._log.info("anomaly_watch_unavailable", error=str(trouble))
+            self._logger.info("anomaly_watch_unavailable", error=str(trouble))
             return
         for flag_key, remark in remarks:
             anomaly = Anomaly(flag_key, "", f"the model finds unusual: {remark}")
@@ -91,7 +91,7 @@ class AnomalyWatch:
         if key in self._reported:
             return
         self._reported.add(key)
-        self._log.info("anomaly_seen", flag_key=rollout.flag_key, what=anomaly.what)
+        self._logger.info("anomaly_seen", flag_key=rollout.flag_key, what=anomaly.what)
         action = "look at what these flags and services share; nothing was changed because of it"
         summary = f"{rollout.flag_key}: {anomaly.what}"
         self._pool.alert_about(rollout, RaiseAlert(kind, severity, summary, action, key))

@@ -15,8 +15,8 @@ import structlog
 
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.errors import AdviceUnavailableError
-from controller.metrics import Metrics
 from controller.ports import Commentator
+from controller.telemetry import Metrics
 from schemas.terms import AdvisorMode, AlertKind, Severity
 
 #: Alerts that wait for an explanation. More at once are an incident, in which nobody reads guesses.
@@ -89,14 +89,14 @@ class Explainer:
         self._metrics = metrics
         self._alerts = alerts
         self._after_seconds = after_seconds
-        self._log = structlog.get_logger()
+        self._logger = structlog.get_logger()
 
     async def run(self) -> None:
         """Explain what is queued, until cancelled."""
         while True:
             rollout, alert = await self._queue.next()
             await asyncio.sleep(self._after_seconds)
-            log = self._log.bind(flag_key=rollout.flag_key, kind=alert.kind)
+            log = self._logger.bind(flag_key=rollout.flag_key, kind=alert.kind)
             try:
                 await self._explain(rollout, alert)
             except AdviceUnavailableError as trouble:
@@ -121,7 +121,7 @@ class Explainer:
             ),
         )
         self._metrics.explanations.of("attached").inc()
-        self._log.info(
+        self._logger.info(
             "alert_explained",
             flag_key=rollout.flag_key,
             kind=alert.kind,

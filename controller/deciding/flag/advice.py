@@ -27,7 +27,7 @@ class AdviceAsker:
         self._flag_key = flag_key
         self._dependencies = dependencies
         self._inbox = inbox
-        self._log = structlog.get_logger().bind(flag_key=flag_key)
+        self._logger = structlog.get_logger().bind(flag_key=flag_key)
 
     def start(self, tasks: asyncio.TaskGroup, rollout: Rollout, question: AskAdvice) -> None:
         """Put the question in a task of its own; the answer arrives in the inbox."""
@@ -43,7 +43,7 @@ class AdviceAsker:
             async with asyncio.timeout(seconds):
                 advice = await self._dependencies.advisor.ask(rollout, question)
             event = AdviceReceived(question.gate_id, question.round, advice)
-            self._log.info(
+            self._logger.info(
                 "advice_received",
                 gate_id=question.gate_id,
                 choice=advice.choice,
@@ -54,7 +54,7 @@ class AdviceAsker:
         except (AdviceUnavailableError, TimeoutError) as trouble:
             why = str(trouble) or f"no answer within {seconds:.0f} s"
             event = AdviceUnavailable(question.gate_id, question.round, why)
-            self._log.warning("advice_unavailable", gate_id=question.gate_id, error=why)
+            self._logger.warning("advice_unavailable", gate_id=question.gate_id, error=why)
             metrics.advice.of("unavailable").inc()
             metrics.dependency_errors.of("advisor").inc()
         metrics.advice_duration_seconds.observe(clock.monotonic() - began)

@@ -74,7 +74,7 @@ class CommandAnswers:
         self._dependencies = dependencies
         self._outbox = outbox
         self._store = store
-        self._log = structlog.get_logger().bind(flag_key=flag_key)
+        self._logger = structlog.get_logger().bind(flag_key=flag_key)
 
     async def bind(self, command: Command) -> Binding | None:
         """Return what the command's answer is bound to.
@@ -94,7 +94,9 @@ class CommandAnswers:
         if second is not None:
             self._repeat(command, second, event)
             return None
-        self._log.warning("command_id_used_twice", command_id=command.command_id, verb=command.verb)
+        self._logger.warning(
+            "command_id_used_twice", command_id=command.command_id, verb=command.verb
+        )
         if isinstance(command, CommandReceived) and command.verb in ALWAYS_ACCEPTED:
             return Binding(digest, event)
         verb = earlier.verb or "another command"
@@ -107,7 +109,7 @@ class CommandAnswers:
 
     def _repeat(self, command: Command, answer: bytes, event: str) -> None:
         """Publish the answer that a repeated command got the first time."""
-        self._log.info("command_repeated", command_id=command.command_id)
+        self._logger.info("command_repeated", command_id=command.command_id)
         effect_id = f"{self._flag_key}/{event}"
         self._outbox.add([OutboxEntry("", effect_id, "results", self._flag_key, answer)])
 

@@ -17,7 +17,7 @@ from controller.core.rollout import (
 )
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.flag.advice import AdviceRecord
-from controller.metrics import UNKNOWN_VERB
+from controller.telemetry import UNKNOWN_VERB
 
 
 class DecisionLog:
@@ -27,7 +27,7 @@ class DecisionLog:
         self._dependencies = dependencies
         self._metrics = dependencies.metrics
         self._advice = AdviceRecord(dependencies)
-        self._log = structlog.get_logger().bind(flag_key=flag_key)
+        self._logger = structlog.get_logger().bind(flag_key=flag_key)
 
     def record(
         self, before: Rollout | None, after: Rollout | None, effects: Sequence[Effect]
@@ -37,7 +37,7 @@ class DecisionLog:
             match effect:
                 case PublishDecision():
                     self._metrics.decisions.of(effect.kind).inc()
-                    self._log.info("decision_made", **decision_line(effect, after))
+                    self._logger.info("decision_made", **decision_line(effect, after))
                     self._advice.add(effect)
                 case AnswerCommand():
                     self._record_answer(effect)
@@ -46,7 +46,7 @@ class DecisionLog:
                     if after is not None and self._dependencies.explanations is not None:
                         self._dependencies.explanations.request(after, effect)
                 case AskAdvice():
-                    self._log.info("advice_asked", gate_id=effect.gate_id, round=effect.round)
+                    self._logger.info("advice_asked", gate_id=effect.gate_id, round=effect.round)
         if (
             before is not None
             and after is not None
@@ -59,7 +59,7 @@ class DecisionLog:
 
     def _record_answer(self, answer: AnswerCommand) -> None:
         self._metrics.commands.of(answer.verb or UNKNOWN_VERB, answer.status).inc()
-        self._log.info(
+        self._logger.info(
             "command_answered",
             command_id=answer.command_id,
             verb=answer.verb,

@@ -155,5 +155,5 @@ def _now() -> float:
 
 
 def _lowers(event: Event | NewTotals) -> bool:
-    """Return whether an event is a command that lowers exposure, or keeps it where it is."""
+    """Return whether an event is a command that lowers the percentage, or keeps it where it is."""
     return isinstance(event, CommandReceived) and event.verb in ALWAYS_ACCEPTED

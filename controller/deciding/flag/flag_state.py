@@ -80,7 +80,7 @@ class FlagState:
         self.bake = BakeClock(dependencies.clock)
         self._token = 0  # of the last save; the store compares it
         self._tests_saved_at = 0.0
-        self._log = structlog.get_logger().bind(flag_key=flag_key)
+        self._logger = structlog.get_logger().bind(flag_key=flag_key)
 
     # --- saving ---
 
@@ -113,13 +113,13 @@ class FlagState:
                 answer=answer,
             )
         except StoreUnavailable as trouble:
-            self._log.warning("save_unknown", token=self._token, error=str(trouble))
+            self._logger.warning("save_unknown", token=self._token, error=str(trouble))
             self._store.begin(trouble, is_save=True)
             await asyncio.sleep(self._dependencies.retry_seconds * random.uniform(0.5, 1.0))
             return None
         self._store.end()
         if not is_saved:
-            self._log.warning("save_overtaken", token=self._token)
+            self._logger.warning("save_overtaken", token=self._token)
             return None
         self.rollout, self.tests = after, tests
         self._token, self._tests_saved_at = self._token + 1, now
@@ -166,12 +166,14 @@ class FlagState:
         is_damaged = bool(stored.trouble)
         if is_damaged:
             newest = self._replacement(stored, newest)
-            self._log.error("recovered_from_damage", error=stored.trouble, revision=newest.revision)
+            self._logger.error(
+                "recovered_from_damage", error=stored.trouble, revision=newest.revision
+            )
             stored = replace(stored, rollout=None)
         while newest is not None and (
             stored.rollout is None or newest.revision > stored.rollout.revision
         ):
-            self._log.warning(
+            self._logger.warning(
                 "recovered_from_state_topic", revision=newest.revision, token=stored.token
             )
             await self._restore(newest, lost, stored.token)
@@ -229,5 +231,5 @@ class FlagState:
         try:
             return decode_tests(tests)
         except Exception as damage:  # those bytes may be anything
-            self._log.error("tests_unreadable", error=repr(damage))
+            self._logger.error("tests_unreadable", error=repr(damage))  # noqa: TRY400
             return SequentialTests()

@@ -79,7 +79,7 @@ class FlagWorker:
         self.has_failed = False
         #: Monotonic seconds at which totals were last handled, with what they led to saved.
         self.handled_at: float | None = None
-        self._log = structlog.get_logger().bind(flag_key=flag_key)
+        self._logger = structlog.get_logger().bind(flag_key=flag_key)
 
     # --- what others call ---
 
@@ -274,7 +274,7 @@ class FlagWorker:
                 f"no worker decided it"
             )
             self._dependencies.metrics.invariant_violations.of("I7").inc()
-            self._log.error("invariant_violated", invariant="I7", error=why, is_saved=True)
+            self._logger.error("invariant_violated", invariant="I7", error=why, is_saved=True)
         await self._load()
 
     async def _correct_times(self) -> None:
@@ -287,7 +287,7 @@ class FlagWorker:
             ahead = seconds_ahead(self.rollout, now)
             if ahead <= AHEAD_AT_MOST_SECONDS or self._dependencies.guard.why_not() is not None:
                 return
-            self._log.error(
+            self._logger.error(
                 "times_brought_back", seconds=round(ahead), revision=self.rollout.revision
             )
             tests = self._state.tests

@@ -1,7 +1,8 @@
 """The outbox of one flag: effects that are saved and not yet known to be published.
 
 Effects are saved together with the decision, published in order, and then deleted
-from the store. A crash in between publishes some of them again, with the same ids.
+from the store. A crash in between publishes some of them again, with the same ids. The encoder
+writes them as records and makes the ids.
 
 An entry without a field is in memory alone: alerts that no transition caused, and answers that are
 given again. A crash forgets those.
@@ -23,8 +24,8 @@ from controller.errors import EventLogUnavailable, StoreUnavailable
 from controller.ports import Clock, OutboxEntry
 from controller.retrying import until_done
 
-#: Effects that may wait for Kafka. Beyond it nothing that raises exposure is saved; lowering always
-#: is.
+#: Effects that may wait for Kafka. Beyond it nothing that raises a percentage is saved; lowering
+#: always is.
 OUTBOX_LIMIT = 200
 #: Entries that are in memory alone. Of more than this the oldest are dropped.
 UNSAVED_LIMIT = 200
@@ -65,7 +66,7 @@ class Outbox:
         self._filled = asyncio.Event()
         self._trying_since: float | None = None  # monotonic seconds
         self._published: set[OutboxEntry] = set()  # and not yet known to be removed
-        self._log = structlog.get_logger().bind(flag_key=flag_key)
+        self._logger = structlog.get_logger().bind(flag_key=flag_key)
 
     def __len__(self) -> int:
         """Return how many effects are not yet known to be published."""
@@ -88,7 +89,7 @@ class Outbox:
         if len(unsaved) > UNSAVED_LIMIT:
             dropped = {id(entry) for entry in unsaved[:-UNSAVED_LIMIT]}
             self._forget(dropped)
-            self._log.error("unsaved_effects_dropped", entries=len(dropped))
+            self._logger.error("unsaved_effects_dropped", entries=len(dropped))
         self._filled.set()
 
     def lost_entries(
@@ -153,7 +154,7 @@ class Outbox:
         self._entries = deque(entry for entry in self._entries if id(entry) not in entries)
 
     def _report_trouble(self, trouble: Exception, pause: float) -> None:
-        self._log.warning(
+        self._logger.warning(
             "outbox_waits",
             error=str(trouble),
             entries=len(self._entries),

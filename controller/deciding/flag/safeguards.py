@@ -1,4 +1,4 @@
-"""What must not be saved: a decision that raises exposure now, and one that breaks an invariant."""
+"""Stops saves that must not happen: a raise at the wrong time, and whatever breaks an invariant."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ class Safeguards:
         self._outbox = outbox
         self._held_back = ""  # why nothing was raised, as logged last
         self._violated: set[tuple[str, int]] = set()  # (invariant, revision), each reported once
-        self._log = structlog.get_logger().bind(flag_key=flag_key)
+        self._logger = structlog.get_logger().bind(flag_key=flag_key)
 
     def why_not_raise(self, after: Rollout | None) -> str | None:
-        """Return why `after` cannot be saved now; None for all that does not raise exposure."""
+        """Return why `after` cannot be saved now; None for all that raises nothing."""
         if after is None or not raises_exposure(self._state.rollout, after):
             self._held_back = ""
             return None
         if len(self._outbox) >= OUTBOX_LIMIT:
-            self._log.error("outbox_full", entries=len(self._outbox), limit=OUTBOX_LIMIT)
+            self._logger.error("outbox_full", entries=len(self._outbox), limit=OUTBOX_LIMIT)
             return OUTBOX_FULL
         why = self._dependencies.guard.why_not()
         if why is not None and why != self._held_back:
             self._held_back = why
-            self._log.warning("raising_held_back", error=why)
+            self._logger.warning("raising_held_back", error=why)
         return why
 
     def violations(self, step: Step) -> list[Violation]:
@@ -77,7 +77,7 @@ class Safeguards:
 
     def _report(self, violation: Violation) -> None:
         self._dependencies.metrics.invariant_violations.of(violation.rule).inc()
-        self._log.error(
+        self._logger.error(
             "invariant_violated",
             invariant=violation.rule,
             error=violation.why,

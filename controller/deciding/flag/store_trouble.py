@@ -32,7 +32,7 @@ class StoreTrouble:
         self._since: float | None = None  # monotonic seconds; None while the store works
         self._error = ""
         self._is_of_save = False  # only a save then shows that it is over
-        self._log = structlog.get_logger().bind(flag_key=flag_key)
+        self._logger = structlog.get_logger().bind(flag_key=flag_key)
 
     @property
     def lasts(self) -> bool:
@@ -83,5 +83,5 @@ class StoreTrouble:
         return result
 
     def _report(self, error: StoreUnavailable, pause: float) -> None:
-        self._log.warning("store_unavailable", error=str(error), retry_seconds=round(pause, 3))
+        self._logger.warning("store_unavailable", error=str(error), retry_seconds=round(pause, 3))
         self.begin(error)

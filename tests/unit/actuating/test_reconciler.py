@@ -14,8 +14,8 @@ from controller.core.audience import Audience, Condition
 from controller.core.rollout import RaiseAlert, RolledBack, Rollout
 from controller.errors import BrokenInvariant
 from controller.health import Faults, Scope
-from controller.metrics import Metrics
 from controller.ports import FlagPlane, Served
+from controller.telemetry import Metrics
 from schemas.terms import AlertKind, Operator, Severity
 from tests.builders import T0, make_plan, make_rollout, make_stage
 from tests.virtual_time import LoopClock, in_virtual_time, settled
@@ -126,7 +126,7 @@ async def test_a_foreign_edit_upwards_is_undone_within_a_period() -> None:
         plane.meddle("new-checkout", 100)
         await asyncio.sleep(5.1)
         assert await served(plane) == 10
-        assert actuation.gaps == {}
+        assert actuation.mismatches == {}
     assert [(alert.kind, alert.severity) for _, alert in told.alerts] == [
         (AlertKind.FOREIGN_EDIT, Severity.WARNING)
     ]
@@ -201,7 +201,7 @@ async def test_decided_and_not_actuated_is_an_alarm_once() -> None:
         plane.outage.is_down = False
         await asyncio.sleep(5.1)
         gap_seconds = told.metric("actuation_gap_seconds", plane="unleash")
-        assert (actuation.drift(decided()), actuation.gaps, gap_seconds) == (
+        assert (actuation.drift(decided()), actuation.mismatches, gap_seconds) == (
             None,
             {},
             0.0,
@@ -283,7 +283,7 @@ async def test_a_lost_reply_is_looked_up() -> None:
         plane.outage.lost_replies = 1
         actuation.request(decided())
         await asyncio.sleep(5.1)
-        assert actuation.gaps == {}
+        assert actuation.mismatches == {}
         assert await served(plane) == 10
 
 
@@ -311,7 +311,7 @@ async def test_a_flag_that_moved_away_is_left_alone() -> None:
         failing.outage.is_down = True
         actuation.request(decided())
         await settled()
-        assert actuation.gaps == {}
+        assert actuation.mismatches == {}
         await asyncio.sleep(60)
         assert told.alerts == []
 
@@ -428,7 +428,7 @@ async def test_whatever_a_plane_raises_is_its_own_trouble(error: BaseException) 
         await settled()
         assert [await served(plane, "other-flag") for plane in (broken, whole)] == [25, 25]
         assert await served(whole) == 10
-        why = actuation.gaps["new-checkout", "broken"]
+        why = actuation.mismatches["new-checkout", "broken"]
         assert type(error).__name__ in why
         assert why.isprintable()
         (fault,) = told.faults.current
@@ -438,7 +438,7 @@ async def test_whatever_a_plane_raises_is_its_own_trouble(error: BaseException) 
         assert [alert.kind for _, alert in told.alerts] == [AlertKind.NOT_ACTUATED]
         broken.error = None
         await asyncio.sleep(90)
-        assert actuation.gaps == {}
+        assert actuation.mismatches == {}
         assert told.faults.current == ()
 
 

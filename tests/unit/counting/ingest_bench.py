@@ -14,8 +14,8 @@ from controller.counting.pacing import Pacing
 from controller.counting.partition_totals import ReadEvaluations, ReadOutcomes
 from controller.errors import EventLogUnavailable
 from controller.health import Faults
-from controller.metrics import Metrics
 from controller.settings import CountingSettings
+from controller.telemetry import Metrics
 from schemas.quarantine import Refusal
 from schemas.totals import PartitionCounts, decode_progress
 from schemas.wire import read_evaluations, read_outcomes

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from controller.core.rollout import Aborted
-from controller.metrics import Metrics
+from controller.telemetry import Metrics
 from tests.builders import HOUR, MINUTE, T0, make_rollout, make_visit
 from tests.records import LINES, arms_in, at_ms, evaluation_value, outcome_value
 from tests.unit.counting.ingest_bench import (

@@ -22,17 +22,17 @@ from controller.codec.commands import command_event
 from controller.codec.plans import from_core_plan
 from controller.core.rollout import Rollout
 from controller.deciding.commands.command_inbox import ReadCommand
+from controller.deciding.deciding import Deciding
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.event_partitions import EventPartitions
-from controller.deciding.flag_workers import FlagWorkers
 from controller.deciding.raise_guard import RaiseGuard
 from controller.deciding.registry import RolloutRegistry
 from controller.deciding.totals_reader import TotalsReader
 from controller.deciding.worker_pool import WorkerPool
 from controller.errors import BadInput
 from controller.health import Faults
-from controller.metrics import Metrics
 from controller.ports import Record
+from controller.telemetry import Metrics
 from schemas.quarantine import Refusal
 from schemas.terms import Arm
 from schemas.totals import ArmCounts, PartitionCounts, arm_field, encode_arm, encode_progress
@@ -165,9 +165,9 @@ class Replica:
             clock=cluster.clock,
             faults=self.faults,
         )
-        self.workers = FlagWorkers(dependencies, self.totals, self.log, self.topology, NoRecords())
-        self.inbox: Any = self.workers.inbox
-        self.topic: Any = self.workers.topic
+        self.deciding = Deciding(dependencies, self.totals, self.log, self.topology, NoRecords())
+        self.inbox: Any = self.deciding.inbox
+        self.topic: Any = self.deciding.topic
         self.inbox.__dict__ |= {"refuse": self.refuse, "forward": cluster.forward}
         self.pool.on_stop(self.released.append)
 
@@ -200,7 +200,7 @@ class Cluster:
         """Run a replica; leaving hands its flags over."""
         replica = Replica(self)
         await replica.log.start()
-        task = asyncio.create_task(replica.workers.run())
+        task = asyncio.create_task(replica.deciding.run())
         await self.passes(2)
         try:
             yield replica

@@ -19,10 +19,10 @@ from controller.errors import (
     StoreUnavailable,
 )
 from controller.health import Faults, Scope
-from controller.metrics import Metrics
 from controller.running.state_follower import StateFollower
 from controller.running.visibility import Holder, View, Visibility
 from controller.settings import Settings
+from controller.telemetry import Metrics
 from schemas.terms import Severity
 from tests.builders import make_plan, make_rollout
 from tests.unit.deciding.cluster import FLAGS, Cluster, Replica
@@ -85,7 +85,7 @@ async def test_a_run_begins_without_the_faults_of_the_run_before(
     cluster, flag = Cluster(), FLAGS[0]
     replica = Replica(cluster)
     await replica.log.start()
-    task = asyncio.create_task(replica.workers.run())
+    task = asyncio.create_task(replica.deciding.run())
     await cluster.passes(2)
     cluster.order("start", flag)
     await cluster.passes(3)
@@ -97,7 +97,7 @@ async def test_a_run_begins_without_the_faults_of_the_run_before(
     task.cancel()
     await asyncio.wait([task])
     poison.is_on = False
-    task = asyncio.create_task(replica.workers.run())
+    task = asyncio.create_task(replica.deciding.run())
     await cluster.passes(0)
     assert replica.pool.broken == {}
     assert replica.totals._unread == set()

@@ -25,8 +25,8 @@ from controller.deciding.flag.flag_worker import FlagWorker
 from controller.deciding.raise_guard import RaiseGuard
 from controller.deciding.registry import RolloutRegistry
 from controller.health import Faults
-from controller.metrics import Metrics
 from controller.ports import OutboxEntry
+from controller.telemetry import Metrics
 from schemas.terms import AdvisorMode, CommandVerb
 from tests.builders import (
     MINUTE,

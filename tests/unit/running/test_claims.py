@@ -14,9 +14,9 @@ from controller.core.rollout import Rollout
 from controller.deciding.totals_reader import WatchView
 from controller.errors import StoreUnavailable
 from controller.health import Faults, Scope
-from controller.metrics import Metrics
 from controller.running.claims import Claims, Knowledge
 from controller.running.visibility import Holder, View, Visibility
+from controller.telemetry import Metrics
 from schemas.terms import Severity
 from tests.builders import T0, make_rollout
 from tests.unit.running.test_visibility import Alerts

@@ -11,7 +11,6 @@ from prometheus_client import generate_latest
 from controller.counting.owned_partition import PartitionState, PartitionView
 from controller.deciding.raise_guard import why_knowledge_is_old
 from controller.health import Faults, Health, Scope
-from controller.metrics import Metrics
 from controller.running.reporter import (
     OPTIONAL,
     QUARANTINE,
@@ -20,6 +19,7 @@ from controller.running.reporter import (
     Reporter,
     Signs,
 )
+from controller.telemetry import Metrics
 from schemas.totals import PartitionCounts
 from tests.builders import T0
 
@@ -148,7 +148,7 @@ def test_everything_well_is_ready_and_working() -> None:
         ({"effects": 50}, "outbox", "50 effects wait for Kafka"),
         ({"broken": {"checkout": "KeyError('x')"}}, "rollouts", "checkout: KeyError('x')"),
         (
-            {"gaps": {("checkout", "unleash"): "serves 50 %"}},
+            {"mismatches": {("checkout", "unleash"): "serves 50 %"}},
             "actuation",
             "checkout on unleash serves 50 %",
         ),

@@ -18,7 +18,6 @@ from controller.core.evidence import Evidence, PartitionProgress
 from controller.core.rollout import RaiseAlert, RolledBack, Rollout
 from controller.deciding.totals_reader import WatchView
 from controller.health import Faults, Scope
-from controller.metrics import Metrics
 from controller.ports import Clock
 from controller.running.visibility import (
     Holder,
@@ -29,6 +28,7 @@ from controller.running.visibility import (
     why_unwatched,
 )
 from controller.running.visibility_alerts import VisibilityAlerts
+from controller.telemetry import Metrics
 from schemas.terms import AlertKind, Severity
 from tests.builders import T0, make_plan, make_rollout
 from tests.virtual_time import in_virtual_time

@@ -14,8 +14,8 @@ from starlette.applications import Starlette
 
 from controller.core.rollout import Rollout
 from controller.health import Faults, Health
-from controller.metrics import Metrics
 from controller.ports import PlaneStanding
+from controller.telemetry import Metrics
 from controller.web.app import make_app
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from controller.metrics import Metrics
+from controller.telemetry import Metrics
 from controller.web.event_stream import PATH, EventStreams, StreamLimits
 from tests.builders import make_rollout
 from tests.unit.web.conftest import Surface

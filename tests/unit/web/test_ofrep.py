@@ -15,7 +15,7 @@ from controller.codec.rollouts import rollout_to_json
 from controller.core.audience import Audience, Condition
 from controller.core.rollout import RolledBack
 from controller.health import Health
-from controller.metrics import Metrics
+from controller.telemetry import Metrics
 from controller.web import ofrep
 from controller.web.answers import MAX_BODY_BYTES, BodyRefused, read_body
 from controller.web.app import make_app

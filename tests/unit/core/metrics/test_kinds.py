@@ -25,7 +25,7 @@ NAMED_ELSEWHERE = {
     # A counter of this name; mypyc needs the slots written out.
     "controller/counting/arm_counters.py": {"latency"},
     # A key of an input line of `rolloutctl verdict`.
-    "controller/cli/verdict.py": {"latency"},
+    "controller/cli/verdict_lines.py": {"latency"},
 }
 #: Files that may import a kind's own module: for options and figures that exist for one kind.
 KIND_IMPORTED_ELSEWHERE = {"controller/cli/effects.py", "controller/planning/virtual_traffic.py"}

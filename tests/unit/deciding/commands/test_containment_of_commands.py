@@ -79,7 +79,7 @@ async def test_roll_back_works_throughout_when_the_command_topic_grows() -> None
         running = [*first.pool.rollouts, *second.pool.rollouts]
         assert sorted(running) == sorted(flags)
         for replica in (first, second):
-            numbers = {number for _, number in replica.workers.follower.owned}
+            numbers = {number for _, number in replica.deciding.follower.owned}
             assert all(cluster.partition_of(flag) in numbers for flag in replica.pool.rollouts)
 
 
@@ -177,9 +177,9 @@ async def test_commands_of_flags_that_do_not_exist_leave_nothing() -> None:
             reasons = {str(fault) for _, fault in replica.refused}
             assert len(replica.refused) == 501
             assert "the flag has no rollout: start one" in reasons
-            lanes = replica.workers.follower.partitions
+            lanes = replica.deciding.follower.partitions
             assert not any(lane.open or lane.unknown or lane.queued for lane in lanes)
-            assert not len(replica.workers.commands)
+            assert not len(replica.deciding.commands)
 
 
 @in_virtual_time
@@ -212,7 +212,7 @@ async def test_an_honest_order_does_not_wait_behind_a_flood() -> None:
         read_before: list[int] = []
 
         async def refuse(refused: Sequence[Any]) -> None:
-            read_before.append(sum(len(lane.open) for lane in replica.workers.follower.partitions))
+            read_before.append(sum(len(lane.open) for lane in replica.deciding.follower.partitions))
             refused_at.extend(record.offset for record, _ in refused)
             await asyncio.sleep(0.05)  # Kafka takes its time
 

@@ -69,7 +69,7 @@ async def test_records_that_cannot_be_set_aside_keep_no_roll_back_waiting() -> N
         await cluster.passes(1)
         assert await percent_of(cluster, flag) == 0
         assert cluster.results() == {"c1": "accepted", "c2": "accepted"}
-        assert not len(replica.workers.commands)
+        assert not len(replica.deciding.commands)
         assert cluster.committed(flag) == 1
         replica.inbox.refuse = real_refuse
     async with cluster.replica() as replica:
@@ -123,13 +123,13 @@ async def test_refusals_that_wait_are_bounded_and_keep_no_frames(
         for _ in range(500):
             cluster.broker.append(TOPIC, unreadable, key=b"nobody", partition=0)
         await cluster.passes(1)
-        waiting = replica.workers._refusals._waiting
+        waiting = replica.deciding._refusals._waiting
         assert 60 <= len(waiting) <= 60 + unknown_flags.ANSWERED_AT_ONCE
         for fault in [one.fault for one in waiting] + [fault for _, fault in handed]:
             assert (fault.__traceback__, fault.__cause__, fault.__context__) == (None, None, None)
         await cluster.passes(60)
         assert len(handed) == 500
-        assert replica.workers._refusals._waiting_bytes == 0
+        assert replica.deciding._refusals._waiting_bytes == 0
 
 
 @in_virtual_time

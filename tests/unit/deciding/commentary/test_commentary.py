@@ -22,7 +22,7 @@ from controller.deciding.commentary.explanations import (
     ExplanationQueue,
 )
 from controller.errors import AdviceUnavailableError
-from controller.metrics import Metrics
+from controller.telemetry import Metrics
 from schemas.terms import AdvisorMode, AlertKind, Arm, Severity, Verdict
 from tests.builders import (
     make_arm_summary,

@@ -38,7 +38,7 @@ from controller.deciding.totals_reader import TotalsReader
 from controller.ports import EventLog, RefusedRecords, Topology
 
 
-class FlagWorkers:
+class Deciding:
     """Runs the loops of deciding: commands, refusals and totals."""
 
     def __init__(

@@ -6,7 +6,7 @@ from prometheus_client import generate_latest
 from prometheus_client.samples import Sample
 
 from controller.health import Health, Scope
-from controller.metrics import Metrics
+from controller.telemetry import Metrics
 from schemas.terms import CommandStatus, CommandVerb, RecordClass
 
 

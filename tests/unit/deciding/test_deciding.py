@@ -151,7 +151,7 @@ async def test_two_replicas_share_the_flags_and_a_third_takes_over() -> None:
         await cluster.passes(3)
         async with cluster.replica() as second:
             await cluster.passes(3)
-            assert len(first.workers.follower.owned) == len(second.workers.follower.owned) == 2
+            assert len(first.deciding.follower.owned) == len(second.deciding.follower.owned) == 2
             assert set(first.pool.rollouts) | set(second.pool.rollouts) == set(FLAGS.values())
             assert set(first.pool.rollouts) & set(second.pool.rollouts) == set()
             assert set(first.released) == set(second.pool.rollouts)
@@ -362,13 +362,13 @@ async def test_workers_that_were_cut_short_can_be_run_again() -> None:
     cluster = Cluster()
     replica = Replica(cluster)
     await replica.log.start()
-    task = asyncio.create_task(replica.workers.run())
+    task = asyncio.create_task(replica.deciding.run())
     await cluster.passes(2)
     cluster.order("start", FLAGS[0])
     await cluster.passes(2)
     task.cancel()
     await asyncio.wait([task])
-    task = asyncio.create_task(replica.workers.run())
+    task = asyncio.create_task(replica.deciding.run())
     await cluster.passes(3)
     assert set(replica.pool.rollouts) == {FLAGS[0]}
     assert replica.released == [FLAGS[0]]

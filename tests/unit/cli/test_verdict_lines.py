@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from controller.cli.common import EXIT_REJECTED, EXIT_USAGE
 from controller.cli.operator import app
-from controller.cli.verdict import MAX_LINE_BYTES, Bench
+from controller.cli.verdict_lines import MAX_LINE_BYTES, Bench
 
 LATENCY = {"gamma": 1.02, "buckets": {"198": 6, "231": 4}}
 
