@@ -179,7 +179,7 @@ class Daemon:
     def _subscribe(self) -> None:
         """Let documents reach what serves flags first, then what counts their events."""
         self.planes.follow(self.registry)
-        self.registry.subscribe(self.ingest.watch)
+        self.registry.subscribe(self.ingest.count_for)
         self.registry.subscribe_own(self.reconciler)
         self.registry.on_overtaken(self.state_plane.forget)
         self.registry.on_overtaken(self.pool.republish_state)

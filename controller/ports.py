@@ -338,7 +338,7 @@ class Commentator(Protocol):
     async def explain(self, rollout: Rollout, alert: RaiseAlert) -> Explanation:
         """Return a guess at why an alert was raised. Raises AdviceUnavailableError."""
 
-    async def look_over(
+    async def review(
         self, seen: Mapping[str, tuple[Rollout, Judgement]]
     ) -> Sequence[tuple[str, str]]:
         """Return (flag key, one sentence) for what is unusual in all evidence together.

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import sysconfig
+import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
@@ -73,8 +75,24 @@ _in_use = pytest.StashKey[dict[str, str]]()
 _has_failed = pytest.StashKey[bool]()
 
 
+def _heed_signals() -> None:
+    """Heed the signals that tests send: `nohup` and a shell's background jobs ignore them.
+
+    Every process that a test starts would inherit that.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Prepare the summary, and refuse to test modules compiled from other sources than these."""
+    _heed_signals()
     config.stash[_in_use] = {}
     stale = [
         source

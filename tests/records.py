@@ -12,8 +12,8 @@ from typing import Any
 
 from controller.codec.merging import Merger
 from controller.counting.counted_flags import FLAGS_WITH_OWN_FIELDS, Changes
+from controller.counting.flags_to_count import FlagsToCount
 from controller.counting.partition_totals import PartitionTotals, ReadEvaluations, ReadOutcomes
-from controller.counting.watched_flags import WatchedFlags
 from controller.ports import Record
 from schemas.envelope import MAX_TIME_MS, RecordRefused
 from schemas.events import Contents, Packed, Readable, Unpack
@@ -124,7 +124,7 @@ class Owner:
 
     def __init__(
         self,
-        directory: WatchedFlags,
+        directory: FlagsToCount,
         *,
         counts_exposures: bool,
         stored: dict[str, bytes] | None = None,

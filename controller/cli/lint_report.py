@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from controller.cli.effects import begins_at, virtual_traffic_of
+from controller.cli.typed_traffic import begins_at, virtual_traffic_of
 from controller.codec.plans import to_core_plan
 from controller.core.judging.questions import alpha_shares
 from controller.core.plan import Guardrail, Plan

@@ -24,7 +24,12 @@ from controller.cli.common import (
     output,
     say_beyond_planes,
 )
-from controller.cli.effects import ConversionOption, ErrorRateOption, LatencyOption, TrafficOption
+from controller.cli.typed_traffic import (
+    ConversionOption,
+    ErrorRateOption,
+    LatencyOption,
+    TrafficOption,
+)
 from controller.errors import ConfigInvalid
 from controller.plans import MAX_BYTES, lint_text, template, template_text, templates
 from schemas.plan import PlanDocument

@@ -18,7 +18,7 @@ from controller.cli.common import (
     JsonOption,
     fail,
 )
-from controller.cli.effects import (
+from controller.cli.typed_traffic import (
     ConversionOption,
     ErrorRateOption,
     LatencyOption,

@@ -18,6 +18,7 @@ from math import inf
 import structlog
 
 from controller.counting.dependencies import Dependencies
+from controller.counting.flags_to_count import FlagsToCount
 from controller.counting.owned_partition import (
     TRIES,
     OwnedPartition,
@@ -26,7 +27,6 @@ from controller.counting.owned_partition import (
 )
 from controller.counting.partition_faults import PartitionFaults
 from controller.counting.partition_totals import PartitionTotals
-from controller.counting.watched_flags import WatchedFlags
 from controller.errors import BrokenInvariant, OperatingTrouble
 from controller.log_identity import is_other_topic, why_other_log
 from controller.ports import TopicPartition
@@ -50,7 +50,7 @@ class Assignment:
         self._pacing = dependencies.pacing
         self._topics = dependencies.topics
         self._epoch = dependencies.epoch
-        self._watched_flags = dependencies.watched_flags
+        self._flags_to_count = dependencies.flags_to_count
         self._topology = dependencies.topology
         self._tasks = dependencies.tasks
         self._now_ms = dependencies.now_ms
@@ -112,17 +112,17 @@ class Assignment:
 
     def trial_totals(self, partition: TopicPartition) -> PartitionTotals:
         """Return totals to try records on: what is noticed of other flags there counts nowhere."""
-        watched = self._watched_flags
-        return self._totals_with(WatchedFlags(0, flags=watched.flags, over=watched.over), partition)
+        counted = self._flags_to_count
+        return self._totals_with(FlagsToCount(0, flags=counted.flags, over=counted.over), partition)
 
     def _new_totals(self, partition: TopicPartition) -> PartitionTotals:
-        return self._totals_with(self._watched_flags, partition)
+        return self._totals_with(self._flags_to_count, partition)
 
     def _totals_with(
-        self, watched_flags: WatchedFlags, partition: TopicPartition
+        self, flags_to_count: FlagsToCount, partition: TopicPartition
     ) -> PartitionTotals:
         return PartitionTotals(
-            watched_flags,
+            flags_to_count,
             counts_exposures=partition[0] == self._topics[0],
             exact_limit=self._settings.exact_set_limit,
             window_ms=self._settings.attribution_window_ms,

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from controller.counting.arm_counters import NO_CONTEXTS, ArmCounter
 from controller.counting.flag_partition import FlagPartition
+from controller.counting.flags_to_count import CountedFlag, FlagsToCount
 from controller.counting.partition_arms import PartitionArms, encode_bundles
 from controller.counting.recent_exposures import RecentExposures
-from controller.counting.watched_flags import WatchedFlag, WatchedFlags
 from schemas.terms import Arm
 from schemas.totals import encode_arm, parse_field
 
@@ -50,7 +50,7 @@ class CountedFlags:
 
     def __init__(
         self,
-        watched_flags: WatchedFlags,
+        flags_to_count: FlagsToCount,
         *,
         counts_exposures: bool,
         exact_limit: int,
@@ -58,9 +58,9 @@ class CountedFlags:
         flags_with_own_fields: int,
     ) -> None:
         """Start empty. The parameters are those of `PartitionTotals`."""
-        self._watched_flags = watched_flags
+        self._flags_to_count = flags_to_count
         self.arms = PartitionArms(
-            watched_flags,
+            flags_to_count,
             counts_exposures=counts_exposures,
             exact_limit=exact_limit,
             flags_with_own_fields=flags_with_own_fields,
@@ -88,22 +88,22 @@ class CountedFlags:
 
     def open(self, flag_key: str) -> FlagPartition | None:
         """Open a flag; return None for a flag without a rollout."""
-        watched = self._watched_flags.flags.get(flag_key)
-        if watched is None:
-            self._watched_flags.count_unknown(flag_key)
+        counted = self._flags_to_count.flags.get(flag_key)
+        if counted is None:
+            self._flags_to_count.count_unknown(flag_key)
             return None
-        flag = self.open_flags[flag_key] = FlagPartition(self.arms, watched)
-        self.arms.rollouts.setdefault(flag_key, set()).add(watched.rollout_id)
+        flag = self.open_flags[flag_key] = FlagPartition(self.arms, counted)
+        self.arms.rollouts.setdefault(flag_key, set()).add(counted.rollout_id)
         return flag
 
-    def apply(self, watched: WatchedFlag) -> None:
+    def apply(self, counted: CountedFlag) -> None:
         """Count by a newer document of a flag; the totals of an older rollout of it are dropped."""
-        flag = self.open_flags.get(watched.flag_key)
+        flag = self.open_flags.get(counted.flag_key)
         if flag is not None:
-            if flag.watched.rollout_id == watched.rollout_id:
-                flag.apply(watched)
+            if flag.counted.rollout_id == counted.rollout_id:
+                flag.apply(counted)
             else:
-                self.drop(watched.flag_key, flag.watched.rollout_id)
+                self.drop(counted.flag_key, flag.counted.rollout_id)
 
     # - joining -
 
@@ -124,15 +124,15 @@ class CountedFlags:
             if exposure is None:
                 continue
             flag_key, rollout_id, arm = exposure
-            watched = self._watched_flags.flags.get(flag_key)
-            is_current = watched is not None and watched.rollout_id == rollout_id
-            if watched is not None and is_current and flag_key not in variants:
+            counted = self._flags_to_count.flags.get(flag_key)
+            is_current = counted is not None and counted.rollout_id == rollout_id
+            if counted is not None and is_current and flag_key not in variants:
                 variants[flag_key] = (
                     None
                     if arm is None
-                    else watched.treatment
+                    else counted.treatment
                     if arm is Arm.TREATMENT
-                    else watched.control
+                    else counted.control
                 )
         return [
             (flag_key, variant) for flag_key, variant in variants.items() if variant is not None
@@ -151,7 +151,7 @@ class CountedFlags:
         """
         counters: list[ArmCounter] = []
         flag = self.open_flags.get(flag_key)
-        if flag is not None and flag.watched.rollout_id == rollout_id:
+        if flag is not None and flag.counted.rollout_id == rollout_id:
             del self.open_flags[flag_key]
             counters = list(flag.counters())
         self.arms.drop(flag_key, rollout_id, counters)
@@ -162,14 +162,14 @@ class CountedFlags:
     def drop_superseded(self) -> None:
         """Drop what is stored of rollouts that are over, or that are not their flag's present one.
 
-        Only to be called when the watched flags are known to be newer than the hash: a replica that
+        Only to be called when the counted flags are known to be newer than the hash: a replica that
         lags behind would take a newer rollout for an older one.
         """
         for flag_key, rollout_ids in list(self.arms.rollouts.items()):
-            watched = self._watched_flags.flags.get(flag_key)
-            if watched is not None:
-                superseded = rollout_ids - {watched.rollout_id}
-            elif flag_key in self._watched_flags.over:
+            counted = self._flags_to_count.flags.get(flag_key)
+            if counted is not None:
+                superseded = rollout_ids - {counted.rollout_id}
+            elif flag_key in self._flags_to_count.over:
                 superseded = set(rollout_ids)
             else:
                 continue  # its document may be unreadable: it is not known to be over

@@ -41,7 +41,7 @@ class CountingReport:
     ) -> None:
         """Report on the partitions of `assignment`."""
         self._metrics = dependencies.metrics
-        self._watched_flags = dependencies.watched_flags
+        self._flags_to_count = dependencies.flags_to_count
         self._assignment = assignment
         self._ends = ends
         self._refusals = refusals
@@ -66,16 +66,16 @@ class CountingReport:
         ]
         self._metrics.partitions_owned.of(topic).set(len(of_topic))
         self.update_lag()
-        refusals, watched = self._refusals, self._watched_flags
+        refusals, counted = self._refusals, self._flags_to_count
         self._metrics.refusals_waiting.set(refusals.waiting)
         self._metrics.refusals_dropped.inc(refusals.dropped - self._dropped_reported)
         self._dropped_reported = refusals.dropped
-        self._metrics.unknown_flag_events.inc(watched.unknown_flags - self._unknown_reported)
-        self._unknown_reported = watched.unknown_flags
-        if watched.scattered and not self._scattered_reported:
+        self._metrics.unknown_flag_events.inc(counted.unknown_flags - self._unknown_reported)
+        self._unknown_reported = counted.unknown_flags
+        if counted.scattered and not self._scattered_reported:
             self._logger.warning("contexts_scattered", topic=owned.partition[0], reason=_SCATTERED)
-        self._metrics.scattered_contexts.inc(watched.scattered - self._scattered_reported)
-        self._scattered_reported = watched.scattered
+        self._metrics.scattered_contexts.inc(counted.scattered - self._scattered_reported)
+        self._scattered_reported = counted.scattered
 
     def update_lag(self) -> None:
         """Update the records that are not saved yet, as far as the log's end is known."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from controller.counting.background_tasks import BackgroundTasks
+from controller.counting.flags_to_count import FlagsToCount
 from controller.counting.pacing import Pacing
-from controller.counting.watched_flags import WatchedFlags
 from controller.health import Faults
 from controller.ports import Clock, EventLog, Topology, Totals
 from controller.settings import CountingSettings
@@ -40,7 +40,7 @@ class Dependencies:
     epoch: int  # part of the partitions' keys: a new one counts everything again
     faults: Faults  # of one partition or flag
     topology: Topology | None
-    watched_flags: WatchedFlags
+    flags_to_count: FlagsToCount
     counters: IngestCounters = field(default_factory=IngestCounters)
     tasks: BackgroundTasks = field(default_factory=BackgroundTasks)
 

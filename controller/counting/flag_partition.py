@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from itertools import chain
 
 from controller.counting.arm_counters import ArmCounter
+from controller.counting.flags_to_count import CountedFlag
 from controller.counting.partition_arms import NEITHER, PartitionArms
-from controller.counting.watched_flags import WatchedFlag
 from schemas.terms import Arm
 from schemas.totals import arm_field, part_field
 
@@ -27,28 +27,28 @@ class FlagPartition:
         "_counters",
         "control",
         "control_variant",
+        "counted",
         "from_ms",
         "has_one_visit",
         "more_treatments",
         "treatment",
         "treatment_variant",
         "until_ms",
-        "watched",
     )
 
-    def __init__(self, arms: PartitionArms, watched: WatchedFlag) -> None:
+    def __init__(self, arms: PartitionArms, counted: CountedFlag) -> None:
         """Start without a visit; the first event's is opened."""
         self._arms = arms
         # By visit: treatment and control. None: outside every visit.
         self._counters: dict[int | None, tuple[ArmCounter, ...]] = {}
         self.has_one_visit = False  # whether all its counters with exposures are one visit's
-        self.apply(watched)
+        self.apply(counted)
 
-    def apply(self, watched: WatchedFlag) -> None:
+    def apply(self, counted: CountedFlag) -> None:
         """Count by a newer document of the same rollout."""
-        self.watched = watched
-        self.treatment_variant, self.control_variant = watched.treatment, watched.control
-        self.more_treatments = watched.more_treatments
+        self.counted = counted
+        self.treatment_variant, self.control_variant = counted.treatment, counted.control
+        self.more_treatments = counted.more_treatments
         self.treatment: ArmCounter | None = None
         self.control: ArmCounter | None = None
         self.from_ms = 0
@@ -56,11 +56,11 @@ class FlagPartition:
 
     def counter_at(self, variant: str, time_ms: int) -> ArmCounter | None:
         """Return an event's counter, None for a variant of neither arm; keep its visit at hand."""
-        watched = self.watched
-        is_treatment = variant == watched.treatment or variant in watched.more_treatments
-        if not is_treatment and variant != watched.control:
+        counted = self.counted
+        is_treatment = variant == counted.treatment or variant in counted.more_treatments
+        if not is_treatment and variant != counted.control:
             return None
-        for begin, until, visit in reversed(watched.intervals):
+        for begin, until, visit in reversed(counted.intervals):
             if begin <= time_ms < until:
                 self.from_ms, self.until_ms = begin, until
                 self.treatment, self.control = self._counters.get(visit) or self._open(visit)
@@ -74,13 +74,13 @@ class FlagPartition:
         Nothing is counted there. But a later outcome of such a context must not be joined to an arm
         that it was in before.
         """
-        if variant not in self.watched.uncounted:
+        if variant not in self.counted.uncounted:
             return None
         if (counters := self._counters.get(_UNCOUNTED)) is None:
-            watched = self.watched
-            counter = ArmCounter(watched.flag_key, _CONTROL, "", None, None)
+            counted = self.counted
+            counter = ArmCounter(counted.flag_key, _CONTROL, "", None, None)
             if self._arms.counts_exposures:
-                self._expose(counter, f"{watched.flag_key}|{watched.rollout_id}|-|{NEITHER}", None)
+                self._expose(counter, f"{counted.flag_key}|{counted.rollout_id}|-|{NEITHER}", None)
             counters = self._counters[_UNCOUNTED] = (counter,)
             self.has_one_visit = False
         return counters[0]
@@ -90,8 +90,8 @@ class FlagPartition:
 
         With 10,000 flags in eight partitions each microsecond here counts.
         """
-        arms, watched = self._arms, self.watched
-        flag_key, rollout_id = watched.flag_key, watched.rollout_id
+        arms, counted = self._arms, self.counted
+        flag_key, rollout_id = counted.flag_key, counted.rollout_id
         if visit is None:
             counters = treatment, control = (
                 ArmCounter(flag_key, _TREATMENT, "", None, None),
@@ -118,12 +118,12 @@ class FlagPartition:
             treatment.failed = control.failed = set_of(
                 part_field(flag_key, rollout_id, visit, "errors")
             )
-            if watched.conversions:
+            if counted.conversions:
                 treatment.converted = control.converted = {
                     conversion: set_of(
                         part_field(flag_key, rollout_id, visit, f"converted:{conversion}")
                     )
-                    for conversion in sorted(watched.conversions)
+                    for conversion in sorted(counted.conversions)
                 }
         return counters
 
@@ -132,14 +132,14 @@ class FlagPartition:
 
         For a counter that counts it has the name of its field.
         """
-        watched = self.watched
+        counted = self.counted
         exposed = counter.exposed = self._arms.memberships.set_of(name)
         counter.number, counter.exact, counter.filters = (
             exposed.number,
             exposed.exact,
             exposed.filters,
         )
-        self._arms.exposure_of[exposed.number] = (watched.flag_key, watched.rollout_id, arm)
+        self._arms.exposure_of[exposed.number] = (counted.flag_key, counted.rollout_id, arm)
 
     def counters(self) -> Iterable[ArmCounter]:
         """Return all open counters."""

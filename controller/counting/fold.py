@@ -1,7 +1,7 @@
 """Adds one event to the counters: the hot path of the daemon.
 
 Plain synchronous code: no await, few calls and objects per event. Whatever depends on a flag's plan
-is looked up once and kept (`watched_flags.py`, `flag_partition.py`). The two loops are compiled
+is looked up once and kept (`flags_to_count.py`, `flag_partition.py`). The two loops are compiled
 (ops/decisions/0010-compiled.md) and are longer than a function may be elsewhere, because a call per
 event costs as much as counting it. Belongs here: events and counters. Does not belong here: records
 and offsets (`partition_totals.py`), bytes (`counted_flags.py`).
@@ -24,9 +24,9 @@ from typing import Final
 from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET
 from controller.counting.counted_flags import CountedFlags
 from controller.counting.duplicates import NOT_SAMPLED, RecentRecords
+from controller.counting.flags_to_count import OPEN_END_MS, FlagsToCount
 from controller.counting.membership import digest_of
 from controller.counting.recent_exposures import ExposureSlice
-from controller.counting.watched_flags import OPEN_END_MS, WatchedFlags
 from controller.ports import Record
 from schemas.events import EvaluationFields
 from schemas.totals import PartitionCounts
@@ -45,10 +45,10 @@ _LOG_GAMMA = log(GAMMA)
 class Fold:
     """Adds the events of one partition to the counters of its flags."""
 
-    def __init__(self, flags: CountedFlags, watched_flags: WatchedFlags) -> None:
-        """Count into `flags`; report to `watched_flags` what falls into none of their arms."""
+    def __init__(self, flags: CountedFlags, flags_to_count: FlagsToCount) -> None:
+        """Count into `flags`; report to `flags_to_count` what falls into none of their arms."""
         self._flags = flags
-        self._watched_flags = watched_flags
+        self._flags_to_count = flags_to_count
         self._recent_records = RecentRecords()
         self.now_ms: int = OPEN_END_MS  # by our clock; no counted event counts as younger
 
@@ -90,7 +90,7 @@ class Fold:
                 ignored += 1
                 counter = flag.uncounted_counter(variant)
                 if counter is None:
-                    self._watched_flags.other_variants += 1
+                    self._flags_to_count.other_variants += 1
                     continue
                 late -= 1  # it is counted as late below
             digest = digest_of_context(context_id.encode())
@@ -180,7 +180,7 @@ class Fold:
                         break
                     flags = join.exposures(digest, time_ms)
                 if not flags:
-                    self._watched_flags.unjoined += 1
+                    self._flags_to_count.unjoined += 1
             if latency_ms is None:
                 bucket = None
             elif latency_ms <= 0.001:
@@ -208,7 +208,7 @@ class Fold:
                     counter = flag.counter_at(variant, time_ms)
                     has_grown = True
                 if counter is None:
-                    self._watched_flags.other_variants += variant not in flag.watched.uncounted
+                    self._flags_to_count.other_variants += variant not in flag.counted.uncounted
                     continue
                 if not counter.is_counting:
                     is_late = True

@@ -33,6 +33,7 @@ from controller.counting.assignment import Assignment
 from controller.counting.counting_report import CountingReport
 from controller.counting.dependencies import Dependencies
 from controller.counting.fetching import Fetching
+from controller.counting.flags_to_count import FlagsToCount
 from controller.counting.log_ends import LogEnds
 from controller.counting.owned_partition import PartitionView
 from controller.counting.pacing import Pacing
@@ -41,7 +42,6 @@ from controller.counting.partition_faults import PartitionFaults
 from controller.counting.partition_totals import ReadEvaluations, ReadOutcomes
 from controller.counting.refusals import Quarantine, RefusalBacklog
 from controller.counting.saving import BUDGET, Saving
-from controller.counting.watched_flags import WatchedFlags
 from controller.health import Faults, Scope
 from controller.ports import Clock, EventLog, Topology, Totals
 from controller.settings import CountingSettings
@@ -96,11 +96,11 @@ class Ingest:
             epoch=epoch,
             faults=Faults(clock.now) if faults is None else faults,
             topology=topology,
-            watched_flags=WatchedFlags(settings.unknown_flags_limit),
+            flags_to_count=FlagsToCount(settings.unknown_flags_limit),
         )
         self._dependencies = dependencies
         self.counters = dependencies.counters
-        self.watched_flags = dependencies.watched_flags
+        self.flags_to_count = dependencies.flags_to_count
         self._faults = PartitionFaults(dependencies)
         self.refusals = refusals = RefusalBacklog(
             quarantine, dependencies.faults, retry_seconds=pacing.retry_seconds
@@ -121,16 +121,16 @@ class Ingest:
 
     # - what others call -
 
-    def watch(self, rollout: Rollout) -> None:
+    def count_for(self, rollout: Rollout) -> None:
         """Count for this rollout from now on; an older revision than the known one changes nothing.
 
         Call it for every rollout there is before `run`: events that are folded before their flag is
         known are ignored for good.
         """
-        watched = self.watched_flags.watch(rollout, self._dependencies.now_ms())
-        if watched is not None:
+        counted = self.flags_to_count.count_for(rollout, self._dependencies.now_ms())
+        if counted is not None:
             for owned in self.assignment.owned.values():
-                owned.totals.flags.apply(watched)
+                owned.totals.flags.apply(counted)
 
     async def stop(self) -> None:
         """Let `run` save what was folded, under one deadline, and return once it has ended.
@@ -213,10 +213,10 @@ class Ingest:
         if now - self._freed_at < self._dependencies.pacing.sweep_seconds:
             return
         self._freed_at = now
-        for watched in self.watched_flags.end(self._dependencies.now_ms()):
+        for counted in self.flags_to_count.end(self._dependencies.now_ms()):
             for owned in self.assignment.owned.values():
-                owned.totals.flags.drop(watched.flag_key, watched.rollout_id)
-            self._dependencies.faults.clear(Scope.FLAG, watched.flag_key, reporter=BUDGET)
+                owned.totals.flags.drop(counted.flag_key, counted.rollout_id)
+            self._dependencies.faults.clear(Scope.FLAG, counted.flag_key, reporter=BUDGET)
             self._logger.info(
-                "totals_freed", flag_key=watched.flag_key, rollout_id=watched.rollout_id
+                "totals_freed", flag_key=counted.flag_key, rollout_id=counted.rollout_id
             )

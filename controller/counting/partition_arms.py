@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from controller.counting.arm_counters import ArmCounter, FieldBundle
+from controller.counting.flags_to_count import FlagsToCount
 from controller.counting.membership import Memberships
-from controller.counting.watched_flags import WatchedFlags
 from schemas.terms import Arm
 from schemas.totals import (
     ArmCounts,
@@ -37,14 +37,14 @@ class PartitionArms:
 
     def __init__(
         self,
-        watched_flags: WatchedFlags,
+        flags_to_count: FlagsToCount,
         *,
         counts_exposures: bool,
         exact_limit: int,
         flags_with_own_fields: int,
     ) -> None:
         """Start empty. With more flags than `flags_with_own_fields`, new arms go into bundles."""
-        self._watched_flags = watched_flags
+        self._flags_to_count = flags_to_count
         self._flags_with_own_fields = flags_with_own_fields
         self.counts_exposures = counts_exposures
         self.memberships = Memberships(exact_limit)
@@ -95,7 +95,7 @@ class PartitionArms:
         """Return the counter of the arm whose field is called `name`, with its stored totals."""
         counts = self._stored.pop(name, None)
         home = None
-        has_few_flags = len(self._watched_flags.flags) <= self._flags_with_own_fields
+        has_few_flags = len(self._flags_to_count.flags) <= self._flags_with_own_fields
         if self._bundles or not has_few_flags:
             bundle_name = bundle_field(flag_key)
             home = self._bundles.get(bundle_name)
@@ -184,11 +184,11 @@ class PartitionArms:
         """Return whether an arm's visit ended before `until_ms`."""
         place = parse_field(name)
         assert place is not None
-        watched = self._watched_flags.flags.get(place.flag_key)
-        if watched is None or watched.rollout_id != place.rollout_id:
+        counted = self._flags_to_count.flags.get(place.flag_key)
+        if counted is None or counted.rollout_id != place.rollout_id:
             return False
         return any(
-            visit == place.visit and until < until_ms for _, until, visit in watched.intervals
+            visit == place.visit and until < until_ms for _, until, visit in counted.intervals
         )
 
 

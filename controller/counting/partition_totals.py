@@ -14,9 +14,9 @@ from math import inf
 from typing import Any
 
 from controller.counting.counted_flags import FLAGS_WITH_OWN_FIELDS, Changes, CountedFlags
+from controller.counting.flags_to_count import OPEN_END_MS, FlagsToCount
 from controller.counting.fold import Fold
 from controller.counting.membership import digest_of
-from controller.counting.watched_flags import OPEN_END_MS, WatchedFlags
 from controller.errors import BrokenInvariant
 from controller.ports import Record
 from schemas.envelope import MAX_AHEAD_MS, MAX_TIME_MS
@@ -57,7 +57,7 @@ class PartitionTotals:
 
     def __init__(
         self,
-        watched_flags: WatchedFlags,
+        flags_to_count: FlagsToCount,
         *,
         counts_exposures: bool,
         exact_limit: int,
@@ -71,17 +71,17 @@ class PartitionTotals:
         contexts a set holds exactly. `window_ms` is the attribution window of an evaluation
         partition, None to remember no exposures. `number` is the partition's own.
         """
-        self._watched_flags = watched_flags
+        self._flags_to_count = flags_to_count
         self._number = number
         self.counts_exposures = counts_exposures
         self.flags = CountedFlags(
-            watched_flags,
+            flags_to_count,
             counts_exposures=counts_exposures,
             exact_limit=exact_limit,
             window_ms=window_ms,
             flags_with_own_fields=flags_with_own_fields,
         )
-        self._fold = Fold(self.flags, watched_flags)
+        self._fold = Fold(self.flags, flags_to_count)
         self.position = 0  # the offset to read next
         self.records = PartitionCounts()
         self.refused: list[Refusal] = []
@@ -300,7 +300,7 @@ class PartitionTotals:
                 return folded
             for context_id, _, _, _ in contents.events:
                 digest = digest_of(context_id.encode())
-                self._watched_flags.record_place(True, digest, self._number)
+                self._flags_to_count.record_place(True, digest, self._number)
             counts = self._fold.count_evaluations(contents.events, self.records)
             self._finish_packed(record, contents.refused, *counts)
         return len(batch)
@@ -336,7 +336,7 @@ class PartitionTotals:
                 return folded
             for context_id, *_ in events:
                 digest = digest_of(context_id.encode())
-                self._watched_flags.record_place(False, digest, self._number)
+                self._flags_to_count.record_place(False, digest, self._number)
             _, counted, late, ignored = self._fold.count_outcomes(
                 ((record, *event) for event in events), self.records, inf, None, inf
             )
@@ -353,13 +353,13 @@ class PartitionTotals:
         earliest, latest = min(at for _, at in touched), max(at for _, at in touched)
         arms = names = 0
         for flag_key in {flag_key for flag_key, _ in touched}:
-            watched = self._watched_flags.flags.get(flag_key)
-            if watched is not None:
+            known = self._flags_to_count.flags.get(flag_key)
+            if known is not None:
                 visits = sum(
-                    begin <= latest and earliest < until for begin, until, _ in watched.intervals
+                    begin <= latest and earliest < until for begin, until, _ in known.intervals
                 )
                 arms += 2 * visits
-                names += (visits + 1) * (2 + len(watched.conversions))
+                names += (visits + 1) * (2 + len(known.conversions))
         return (
             min(arms, len(touched))
             + names // _SETS_PER_FIELD

@@ -39,7 +39,7 @@ from schemas.totals import MAX_FIELDS_PER_SAVE, encode_progress
 BUDGET = "budget"
 """The reporter of flags whose contexts fill a partition; it alone clears these faults."""
 _OVER_BUDGET = "end the rollout when you can, or raise counting.max_contexts_per_partition"
-_SWEEP_SECONDS = 600.0  # by then the watched flags are newer than any hash that was loaded
+_SWEEP_SECONDS = 600.0  # by then the counted flags are newer than any hash that was loaded
 _EXPOSURES_KEPT_MS = 3_600_000  # beyond their window, in a partition without traffic
 
 

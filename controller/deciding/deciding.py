@@ -13,7 +13,7 @@ The way of a command:
    its flag.
 3. `worker_pool.py` has the flag's worker.
 4. `flag_worker.py` decides, saves and acts.
-5. `registry.py` passes the new document to the flag planes; `outbox.py` publishes the answer.
+5. `registry.py` passes the new rollout to the flag planes; `outbox.py` publishes the answer.
 6. `command_follower.py` commits its offset.
 
 Commands of flags that do not exist go through `unknown_flags.py`; refusals go through

@@ -1,9 +1,9 @@
-"""The newest document of every flag, and who receives it.
+"""The newest rollout of every flag, and who receives it.
 
-Every replica holds all documents: it serves all flags, whoever decides about them. They come from
+Every replica holds all rollouts: it serves all flags, whoever decides about them. They come from
 the state topic and from the workers of this replica.
 
-Belongs here: which document is the newest, and the order in which listeners receive it. Does not
+Belongs here: which rollout is the newest, and the order in which listeners receive it. Does not
 belong here: reading the state topic (`running/state_follower.py`), and what a listener does.
 """
 
@@ -15,21 +15,21 @@ from typing import Protocol
 from controller.core.rollout import Rollout
 
 Listener = Callable[[Rollout], object]
-"""Receives the newest document of a flag; must return at once."""
+"""Receives the newest rollout of a flag; must return at once."""
 
 
 class OwnRollouts(Protocol):
     """Receives the rollouts that run on this replica. Both methods must return at once."""
 
     def request(self, rollout: Rollout) -> None:
-        """Receive a document that a worker of this replica decided or loaded."""
+        """Receive a rollout that a worker of this replica decided or loaded."""
 
     def drop(self, flag_keys: Sequence[str]) -> None:
         """Forget flags that run here no longer."""
 
 
 class RolloutRegistry:
-    """Holds the newest document of each flag and passes it to its listeners."""
+    """Holds the newest rollout of each flag and passes it to its listeners."""
 
     def __init__(self) -> None:
         self._newest: dict[str, Rollout] = {}
@@ -39,7 +39,7 @@ class RolloutRegistry:
         self._overtaken_listeners: list[Callable[[str], object]] = []
 
     def subscribe(self, listener: Listener) -> None:
-        """Pass every newest document to `listener`, whoever decided it. Not those from before.
+        """Pass every newest rollout to `listener`, whoever decided it. Not those from before.
 
         Listeners are the planes that have `update` (`controller/planes.py`) and counting
         (`bootstrap._subscribe`).
@@ -47,16 +47,16 @@ class RolloutRegistry:
         self._listeners.append(listener)
 
     def subscribe_own(self, listener: OwnRollouts) -> None:
-        """Pass the documents of flags that run here to `listener`."""
+        """Pass the rollouts of flags that run here to `listener`."""
         self._own_listeners.append(listener)
 
     def newest(self, flag_key: str) -> Rollout | None:
-        """Return the newest document of a flag, None where none is known."""
+        """Return the newest rollout of a flag, None where none is known."""
         return self._newest.get(flag_key)
 
     @property
     def rollouts(self) -> Mapping[str, Rollout]:
-        """The newest document of every flag; a copy."""
+        """The newest rollout of every flag; a copy."""
         return dict(self._newest)
 
     @property
@@ -65,11 +65,11 @@ class RolloutRegistry:
         return sorted({*self._newest, *self._stored_flags})
 
     def on_overtaken(self, listener: Callable[[str], object]) -> None:
-        """Call `listener` with each flag whose newest document the state topic lacks."""
+        """Call `listener` with each flag whose newest rollout the state topic lacks."""
         self._overtaken_listeners.append(listener)
 
     def republish(self, flag_key: str) -> None:
-        """Let the newest document be published again.
+        """Let the newest rollout be published again.
 
         The state topic ends with an older one, written late, or with none: it was created again.
         """
@@ -77,13 +77,13 @@ class RolloutRegistry:
             listener(flag_key)
 
     def add_stored_flags(self, flag_keys: Sequence[str]) -> None:
-        """Add flags that Redis holds. Their documents may not be known yet."""
+        """Add flags that Redis holds. Their rollouts may not be known yet."""
         self._stored_flags = self._stored_flags.union(flag_keys)
 
     def update(self, rollout: Rollout) -> None:
-        """Pass a document to all listeners unless a newer one is known. It may be anybody's.
+        """Pass a rollout to all listeners unless a newer one is known. It may be anybody's.
 
-        The first listener that raises ends the round: those after it get the next document.
+        The first listener that raises ends the round: those after it get the next rollout.
         """
         newest = self._newest.get(rollout.flag_key)
         if newest is None or rollout.revision >= newest.revision:
@@ -92,7 +92,7 @@ class RolloutRegistry:
                 listener(rollout)
 
     def update_own(self, rollout: Rollout) -> None:
-        """Pass on a document that a worker of this replica saved, or loaded as it took over.
+        """Pass on a rollout that a worker of this replica saved, or loaded as it took over.
 
         Synchronous, so that 0 % is served at once.
         """

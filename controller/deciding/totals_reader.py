@@ -28,7 +28,7 @@ READ_AT_MOST_EVERY_SECONDS = 0.1
 READ_EVERY_SECONDS = 1.0
 READ_TIME_SHARE = 0.1
 #: The reporter of flags whose totals cannot be read, which alone clears them.
-_READING = "looking"
+_READING = "reading"
 
 Visits = tuple[str, Sequence[int]]
 """A rollout's id and the numbers of its visits."""
@@ -131,7 +131,7 @@ class TotalsReader:
                 self._logger.warning("totals_unavailable", error=str(trouble))
             except Exception as mistake:  # ours: totals must go on being read
                 self._logger.exception("totals_failed")
-                why = f"totals could not be looked at: {mistake!r}"
+                why = f"totals could not be read: {mistake!r}"
                 self._faults.report(Scope.PART, "totals", why)
             self.pool.clear_recovered()
             seconds = self._clock.monotonic() - began

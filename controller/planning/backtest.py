@@ -35,8 +35,8 @@ from controller.core.rollout import (
     Ticked,
 )
 from controller.counting.counted_flags import Changes
+from controller.counting.flags_to_count import CountedFlag, FlagsToCount
 from controller.counting.partition_totals import PartitionTotals, ReadEvaluations, ReadOutcomes
-from controller.counting.watched_flags import WatchedFlag, WatchedFlags
 from controller.ports import Record
 from schemas import wire
 from schemas.terms import AdviceChoice, Arm, CommandVerb, HealthGap
@@ -98,7 +98,7 @@ class Backtest:
         self.judged_at = starts_at
         self._counts_split = counts_split
         self._read_evaluations, self._read_outcomes = read_evaluations, read_outcomes
-        self._flags = WatchedFlags()
+        self._flags = FlagsToCount()
         self._tests = SequentialTests()
         self._merger = Merger()
         self._arms: dict[Source, dict[str, bytes]] = {source: {} for source in sources}
@@ -233,10 +233,10 @@ class Backtest:
         if after is None:
             return
         if before is None or after.revision != before.revision:
-            watched = self._flags.watch(after)
-            if isinstance(watched, WatchedFlag):
+            counted = self._flags.count_for(after)
+            if isinstance(counted, CountedFlag):
                 for totals in self._totals.values():
-                    totals.flags.apply(watched)
+                    totals.flags.apply(counted)
         self.decisions += [
             DatedDecision(self._at, effect)
             for effect in effects

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 
 from controller.scorecard.kinds import CaseKind
-from controller.scorecard.scoring import Answer, Score, Tally
+from controller.scorecard.scoring import Answer, Score, Share
 
 _BAR_LEFT, _BAR_WIDTH, _ROW_HEIGHT = 120.0, 300.0, 28
 _PLOT_TOP, _PLOT_BOTTOM, _PLOT_LEFT, _PLOT_WIDTH = 20.0, 196.0, 24.0, 440.0
@@ -62,7 +62,7 @@ def _template() -> Template:
 
 
 def _figures(score: Score) -> list[dict[str, str]]:
-    def share(name: str, tally: Tally, *, style: str = "") -> dict[str, str]:
+    def share(name: str, tally: Share, *, style: str = "") -> dict[str, str]:
         return {
             "name": name,
             "value": percent(tally),
@@ -190,7 +190,7 @@ def _row(answer: Answer) -> dict[str, str]:
     }
 
 
-def percent(tally: Tally) -> str:
+def percent(tally: Share) -> str:
     """Return a share for people; a dash where there was nothing to count."""
     return "–" if tally.share is None else f"{100 * tally.share:.0f} %"
 
@@ -206,7 +206,7 @@ def to_document(asked: Asked, answers: Sequence[Answer], score: Score) -> dict[s
     """Return the scorecard for machines."""
     mode, why = score.suits
 
-    def tally(one: Tally) -> dict[str, Any]:
+    def tally(one: Share) -> dict[str, Any]:
         return {"count": one.count, "total": one.of, "share": one.share}
 
     return {

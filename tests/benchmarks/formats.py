@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from controller.counting.flags_to_count import FlagsToCount
 from controller.counting.partition_totals import ReadEvaluations, ReadOutcomes
-from controller.counting.watched_flags import WatchedFlags
 from controller.ports import Record
 from schemas.formats import EventFormat, evaluation_reader, outcome_reader
 from tests.builders import MINUTE, T0, make_rollout
@@ -42,8 +42,8 @@ def measure(name: str, values: Sequence[bytes], readers: Readers, *, evaluations
     ]
     fastest = float("inf")
     for _ in range(ROUNDS):
-        directory = WatchedFlags()
-        directory.watch(make_rollout())
+        directory = FlagsToCount()
+        directory.count_for(make_rollout())
         owner = Owner(directory, counts_exposures=evaluations, readers=readers)
         began = time.process_time()
         for begin in range(0, len(records), len(REQUESTS)):

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from controller.counting.counted_flags import Changes
+from controller.counting.flags_to_count import FlagsToCount
 from controller.counting.partition_totals import PartitionTotals
-from controller.counting.watched_flags import WatchedFlags
 from controller.ports import Record
 from schemas.totals import MAX_FIELDS_PER_SAVE, encode_progress
 from schemas.wire import RecordRefused, read_evaluations, read_outcomes
@@ -84,11 +84,11 @@ def outcomes(flags: int, chance: random.Random, *, named: bool) -> list[Record]:
     return records
 
 
-def directory_of(flags: int) -> WatchedFlags:
+def directory_of(flags: int) -> FlagsToCount:
     """Return a directory in which every flag has a rollout."""
-    directory = WatchedFlags()
+    directory = FlagsToCount()
     for number in range(flags):
-        directory.watch(make_rollout(plan=make_plan(flag_key=f"flag-{number}")))
+        directory.count_for(make_rollout(plan=make_plan(flag_key=f"flag-{number}")))
     return directory
 
 
@@ -160,7 +160,7 @@ class Counted:
 
 
 def totals_of(
-    directory: WatchedFlags, *, counts_exposures: bool, exact_limit: int = 100_000
+    directory: FlagsToCount, *, counts_exposures: bool, exact_limit: int = 100_000
 ) -> PartitionTotals:
     """Return an empty partition with the window's default."""
     return PartitionTotals(

@@ -222,7 +222,7 @@ async def count(
         read_outcomes=read_outcomes,
     )
     for rollout in rollouts:
-        ingest.watch(rollout)
+        ingest.count_for(rollout)
     await log.start()
     running = asyncio.create_task(ingest.run())
     began, cpu = 0.0, 0.0

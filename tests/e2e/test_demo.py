@@ -52,17 +52,10 @@ def wait_until_empty(session: int) -> None:
         time.sleep(0.05)
 
 
-#: A shell's background jobs hand down an ignored SIGINT; the demo of a test heeds it.
-_HEED_SIGINT = (
-    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
-    "os.execv(sys.argv[1], sys.argv[1:])"
-)
-
-
 def start(*arguments: str) -> subprocess.Popen[str]:
     """Start the demo in a session of its own, where all it starts can be found again."""
     return subprocess.Popen(
-        [sys.executable, "-c", _HEED_SIGINT, str(ROLLOUTD), "demo", *arguments],
+        [str(ROLLOUTD), "demo", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

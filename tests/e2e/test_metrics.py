@@ -176,7 +176,15 @@ async def test_every_metric_moves(
         )
         await observer.until_moved("unknown_flag_events")
         own_redis.pause()
-        await observer.until_moved("unwatched_rollouts", "save_age_seconds", "dependency_up")
+        # The plane of Redis keys is away, too: it converges no more, and its errors count.
+        await observer.until_moved(
+            "unwatched_rollouts",
+            "save_age_seconds",
+            "dependency_up",
+            "dependency_errors",
+            "plane_converged",
+            "actuation_gap_seconds",
+        )
         own_redis.resume()
         await daemon.ready()
         await client.command(CommandVerb.ROLL_BACK, FLAG)

@@ -29,8 +29,8 @@ from controller.core.machine import decide, next_deadline
 from controller.core.rollout import CommandReceived, EvidenceJudged, Rollout, Ticked
 from controller.core.serving import percent_to_serve
 from controller.counting.counted_flags import Changes
+from controller.counting.flags_to_count import FlagsToCount
 from controller.counting.partition_totals import PartitionTotals
-from controller.counting.watched_flags import WatchedFlags
 from controller.errors import BadInput, BrokenInvariant, DocumentUnreadable
 from controller.health import Health
 from controller.plans import lint_text
@@ -113,17 +113,17 @@ def _refused(fault: Exception) -> str:
 _RECORDS_AT_ONCE = 100
 
 
-def _directory(now: datetime) -> WatchedFlags:
+def _directory(now: datetime) -> FlagsToCount:
     """Return a directory of one flag in its first stage since ten minutes."""
     began = now - timedelta(minutes=10)
     rollout = make_rollout(started_at=began, updated_at=began)
     visit = replace(rollout.visits[0], entered_at=began, counts_from=began)
-    directory = WatchedFlags()
-    directory.watch(replace(rollout, visits=(visit,)))
+    directory = FlagsToCount()
+    directory.count_for(replace(rollout, visits=(visit,)))
     return directory
 
 
-def _totals(directory: WatchedFlags, *, counts_exposures: bool) -> PartitionTotals:
+def _totals(directory: FlagsToCount, *, counts_exposures: bool) -> PartitionTotals:
     return PartitionTotals(
         directory, counts_exposures=counts_exposures, exact_limit=64, window_ms=1_800_000
     )
@@ -327,7 +327,7 @@ def rollout_documents(material: Hostile) -> str:
     board.flagd_document()
     for flag in board.flags:
         flag.evaluate("user-1", {"plan": "pro", "age": 20})
-    WatchedFlags().watch(rollout)
+    FlagsToCount().count_for(rollout)
     next_deadline(rollout)
     decide(rollout, Ticked(), _NOW)
     return "served"

@@ -262,7 +262,7 @@ async def test_a_gate_goes_before_what_nobody_waits_for() -> None:
         server.script = faults.advising(
             {"unusual": [{"rollout": 1, "what": "odd"}, {"rollout": 2, "what": "nobody's"}]}
         )
-        assert await advisor.look_over({"f": (make_rollout(), make_judgement())}) == [
+        assert await advisor.review({"f": (make_rollout(), make_judgement())}) == [
             ("new-checkout", "odd")
         ]
         await advisor.close()

@@ -197,7 +197,7 @@ class Member:
             read_outcomes=outcome_reader(way.outcomes),
         )
         plan = make_plan(guardrails=(make_guardrail(), make_guardrail(metric="conversion:paid")))
-        self.ingest.watch(make_rollout(plan=plan))
+        self.ingest.count_for(make_rollout(plan=plan))
 
     @property
     def keys(self) -> list[str]:

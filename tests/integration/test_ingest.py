@@ -98,7 +98,7 @@ class Group:
             faults=self.faults,
             topology=self.topology,
         )
-        ingest.watch(make_rollout())
+        ingest.count_for(make_rollout())
         await log.start()
         self.tasks.append(asyncio.create_task(ingest.run()))
         self.members.append((ingest, log))

@@ -206,7 +206,7 @@ async def test_explanations_and_looks_come_from_a_real_server(llama_url: str) ->
         )
         asked = (
             advisor.explain(make_rollout(), alert),
-            advisor.look_over({"f": (make_rollout(), make_judgement())}),
+            advisor.review({"f": (make_rollout(), make_judgement())}),
         )
         troubles = [
             str(end)

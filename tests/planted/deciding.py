@@ -233,9 +233,9 @@ BUGS = (
     Bug(
         "a full outbox swallows a command",
         f"{DECIDING}/flag/flag_decision.py",
-        "            return Decision(rollout, (self._rejected(event, why),), tests)\n"
+        "            return PendingSave(rollout, (self._rejected(event, why),), tests)\n"
         "        if why",
-        "            return Decision(rollout, (), tests)\n        if why",
+        "            return PendingSave(rollout, (), tests)\n        if why",
         WORKER_TESTS,
     ),
     Bug(

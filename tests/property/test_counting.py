@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from controller.core.evidence import bucket_of
 from controller.core.rollout import Rollout
 from controller.core.timeline import locate
+from controller.counting.flags_to_count import CountedFlag, FlagsToCount
 from controller.counting.partition_totals import ReadEvaluations, ReadOutcomes
-from controller.counting.watched_flags import WatchedFlag, WatchedFlags
 from controller.ports import Record
 from schemas.totals import ArmCounts, decode_progress
 from schemas.wire import read_evaluations, read_outcomes
@@ -38,11 +38,11 @@ def rollout_of(flag_key: str) -> Rollout:
     return make_rollout(plan=plan, visits=VISITS, rollout_id=f"start-{flag_key}")
 
 
-def directory() -> WatchedFlags:
+def directory() -> FlagsToCount:
     """Return a directory of every flag but the last."""
-    found = WatchedFlags()
+    found = FlagsToCount()
     for flag_key in FLAGS[:-1]:
-        found.watch(rollout_of(flag_key))
+        found.count_for(rollout_of(flag_key))
     return found
 
 
@@ -347,6 +347,6 @@ def test_records_of_many_events_are_counted_exactly_once(
 @given(times)
 def test_intervals_say_what_the_timeline_says(at: datetime) -> None:
     """The precomputed intervals give each event the visit that core.timeline gives it."""
-    watched = WatchedFlag.of(rollout_of("new-checkout"))
+    watched = CountedFlag.of(rollout_of("new-checkout"))
     found = [visit for begin, until, visit in watched.intervals if begin <= at_ms(at) < until]
     assert found == [visit for visit in [locate(VISITS, at)] if visit is not None]

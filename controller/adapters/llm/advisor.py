@@ -127,7 +127,7 @@ class ModelAdvisor:
             latency_ms=completion.latency_ms,
         )
 
-    async def look_over(
+    async def review(
         self, evidence: Mapping[str, tuple[Rollout, Judgement]]
     ) -> Sequence[tuple[str, str]]:
         with only_advice_errors():

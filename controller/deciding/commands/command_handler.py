@@ -79,7 +79,7 @@ class CommandHandler:
         """
         event: CommandReceived | CommandUnusable
         try:
-            request = self._inbox.read(record)
+            parsed = self._inbox.read(record)
         except CommandRefused as fault:
             flag_key = fault.flag_key
             if self._runs_elsewhere(command, record, flag_key):
@@ -92,12 +92,12 @@ class CommandHandler:
             self._refusals.add(Refusal(command, record, fault))
             return False
         else:
-            flag_key = request.flag_key
+            flag_key = parsed.flag_key
             if self._runs_elsewhere(command, record, flag_key):
-                await self._inbox.forward(request)
+                await self._inbox.forward(parsed)
                 return True
             is_backlog = record.offset < command.partition.end or command.hops > 0
-            event = replace(request.event, is_backlog=is_backlog)
+            event = replace(parsed.event, is_backlog=is_backlog)
         return await self._submit(command, record, flag_key, event)
 
     def _runs_elsewhere(self, command: PendingCommand, record: Record, flag_key: str) -> bool:

@@ -51,7 +51,7 @@ class Peeked:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadCommand:
+class ParsedCommand:
     """A command as read from its record."""
 
     event: CommandReceived
@@ -96,7 +96,7 @@ class CommandInbox:
             return None
         return None if peeked is None else Peeked(*peeked)
 
-    def read(self, record: Record) -> ReadCommand:
+    def read(self, record: Record) -> ParsedCommand:
         """Return the command in a record.
 
         Raises CommandRefused when its sender can be answered, else CommandUnreadable. A mistake of
@@ -106,7 +106,7 @@ class CommandInbox:
         source = (record.value, record.headers, record.key, record.timestamp)
         try:
             command = read_command(*source, now)
-            return ReadCommand(to_command_received(command), command)
+            return ParsedCommand(to_command_received(command), command)
         except BadInput:
             raise
         except Exception as mistake:
@@ -118,7 +118,7 @@ class CommandInbox:
             self._faults.report(Scope.COMMAND, name, why)
             raise refusal_by_mistake(*source, mistake) from mistake
 
-    async def forward(self, command: ReadCommand) -> None:
+    async def forward(self, command: ParsedCommand) -> None:
         """Publish a command again, onto its flag's own partition, until Kafka has it.
 
         Its sender keys records in another way, or the topic has grown. The copy is marked, so that

@@ -77,7 +77,7 @@ class AnomalyWatch:
         if not allowed:
             return
         try:
-            remarks = await model.look_over(allowed)
+            remarks = await model.review(allowed)
         except AdviceUnavailableError as trouble:
             self._logger.info("anomaly_watch_unavailable", error=str(trouble))
             return

@@ -38,7 +38,7 @@ JUDGED_EVERY_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class PendingSave:
     """What is to be saved, and then performed."""
 
     after: Rollout | None
@@ -83,7 +83,7 @@ class FlagDecider:
 
     def decide(
         self, event: Event | NewTotals, binding: Binding | None, now: datetime
-    ) -> Decision | None:
+    ) -> PendingSave | None:
         """Return what follows from an event, None for totals that change nothing.
 
         `binding` is given for commands. `now` is the time of handling, not of arrival: an outage in
@@ -98,15 +98,15 @@ class FlagDecider:
                 return None
             judgement, tests = self._judge.judge(rollout, event.evidence, tests, now)
             if judgement is None:
-                return Decision(rollout, (), tests)
+                return PendingSave(rollout, (), tests)
             decided = EvidenceJudged(judgement)
         else:
             decided = event
         if binding is not None and binding.refusal:
             answer = _bound(self._rejected(decided, binding.refusal), binding)
-            return Decision(rollout, (answer,), tests)
+            return PendingSave(rollout, (answer,), tests)
         after, effects = decide(rollout, decided, now)
-        decision = Decision(after, effects, tests)
+        decision = PendingSave(after, effects, tests)
         if (why := self._safeguards.why_not_raise(after)) is not None:
             decision = self._held_back(decided, judgement, why, now)
         decision = self._checked(decided, decision, now)
@@ -117,17 +117,17 @@ class FlagDecider:
 
     def _held_back(
         self, event: Event, judgement: Judgement | None, why: str, now: datetime
-    ) -> Decision:
+    ) -> PendingSave:
         """Return a decision without the raise: a refused command, or a gate held, with reason."""
         rollout, tests = self._state.rollout, self._state.tests
         if isinstance(event, CommandReceived):
-            return Decision(rollout, (self._rejected(event, why),), tests)
+            return PendingSave(rollout, (self._rejected(event, why),), tests)
         if why == OUTBOX_FULL or rollout is None:
-            return Decision(rollout, (), tests)  # even the reason would wait in the outbox
+            return PendingSave(rollout, (), tests)  # even the reason would wait in the outbox
         held, effects = hold_back(rollout, why, judgement, now)
-        return Decision(held, effects, tests)
+        return PendingSave(held, effects, tests)
 
-    def _checked(self, event: Event, decision: Decision, now: datetime) -> Decision:
+    def _checked(self, event: Event, decision: PendingSave, now: datetime) -> PendingSave:
         """Return the decision, or none in its place when it would break a forbidding invariant."""
         rollout = self._state.rollout
         step = Step(rollout, event, now, decision.after, decision.effects)
@@ -137,7 +137,7 @@ class FlagDecider:
         why = f"the controller would break its own rule {broken[0].rule}: {broken[0].why}"
         is_command = isinstance(event, CommandReceived)
         effects = (self._rejected(event, why),) if is_command else ()
-        return Decision(rollout, effects, self._state.tests)
+        return PendingSave(rollout, effects, self._state.tests)
 
     def _rejected(self, event: Event, why: str) -> AnswerCommand:
         assert isinstance(event, CommandReceived | CommandUnusable)

@@ -6,7 +6,7 @@ The way of an event:
 2. `command_answers.py` finds whether a command was answered before.
 3. `flag_decision.py` decides, by `core/machine` and `core/judging`.
 4. `flag_state.py` saves the new state and its effects in one step.
-5. `registry.py` passes the new document to what serves and counts; `outbox.py` publishes effects;
+5. `registry.py` passes the new rollout to what serves and counts; `outbox.py` publishes effects;
    `advice.py` asks the model.
 
 Belongs here: this order, and the recovery before it. Does not belong here: which flags run on this
@@ -39,7 +39,7 @@ from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.flag.advice import AdviceAsker
 from controller.deciding.flag.command_answers import Binding, CommandAnswers, digest_of
 from controller.deciding.flag.decision_log import DecisionLog
-from controller.deciding.flag.flag_decision import Decision, EvidenceJudge, FlagDecider
+from controller.deciding.flag.flag_decision import EvidenceJudge, FlagDecider, PendingSave
 from controller.deciding.flag.flag_inbox import FlagInbox, NewTotals, Queued
 from controller.deciding.flag.flag_state import FlagState
 from controller.deciding.flag.outbox import EffectEncoder, Outbox
@@ -220,7 +220,7 @@ class FlagWorker:
                 # The question may be saved and was never sent: decide again as after a restart.
                 event = Restarted()
 
-    async def _save(self, decision: Decision) -> bool:
+    async def _save(self, decision: PendingSave) -> bool:
         """Save state and effects, then perform them. False: not known to be saved."""
         before, after = self.rollout, decision.after
         is_transition = self._state.is_transition(after)
@@ -293,6 +293,6 @@ class FlagWorker:
             tests = self._state.tests
             if tests.last_event_at is not None:
                 tests = replace(tests, last_event_at=min(tests.last_event_at, now))
-            if await self._save(Decision(healed(self.rollout, now), (), tests)):
+            if await self._save(PendingSave(healed(self.rollout, now), (), tests)):
                 return
             await self._load()

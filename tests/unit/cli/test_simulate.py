@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from controller.cli.common import EXIT_REJECTED, EXIT_USAGE
-from controller.cli.effects import begins_at
 from controller.cli.operator import app
+from controller.cli.typed_traffic import begins_at
 from tests.builders import make_plan
 
 PLAN = """name: small

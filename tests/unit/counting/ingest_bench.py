@@ -120,7 +120,7 @@ class Bench:
             faults=self.faults,
             topology=self.topology,
         )
-        ingest.watch(make_rollout())
+        ingest.count_for(make_rollout())
         return ingest, log
 
     @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from controller.counting.watched_flags import WatchedFlags
+from controller.counting.flags_to_count import FlagsToCount
 from schemas.totals import (
     ArmCounts,
     PartitionCounts,
@@ -27,11 +27,11 @@ AT = T0 + 10 * MINUTE
 TREATMENT, CONTROL = ("new-checkout", 0, "treatment"), ("new-checkout", 0, "control")
 
 
-def make_directory() -> WatchedFlags:
+def make_directory() -> FlagsToCount:
     """Return a directory of one flag whose plan names one conversion."""
     guardrails = (make_guardrail(), make_guardrail(metric="conversion:paid"))
-    directory = WatchedFlags()
-    directory.watch(make_rollout(plan=make_plan(guardrails=guardrails)))
+    directory = FlagsToCount()
+    directory.count_for(make_rollout(plan=make_plan(guardrails=guardrails)))
     return directory
 
 
@@ -42,7 +42,7 @@ class Counting:
         self,
         *,
         evaluations: bool = False,
-        directory: WatchedFlags | None = None,
+        directory: FlagsToCount | None = None,
         flags_with_own_fields: int = 250,
     ) -> None:
         self.directory = directory or make_directory()

@@ -10,8 +10,8 @@ from dataclasses import replace
 from random import Random
 
 from controller.counting.duplicates import NOT_SAMPLED, REMEMBERED, RecentRecords
+from controller.counting.flags_to_count import FlagsToCount
 from controller.counting.membership import digest_of
-from controller.counting.watched_flags import WatchedFlags
 from schemas.totals import ArmCounts
 from tests.builders import MINUTE, T0, make_rollout
 from tests.records import LINES, Owner, arms_in, at_ms, evaluation_value, make_record, outcome_value
@@ -27,10 +27,10 @@ TREATMENT, CONTROL = ("new-checkout", 0, "treatment"), ("new-checkout", 0, "cont
 ON, OFF = ("new-checkout", "on"), ("new-checkout", "off")
 
 
-def directory() -> WatchedFlags:
+def directory() -> FlagsToCount:
     """Return a directory of one flag."""
-    flags = WatchedFlags()
-    flags.watch(make_rollout())
+    flags = FlagsToCount()
+    flags.count_for(make_rollout())
     return flags
 
 
@@ -87,9 +87,9 @@ def test_alike_is_not_the_same() -> None:
 
 def test_an_outcome_of_several_flags_is_looked_at_once_for_all_of_them() -> None:
     """The arms that an outcome counts for say alike whether it had come before."""
-    flags = WatchedFlags()
+    flags = FlagsToCount()
     for flag_key in ("new-checkout", "search"):
-        flags.watch(make_rollout(flag_key=flag_key))
+        flags.count_for(make_rollout(flag_key=flag_key))
     value = outcome_value(
         LOOKED_AT, time_ms=at_ms(AT), flags=(ON, ("search", "off"), ("unknown", "on"))
     )

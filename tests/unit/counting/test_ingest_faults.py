@@ -300,7 +300,7 @@ async def test_one_time_from_the_future_blinds_nobody() -> None:
         bench.happen(context, error=True)
     async with bench.running() as ingest:
         await until(bench.is_all_saved)
-        assert ingest.watched_flags.unjoined == 0
+        assert ingest.flags_to_count.unjoined == 0
     assert arms_in(bench.stored(OUTCOMES))["new-checkout", 0, "treatment"].first_errors == 2
     assert bench.progress(EVALUATIONS).quarantined == 5
     assert bench.progress(EVALUATIONS).freshest_ms == at_ms(NOW - MINUTE)

@@ -38,7 +38,7 @@ async def test_what_ended_is_given_back_after_an_hour() -> None:
     async with bench.running() as ingest:
         await until(bench.is_all_saved)
         full = sum(len(value) for value in bench.stored(EVALUATIONS).values())
-        ingest.watch(ended)
+        ingest.count_for(ended)
         for _ in range(200):
             await asyncio.sleep(0)
         assert arms_in(bench.stored(EVALUATIONS))
@@ -48,10 +48,10 @@ async def test_what_ended_is_given_back_after_an_hour() -> None:
         await until(
             lambda: not any("start-1" in str(value) for value in bench.stored(EVALUATIONS).values())
         )
-        ingest.watch(ended)  # as the state topic says it again
+        ingest.count_for(ended)  # as the state topic says it again
         bench.evaluate("late")
         await until(bench.is_all_saved)
-        assert ingest.watched_flags.unknown_flags == 0
+        assert ingest.flags_to_count.unknown_flags == 0
         assert not arms_in(bench.stored(EVALUATIONS))
         left = sum(len(value) for value in bench.stored(EVALUATIONS).values())
     assert left < full / 2
@@ -62,10 +62,10 @@ async def test_the_next_rollout_of_a_flag_that_was_given_back_is_counted() -> No
     bench = Bench()
     ingest, _ = bench.make()
     long_ago = make_rollout(flag_key="other", revision=9, phase=Aborted(NOW - 2 * HOUR, "enough"))
-    ingest.watch(long_ago)
-    assert "other" not in ingest.watched_flags.flags
-    ingest.watch(make_rollout(flag_key="other", rollout_id="start-2", revision=10))
-    assert ingest.watched_flags.flags["other"].rollout_id == "start-2"
+    ingest.count_for(long_ago)
+    assert "other" not in ingest.flags_to_count.flags
+    ingest.count_for(make_rollout(flag_key="other", rollout_id="start-2", revision=10))
+    assert ingest.flags_to_count.flags["other"].rollout_id == "start-2"
 
 
 async def test_an_idle_partition_reports_every_second() -> None:
@@ -120,7 +120,7 @@ async def test_an_outcome_without_flags_joins_the_last_exposure() -> None:
     bench.happen("b", at=NOW + 2 * MINUTE, error=True)
     async with bench.running() as ingest:
         await until(bench.is_all_saved)
-        assert ingest.watched_flags.unjoined == 1
+        assert ingest.flags_to_count.unjoined == 1
     assert arms_in(bench.stored(OUTCOMES)).keys() == {("new-checkout", 0, "treatment")}
     assert bench.progress(OUTCOMES).ignored == 1
 
@@ -140,7 +140,7 @@ async def test_a_join_looks_back_one_window_and_not_ahead() -> None:
     bench.evaluate("later", "on", at=T0 + 44 * MINUTE)
     async with bench.running() as ingest:
         await until(bench.is_all_saved)
-        assert ingest.watched_flags.unjoined == 2
+        assert ingest.flags_to_count.unjoined == 2
     assert arms_in(bench.stored(OUTCOMES))["new-checkout", 0, "treatment"].outcomes == 1
 
 
@@ -241,8 +241,8 @@ async def test_unknown_flags_cost_one_counter() -> None:
         bench.evaluate("a", flag=f"flag-{number}")
     async with bench.running() as ingest:
         await until(bench.is_all_saved)
-        assert ingest.watched_flags.unknown_flags == 2000
-        assert len(ingest.watched_flags.unknown_names) == 10
+        assert ingest.flags_to_count.unknown_flags == 2000
+        assert len(ingest.flags_to_count.unknown_names) == 10
     assert bench.progress(EVALUATIONS).ignored == 2000
     assert sum(len(name) + len(value) for name, value in bench.stored(EVALUATIONS).items()) < 400
 
@@ -271,7 +271,7 @@ async def test_unknown_flags_add_no_series() -> None:
             bench.evaluate("a", flag=f"flag-{number}")
             bench.happen("a", (f"flag-{number}", "on"))
         await until(bench.is_all_saved)
-        assert ingest.watched_flags.unknown_flags == 2000
+        assert ingest.flags_to_count.unknown_flags == 2000
     assert series_of(bench.metrics) == before
     assert len(before) > 10
 
@@ -287,11 +287,11 @@ async def test_the_next_rollout_drops_the_last_ones_fields() -> None:
     visit = make_visit(entered_at=T0 + HOUR, counts_from=T0 + HOUR)
     async with bench.running() as ingest:
         await until(bench.is_all_saved)
-        ingest.watch(make_rollout(rollout_id="start-2", revision=7, visits=(visit,)))
+        ingest.count_for(make_rollout(rollout_id="start-2", revision=7, visits=(visit,)))
         bench.evaluate("a", at=T0 + HOUR + MINUTE)
         await until(bench.is_all_saved)
         await until(lambda: not any("start-1" in name for name in bench.stored(EVALUATIONS)))
-        ingest.watch(make_rollout(revision=2))  # late news of the first
+        ingest.count_for(make_rollout(revision=2))  # late news of the first
     names = [name for name in bench.stored(EVALUATIONS) if name.startswith("new-checkout|")]
     assert names == ["new-checkout|start-2|0|treatment"]
     assert arms_in(bench.stored(EVALUATIONS))["new-checkout", 0, "treatment"].exposures == 1
@@ -303,7 +303,7 @@ async def test_more_flags_than_fit_in_one_save(flags: int) -> None:
     bench = Bench(settings=make_settings(fetch_max_records=500))
     async with bench.running() as ingest:
         for number in range(flags):
-            ingest.watch(make_rollout(flag_key=f"flag-{number}"))
+            ingest.count_for(make_rollout(flag_key=f"flag-{number}"))
         for number in range(flags):
             bench.evaluate(f"u{number}", "on", flag=f"flag-{number}")
             bench.evaluate(f"u{number}", "off", flag=f"flag-{number}")

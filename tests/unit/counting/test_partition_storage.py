@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from controller.counting.counted_flags import Changes
+from controller.counting.flags_to_count import FlagsToCount
 from controller.counting.partition_totals import MAX_FIELDS_PER_RECORD
-from controller.counting.watched_flags import WatchedFlags
 from controller.errors import BrokenInvariant
 from schemas.terms import QuarantineReason
 from schemas.totals import (
@@ -67,8 +67,8 @@ def test_superseded_rollouts_are_swept() -> None:
     """What an unwatched rollout left is dropped once the directory is surely newer."""
     counting = Counting(evaluations=True)
     counting.batch(evaluation("a", "on"))
-    directory = WatchedFlags()
-    directory.watch(make_rollout(rollout_id="start-2", revision=9))
+    directory = FlagsToCount()
+    directory.count_for(make_rollout(rollout_id="start-2", revision=9))
     counting.directory = directory
     counting.owner = counting.load()
     counting.owner.totals.flags.drop_superseded()
@@ -82,11 +82,11 @@ def test_superseded_rollouts_are_swept() -> None:
 # --- where arms are stored ---
 
 
-def directory_of(flags: int) -> WatchedFlags:
+def directory_of(flags: int) -> FlagsToCount:
     """Return a directory of that many flags."""
-    directory = WatchedFlags()
+    directory = FlagsToCount()
     for number in range(flags):
-        directory.watch(
+        directory.count_for(
             make_rollout(plan=make_plan(flag_key=f"flag-{number}"), rollout_id="start-1")
         )
     return directory
@@ -123,7 +123,7 @@ def test_an_arm_stays_where_it_was_first_stored() -> None:
     flags = directory_of(1)
     counting = Counting(directory=flags, flags_with_own_fields=1)
     counting.batch(outcome("a", ("flag-0", "on")))
-    flags.watch(make_rollout(plan=make_plan(flag_key="flag-1"), rollout_id="start-1"))
+    flags.count_for(make_rollout(plan=make_plan(flag_key="flag-1"), rollout_id="start-1"))
     counting.owner = counting.load()
     counting.batch(outcome("a", ("flag-0", "on"), ("flag-1", "on")))
     del flags.flags["flag-0"]
@@ -147,7 +147,7 @@ def test_visits_that_are_over_leave_their_bundle(is_reloaded: bool) -> None:
     )
     counting = Counting(flags_with_own_fields=0)
     counting.directory.flags.clear()
-    counting.directory.watch(make_rollout(visits=visits))
+    counting.directory.count_for(make_rollout(visits=visits))
     counting.batch(outcome("a", ON), outcome("a", ON, at=T0 + HOUR))
     assert "new-checkout|start-1|0|treatment" not in counting.stored
     if is_reloaded:
@@ -227,7 +227,7 @@ def test_names_of_sets_share_fields() -> None:
 
 
 def make_packing(
-    *, evaluations: bool, directory: WatchedFlags | None = None, number: int = 0
+    *, evaluations: bool, directory: FlagsToCount | None = None, number: int = 0
 ) -> Owner:
     """Return the owner of a partition whose records hold an event a line."""
     return Owner(
@@ -273,9 +273,9 @@ def test_a_record_is_folded_whole_or_not_at_all(evaluations: bool) -> None:
 
     With all its events.
     """
-    directory = WatchedFlags()
+    directory = FlagsToCount()
     for number in range(60):
-        directory.watch(make_rollout(plan=make_plan(flag_key=f"flag-{number}")))
+        directory.count_for(make_rollout(plan=make_plan(flag_key=f"flag-{number}")))
     owner = make_packing(evaluations=evaluations, directory=directory)
 
     def event(number: int) -> bytes:
@@ -301,10 +301,10 @@ def test_a_record_that_no_save_could_carry_is_refused() -> None:
 
     It is set aside with its reason.
     """
-    directory = WatchedFlags()
+    directory = FlagsToCount()
     count = MAX_FIELDS_PER_RECORD + 1
     for number in range(count):
-        directory.watch(make_rollout(plan=make_plan(flag_key=f"flag-{number}")))
+        directory.count_for(make_rollout(plan=make_plan(flag_key=f"flag-{number}")))
     owner = make_packing(evaluations=False, directory=directory)
     values = [outcome("a", (f"flag-{number}", "on")) for number in range(count)]
     owner.fold([make_record(0, packed(*values)), make_record(1, packed(*values[:100]))])
@@ -368,7 +368,7 @@ def churn(counting: Counting, begin: int, count: int, *, flag: str = "new-checko
 def test_contexts_of_a_partition_are_bounded() -> None:
     """Beyond the budget a partition gives up exactness, then new contexts, never memory."""
     directory = make_directory()
-    directory.watch(make_rollout(flag_key="small"))
+    directory.count_for(make_rollout(flag_key="small"))
     counting = Counting(evaluations=True, directory=directory)
     churn(counting, 0, 100, flag="small")
     churn(counting, 0, 100_000)

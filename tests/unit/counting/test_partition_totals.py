@@ -11,7 +11,7 @@ import pytest
 
 from controller.core.audience import Audience, Condition
 from controller.core.evidence import bucket_of
-from controller.counting.watched_flags import WatchedFlags
+from controller.counting.flags_to_count import FlagsToCount
 from controller.errors import BrokenInvariant
 from schemas.terms import Operator, QuarantineReason
 from schemas.totals import (
@@ -62,7 +62,7 @@ def test_each_visit_has_its_own_first_errors() -> None:
     )
     counting = Counting()
     counting.directory.flags.clear()
-    counting.directory.watch(make_rollout(visits=visits))
+    counting.directory.count_for(make_rollout(visits=visits))
     counting.batch(outcome("a", ON, error=True), outcome("a", ON, error=True, at=T0 + HOUR))
     assert [counting.arms["new-checkout", visit, "treatment"].first_errors for visit in (0, 1)] == [
         1,
@@ -120,7 +120,7 @@ def test_settle_and_what_lies_outside_every_visit_is_late() -> None:
     """Events of a known flag before the start, while settling and after the end touch no arm."""
     counting = Counting(evaluations=True)
     counting.directory.flags.clear()
-    counting.directory.watch(make_rollout(visits=(make_visit(left_at=T0 + HOUR),)))
+    counting.directory.count_for(make_rollout(visits=(make_visit(left_at=T0 + HOUR),)))
     for at in (T0 - MINUTE, T0, T0 + 0.98 * MINUTE, T0 + HOUR):
         counting.batch(evaluation("a", "on", at))
     assert (counting.records.late, counting.records.counted, counting.arms) == (4, 0, {})
@@ -139,7 +139,7 @@ def test_other_variants_are_ignored_and_seen() -> None:
     )
 
 
-def make_ringed_directory() -> WatchedFlags:
+def make_ringed_directory() -> FlagsToCount:
     """Return a directory of one flag in a stage with an audience.
 
     Whose treatment is divided in two.
@@ -150,8 +150,8 @@ def make_ringed_directory() -> WatchedFlags:
         audiences=(audience,),
         split=(("red", 1), ("blue", 1)),
     )
-    directory = WatchedFlags()
-    directory.watch(make_rollout(plan=plan))
+    directory = FlagsToCount()
+    directory.count_for(make_rollout(plan=plan))
     return directory
 
 
@@ -322,7 +322,7 @@ def test_joins_skip_the_exposures_of_an_earlier_rollout() -> None:
     directory = make_directory()
     exposures = Counting(evaluations=True, directory=directory)
     exposures.batch(evaluation("a", "on"))
-    directory.watch(make_rollout(rollout_id="start-2", revision=9))
+    directory.count_for(make_rollout(rollout_id="start-2", revision=9))
     counting = Counting(directory=directory)
     counting.batch(outcome("a"), join=exposures.load())
     assert (counting.arms, directory.unjoined) == ({}, 1)
@@ -357,9 +357,9 @@ def test_outcomes_too_young_to_be_joined_are_left() -> None:
 
 def test_counting_stops_when_a_save_is_full() -> None:
     """No more fields change than one save may carry."""
-    directory = WatchedFlags()
+    directory = FlagsToCount()
     for number in range(50):
-        directory.watch(make_rollout(plan=make_plan(flag_key=f"flag-{number}")))
+        directory.count_for(make_rollout(plan=make_plan(flag_key=f"flag-{number}")))
     counting = Counting(directory=directory)
     batch = [make_record(number, outcome("a", (f"flag-{number}", "on"))) for number in range(50)]
     taken = counting.owner.totals.fold_outcomes(batch, read_outcomes, room=30)
@@ -380,9 +380,9 @@ def test_a_record_twice_in_one_batch_is_our_own_mistake() -> None:
 
 def test_an_older_document_changes_nothing() -> None:
     """News that arrive late do not turn the timeline back."""
-    directory = WatchedFlags()
-    assert directory.watch(make_rollout(revision=2)) is not None
-    assert directory.watch(make_rollout(revision=2, rollout_id="other")) is None
+    directory = FlagsToCount()
+    assert directory.count_for(make_rollout(revision=2)) is not None
+    assert directory.count_for(make_rollout(revision=2, rollout_id="other")) is None
     assert directory.flags["new-checkout"].rollout_id == "start-1"
 
 
@@ -390,7 +390,7 @@ def test_a_newer_document_moves_the_timeline() -> None:
     """When a visit ends, events after its end no longer count for it."""
     counting = Counting(evaluations=True)
     counting.batch(evaluation("a", "on", T0 + 2 * HOUR))
-    watched = counting.directory.watch(
+    watched = counting.directory.count_for(
         make_rollout(revision=2, visits=(make_visit(left_at=T0 + HOUR),))
     )
     assert watched is not None

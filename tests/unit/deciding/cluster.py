@@ -21,7 +21,7 @@ from controller.adapters.memory import (
 from controller.codec.commands import command_event
 from controller.codec.plans import from_core_plan
 from controller.core.rollout import Rollout
-from controller.deciding.commands.command_inbox import ReadCommand
+from controller.deciding.commands.command_inbox import ParsedCommand
 from controller.deciding.deciding import Deciding
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.event_partitions import EventPartitions
@@ -235,7 +235,7 @@ class Cluster:
             timestamp_ms=round(self.clock.now().timestamp() * 1000),
         )
 
-    async def forward(self, command: ReadCommand) -> None:
+    async def forward(self, command: ParsedCommand) -> None:
         """Put a command onto its flag's own partition."""
         self.broker.append(
             TOPIC,

@@ -17,11 +17,8 @@ _STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', "
     "flush=True); time.sleep(60)"
 )
-#: `nohup` and background jobs of a shell hand down signals that are ignored; the parent heeds all.
 _PARENT = f"""
-import signal, time
-for number in (signal.SIGTERM, signal.SIGHUP):
-    signal.signal(number, signal.SIG_DFL)
+import time
 from controller.demo.processes import ProcessTree
 tree = ProcessTree()
 child = tree.start_python("child", "-c", {_STUBBORN!r})

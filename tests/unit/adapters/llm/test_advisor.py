@@ -400,7 +400,7 @@ async def test_whatever_goes_wrong_in_asking_is_no_advice(error: BaseException) 
     for ask in (
         advisor.ask(make_rollout(), make_question()),
         advisor.explain(make_rollout(), alert),
-        advisor.look_over({"new-checkout": (make_rollout(), make_judgement())}),
+        advisor.review({"new-checkout": (make_rollout(), make_judgement())}),
     ):
         with pytest.raises(AdviceUnavailableError) as refusal:
             await ask

@@ -28,7 +28,10 @@ NAMED_ELSEWHERE = {
     "controller/cli/verdict_lines.py": {"latency"},
 }
 #: Files that may import a kind's own module: for options and figures that exist for one kind.
-KIND_IMPORTED_ELSEWHERE = {"controller/cli/effects.py", "controller/planning/virtual_traffic.py"}
+KIND_IMPORTED_ELSEWHERE = {
+    "controller/cli/typed_traffic.py",
+    "controller/planning/virtual_traffic.py",
+}
 
 _NAME = re.compile(METRIC_PATTERN)
 _OF_ONE_KIND = re.compile(r"controller\.core\.metrics\.(?!kind\b|virtual\b)\w+")

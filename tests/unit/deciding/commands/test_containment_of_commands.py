@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from controller.deciding.commands import command_follower
-from controller.deciding.commands.command_inbox import ReadCommand
+from controller.deciding.commands.command_inbox import ParsedCommand
 from controller.errors import (
     CommandRefused,
     CommandUnreadable,
@@ -96,7 +96,7 @@ async def test_a_command_is_forwarded_once_at_most() -> None:
         replica.topic.home_of = lambda _: 3  # never where a copy arrives
         real_forward, forwarded = replica.inbox.forward, [0]
 
-        async def forward(command: ReadCommand) -> None:
+        async def forward(command: ParsedCommand) -> None:
             forwarded[0] += 1
             if forwarded[0] < 10:  # for ever, else
                 await real_forward(command)

@@ -69,7 +69,7 @@ class Scripted:
             5,
         )
 
-    async def look_over(
+    async def review(
         self, seen: Mapping[str, tuple[Rollout, Judgement]]
     ) -> Sequence[tuple[str, str]]:
         self.asked += sorted(seen)

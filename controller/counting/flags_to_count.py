@@ -53,7 +53,7 @@ def _up_to_ms(at: datetime) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class WatchedFlag:
+class CountedFlag:
     """What counting needs of a rollout."""
 
     flag_key: str
@@ -74,7 +74,7 @@ class WatchedFlag:
         return self.ended_ms is not None and now_ms - self.ended_ms >= KEPT_AFTER_END_MS
 
     @classmethod
-    def of(cls, rollout: Rollout) -> WatchedFlag:
+    def of(cls, rollout: Rollout) -> CountedFlag:
         """Return what counting needs of a rollout."""
         plan = rollout.plan
         treatment, *more_treatments = counted_as_treatment(plan)
@@ -97,11 +97,11 @@ class WatchedFlag:
 
 
 @dataclass(slots=True)
-class WatchedFlags:
+class FlagsToCount:
     """The flags that have a rollout, and what is recorded of others; one for all partitions."""
 
     unknown_names_limit: int = 100
-    flags: dict[str, WatchedFlag] = field(default_factory=dict)
+    flags: dict[str, CountedFlag] = field(default_factory=dict)
     over: dict[str, int] = field(default_factory=dict)  # flag -> revision of its ended rollout
     unknown_flags: int = 0  # evaluations, and flags of outcomes, without a rollout
     unknown_names: dict[str, None] = field(default_factory=dict)  # the first names of those
@@ -112,7 +112,7 @@ class WatchedFlags:
     # (of evaluations, context's digest) -> partition.
     homes: dict[tuple[bool, int], int] = field(default_factory=dict)
 
-    def watch(self, rollout: Rollout, now_ms: int = 0) -> WatchedFlag | None:
+    def count_for(self, rollout: Rollout, now_ms: int = 0) -> CountedFlag | None:
         """Count by a document from now on; return None when it changes nothing.
 
         That is a document not newer than the known one, and, of a flag that is not counted, one
@@ -124,21 +124,21 @@ class WatchedFlags:
             return None
         if rollout.revision <= self.over.get(flag_key, -1):
             return None
-        watched = WatchedFlag.of(rollout)
+        counted = CountedFlag.of(rollout)
         self.unknown_names.pop(flag_key, None)
-        if previous is None and watched.is_over(now_ms):
-            self.over[flag_key] = watched.revision
+        if previous is None and counted.is_over(now_ms):
+            self.over[flag_key] = counted.revision
             return None
         self.over.pop(flag_key, None)
-        self.flags[flag_key] = watched
-        return watched
+        self.flags[flag_key] = counted
+        return counted
 
-    def end(self, now_ms: int) -> list[WatchedFlag]:
+    def end(self, now_ms: int) -> list[CountedFlag]:
         """Stop counting for rollouts that are over by `now_ms`, and return them."""
-        over = [watched for watched in self.flags.values() if watched.is_over(now_ms)]
-        for watched in over:
-            del self.flags[watched.flag_key]
-            self.over[watched.flag_key] = watched.revision
+        over = [counted for counted in self.flags.values() if counted.is_over(now_ms)]
+        for counted in over:
+            del self.flags[counted.flag_key]
+            self.over[counted.flag_key] = counted.revision
         return over
 
     def record_place(self, of_evaluations: bool, digest: int, partition: int) -> None:
