@@ -28,7 +28,7 @@ READ_AT_MOST_EVERY_SECONDS = 0.1
 READ_EVERY_SECONDS = 1.0
 READ_TIME_SHARE = 0.1
 #: The reporter of flags whose totals cannot be read, which alone clears them.
-_READING = "reading"
+_SHOWING = "showing evidence"
 
 Visits = tuple[str, Sequence[int]]
 """A rollout's id and the numbers of its visits."""
@@ -209,9 +209,9 @@ class TotalsReader:
         self._unread.add(flag_key)
         why = f"its totals cannot be read, so its guardrails are blind: {mistake!r}"
         fix = f"rolloutctl pause {flag_key}, or roll it back, until they can"
-        self._faults.report(Scope.FLAG, flag_key, why, fix, reporter=_READING)
+        self._faults.report(Scope.FLAG, flag_key, why, fix, reporter=_SHOWING)
 
     def _clear_unread(self, flag_key: str) -> None:
         if flag_key in self._unread:
             self._unread.discard(flag_key)
-            self._faults.clear(Scope.FLAG, flag_key, reporter=_READING)
+            self._faults.clear(Scope.FLAG, flag_key, reporter=_SHOWING)
