@@ -139,6 +139,21 @@ async def discard_totals(store: redis.asyncio.Redis) -> None:
         await store.delete(key)
 
 
+async def lose_redis_for_a_while(store: RedisServer, observer: Observer) -> None:
+    """Pause Redis until everything that says so has moved."""
+    store.pause()
+    # The plane of Redis keys is away, too: it converges no more, and its errors count.
+    await observer.until_moved(
+        "unwatched_rollouts",
+        "save_age_seconds",
+        "dependency_up",
+        "dependency_errors",
+        "plane_converged",
+        "actuation_gap_seconds",
+    )
+    store.resume()
+
+
 async def test_every_metric_moves(
     own_kafka: LocalKafka, own_redis: RedisServer, topic_prefix: str, tmp_path: Path
 ) -> None:
@@ -175,17 +190,7 @@ async def test_every_metric_moves(
             "ann", "on", datetime.now(UTC)
         )
         await observer.until_moved("unknown_flag_events")
-        own_redis.pause()
-        # The plane of Redis keys is away, too: it converges no more, and its errors count.
-        await observer.until_moved(
-            "unwatched_rollouts",
-            "save_age_seconds",
-            "dependency_up",
-            "dependency_errors",
-            "plane_converged",
-            "actuation_gap_seconds",
-        )
-        own_redis.resume()
+        await lose_redis_for_a_while(own_redis, observer)
         await daemon.ready()
         await client.command(CommandVerb.ROLL_BACK, FLAG)
         await client.command(CommandVerb.START, FLAG, plan=plan_with_bake("5s"))
