@@ -361,16 +361,21 @@ class Siege:
             )
         else:
             reader, writer = await asyncio.open_connection("127.0.0.1", self.daemon.port)
-            writer.write(
-                material.torn(
-                    b"POST /ofrep/v1/evaluate/flags HTTP/1.1\r\nHost: localhost\r\n\r\n" + content
+            try:
+                writer.write(
+                    material.torn(
+                        b"POST /ofrep/v1/evaluate/flags HTTP/1.1\r\nHost: localhost\r\n\r\n"
+                        + content
+                    )
                 )
-            )
-            await writer.drain()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(0.2):
-                    await reader.read(1_000)
-            writer.close()
+                await writer.drain()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.2):
+                        await reader.read(1_000)
+            finally:  # also when the siege ends meanwhile: nothing of it is left to collect
+                writer.close()
+                with suppress(OSError):
+                    await writer.wait_closed()
         self._note("requests")
 
     async def _bombs(self) -> None:
