@@ -13,13 +13,14 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 from local_kafka import LOOPBACK, OrphanGuard, free_port
 
+from tests.servers import OwnServer
 
-class RedisServer:
+
+class RedisServer(OwnServer):
     """One Redis-protocol server as a child process, with an append-only file; a context manager.
 
     Port and directory stay the same over restarts, so `kill9` followed by `start` is a crash and a
@@ -66,22 +67,6 @@ class RedisServer:
     def aof_directory(self) -> Path:
         """Where the append-only file's parts and their manifest are."""
         return self.directory / "appendonlydir"
-
-    def __enter__(self) -> RedisServer:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def start(self, timeout_seconds: float = 20.0) -> str:
         """Start the server unless it runs, wait until it answers, and return `url`.

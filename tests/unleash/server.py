@@ -16,13 +16,13 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.brokers import OrphanGuard, free_port
+from tests.servers import OwnServer
 
 HERE = Path(__file__).parent
 
@@ -69,7 +69,7 @@ def _node(directory: Path) -> str:
     return found
 
 
-class UnleashServer:
+class UnleashServer(OwnServer):
     """One Unleash with one PostgreSQL, both on loopback; a context manager."""
 
     def __init__(self, directory: Path) -> None:
@@ -79,22 +79,6 @@ class UnleashServer:
         self._guard: OrphanGuard | None = None
         self._work = Path(tempfile.mkdtemp(prefix="rolloutd-unleash-"))
         self.url = f"http://127.0.0.1:{free_port()}"
-
-    def __enter__(self) -> UnleashServer:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Start both and return once Unleash is healthy.
