@@ -57,7 +57,7 @@ $(PREFECT)/.installed: ops/examples/batches/requirements.lock
 
 # Most slow tests wait for a broker or a process, so there are more workers than a small machine has
 # cores. WORKERS=0 runs all tests in one process.
-WORKERS ?= 4
+WORKERS ?= 5
 PARALLEL = --numprocesses=$(WORKERS) --dist=worksteal
 # What lets tests skip where no real Kafka can be had; the command warns about that on stderr.
 ALLOWANCE = allowance="$$(PYTHONPATH=ops/kafka $(BIN)/python -m tests.brokers)"
@@ -157,12 +157,26 @@ bench: $(VENV)/.compiled ## breach to 0 % served, events and evaluations per sec
 	$(BIN)/python -m tests.benchmarks.ofrep
 
 .PHONY: bench-statistics
-bench-statistics: $(READY) ## false alarms, delay, power: half an hour (ARGS="--runs 400")
+bench-statistics: $(READY) ## false alarms, delay, power: about an hour (ARGS="--runs 400")
 	$(BIN)/python -m tests.benchmarks.detection $(ARGS)
+	$(BIN)/python -m tests.benchmarks.late_harm
+	$(BIN)/python -m tests.benchmarks.fault_to_zero
 
 .PHONY: schemas
-schemas: $(READY) ## write schemas/json and schemas/asyncapi.yaml from the models
+schemas: $(READY) ## write schemas/json, asyncapi.yaml and openapi.yaml from the models
 	$(BIN)/python -m schemas.generate
+
+.PHONY: dashboards
+dashboards: $(READY) ## write ops/grafana/dashboards from ops/grafana/generate.py
+	$(BIN)/python ops/grafana/generate.py
+
+# Debian's package, unpacked and not installed: no service is started.
+PROMETHEUS := .cache/prometheus
+.PHONY: prometheus
+prometheus: ## fetch a real Prometheus and promtool for the tests of rules and dashboards
+	command -v promtool >/dev/null || test -x $(PROMETHEUS)/usr/bin/promtool || { \
+		mkdir -p $(PROMETHEUS) && cd $(PROMETHEUS) && apt-get -qq download prometheus && \
+		dpkg -x prometheus_*.deb . && rm prometheus_*.deb; }
 
 .PHONY: lock
 lock: ## resolve the newest allowed packages for Python 3.11 and up into the lock files
@@ -170,7 +184,7 @@ lock: ## resolve the newest allowed packages for Python 3.11 and up into the loc
 	"$(PYTHON)" -m venv .cache/lock
 	.cache/lock/bin/pip install --quiet "uv==$(UV_VERSION)"
 	$(COMPILE) pyproject.toml --all-extras --output-file requirements.lock
-	$(COMPILE) pyproject.toml --extra otlp --constraint requirements.lock \
+	$(COMPILE) pyproject.toml --extra otlp --extra oidc --constraint requirements.lock \
 		--output-file ops/requirements-runtime.lock
 	printf 'hatchling\nhatch-mypyc\n' | $(COMPILE) - --constraint requirements.lock \
 		--output-file ops/requirements-build.lock
@@ -186,10 +200,16 @@ LOCK_OPTIONS = --quiet $(UPGRADE) --universal --python-version 3.11 --generate-h
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 COMPILE = .cache/lock/bin/uv pip compile $(LOCK_OPTIONS)
 
+# Without build isolation: what builds it is in the lock file, so no index is asked.
+.PHONY: wheel
+wheel: $(VENV)/.installed ## build dist/rolloutd-VERSION-py3-none-any.whl, for pip and pipx
+	rm -rf dist
+	$(BIN)/python -m hatchling build --target wheel --directory dist
+
 .PHONY: clean
-clean: ## remove the virtual environment, what was compiled, and all caches
+clean: ## remove the virtual environment, what was built, and all caches
 	rm -f *__mypyc.*.so controller/counting/*.so
-	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf dist $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 # A changed lock file or changed metadata installs again; a changed source need not.
 $(VENV)/.installed: requirements.lock pyproject.toml

@@ -1,10 +1,8 @@
-"""Wires a replica: which part stands behind which port. It has no loops.
-
-How the parts are started, watched and stopped is `running/supervisor.py`.
-"""
+"""Wires a replica: which part stands behind which port. No loops: see `running/supervisor.py`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import version
 
 from controller.actuating.reconciler import FlagReconciler
@@ -18,8 +16,11 @@ from controller.deciding.commentary.explanations import ExplanationQueue
 from controller.deciding.deciding import Deciding
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.event_partitions import EventPartitions
+from controller.deciding.evidence_reader import EvidenceReader
+from controller.deciding.preflight import Preflight
 from controller.deciding.raise_guard import RaiseGuard
 from controller.deciding.registry import RolloutRegistry
+from controller.deciding.retiring import LettingGo
 from controller.deciding.totals_reader import TotalsReader
 from controller.deciding.worker_pool import WorkerPool
 from controller.health import Faults, Health
@@ -28,6 +29,8 @@ from controller.running.connections import Connections
 from controller.running.oversight import Oversight, Process
 from controller.running.parts import Subsystems, commentary_loops, supervised_parts
 from controller.running.quarantine import QuarantineTopic
+from controller.running.report_reader import ReportReader
+from controller.running.report_writer import ReportWriter
 from controller.running.reporter import OPTIONAL, REQUIRED
 from controller.running.state_follower import StateFollower
 from controller.running.supervisor import Parts, Supervisor
@@ -38,9 +41,9 @@ from schemas.formats import evaluation_reader, outcome_reader
 
 
 class Daemon:
-    """One replica. Nothing is connected before `run`."""
+    """One replica. Nothing is connected before `run`. `on_hangup` is called on SIGHUP."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, on_hangup: Callable[[], object] = lambda: None) -> None:
         self.settings = settings
         self.clock = AgreedClock(SystemClock(), max_skew_seconds=settings.clock.max_skew_seconds)
         self.faults = Faults(self.clock.now)
@@ -65,6 +68,7 @@ class Daemon:
             self.connections.commands,
             self.connections.topics.topology,
             self.ingest.refusals,
+            LettingGo(self.planes.all, settings.flags.retire_after),
         )
         self.oversight = Oversight(
             Process(settings, self.clock, self.health, self.metrics, self.faults),
@@ -75,29 +79,40 @@ class Daemon:
             self.reconciler,
             self.board,
         )
+        self.report_writer = ReportWriter(
+            self.pool, self.reconciler.standings, self.connections.reports, self.clock, self.faults
+        )
         self.surface = Surface(
             settings,
             self.board,
             self.health,
             self.metrics,
             self.faults,
-            judgement_of=self.pool.judgement_of,
-            plane_standings=self.reconciler.standings,
+            reports=ReportReader(
+                self.report_writer.own_report, self.connections.reports, self.clock
+            ),
+            clock=self.clock,
+            steering=self.oversight.direct,
+            admission=self.oversight.admission,
+            events_of=self.ingest.tally.document_as_json,
         )
         self._subscribe()
-        self.supervisor = Supervisor(self.health, settings.shutdown, self.faults)
+        hang_up = self.surface.reloading(on_hangup)
+        self.supervisor = Supervisor(self.health, settings.shutdown, self.faults, hang_up)
 
     async def run(self) -> int:
         """Serve HTTP at once, then start the rest and run until stopped; return the exit code."""
-        self.connections.log_insecure()
+        self.connections.log_start(self.planes.names)
         await self.surface.start()
         return await self.supervisor.run(self.parts())
 
     def parts(self) -> Parts:
         """Return what is started, watched and stopped, in order."""
         connections = self.connections
+        interval = self.settings.advisor.anomaly_check_interval_seconds
         subsystems = Subsystems(
             settings=self.settings,
+            clock=self.clock,
             connections=connections,
             follower=StateFollower(
                 connections, self.registry, self.state_plane, self.health, self.faults
@@ -107,31 +122,28 @@ class Daemon:
             ingest=self.ingest,
             deciding=self.deciding,
             reconciler=self.reconciler,
-            commentary=commentary_loops(
-                self.dependencies,
-                self.pool,
-                connections.model,
-                self.settings.advisor.anomaly_check_interval_seconds,
-            ),
+            commentary=commentary_loops(self.dependencies, self.pool, connections.model, interval),
             oversight=self.oversight,
             surface=self.surface,
+            report_writer=self.report_writer,
         )
         return supervised_parts(subsystems, self.supervisor.give_up)
 
     def _make_planes(self) -> Planes:
         self.board = make_board(self.settings, self.clock)
-        self.state_plane = StateTopicPlane(
-            self.connections.publisher, self.clock, source_of(self.settings.environment)
-        )
+        source = source_of(self.settings.environment)
+        self.state_plane = StateTopicPlane(self.connections.publisher, self.clock, source)
         outside = make_outside_planes(self.settings, self.clock)
         return Planes((self.board, self.state_plane, *outside))
 
     def _make_dependencies(self) -> WorkerDependencies:
-        connections = self.connections
-        timeout = self.settings.kafka.session_timeout_seconds
+        connections, kafka = self.connections, self.settings.kafka
+        topology, timeout = connections.topics.topology, kafka.session_timeout_seconds
+        self.partitions = EventPartitions(topology, streams(kafka.event_topics), kafka.topic_epoch)
         has_model = connections.model is not None
         return WorkerDependencies(
             rollouts=connections.rollouts,
+            reports=connections.reports,
             publisher=connections.publisher,
             advisor=connections.advisor,
             clock=self.clock,
@@ -142,19 +154,16 @@ class Daemon:
                 connections.feed, self.clock, self.faults, session_timeout_seconds=timeout
             ),
             explanations=ExplanationQueue(self.metrics) if has_model else None,
+            preflight=Preflight(self.faults, connections.model),
+            evidence=EvidenceReader(connections.totals, self.partitions, self.clock),
+            has_advisor=has_model,
             source=source_of(self.settings.environment),
         )
 
     def _make_totals_reader(self) -> TotalsReader:
-        kafka = self.settings.kafka
-        topology = self.connections.topics.topology
+        totals, clock = self.connections.totals, self.clock
         return TotalsReader(
-            self.pool,
-            self.connections.totals,
-            EventPartitions(topology, streams(kafka.event_topics), kafka.topic_epoch),
-            self.reconciler,
-            clock=self.clock,
-            faults=self.faults,
+            self.pool, totals, self.partitions, self.reconciler, clock=clock, faults=self.faults
         )
 
     def _make_ingest(self) -> Ingest:
@@ -177,17 +186,10 @@ class Daemon:
         )
 
     def _subscribe(self) -> None:
-        """Let documents reach what serves flags first, then what counts their events."""
+        """Let documents reach what serves flags first, then what counts and decides."""
         self.planes.follow(self.registry)
         self.registry.subscribe(self.ingest.count_for)
+        self.registry.subscribe(self.oversight.direct.follow)
         self.registry.subscribe_own(self.reconciler)
-        self.registry.on_overtaken(self.state_plane.forget)
-        self.registry.on_overtaken(self.pool.republish_state)
-        self.metrics.watch(
-            percents=self.board.percents,
-            components=lambda: tuple(self.health.components.values()),
-            faults=lambda: self.faults.counts,
-            faults_reported=lambda: dict(self.faults.reported),
-            skews=self.clock.skews,
-            converged=self.reconciler.converged,
-        )
+        self.registry.on_retired(self.ingest.retire)
+        self.registry.on_overtaken(self.state_plane.forget, self.pool.republish_state)

@@ -5,11 +5,14 @@ RolloutdError
 |   +-- ConfigInvalid          the operator's settings or plan
 |   +-- CommandRefused         the issuer's: it can be answered, and not be carried out
 |   +-- CommandUnreadable      the issuer's: not even an id to answer; to quarantine
+|   +-- SignInRefused          the person's or the provider's: nobody is signed in
 +-- OperatingTrouble         the environment's: retry with backoff until a deadline, then an event
 |   +-- EventLogUnavailable    Kafka
 |   +-- StoreUnavailable       Redis; the outcome of a write is unknown
 |   +-- AdviceUnavailableError   the model: late, absent, unparsable; no retry within a round
 |   +-- FlagPlaneUnavailable   a plane is not known to serve what was decided
+|   +-- ProviderUnavailable    the OpenID Connect provider: nobody can sign in meanwhile
+|   +-- LastKnownUnavailable   the file of the last known state cannot be read or written
 +-- BrokenInvariant          our own: stop the worker, turn health red
     +-- DocumentUnreadable     a stored rollout is damaged
         +-- DocumentNewer        a newer release wrote it: it is never written over
@@ -21,7 +24,12 @@ and it goes to the quarantine topic.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from schemas.terms import CommandVerb, QuarantineReason
+
+if TYPE_CHECKING:
+    from schemas.command import Command  # slow to load, and every light command loads this file
 
 
 class RolloutdError(Exception):
@@ -40,13 +48,21 @@ class CommandRefused(BadInput):
     """A command that gets its one result, `rejected`, because it cannot be meant as it stands."""
 
     def __init__(
-        self, *, command_id: str, flag_key: str, verb: CommandVerb | None, reason: str
+        self,
+        *,
+        command_id: str,
+        flag_key: str,
+        verb: CommandVerb | None,
+        reason: str,
+        command: Command | None = None,
     ) -> None:
+        """`command`: what was read, where it is whole and its plan alone cannot be used."""
         super().__init__(reason)
         self.command_id = command_id
         self.flag_key = flag_key
         self.verb = verb
         self.reason = reason
+        self.command = command
 
 
 class CommandUnreadable(BadInput):
@@ -59,6 +75,10 @@ class CommandUnreadable(BadInput):
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
+
+
+class SignInRefused(BadInput):
+    """A sign-in that proves nothing: the message says why, and what to do."""
 
 
 class OperatingTrouble(RolloutdError):
@@ -79,6 +99,14 @@ class AdviceUnavailableError(OperatingTrouble):
 
 class FlagPlaneUnavailable(OperatingTrouble):
     """The plane is not known to serve what was decided."""
+
+
+class ProviderUnavailable(OperatingTrouble):
+    """The OpenID Connect provider does not answer, or not as one."""
+
+
+class LastKnownUnavailable(OperatingTrouble):
+    """The file of the last known state cannot be read or written; without it all else goes on."""
 
 
 class BrokenInvariant(RolloutdError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
@@ -24,7 +24,7 @@ class Component:
     name: str
     is_required: bool  # False: without it the flags stay where they are, and are still served
     why_not: str | None  # None: ready; else what it waits for, or what failed
-    since: datetime  # when it became ready, or stopped being so
+    since: datetime  # when it became ready, or stopped being so, which may be before it was noticed
 
 
 class Health:
@@ -45,6 +45,7 @@ class Health:
             name: Component(name, False, "not started", began) for name in optional
         }
         self._starting = {name for name, one in self._components.items() if one.is_required}
+        self._unheard = set(self._components)  # nothing was reported of them yet
         self._broken: list[str] = []
         #: Set once every part was started. Before, the steps at the start say what they wait for.
         self.is_running = False
@@ -54,12 +55,19 @@ class Health:
         self._set(name, None)
         self._starting.discard(name)
 
-    def not_ready(self, name: str, why: str) -> None:
+    def not_ready(self, name: str, why: str, *, lasted_seconds: float = 0.0) -> None:
         """Note that a component waits or has failed; `why` is one sentence for a person.
 
-        Raises KeyError for an unknown name.
+        `lasted_seconds` is for how long it has been so: a silence is noticed late. Raises KeyError
+        for an unknown name.
         """
-        self._set(name, why)
+        self._set(name, why, lasted_seconds)
+
+    def others_wait_for(self, needs: str) -> None:
+        """Note whose answer the start waits for: all of which nothing was reported wait with it."""
+        why_not = f"not started: waits for {needs}" if needs else "not started"
+        for name in self._unheard:
+            self._components[name] = replace(self._components[name], why_not=why_not)
 
     def broken(self, why: str) -> None:
         """Note that only a restart helps: from now on the process is not alive."""
@@ -98,10 +106,16 @@ class Health:
         """True while any component is not ready, required or not."""
         return any(part.why_not is not None for part in self._components.values())
 
-    def _set(self, name: str, why_not: str | None) -> None:
+    def seconds_since(self, at: datetime) -> float:
+        """Return how many seconds ago `at` was, at least 0."""
+        return max(0.0, (self._now() - at).total_seconds())
+
+    def _set(self, name: str, why_not: str | None, lasted_seconds: float = 0.0) -> None:
         known = self._components[name]
-        is_same_state = (known.why_not is None) == (why_not is None)
-        since = known.since if is_same_state else self._now()
+        self._unheard.discard(name)
+        since = self._now() - timedelta(seconds=lasted_seconds)
+        if (known.why_not is None) == (why_not is None):
+            since = min(known.since, since)
         self._components[name] = Component(name, known.is_required, why_not, since)
 
 
@@ -116,7 +130,7 @@ class Scope(StrEnum):
     FLAG = "flag"  # one flag, named by its key
     PARTITION = "partition"  # of an event or command topic, named `topic/partition`
     PLANE = "plane"  # one flag plane
-    DEPENDENCY = "dependency"  # kafka, redis, quarantine, the model
+    DEPENDENCY = "dependency"  # kafka, redis, quarantine, the model, a file
     CLOCK = "clock"  # this replica's clock against others'
     PART = "part"  # one loop of this process, restarted by the supervisor
 

@@ -1,31 +1,56 @@
 """Logs: structured lines on standard output, which never delay the daemon.
 
 Belongs here: how a line is written, and that the libraries' own logging ends up in the same stream.
-What is logged is decided where it happens. Values go in keys; secrets, prompts and record bodies
-stay out: callers do not pass them, and a key that is named like a secret is masked here.
+What is logged is decided where it happens, and which lines are repeats in `repeated_lines.py`.
+Values go in keys; secrets, prompts and record bodies stay out: callers do not pass them, and a key
+that is named like a secret is masked here.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import MutableMapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from enum import Enum
+from typing import Any, Final
 
 import structlog
 
+from controller.repeated_lines import RepeatedLines
 from controller.settings import MASK, LogSettings
 
 #: Lines kept while standard output does not take them (a pipe whose reader is slow): half a minute
 #: of a busy daemon.
 QUEUE_LINES = 10_000
 
+#: Time between two questions whether a summary of repeated lines is due.
+TICK_SECONDS: Final = 1.0
+
 #: Libraries that log at `info` what we log ourselves. From `warning` on their lines are written.
 QUIET_LIBRARIES = ("aiokafka", "asyncio", "httpcore", "httpx", "redis", "uvicorn")
+
+#: Errors by which a broker says that it is not ready yet, or not the one to ask any more.
+PASSING_ERRORS: Final = frozenset(
+    {
+        "CoordinatorLoadInProgressError",
+        "CoordinatorNotAvailableError",
+        "GroupCoordinatorNotAvailableError",
+        "GroupLoadInProgressError",
+        "LeaderNotAvailableError",
+        "NotCoordinatorError",
+        "NotCoordinatorForGroupError",
+        "NotLeaderForPartitionError",
+        "UnknownTopicOrPartitionError",
+    }
+)
+#: A broker elects a leader, or loads a group, within a second or two.
+PASSING_SECONDS: Final = 10.0
+_ERROR_NAME: Final = re.compile(r"\[Error \d+\] (\w+)")
 
 _LEVELS = {
     "debug": logging.DEBUG,
@@ -45,8 +70,19 @@ class LogStream:
     itself: a thread inside a buffered stream at the end of the interpreter would abort it.
     """
 
-    def __init__(self, descriptor: int, limit: int = QUEUE_LINES) -> None:
-        """Write to `descriptor`, holding back at most `limit` lines."""
+    def __init__(
+        self,
+        descriptor: int,
+        limit: int = QUEUE_LINES,
+        *,
+        due: Callable[[bool], Iterable[str]] = lambda _: (),
+    ) -> None:
+        """Write to `descriptor`, holding back at most `limit` lines.
+
+        `due` returns lines to write besides, and is called once a second by the thread that writes;
+        its argument is True for the last call.
+        """
+        self._due = due
         self._descriptor = os.dup(
             descriptor
         )  # ours to close: a thread caught in a write must not meet a reused number
@@ -93,14 +129,16 @@ class LogStream:
     def _drain(self) -> None:
         while True:
             with self._wake:
-                while not self._lines and not self._is_closing:
-                    self._wake.wait()
-                if not self._lines:
-                    os.close(self._descriptor)
-                    return
+                if not self._lines and not self._is_closing:
+                    self._wake.wait(TICK_SECONDS)
+                is_closing = self._is_closing
                 lines = list(self._lines)
                 self._lines.clear()
                 lost, self._unreported = self._unreported, 0
+            lines += self._due(is_closing)
+            if is_closing and not lines:
+                os.close(self._descriptor)
+                return
             if lost:
                 lines.append(
                     f'{{"event": "log_lines_dropped", "lines": {lost}, "level": "warning"}}\n'
@@ -122,6 +160,57 @@ class LogStream:
                     self._drop(bytes(left).count(b"\n"))
 
 
+class _LevelFilter:
+    """Drops lines below a level that can be changed while the process runs.
+
+    A logger that was bound with `bind` keeps its class, so the class cannot hold the level.
+    """
+
+    def __init__(self) -> None:
+        self.level = logging.INFO
+
+    def __call__(
+        self, _logger: Any, method: str, event: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        """Pass the line on, or drop it."""
+        if _LEVELS.get(method, logging.CRITICAL) < self.level:
+            raise structlog.DropEvent
+        return event
+
+
+_level_filter = _LevelFilter()
+
+
+class _RepeatFilter:
+    """Drops repeated lines, and renders what is written in their place."""
+
+    def __init__(self, finish: Sequence[Any]) -> None:
+        """`finish` are the processors that make a line's text."""
+        self._finish = finish
+        self._repeats = RepeatedLines()
+
+    def __call__(
+        self, _logger: Any, _method: str, event: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        """Pass the line on, or drop it."""
+        if not self._repeats.admits(event, time.monotonic()):
+            raise structlog.DropEvent
+        return event
+
+    def due(self, is_last: bool) -> Iterable[str]:
+        """Return the lines that are due as text; none if one cannot be rendered."""
+        lines = []
+        for event in self._repeats.due(time.monotonic(), is_last=is_last):
+            line: Any = event
+            try:
+                for process in self._finish:
+                    line = process(None, event["level"], line)
+            except Exception:  # noqa: S112 - the thread that writes must not end
+                continue
+            lines.append(f"{line}\n")
+        return lines
+
+
 def configure_logs(settings: LogSettings, descriptor: int | None = None) -> LogStream:
     """Send all logging, ours and the libraries', to `descriptor` as `settings` say.
 
@@ -129,30 +218,24 @@ def configure_logs(settings: LogSettings, descriptor: int | None = None) -> LogS
     """
     if descriptor is None:
         descriptor = sys.stdout.fileno()
-    stream = LogStream(descriptor)
-    level = _LEVELS[settings.level]
-    render: list[Any] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
-        if settings.format == "json"
-        # repr: text from outside cannot send control codes to a person's terminal
-        else [
-            structlog.dev.ConsoleRenderer(
-                colors=os.isatty(descriptor),
-                repr_native_str=True,
-                # rich would print every local variable: secrets, and megabytes for minutes
-                exception_formatter=structlog.dev.plain_traceback,
-            )
-        ]
-    )
+    is_terminal = os.isatty(descriptor)
+    is_json = settings.format == "json" or (settings.format == "auto" and not is_terminal)
+    finish: list[Any] = [
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _mask_secrets,
+        *(_json_renderers() if is_json else _console_renderers(has_colors=is_terminal)),
+    ]
+    repeats = _RepeatFilter(finish)
+    stream = LogStream(descriptor, due=repeats.due)
     structlog.configure(
         processors=[
+            _level_filter,
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            _mask_secrets,
-            *render,
+            repeats,
+            *finish,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         # The stream only writes and flushes, which is all that is used.
         logger_factory=structlog.WriteLoggerFactory(file=stream),  # type: ignore[arg-type]
         cache_logger_on_first_use=False,
@@ -162,31 +245,104 @@ def configure_logs(settings: LogSettings, descriptor: int | None = None) -> LogS
         if isinstance(handler, LibraryHandler):
             root.removeHandler(handler)
     root.addHandler(LibraryHandler())
-    root.setLevel(level)
+    set_level(settings.level)
     for name in QUIET_LIBRARIES:
         library = logging.getLogger(name)
-        library.setLevel(max(level, logging.WARNING))
         library.handlers.clear()  # uvicorn brings its own, which would write past the stream
         library.propagate = True
     logging.captureWarnings(capture=True)
     return stream
 
 
+def set_level(name: str) -> None:
+    """Write lines from this level on, in the whole process: `debug`, `info`, `warning`, `error`."""
+    level = _LEVELS[name]
+    _level_filter.level = level
+    logging.getLogger().setLevel(level)
+    for library in QUIET_LIBRARIES:
+        logging.getLogger(library).setLevel(max(level, logging.WARNING))
+
+
+def _json_renderers() -> Iterable[Any]:
+    """Return what makes one JSON object of a line."""
+    return (structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str))
+
+
+def _console_renderers(*, has_colors: bool) -> Iterable[Any]:
+    """Return what makes a line for people."""
+    return (
+        _plain_values,
+        structlog.dev.ConsoleRenderer(
+            colors=has_colors,
+            # repr: text from outside cannot send control codes to a person's terminal
+            repr_native_str=True,
+            # rich would print every local variable: secrets, and megabytes for minutes
+            exception_formatter=structlog.dev.plain_traceback,
+        ),
+    )
+
+
+def _plain_values(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Give a line for people the values that it would have as JSON, in place of objects."""
+    for key, value in event.items():
+        if key != "exc_info":
+            event[key] = _plain(value)
+    return event
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it: an enum's member is what it stands for, others are text."""
+    if isinstance(value, Enum):
+        return value.value
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(_plain(key)): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return str(value)
+
+
 class LibraryHandler(logging.Handler):
-    """Writes a library's log record as our line `library_logged`, with its text in `message`."""
+    """Writes a library's log record as our line `library_logged`, with its text in `message`.
+
+    What the Kafka client says of an error that passes by itself, and that it retries, is of level
+    debug until it has lasted for `PASSING_SECONDS`: a start on a fresh Kafka, or a new leader of a
+    partition, is no error.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._now = now
+        self._passing: dict[str, tuple[float, float]] = {}  # error -> first seen, last seen
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line; a record that cannot be formatted is reported by logging itself."""
         try:
+            message = record.getMessage()
             structlog.get_logger().log(
-                record.levelno,
+                logging.DEBUG if self._is_passing(message) else record.levelno,
                 "library_logged",
                 library=record.name,
-                message=record.getMessage(),
+                message=message,
                 **({"exc_info": record.exc_info} if record.exc_info else {}),
             )
         except Exception:
             self.handleError(record)
+
+    def _is_passing(self, message: str) -> bool:
+        """Return whether a message names an error that passes, and that has not lasted yet."""
+        named = _ERROR_NAME.search(message)
+        if named is None or named[1] not in PASSING_ERRORS:
+            return False
+        now = self._now()
+        first, last = self._passing.get(named[1], (now, now))
+        if now - last > PASSING_SECONDS:
+            first = now
+        self._passing[named[1]] = first, now
+        return now - first < PASSING_SECONDS
 
 
 def _mask_secrets(

@@ -20,6 +20,7 @@ from controller.ports import (
     Clock,
     ClosablePlane,
     ConfiguredPlane,
+    DroppingPlane,
     FlagPlane,
     FollowingPlane,
     RunningPlane,
@@ -109,6 +110,8 @@ class Planes:
         for plane in self.all:
             if isinstance(plane, FollowingPlane):
                 registry.subscribe(plane.update)
+            if isinstance(plane, DroppingPlane):
+                registry.on_retired(plane.drop)
 
     @property
     def loops(self) -> Sequence[NamedCall]:

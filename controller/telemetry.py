@@ -10,7 +10,7 @@ Names follow prometheus.io/docs/practices/naming: prefix, base unit, `_total` fo
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import product
 from typing import Generic, TypeVar
 
@@ -24,11 +24,12 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from controller.core.invariants import RULES
+from controller.core.judging.judgement import Judgement
+from controller.core.rollout import Rollout
 from controller.health import Component, Scope
+from controller.scraped_metrics import ReplicaGauges, RolloutGauges
 from schemas.terms import (
     AdviceChoice,
     AlertKind,
@@ -48,8 +49,6 @@ UNKNOWN_VERB = "unknown"
 EVENT_TOPICS = ("evaluations", "outcomes")
 READ_TOPICS = (*EVENT_TOPICS, "commands")
 DEPENDENCIES = ("kafka", "redis", "advisor", "flag_plane")
-#: Clocks that ours is compared with, as in `controller.clock`.
-CLOCKS = ("wall", "redis", "kafka")
 
 # Bucket edges in seconds. Fast calls take tens of milliseconds; a gate may wait for people over a
 # weekend.
@@ -83,65 +82,6 @@ class Labelled(Generic[_Metric]):
             )
             series = self._metric.labels(*bounded)
         return series
-
-
-class _Watched(Collector):
-    """Gauges whose values are read from their owners at each scrape."""
-
-    def __init__(self) -> None:
-        self.percents: Callable[[], Mapping[str, float]] = dict
-        self.components: Callable[[], Iterable[Component]] = tuple
-        self.converged: Callable[[], Mapping[tuple[str, str], bool]] = dict
-        self.faults: Callable[[], Mapping[Scope, int]] = dict
-        self.faults_reported: Callable[[], Mapping[Scope, int]] = dict
-        self.skews: Callable[[], Mapping[str, float]] = dict
-
-    def collect(self) -> Iterator[Metric]:
-        percent = GaugeMetricFamily(
-            "rolloutd_percent",
-            "Percentage of contexts that the daemon serves the treatment to.",
-            labels=["flag_key"],
-        )
-        for flag_key, value in self.percents().items():
-            percent.add_metric([flag_key], value)
-        yield percent
-        converged = GaugeMetricFamily(
-            "rolloutd_plane_converged",
-            "1 while a flag plane serves what was decided.",
-            labels=["flag_key", "plane"],
-        )
-        for (flag_key, plane), is_converged in self.converged().items():
-            converged.add_metric([flag_key, plane], float(is_converged))
-        yield converged
-        ready = GaugeMetricFamily(
-            "rolloutd_component_ready", "1 while the component does its work.", labels=["component"]
-        )
-        for component in self.components():
-            ready.add_metric([component.name], float(component.why_not is None))
-        yield ready
-        faults = GaugeMetricFamily(
-            "rolloutd_faults", "Faults that are contained now.", labels=["scope"]
-        )
-        # Not rolloutd_faults_total: in OpenMetrics a gauge and a counter share one name space.
-        reported = CounterMetricFamily(
-            "rolloutd_fault_reports", "Reports of contained faults.", labels=["scope"]
-        )
-        now, total = self.faults(), self.faults_reported()
-        for scope in Scope:
-            faults.add_metric([scope.value], now.get(scope, 0))
-            reported.add_metric([scope.value], total.get(scope, 0))
-        yield faults
-        yield reported
-        skew = GaugeMetricFamily(
-            "rolloutd_clock_skew_seconds",
-            "By how much another clock is ahead of the time that decisions go by.",
-            labels=["against"],
-        )
-        skews = self.skews()
-        for against in CLOCKS:
-            if against in skews:
-                skew.add_metric([against], skews[against])
-        yield skew
 
 
 class Metrics:
@@ -181,8 +121,10 @@ class Metrics:
         build.labels(
             version, platform.python_version(), "compiled" if is_compiled else "interpreted"
         ).set(1)
-        self._watched = _Watched()
+        self._watched = ReplicaGauges()
+        self._rollouts = RolloutGauges()
         registry.register(self._watched)
+        registry.register(self._rollouts)
 
     # --- the metrics, by who measures them ---
 
@@ -313,6 +255,17 @@ class Metrics:
             "Event streams that were refused, or ended because the client was slow.",
             why=("refused", "slow"),
         )
+        self.page_streams = self._plain_gauge(
+            "page_streams", "Open pages in browsers that receive changes as they happen."
+        )
+        self.page_streams_ended = self._counter(
+            "page_streams_ended_total",
+            "Streams of pages that were refused, or ended because the browser was slow.",
+            why=("refused", "slow"),
+        )
+        self.page_events = self._plain_counter(
+            "page_events_total", "Changes sent to open pages, one for each page and change."
+        )
 
     def _add_process(self) -> None:
         self.stall_seconds = self._histogram(
@@ -359,11 +312,23 @@ class Metrics:
         faults: Callable[[], Mapping[Scope, int]] | None = None,
         faults_reported: Callable[[], Mapping[Scope, int]] | None = None,
         skews: Callable[[], Mapping[str, float]] | None = None,
+        rollouts: Callable[[], Iterable[Rollout]] | None = None,
+        judgement_of: Callable[[str], Judgement | None] | None = None,
+        findings: Callable[[], Mapping[str, int]] | None = None,
+        flag_events: Callable[[], Mapping[tuple[str, str], float]] | None = None,
+        unknown_flags: Callable[[], Mapping[str, float]] | None = None,
     ) -> None:
         """Set from where gauges are read at each scrape, maybe in another thread.
 
-        `percents` is by flag key, `converged` by flag key and plane, `skews` by clock.
+        `percents` is by flag key, `converged` by flag key and plane, `skews` by clock,
+        `flag_events` by flag key and class of event, `unknown_flags` by flag key. `rollouts` gives
+        the newest rollout of each flag, `judgement_of` the newest judgement of a flag that runs
+        here, `findings` how many flags have each finding of the inventory.
         """
+        if flag_events is not None:
+            self._watched.flag_events = flag_events
+        if unknown_flags is not None:
+            self._watched.unknown_flags = unknown_flags
         if percents is not None:
             self._watched.percents = percents
         if components is not None:
@@ -376,3 +341,9 @@ class Metrics:
             self._watched.faults_reported = faults_reported
         if skews is not None:
             self._watched.skews = skews
+        if rollouts is not None:
+            self._rollouts.rollouts = rollouts
+        if judgement_of is not None:
+            self._rollouts.judgement_of = judgement_of
+        if findings is not None:
+            self._rollouts.findings = findings

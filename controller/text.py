@@ -6,7 +6,10 @@ rollouts, and anything that knows a format.
 
 from __future__ import annotations
 
-from pydantic import ValidationError
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 #: Faults of a document that are described one by one; the rest is counted.
 FAULTS_DESCRIBED = 3

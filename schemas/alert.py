@@ -25,8 +25,14 @@ class Alert(OpenModel):
     action: str = Field(description="What to do now, one sentence.")
     dedup_key: str = Field(description="Alerts with the same key need one page together.")
     phase: PhaseName
+    stage: Count | None = Field(
+        default=None, description="After the event; 1 for the first, null: in no stage."
+    )
     percent: float = Field(
         description="The decided percentage after the event that the alert is about."
+    )
+    stage_name: str | None = Field(
+        default=None, description="The present stage's name, or its share as in `10%`."
     )
     harm: HarmRecord | None = Field(
         description="What the rollout has cost so far; null when nothing was counted."

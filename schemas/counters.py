@@ -1,10 +1,10 @@
 """The counters of one arm in one visit: the one table that every list of them is made from.
 
 A row is a field of `Counters` with its type, default, merge rule and meaning. From the table come
-the sum of two arms (`core.evidence.ArmTotals`), the merging of partitions (`codec.merging`), and
-what the sequential tests remember (`core.analysis.sequential_tests`). Two places repeat the names,
-and a test compares them with the table: the stored form (`schemas.totals.ArmCounts`) and the
-compiled counter (`counting.arm_counters.ArmCounter`).
+the sum of two arms (`core.evidence.ArmTotals`), the merging of partitions (`codec.merging`), what
+the sequential tests remember (`core.analysis.sequential_tests`), and the stored form
+(`schemas.totals.ArmCounts`). One place repeats the names, and a test compares it with the table:
+the compiled counter (`counting.arm_counters.ArmCounter`).
 
 Append a new counter at the end: the order is the order of arguments, and of stored state.
 
@@ -15,10 +15,12 @@ Belongs here: names and how to merge. Does not belong here: how events are count
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from enum import Enum, auto
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+from msgspec.structs import fields
 
 
 class Shape(Enum):
@@ -43,16 +45,17 @@ class Counter(NamedTuple):
         return sum(values) if self.shape is Shape.NUMBER else add_by_key(values)
 
 
-def _number(words: str, *, is_tested: bool = False) -> Any:
-    return field(default=0, metadata={"row": (Shape.NUMBER, is_tested, words)})
+def _row(shape: Shape, words: str, *, is_tested: bool = False) -> msgspec.Meta:
+    return msgspec.Meta(extra={"row": (shape, is_tested, words)})
 
 
-def _mapping(shape: Shape, words: str, *, is_tested: bool = False) -> Any:
-    return field(default_factory=dict, metadata={"row": (shape, is_tested, words)})
+_NUMBER, _BY_NAME, _BY_BUCKET = Shape
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
+class Counters(
+    msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False
+):
     """What is counted for one arm in one visit, from its beginning on.
 
     Counts are absolute, so that merging and differencing are exact. The statistical unit is the
@@ -61,32 +64,34 @@ class Counters:
     """
 
     #: Events.
-    evaluations: int = _number("evaluations")
+    evaluations: Annotated[Count, _row(_NUMBER, "evaluations")] = 0
     #: Distinct contexts that saw this arm.
-    exposures: int = _number("exposures", is_tested=True)
+    exposures: Annotated[Count, _row(_NUMBER, "exposures", is_tested=True)] = 0
     #: Of them those that had seen the other arm before (multiple exposure).
-    switched: int = _number("contexts that saw both arms")
+    switched: Annotated[Count, _row(_NUMBER, "contexts that saw both arms")] = 0
     #: Events.
-    outcomes: int = _number("outcomes")
+    outcomes: Annotated[Count, _row(_NUMBER, "outcomes")] = 0
     #: Events.
-    errors: int = _number("errors")
+    errors: Annotated[Count, _row(_NUMBER, "errors")] = 0
     #: Context-batches with an outcome, of contexts without an error so far in this visit.
-    at_risk: int = _number("contexts with an outcome", is_tested=True)
+    at_risk: Annotated[Count, _row(_NUMBER, "contexts with an outcome", is_tested=True)] = 0
     #: Contexts with a first error in this visit.
-    first_errors: int = _number("first errors", is_tested=True)
+    first_errors: Annotated[Count, _row(_NUMBER, "first errors", is_tested=True)] = 0
     #: Conversion name -> distinct contexts.
-    converted: Mapping[str, int] = _mapping(Shape.BY_NAME, "conversions", is_tested=True)
+    converted: Annotated[Mapping[str, Count], _row(_BY_NAME, "conversions", is_tested=True)] = {}
     #: Log bucket -> values, one per context and batch.
-    latency: Mapping[int, int] = _mapping(Shape.BY_BUCKET, "latency values", is_tested=True)
+    latency: Annotated[Mapping[int, Count], _row(_BY_BUCKET, "latency values", is_tested=True)] = {}
     #: Log bucket -> values, every one.
-    latency_all: Mapping[int, int] = _mapping(Shape.BY_BUCKET, "latency values of all requests")
+    latency_all: Annotated[Mapping[int, Count], _row(_BY_BUCKET, "all latency values")] = {}
     #: Outcomes that were checked for repetition: all of about one context in 64.
-    checked: int = _number("outcomes checked for repetition")
+    checked: Annotated[Count, _row(_NUMBER, "outcomes checked for repetition")] = 0
     #: Of them those that had come before, byte for byte. There may be more that nobody recognized.
-    repeated: int = _number("repeated outcomes")
+    repeated: Annotated[Count, _row(_NUMBER, "repeated outcomes")] = 0
 
 
-COUNTERS = tuple(Counter(row.name, *row.metadata["row"]) for row in fields(Counters))
+COUNTERS = tuple(
+    Counter(row.name, *row.type.__metadata__[-1].extra["row"]) for row in fields(Counters)
+)
 """The table, in the order of `Counters`' fields."""
 
 TESTED_COUNTERS = tuple(counter for counter in COUNTERS if counter.is_tested)

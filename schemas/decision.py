@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from schemas.advice import AdviceRecord
 from schemas.fields import Moment, Name, OpenModel
+from schemas.plan import PlanDocument
 from schemas.terms import Arm, DecisionKind, HealthGap, MetricRole, OnBreach, PhaseName, Verdict
 
 TYPE = "io.rolloutd.decision.v1"
@@ -36,18 +37,19 @@ Tally = Annotated[int, BeforeValidator(operator.index, json_schema_input_type=in
 class ArmRecord(OpenModel):
     """One arm of one metric, in the metric's own unit: a share in [0, 1], or milliseconds."""
 
-    trials: Tally = Field(description="Observations behind the estimate.")
+    trials: Tally = Field(
+        description="Observations behind the estimate: user actions (requests of one context in "
+        "one batch of counting) for error_rate and latency, contexts for conversions."
+    )
     events: Tally = Field(
-        description="Of the trials those that were bad (errors, slow requests) or good "
-        "(conversions)."
+        description="Of the trials those that were bad (errors, slow ones) or good (conversions)."
     )
     estimate: Measured = Field(description="null: nothing measured.")
     low: Measured
     high: Measured
     repeats: Measured = Field(
         default=1.0,
-        description="Errors per context that failed: how much a count of requests would overstate "
-        "the evidence.",
+        description="error_rate only: failed requests per context that failed.",
     )
 
 
@@ -91,13 +93,23 @@ class MetricRecord(OpenModel):
         default=None,
         description="Interval at the plan's alpha, valid at any time; null: unbounded.",
     )
-    ratio_high: Measured = None
+    ratio_high: Measured = Field(
+        default=None,
+        description="Anything worse is ruled out: `reason` says this number where margins are "
+        "relative. For conversions it is control's rate divided by treatment's, and `reason` says "
+        "the reciprocal.",
+    )
     difference_low: Measured = Field(
         default=None,
         description="Interval of treatment's value minus control's, in the metric's unit, at "
         "twice the plan's alpha; null: unbounded.",
     )
-    difference_high: Measured = None
+    difference_high: Measured = Field(
+        default=None,
+        description="Anything worse is ruled out: `reason` says this number where margins are "
+        "`in_points`. It is no other way to write `ratio_high`: that one compares the arms within "
+        "each batch, this one each arm's own interval.",
+    )
 
 
 class GapRecord(OpenModel):
@@ -109,6 +121,9 @@ class GapRecord(OpenModel):
     is_observed: bool = Field(
         default=False,
         description="actuation_drift only: the exposures show it, whatever the planes report.",
+    )
+    lasted_seconds: float = Field(
+        default=0.0, ge=0, description="For how long it was found without a break."
     )
 
 
@@ -130,7 +145,8 @@ class JudgementRecord(OpenModel):
     at: Moment
     visit: Tally = Field(description="Index into the rollout's visits.")
     verdict: Verdict = Field(
-        description="Over all guardrails and signals: pass only when each is shown to be not worse."
+        description="Over all guardrails and signals: pass only when each is shown to be not "
+        "worse. While there are gaps, pass does not count: nothing advances by it."
     )
     gaps: list[GapRecord]
     metrics: list[MetricRecord]
@@ -153,6 +169,14 @@ class PlanReference(OpenModel):
     version: str
 
 
+class AppliedPlanRecord(OpenModel):
+    """A change of a running plan."""
+
+    before: PlanDocument
+    after: PlanDocument = Field(description="With the stages that the rollout had entered.")
+    changes: list[str] = Field(description="Each difference in words.")
+
+
 class Decision(OpenModel):
     """One thing the controller did, who requested it, and on what evidence."""
 
@@ -164,7 +188,10 @@ class Decision(OpenModel):
     reason: str
     issuer: str = Field(description="`rolloutd`, or who issued the command.")
     phase: PhaseName = Field(description="After the decision.")
-    stage: Tally | None = Field(description="0 for the first.")
+    stage: Tally | None = Field(description="1 for the first; null: in no stage.")
+    stage_name: str | None = Field(
+        default=None, description="The stage's name, or its share as in `10%`."
+    )
     from_percent: float
     to_percent: float
     audience: str | None = Field(
@@ -177,3 +204,11 @@ class Decision(OpenModel):
     command_id: str | None
     judgement: JudgementRecord | None = Field(description="null: decided without evidence.")
     advice: AdviceRecord | None = Field(description="null: none was requested, or none came.")
+    applied: AppliedPlanRecord | None = Field(
+        default=None, description="Both plans, where `apply` changed the plan; else null."
+    )
+    evidence_trouble: str | None = Field(
+        default=None,
+        description="Why there is no `judgement` although a stage lasts; null: there is one, or "
+        "there was nothing to judge.",
+    )

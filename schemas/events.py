@@ -1,4 +1,4 @@
-"""What readers of event topics take and give: the types that every event format shares.
+"""The types that every event format shares: the input and the output of its reader.
 
 Belongs here: types only. Does not belong here: reading (`wire.py`, `otlp.py`,
 `go_feature_flag.py`), and the choice of a format (`formats.py`).

@@ -33,6 +33,7 @@ __all__ = [
     "Name",
     "Number",
     "OpenModel",
+    "Percent",
     "PlanMoment",
     "StoredMoment",
     "StrictModel",
@@ -169,8 +170,9 @@ _ISO_8601 = re.compile(
 LONGEST = timedelta(days=3650)
 
 
-#: Characters of a duration.
+#: Characters of a duration or a percentage.
 _MAX_WRITTEN = 100
+_WRITTEN_SHARE = r"^\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*%\s*$"
 
 
 def parse_duration(text: str) -> timedelta:
@@ -183,7 +185,9 @@ def parse_duration(text: str) -> timedelta:
         raise ValueError(f"a duration has at most {_MAX_WRITTEN} characters")
     microseconds = _iso_8601(text) if text.startswith("P") else _amounts(text)
     if microseconds is None:
-        raise ValueError(f"{text[:40]!r} is no duration: write it as in 30s, 24h, 1w 2d or P1DT12H")
+        raise ValueError(
+            f"{text[:40]!r} is not a duration: write it as in 30s, 24h, 1w 2d or P1DT12H"
+        )
     if microseconds > LONGEST // timedelta(microseconds=1):
         raise ValueError(f"{text[:40]!r} is longer than ten years")
     if microseconds != int(microseconds):
@@ -266,6 +270,29 @@ def at_most(longest: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _read_percent(value: Any) -> Any:
+    """Return the number that `5%` or `0.5 %` writes; values of another type as they are."""
+    if not isinstance(value, str):
+        return value
+    share = parse_share(value)
+    if share is None:
+        raise ValueError(f"{value[:40]!r} is not a percentage: write it as in 5 or 5%")
+    return float(Decimal(repr(share)) * 100)
+
+
+Percent = Annotated[
+    Number,
+    BeforeValidator(
+        _read_percent,
+        json_schema_input_type=Annotated[
+            Number, Field(json_schema_extra={"minimum": 0, "maximum": 100})
+        ]
+        | Annotated[str, Field(pattern=_WRITTEN_SHARE, examples=["5%"], max_length=_MAX_WRITTEN)],
+    ),
+]
+"""A percentage: 5 or `5%`."""
+
+
 def parse_points(text: str) -> float | None:
     """Return 0.005 for `0.5pp` or `0.5 pp`, percentage points, None for anything else."""
     match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*pp\s*", text, re.ASCII)
@@ -274,5 +301,5 @@ def parse_points(text: str) -> float | None:
 
 def parse_share(text: str) -> float | None:
     """Return 0.01 for `1%` or `1 %`, None for anything else."""
-    match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*%\s*", text, re.ASCII)
+    match = re.fullmatch(_WRITTEN_SHARE, text, re.ASCII)
     return None if match is None else float(Decimal(match[1]) / 100)

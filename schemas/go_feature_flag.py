@@ -1,4 +1,4 @@
-"""What GO Feature Flag's Kafka exporter writes: one evaluation a record, keyed by the user.
+"""Reads what GO Feature Flag's Kafka exporter writes: one evaluation a record, keyed by user.
 
 Its tracking events are of another kind and refused here by name: the exporter has a topic of its
 own for them. GO Feature Flag knows nothing of requests, so outcomes come from elsewhere.

@@ -8,8 +8,25 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from schemas.fields import Number, StrictModel, Switch, parse_duration, parse_points, parse_share
-from schemas.metric_names import METRIC_PATTERN, METRICS, SMALLEST_LIMIT, Unit, names_of
+from schemas.fields import (
+    Duration,
+    Number,
+    Percent,
+    StrictModel,
+    Switch,
+    at_most,
+    parse_duration,
+    parse_points,
+    parse_share,
+)
+from schemas.metric_names import (
+    CONVERSION_PREFIX,
+    METRIC_PATTERN,
+    METRICS,
+    SMALLEST_LIMIT,
+    Unit,
+    names_of,
+)
 from schemas.terms import MetricRole, OnBreach
 
 
@@ -42,7 +59,9 @@ class Comparison(StrictModel):
     1 %.
     """
 
-    margin: Margin
+    margin: Margin = Field(
+        description="How much worse treatment may be: beyond it the difference is harm."
+    )
     gate_margin: Margin | None = Field(
         default=None,
         description="The margin that a gate requires. None: 100 %, 50 %, 25 % by stage, tighter as "
@@ -58,14 +77,21 @@ Limit = Annotated[
     Number,
     Field(le=LARGEST_LIMIT, json_schema_extra={"minimum": SMALLEST_LIMIT}),
 ]
-Percentage = Annotated[Number, Field(json_schema_extra={"minimum": 0, "maximum": 100})]
+Percentage = Annotated[Percent, Field(json_schema_extra={"minimum": 0, "maximum": 100})]
 
 
 class GuardrailDocument(StrictModel):
     """One metric that is watched, and what a regression of it does."""
 
-    metric: Metric
-    role: MetricRole = MetricRole.GUARDRAIL
+    metric: Metric = Field(
+        description="`error_rate`, `latency`, `latency_p50` to `latency_p999`, or "
+        "`conversion:NAME`."
+    )
+    role: MetricRole = Field(
+        default=MetricRole.GUARDRAIL,
+        description="`guardrail`: a regression does what `on_breach` says. `signal`: it holds the "
+        "gate. `observe`: it is reported.",
+    )
     limit: Limit | None = Field(
         default=None,
         description="Absolute bound: a share in [0, 1] (or `1%`) of error_rate and conversions, "
@@ -74,7 +100,9 @@ class GuardrailDocument(StrictModel):
     compare: Comparison | None = Field(
         default=None, description="Comparison with control; none without it."
     )
-    on_breach: OnBreach = OnBreach.ROLL_BACK
+    on_breach: OnBreach = Field(
+        default=OnBreach.ROLL_BACK, description="What a regression of a `guardrail` does."
+    )
     from_percent: Percentage = Field(
         default=0.0,
         description="Watched in stages of at least this percentage.",
@@ -83,6 +111,12 @@ class GuardrailDocument(StrictModel):
         default=None,
         description="And of at most this one. None: to the end; without `limit`, while there is a "
         "control.",
+    )
+
+    within: Annotated[Duration, at_most("30d")] | None = Field(
+        default=None,
+        description="Only with a `limit` of a conversion: how long a context has to convert before "
+        "it counts as not converted. None: 30 minutes.",
     )
 
     @model_validator(mode="before")
@@ -121,22 +155,35 @@ def _margins(compare: dict[str, Any]) -> dict[str, Any]:
 
 
 def _limit(metric: str, text: str) -> float:
-    """Return a limit in the metric's own unit."""
+    """Return a limit in the metric's own unit.
+
+    Raises ValueError, with the text to write, for a number whose unit could be meant otherwise.
+    """
+    number = _PLAIN_NUMBER.fullmatch(text)
     if names_of(metric).unit is Unit.MILLISECONDS:
+        if number is not None:
+            raise ValueError(f"{text.strip()} has no unit: write {number[1]}ms")
         try:
             return parse_duration(text) / timedelta(milliseconds=1)
         except ValueError:
-            raise ValueError(f"{text[:40]!r} is no latency: write it as in 200ms or 1.5s") from None
-    share = parse_share(text)
+            raise ValueError(
+                f"{text[:40]!r} is not a latency: write it as in 200ms or 1.5s"
+            ) from None
+    if number is not None and float(number[1]) >= 1:
+        raise ValueError(f"{text.strip()} has no unit: write {number[1]}%")
+    share = float(number[1]) if number is not None else parse_share(text)
     if share is None:
-        raise ValueError(f"{text[:40]!r} is no share: write it as in 1% or 0.01")
+        raise ValueError(f"{text[:40]!r} is not a share: write it as in 1% or 0.01")
     return share
 
 
 #: Characters of a guardrail in one line. It bounds the work of the patterns below, which try many
 #: ways to divide a text that does not match.
 _MAX_SHORTHAND = 200
-_CLAUSE = re.compile(r"\s*([<>])\s*(?:control\s*([+-])\s*)?([0-9][^<>]*?)\s*", re.ASCII)
+_PLAIN_NUMBER = re.compile(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*", re.ASCII)
+#: `<=` means the same as `<`: no test on events tells a rate at its limit from one just below it.
+_CLAUSE = re.compile(r"\s*([<>])=?\s*(?:control\s*([+-])\s*)?([0-9][^<>]*?)\s*", re.ASCII)
+_BARE_CONTROL = re.compile(r"\s*[<>]=?\s*control\s*")
 _TIMES_CONTROL = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*[x×*]?\s*control\b")
 _SHORTHANDS = [
     "error_rate < 1%",
@@ -145,8 +192,18 @@ _SHORTHANDS = [
     "latency < control + 10%",
 ]
 _SHORTHAND_HELP = (
-    "write it as in `error_rate < 1%`, `latency_p99 < 200ms` or `error_rate < control + 10%`"
+    "write it as in `error_rate < 1%`, `latency_p99 < 200ms`, `error_rate < control + 10%` or "
+    "`conversion:bought > control - 5%`"
 )
+
+
+def _help_for(metric: str) -> str:
+    """Return how a bound of this metric is written."""
+    names = names_of(metric)
+    if names.is_better_when_higher:
+        return f"write it as in `{metric} > 2%` or `{metric} > control - 5%`"
+    limit = "200ms" if names.unit is Unit.MILLISECONDS else "1%"
+    return f"write it as in `{metric} < {limit}` or `{metric} < control + 10%`"
 
 
 def _as_difference(times: re.Match[str]) -> str:
@@ -162,6 +219,11 @@ def guardrail_from_shorthand(value: Any) -> Any:
     control + 10%`. Conversions are better when higher, so theirs read `conversion:purchase > 2%`
     and `> control - 5%`. Raises ValueError.
     """
+    if isinstance(value, dict) and len(value) == 1:
+        [(key, bound)] = value.items()
+        if f"{key}:" == CONVERSION_PREFIX and isinstance(bound, str):
+            meant = f"{CONVERSION_PREFIX}{bound[:80]}"
+            raise ValueError(f"a space makes a mapping of it: write `- {meant}`, without the space")
     if not isinstance(value, str):
         return value
     if len(value) > _MAX_SHORTHAND:
@@ -169,17 +231,23 @@ def guardrail_from_shorthand(value: Any) -> Any:
         raise ValueError(f"{problem}; {_SHORTHAND_HELP}")
     match = re.match(r"\s*([A-Za-z0-9._:-]+)\s*(?=[<>])", value, re.ASCII)
     if match is None:
-        raise ValueError(f"{value[:80]!r} is no guardrail: {_SHORTHAND_HELP}")
+        raise ValueError(f"{value[:80]!r} is not a guardrail: {_SHORTHAND_HELP}")
     metric = _known_metric(match[1])
     good, worse = (">", "-") if names_of(metric).is_better_when_higher else ("<", "+")
     fields: dict[str, Any] = {"metric": metric}
     for clause in re.split(r"\band\b", value[match.end() :]):
         part = _CLAUSE.fullmatch(_TIMES_CONTROL.sub(_as_difference, clause))
+        if _BARE_CONTROL.fullmatch(clause):
+            raise ValueError(
+                f"{clause.strip()[:80]!r} tolerates no difference, which no test can show: write "
+                f"`{metric} {good} control {worse} 10%`"
+            )
         if part is None:
-            raise ValueError(f"{clause.strip()[:80]!r} is no bound: {_SHORTHAND_HELP}")
+            raise ValueError(f"{clause.strip()[:80]!r} is not a bound: {_help_for(metric)}")
         if part[1] != good or part[2] not in (None, worse):
             raise ValueError(
-                f"{metric} is harmed the other way round: write `{good}` and `control {worse} ...`"
+                f"{metric} is better when {'higher' if good == '>' else 'lower'}: "
+                f"{_help_for(metric)}"
             )
         name = "limit" if part[2] is None else "compare"
         if name in fields:
@@ -192,7 +260,7 @@ def guardrail_from_shorthand(value: Any) -> Any:
             fields["compare"] = {"margin": points, "in_points": True}
         else:
             raise ValueError(
-                f"{part[3][:40]!r} is no margin: write it as in `control {worse} 10%` or "
+                f"{part[3][:40]!r} is not a margin: write it as in `control {worse} 10%` or "
                 f"`control {worse} 0.5pp`"
             )
     return fields

@@ -67,6 +67,11 @@ METRIC_PATTERN = f"^({'|'.join(kind.pattern for kind in METRIC_KINDS)})$"
 _PATTERNS = tuple((re.compile(kind.pattern + r"\Z", re.ASCII), kind) for kind in METRIC_KINDS)
 
 
+def _words_of(name: str) -> list[str]:
+    """Return the words of a name in one order: those of `p99_latency` and `latency_p99` agree."""
+    return sorted(re.findall(r"[a-z]+[0-9]*", name.lower()))
+
+
 def names_of(metric: str) -> MetricNames:
     """Return the kind whose name `metric` is.
 
@@ -75,11 +80,14 @@ def names_of(metric: str) -> MetricNames:
     for pattern, kind in _PATTERNS:
         if pattern.match(metric):
             return kind
-    near = difflib.get_close_matches(metric[:40], METRICS, n=1)
+    words = _words_of(metric[:40])
+    near = [name for name in METRICS if _words_of(name) == words]
+    near = near or difflib.get_close_matches(metric[:40], METRICS, n=1)
     prefixes = [f"{kind.prefix}<name>" for kind in METRIC_KINDS if kind.prefix]
     meant = (
         f"did you mean {near[0]}?"
         if near
-        else f"known are {', '.join(METRICS)} and {', '.join(prefixes)}"
+        else f"known are {', '.join(METRICS)} and {', '.join(prefixes)}; a number of your own can "
+        "be reported as a conversion (ops/plan.md: Use a metric of your own)"
     )
     raise ValueError(f"unknown metric {metric[:80]!r}; {meant}")

@@ -7,9 +7,9 @@ listed here are ignored.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from schemas.envelope import MAX_ATTRIBUTE, ContextId, Name
 
@@ -31,6 +31,20 @@ def _informative(**schema: Any) -> dict[str, Any]:
     }
 
 
+#: One of these is needed: an object without any is no outcome, but would pass as a success.
+_NEEDED = {
+    "feature_flag.context.id": "string",
+    "http.server.request.duration": "number",
+    "error.type": "string",
+    "rolloutd.flags": "array",
+    "rolloutd.conversions": "array",
+}
+NOTHING_KNOWN = f"none of {', '.join(_NEEDED)}"
+_HAS_ONE: list[JsonValue] = [
+    {"required": [name], "properties": {name: {"type": kind}}} for name, kind in _NEEDED.items()
+]
+
+
 class EvaluatedFlag(BaseModel):
     """A flag that was evaluated during the request, and the variant that was served."""
 
@@ -41,9 +55,11 @@ class EvaluatedFlag(BaseModel):
 
 
 class Outcome(BaseModel):
-    """What happened to one request."""
+    """What happened to one request. One of the attributes that are read is needed."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="ignore", json_schema_extra={"anyOf": _HAS_ONE}
+    )
 
     context_id: ContextId | None = Field(
         default=None,
@@ -95,3 +111,15 @@ class Outcome(BaseModel):
         alias="http.request.method",
         json_schema_extra=_informative(type=["string", "null"]),
     )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if (
+            self.context_id is None
+            and self.duration_seconds is None
+            and self.error_type is None
+            and self.flags is None
+            and self.conversions is None
+        ):
+            raise ValueError(f"{NOTHING_KNOWN}; send at least the context id")
+        return self

@@ -6,25 +6,29 @@ rising, samples reachable) is checked by `controller.plans.lint`, with line and 
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import date, timedelta
 from math import isfinite
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
 
 from schemas.audiences import AudienceDocument
 from schemas.fields import (
+    FIRST_PLAN_YEAR,
     LARGEST_INTEGER,
+    LAST_PLAN_YEAR,
     LONGEST,
     Count,
     Duration,
     Line,
     Name,
     Number,
+    Percent,
     PlanMoment,
     StrictModel,
     Switch,
     at_most,
+    format_duration,
     parse_duration,
 )
 from schemas.guardrails import Guardrail
@@ -43,8 +47,10 @@ TYPE = "io.rolloutd.plan.v1"
 class VariantShare(StrictModel):
     """One of the variants that treatment is divided among."""
 
-    name: Name
-    weight: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 1
+    name: Name = Field(description="The variant's name, as apps report it.")
+    weight: Annotated[int, Field(strict=True, ge=1, le=10_000)] = Field(
+        default=1, description="Its part of treatment, relative to the other weights."
+    )
 
 
 #: Limit for the values of all variants together, because every client of every plane gets them.
@@ -86,8 +92,8 @@ def _of_bounded_size(values: Any) -> Any:
 class Variants(StrictModel):
     """The flag's variants: the two arms that are compared, and what each name stands for."""
 
-    treatment: Name = "on"
-    control: Name = "off"
+    treatment: Name = Field(default="on", description="Name of the new variant in the events.")
+    control: Name = Field(default="off", description="Name of the present variant in the events.")
     unassigned: Name = Field(
         default="unassigned",
         description="Served, with control's value, to contexts in neither arm: outside the "
@@ -108,11 +114,37 @@ class Variants(StrictModel):
     )
 
 
+#: The words for an approval besides its own two.
+_APPROVAL_WORDS = {
+    **dict.fromkeys(("yes", "true"), Approval.REQUIRED),
+    **dict.fromkeys(("no", "false"), Approval.NOT_REQUIRED),
+}
+
+
+def _read_approval(value: Any) -> Any:
+    """Return the approval that `yes`, `true`, `no` or `false` stands for."""
+    if isinstance(value, bool | str):
+        return _APPROVAL_WORDS.get(str(value).lower(), value)
+    return value
+
+
+WrittenApproval = Annotated[
+    Approval,
+    BeforeValidator(_read_approval, json_schema_input_type=Approval | bool | Literal["yes", "no"]),
+]
+
+
 class StageDocument(StrictModel):
     """One step of the plan."""
 
-    percent: Number = Field(
-        description="Share of the audience in treatment, 0 < percent <= 100, in steps of 0.01.",
+    name: Name | None = Field(
+        default=None,
+        description="What commands, decisions and `apply` call the stage; unique in the plan. "
+        "None: its share, as in `10%` or `10%-beta`.",
+    )
+    percent: Percent = Field(
+        description="Share of the audience in treatment, 0 < percent <= 100, in steps of 0.01; 5 "
+        "and `5%` are the same.",
         json_schema_extra={"exclusiveMinimum": 0, "maximum": 100},
     )
     bake: Duration = Field(
@@ -133,11 +165,13 @@ class StageDocument(StrictModel):
     max_bake: Duration | None = Field(
         default=None,
         description="Past it an undecided gate pauses the rollout. None: three times `bake`, or "
-        "ten years.",
+        "ten years. Where a model is configured, a gate has at least the time for every round of "
+        "advice: `status` and `plan lint` say what that adds.",
     )
-    approval: Approval = Field(
+    approval: WrittenApproval = Field(
         default=Approval.NOT_REQUIRED,
-        description="Whether a person must agree before the stage is left.",
+        description="Whether a person must agree before the stage is left: `required`, or `true` "
+        "or `yes`; `not_required`, or `false` or `no`.",
     )
     audience: Name | None = Field(
         default=None,
@@ -157,24 +191,59 @@ class StageDocument(StrictModel):
 
 
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+_FullWeekday = Literal["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
+
+
+def _read_weekday(value: Any) -> Any:
+    """Return `fri` for `friday`, `Fri` or `FRIDAY`; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    word = value.lower()
+    return word[:3] if word in get_args(_FullWeekday) else word
+
+
+WrittenWeekday = Annotated[
+    Weekday, BeforeValidator(_read_weekday, json_schema_input_type=Weekday | _FullWeekday)
+]
+ALL_DAYS: tuple[Weekday, ...] = get_args(Weekday)
 ClockTime = Annotated[
     str, Field(pattern=r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$", examples=["17:00"])
 ]
 
 
+def _in_whole_minutes(length: timedelta) -> timedelta:
+    """Refuse a window's length that its calendar cannot have."""
+    minute = parse_duration("1m")
+    if length < minute or length % minute:
+        raise ValueError(f"{format_duration(length)} is not in whole minutes; write at least 1m")
+    return length
+
+
+def _before_midnight(clock: str) -> str:
+    """Refuse a begin at the day's end, which is the next day's beginning."""
+    if clock == "24:00":
+        raise ValueError('no window begins at 24:00; write "00:00" and the next day')
+    return clock
+
+
+# Each fault of a window is one of its fields where it can be: then all of them are told at once.
+WindowStart = Annotated[ClockTime, AfterValidator(_before_midnight)]
+WindowLength = Annotated[Duration, at_most("7d"), AfterValidator(_in_whole_minutes)]
+
+
 class FreezeWindowDocument(StrictModel):
     """A recurring time in which nothing advances. It never delays a rollback."""
 
-    days: list[Weekday] = Field(
+    days: list[WrittenWeekday] = Field(
         min_length=1, max_length=7, description="The days on which the window starts."
     )
-    begins: ClockTime = Field(alias="from", description="Local time, 00:00 to 23:59.")
+    begins: WindowStart = Field(alias="from", description="Local time, 00:00 to 23:59.")
     ends: ClockTime | None = Field(
         default=None,
         alias="to",
         description="Local time; not after `from`: on the next day. Or give `lasts`.",
     )
-    lasts: Annotated[Duration, at_most("7d")] | None = Field(
+    lasts: WindowLength | None = Field(
         default=None,
         description="Length in whole minutes, for windows beyond a day; at most a week.",
     )
@@ -185,21 +254,98 @@ class FreezeWindowDocument(StrictModel):
     @model_validator(mode="after")
     def _has_one_end(self) -> FreezeWindowDocument:
         """Refuse two ends, and none."""
-        if (self.ends is None) == (self.lasts is None):
-            raise ValueError("a freeze window needs one of `to` and `lasts`")
-        if self.begins == "24:00":
-            raise ValueError("a freeze window that starts at 24:00 starts at 00:00 of the next day")
-        if self.lasts is not None and (
-            self.lasts < parse_duration("1m") or self.lasts % parse_duration("1m")
-        ):
-            raise ValueError("`lasts` is in whole minutes, at least one")
+        if self.ends is None and self.lasts is None:
+            raise ValueError("a freeze window needs an end; give `to` or `lasts`")
+        if self.ends is not None and self.lasts is not None:
+            raise ValueError("a freeze window has `to` or `lasts`, not both; leave one out")
+        return self
+
+
+def _checked_span(span: str) -> str:
+    """Refuse dates that `days_of` refuses, where they are written."""
+    days_of(span)
+    return span
+
+
+_DATE_FORM = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+DateSpan = Annotated[
+    str,
+    Field(
+        pattern=rf"^{_DATE_FORM}(\.\.{_DATE_FORM})?$",
+        examples=["2026-11-27..2026-11-30", "2026-11-27"],
+    ),
+    AfterValidator(_checked_span),
+]
+
+
+def _day_of(written: str) -> date:
+    """Return a date. Raises ValueError for one that does not exist."""
+    try:
+        return date.fromisoformat(written)
+    except ValueError:
+        raise ValueError(f"there is no {written}; write a date of the calendar") from None
+
+
+def days_of(span: str) -> tuple[date, date]:
+    """Return the first and the last day of `2026-11-27..2026-11-30`, or of a single date.
+
+    Raises ValueError for a date that does not exist, and for a last day before the first.
+    """
+    first, _, last = span.partition("..")
+    begin, end = _day_of(first), _day_of(last or first)
+    if end < begin:
+        raise ValueError(f"{last} lies before {first}; write the earlier date first")
+    if begin.year < FIRST_PLAN_YEAR or end.year > LAST_PLAN_YEAR:
+        raise ValueError(f"dates lie in the years {FIRST_PLAN_YEAR} to {LAST_PLAN_YEAR}")
+    return begin, end
+
+
+class ActiveWindowDocument(StrictModel):
+    """A time in which the flag is served as decided; with several, in any of them."""
+
+    days: list[WrittenWeekday] = Field(
+        default=list(ALL_DAYS),
+        min_length=1,
+        max_length=7,
+        description="The days on which the window begins. Default: all.",
+    )
+    dates: DateSpan | None = Field(
+        default=None,
+        description="The dates on which it begins, both included: `2026-11-27..2026-11-30`, or "
+        "one date. None: every week.",
+    )
+    begins: WindowStart = Field(
+        default="00:00", alias="from", description="Local time, 00:00 to 23:59."
+    )
+    ends: ClockTime | None = Field(
+        default=None,
+        alias="to",
+        description="Local time; not after `from`: on the next day. None: 24:00, or after `lasts`.",
+    )
+    lasts: WindowLength | None = Field(
+        default=None,
+        description="Length in whole minutes, for windows beyond a day; at most a week.",
+    )
+    timezone: str = Field(
+        default="UTC", max_length=64, description="IANA name, as in Europe/Berlin."
+    )
+
+    @model_validator(mode="after")
+    def _is_a_window(self) -> ActiveWindowDocument:
+        """Refuse two ends."""
+        if self.ends is not None and self.lasts is not None:
+            raise ValueError("an active window has `to` or `lasts`, not both; leave one out")
         return self
 
 
 class AdvisorDocument(StrictModel):
     """What the language model may do at this plan's gates."""
 
-    mode: AdvisorMode = AdvisorMode.CAN_HOLD
+    mode: AdvisorMode = Field(
+        default=AdvisorMode.CAN_HOLD,
+        description="`off`: it is not asked. `observe`: its advice is recorded. `can_hold`: it may "
+        "hold a gate for `hold_rounds`. `required`: a gate needs its `proceed`.",
+    )
     deadline: Annotated[Duration, at_most("1h")] = Field(
         default=parse_duration("30s"),
         validate_default=True,
@@ -220,31 +366,61 @@ class AdvisorDocument(StrictModel):
 class PlanDocument(StrictModel):
     """The plan of one flag: its stages, audiences and guardrails."""
 
-    name: Name
+    name: Name = Field(description="The plan's name, shown with every decision and alert.")
     flag: Name = Field(description="The flag's key.")
-    description: Line = ""
+    description: Line = Field(default="", description="What is rolled out, for people.")
     owner: Line = Field(default="", description="Who decides when the rollout needs a person.")
-    type: FlagType = FlagType.RELEASE
-    variants: Variants = Variants()
+    type: FlagType = Field(
+        default=FlagType.RELEASE,
+        description="What is left to do after 100 %: the code of a `release` or `experiment` is "
+        "removed, `ops` and `permission` flags stay.",
+    )
+    variants: Variants = Field(
+        default=Variants(), description="The two arms, and the values that apps get."
+    )
     audiences: dict[Name, AudienceDocument] = Field(
         default={},
         max_length=50,
         description="Groups of contexts that stages name, by their attributes.",
     )
-    stages: list[StageDocument] = Field(max_length=100)
-    guardrails: list[Guardrail] = Field(default=[], max_length=50)
-    advisor: AdvisorDocument = AdvisorDocument()
-    freeze_windows: list[FreezeWindowDocument] = Field(default=[], max_length=50)
+    stages: list[StageDocument] = Field(
+        max_length=100, description="The steps in order; at least one."
+    )
+    guardrails: list[Guardrail] = Field(
+        default=[],
+        max_length=50,
+        description="The metrics that are watched: a line such as `error_rate < 1%`, or a mapping.",
+    )
+    advisor: AdvisorDocument = Field(
+        default=AdvisorDocument(), description="What a language model may do at the gates."
+    )
+    freeze_windows: list[FreezeWindowDocument] = Field(
+        default=[], max_length=50, description="Recurring times in which nothing advances."
+    )
+    active: list[ActiveWindowDocument] = Field(
+        default=[],
+        max_length=50,
+        description="The times in which the flag is served as decided. Outside of them everybody "
+        "has control and the rollout waits, also after it has completed. Default: always.",
+    )
     health: dict[HealthGap, GapPolicy] = Field(
         default={},
-        description="What a gap in the evidence does at a gate. Default: pause on srm, wait on "
-        "the others.",
+        description="What a gap in the evidence does, during the bake and at a gate, once it has "
+        "lasted for `health_grace`. Default: pause on srm, wait on the others. People are told of "
+        "a gap that only waits.",
+    )
+    health_grace: Annotated[Duration, at_most("30d")] = Field(
+        default=parse_duration("5m"),
+        validate_default=True,
+        description="How long a gap must last before `health` acts on it and people are told; at "
+        "most 30d. A flag without traffic at night has a longer one than the night. srm needs "
+        "none; below_min_sample counts at a gate only.",
     )
     alpha: Number = Field(
         default=0.01,
         ge=1e-9,
         le=0.5,
-        description="Probability of a false roll back over the whole rollout.",
+        description="Probability of a false rollback over the whole rollout.",
     )
     beta: Number = Field(
         default=0.05,
@@ -258,6 +434,11 @@ class PlanDocument(StrictModel):
         description="The freshest event of a judged stage is at most this old; at most 30d.",
     )
     start_at: PlanMoment | None = Field(default=None, description="Begin then. None: at once.")
+    ends_at: PlanMoment | None = Field(
+        default=None,
+        description="Then everybody gets control again and the rollout ends, whatever its phase, "
+        "also after it has completed. None: never.",
+    )
     expires_at: PlanMoment | None = Field(
         default=None,
         description="Past it a running rollout pauses, and an alert names its owner.",
@@ -266,6 +447,11 @@ class PlanDocument(StrictModel):
         default=False,
         description="A timed ramp without evidence: stages end by bake alone. Nothing rolls it "
         "back.",
+    )
+    four_eyes: Switch = Field(
+        default=False,
+        description="Whoever started the rollout, or applied a plan to it since, can neither "
+        "approve nor promote it, nor apply what makes it less careful: somebody else does.",
     )
     traffic: Number | None = Field(
         default=None,

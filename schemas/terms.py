@@ -34,6 +34,7 @@ class PhaseName(StrEnum):
     COMPLETED = "completed"
     ROLLED_BACK = "rolled_back"
     ABORTED = "aborted"
+    RETIRED = "retired"  # let go: rolloutd serves nothing for the flag any more
 
 
 class DecisionKind(StrEnum):
@@ -48,6 +49,12 @@ class DecisionKind(StrEnum):
     START = "start"
     RESUME = "resume"
     ABORT = "abort"
+    END = "end"  # the plan's end has come: 0 % is served
+    APPLY = "apply"  # the plan was changed
+    RETRY = "retry"  # the stage begins again
+    CLOSE = "close"  # an active window of the plan is over: 0 % is served until the next one
+    OPEN = "open"  # an active window has begun: what was decided before is served again
+    RETIRE = "retire"  # rolloutd lets go of the flag
 
 
 class CommandVerb(StrEnum):
@@ -66,6 +73,21 @@ class CommandVerb(StrEnum):
     RESTART = "restart"
     FREEZE = "freeze"
     UNFREEZE = "unfreeze"
+    APPLY = "apply"
+    RETRY = "retry"
+    RETIRE = "retire"
+
+
+#: What people type by hand for a verb, with `_` for `-` and spaces.
+_ALIASES = {"rollback": CommandVerb.ROLL_BACK, "kill": CommandVerb.ROLL_BACK}
+_VERBS = {verb.value: verb for verb in CommandVerb} | _ALIASES
+
+
+def verb_named(name: object) -> CommandVerb | None:
+    """Return the verb that a command names, in any usual spelling; None when there is none."""
+    if not isinstance(name, str):
+        return None
+    return _VERBS.get(name.strip().lower().replace("-", "_").replace(" ", "_"))
 
 
 #: Verbs that end in 0 %. In the queue of their flag they pass every command but each other and the
@@ -77,13 +99,12 @@ ALWAYS_ACCEPTED = frozenset({CommandVerb.PAUSE, CommandVerb.ROLL_BACK, CommandVe
 
 
 class Verdict(StrEnum):
-    """The verdict about a metric or a gate. The five are never merged."""
+    """The verdict about a metric or a gate. The four are never merged."""
 
     PASS = "pass"  # noqa: S105  # a verdict
     FAIL = "fail"  # measured, bad
     INCONCLUSIVE = "inconclusive"  # measured, undecided
     NO_DATA = "no_data"  # nothing measured
-    ERROR = "error"  # the measurement failed
 
 
 class MetricRole(StrEnum):
@@ -112,14 +133,15 @@ class HealthGap(StrEnum):
     SRM = "srm"  # sample ratio mismatch: the share of treatment is not the decided one
     MULTIPLE_EXPOSURE = "multiple_exposure"  # the same contexts were in both arms of one stage
     REPEATED_OUTCOMES = "repeated_outcomes"  # outcomes arrive again, byte for byte
+    IMPLAUSIBLE_LATENCY = "implausible_latency"  # control's durations are far beyond a limit, too
     ACTUATION_DRIFT = "actuation_drift"  # a flag plane does not serve the decided percentage
     TAINTED = "tainted"  # records of this stage are known to be lost
 
 
 class GapPolicy(StrEnum):
-    """What a health gap does at a gate."""
+    """What a health gap does once it has lasted for the plan's `health_grace`."""
 
-    WAIT = "wait"  # hold; pause after max_bake
+    WAIT = "wait"  # hold and alert; a gate pauses after max_bake
     PAUSE = "pause"
     ROLL_BACK = "roll_back"
 
@@ -129,7 +151,6 @@ class HoldReason(StrEnum):
 
     HEALTH = "health"
     INCONCLUSIVE = "inconclusive"
-    FAILING = "failing"
     SIGNAL = "signal"
     ADVISOR = "advisor"
     APPROVAL = "approval"
@@ -139,6 +160,31 @@ class HoldReason(StrEnum):
     REJECTED = "rejected"
     BREACH = "breach"
     EXPIRED = "expired"
+    OSCILLATES = "oscillates"
+
+
+class Safe(StrEnum):
+    """The answer to "is it safe to advance?"."""
+
+    YES = "yes"
+    NOT_YET = "not_yet"
+    NO = "no"
+    ENDED = "ended"
+
+    @property
+    def words(self) -> str:
+        """The answer as people read it."""
+        return self.value.replace("_", " ")
+
+
+class ChangeEffect(StrEnum):
+    """What a change of a running plan does; the strongest comes last."""
+
+    AT_ONCE = "at_once"  # not less careful: the present stage goes on with its evidence
+    LOWERS = "lowers"  # the present stage serves less at once and starts again: needs both
+    NEEDS_REASON = "needs_reason"  # less careful later: needs a reason and the revision
+    RESTARTS = "restarts"  # less careful now: needs both, and the present stage starts again
+    REFUSED = "refused"  # not in a running rollout
 
 
 class FlagType(StrEnum):
@@ -210,8 +256,12 @@ class AlertKind(StrEnum):
     """What an alert is about."""
 
     ROLLED_BACK = "rolled_back"
+    PREFLIGHT = "preflight"  # a rollout was started, and something that it needs is not there
+    ENDED = "ended"  # the plan's end has come: 0 % is served
+    ABORTED = "aborted"  # an operator ended the rollout: 0 % is served
     STEPPED_BACK = "stepped_back"
     PAUSED = "paused"
+    BREACH = "breach"  # of another guardrail during the pause of the first; info: it is over
     APPROVAL_NEEDED = "approval_needed"
     ADVISOR_HOLDS = "advisor_holds"
     HEALTH_GAP = "health_gap"
@@ -220,11 +270,24 @@ class AlertKind(StrEnum):
     NOT_ACTUATED = "not_actuated"
     FOREIGN_EDIT = "foreign_edit"  # a flag was changed in its plane, but not by rolloutd
     COMPLETED = "completed"
+    RETIRED = "retired"  # rolloutd let go of a flag: apps get the default of their own code
     PLAN_EXPIRED = "plan_expired"
     FORCED = "forced"  # an operator skipped a gate
     ANOMALY = "anomaly"  # an unusual change that no guardrail tests; never an action
     FLAG_BROKEN = "flag_broken"  # its worker has stopped, or what is stored for it cannot be read
     UNWATCHED = "unwatched"  # guardrails of a live stage have no evidence; info: they do again
+    EVENT_FAULTS = "event_faults"  # a share of a live flag's events does not count, or misleads
+
+
+class FlagFinding(StrEnum):
+    """What a person should put right about a flag; each has a rule of its own in the settings."""
+
+    STALE = "stale"  # 0 % or 100 % for long, and nothing will change it
+    EXPIRED = "expired"  # the plan's `expires_at` has passed
+    NO_OWNER = "no_owner"
+    NAME = "name"  # its key does not fit the convention
+    TOO_MANY_OF_OWNER = "too_many_of_owner"  # active flags of one owner
+    TOO_MANY = "too_many"  # active flags in all
 
 
 class RecordClass(StrEnum):
@@ -234,6 +297,32 @@ class RecordClass(StrEnum):
     QUARANTINED = "quarantined"  # refused
     LATE = "late"  # a known flag, but outside every countable stage interval
     IGNORED = "ignored"  # no flag with a rollout
+
+
+class EventClass(StrEnum):
+    """What one event is for one flag: finer than the class of its record."""
+
+    COUNTED = "counted"
+    NEITHER_ARM = "neither_arm"  # a variant that the plan serves outside the comparison
+    SETTLING = "settling"  # within `settle` after a change of percentage
+    CLOSED = "closed"  # outside the plan's active windows, or within `settle` after it opened
+    BEFORE_START = "before_start"  # its time lies before the rollout's first stage
+    AFTER_END = "after_end"  # its time lies after the end of the rollout
+    UNKNOWN_VARIANT = "unknown_variant"  # the plan does not have this variant
+    UNKNOWN_FLAG = "unknown_flag"  # no rollout has this flag
+    UNJOINED = "unjoined"  # an outcome without flags whose context has no recent exposure
+    REFUSED = "refused"  # quarantined
+
+
+class EventRemark(StrEnum):
+    """What looks wrong about an event, whether it counts or not."""
+
+    NO_KEY = "no_key"  # its record has no key, so its context may be in any partition
+    SCATTERED = "scattered"  # its context was in another partition of the topic before
+    OLD_TIME = "old_time"  # its time is minutes older than its record
+    SLOW = "slow"  # it took longer than a minute: perhaps milliseconds given as seconds
+    NO_ERROR_TYPE = "no_error_type"  # its status code is 500 or more, but it counts as a success
+    MISNAMED_FIELD = "misnamed_field"  # a field that nothing reads was meant to be one that counts
 
 
 class CommandStatus(StrEnum):

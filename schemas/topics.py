@@ -1,4 +1,4 @@
-"""What each of our topics is configured with, by its logical name.
+"""The configuration of each of our topics, by its logical name.
 
 Both the AsyncAPI document and the topics that rolloutd creates follow this table.
 """

@@ -45,11 +45,12 @@ Belongs here: bytes and names. Does not belong here: reading and writing them
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 from zlib import crc32
 
 import msgspec
 
+from schemas.counters import Counters
 from schemas.terms import Arm
 
 FORMAT = 2
@@ -73,27 +74,9 @@ changed one.
 MOST_DIGITS = 19
 """Digits of a number in a hash: as many as the greatest offset of Kafka has."""
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
 
-
-class ArmCounts(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True, gc=False):
-    """One arm's totals in one visit, of one partition, as they are stored. Mutable.
-
-    The fields are those of `schemas.counters.Counters`, which says what they mean.
-    """
-
-    evaluations: Count = 0
-    exposures: Count = 0
-    switched: Count = 0
-    outcomes: Count = 0
-    errors: Count = 0
-    at_risk: Count = 0
-    first_errors: Count = 0
-    converted: dict[str, Count] = {}  # conversion name -> distinct contexts
-    latency: dict[int, Count] = {}  # log bucket -> values, one per context and batch
-    latency_all: dict[int, Count] = {}  # log bucket -> values, every one
-    checked: Count = 0
-    repeated: Count = 0
+class ArmCounts(Counters, frozen=True):
+    """One arm's totals in one visit, of one partition, as they are stored."""
 
 
 _encoder = msgspec.json.Encoder()
@@ -211,11 +194,6 @@ class PartitionCounts(msgspec.Struct):
         """Return whether every offset since `start` is in exactly one class (invariant I2)."""
         classes = self.counted + self.quarantined + self.late + self.ignored + self.holes
         return next_offset - self.start == classes
-
-    @property
-    def has_open_loss(self) -> bool:
-        """Whether records are lost and no later record was read yet."""
-        return bool(self.losses) and self.losses[-1][1] is None
 
     def note_loss(self, from_ms: int, to_ms: int | None) -> None:
         """Record that records of this time are lost; one that touches the last loss extends it."""

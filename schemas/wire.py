@@ -37,6 +37,7 @@ from schemas.events import R, Readable
 from schemas.structs import (
     EvaluatedFlag,
     EvaluationData,
+    OutcomeData,
     decode_evaluation_data,
     decode_evaluation_record,
     decode_outcome_data,
@@ -341,6 +342,8 @@ def read_outcomes(
                 continue
             context_id = data.context_id
             if context_id is None or not context_id.isprintable():
+                if context_id is None:
+                    _check_known(data)
                 context_id = _context(context_id, record.key)
             if not 0 <= time_ms <= timestamp_ms <= latest_ms:
                 check_time(time_ms, timestamp_ms, latest_ms)
@@ -363,6 +366,26 @@ def read_outcomes(
             refused(record, refusal)
             continue
         yield record, context_id, time_ms, flags, is_error, latency_ms, conversions
+
+
+def _check_known(data: OutcomeData) -> None:
+    """Refuse an outcome that names no context and has no attribute that is read.
+
+    It would count as a success without a latency, although its sender meant something else, such as
+    a duration under another name.
+    """
+    if (
+        data.duration is None
+        and data.error_type is None
+        and data.flags is None
+        and data.conversions is None
+    ):
+        refuse(
+            QuarantineReason.INVALID,
+            outcome.NOTHING_KNOWN,
+            "send at least feature_flag.context.id, and the duration in seconds as "
+            "http.server.request.duration",
+        )
 
 
 def _flags(evaluated: Sequence[EvaluatedFlag]) -> Sequence[tuple[str, str]]:

@@ -20,6 +20,7 @@ from local_kafka import (
     LocalKafka,
     LocalKafkaError,
     OrphanGuard,
+    archive_classes,
     free_port,
     kafka_version,
     why_not,
@@ -122,6 +123,7 @@ def start_kafka() -> KafkaInUse:
     if local_trouble is None:
         kafka = LocalKafka()
         try:
+            archive_classes()  # for the many brokers that the tests start
             kafka.start()
             return KafkaInUse(kafka.bootstrap, kafka.description, True, kafka.stop, tuple(attempts))
         except LocalKafkaError as error:

@@ -18,7 +18,8 @@ from controller.core.metrics.error_rate import VirtualErrors
 from controller.core.metrics.kind import ArmSummary
 from controller.core.metrics.latency import VirtualLatency
 from controller.core.plan import AdvisorPolicy, Guardrail, Plan, Stage
-from controller.core.rollout import Baking, CommandReceived, Rollout, Visit
+from controller.core.rollout import Baking, CommandReceived, Rollout
+from controller.core.visits import Visit
 from controller.planning.virtual_traffic import Effect, VirtualTraffic
 from schemas.terms import AdviceChoice, AdvisorMode, Arm, CommandVerb, MetricRole, OnBreach, Verdict
 

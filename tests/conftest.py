@@ -11,6 +11,7 @@ import signal
 import sys
 import sysconfig
 import threading
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 import redis.asyncio
+import structlog
 from hypothesis import HealthCheck, settings
 
 from tests.brokers import (
@@ -34,6 +36,8 @@ from tests.brokers import (
     start_redis,
     why_not,
 )
+from tests.chromium import HOW, NOT_TRIED, describe_chromium
+from tests.parallel_order import in_parallel_order
 from tests.shared_kafka import kafka_of_all_workers, leave_running
 from tests.unleash.server import INSTALLED_VARIABLE, UnleashServer, installed
 
@@ -48,10 +52,17 @@ MARKER_OF_DIRECTORY = {
     "planted": "unit",
     "spec": "spec",
     "contract": "contract",
+    "browser": "browser",
     "integration": "integration",
     "e2e": "e2e",
     "chaos": "chaos",
 }
+
+# A collection takes a few milliseconds while only the test's own objects are looked at.
+SLOW_COLLECTION_SECONDS = 0.03
+
+# Their tests wait for brokers, browsers and processes; the slowest first.
+SLOW_DIRECTORIES = ("chaos", "e2e", "hostile", "integration")
 
 # An existing Kafka to use in place of one we start, as host:port. Topics are unique per test, so it
 # may be shared.
@@ -171,10 +182,24 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run fast directories first, in random order within each."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run fast directories first, in random order within each; in a parallel run mix them."""
     order = list(MARKER_OF_DIRECTORY)
     items.sort(key=lambda item: order.index(_directory(item)) if _directory(item) in order else 0)
+    if hasattr(config, "workerinput"):
+        fast = [item for item in items if _directory(item) not in SLOW_DIRECTORIES]
+        items[:] = in_parallel_order(fast, _slow_groups(items), config.workerinput["workercount"])
+
+
+def _slow_groups(items: list[pytest.Item]) -> list[list[pytest.Item]]:
+    """Return the slow tests, one per group, but those of a `one_worker` file together."""
+    groups: dict[str, list[pytest.Item]] = {}
+    for directory in SLOW_DIRECTORIES:
+        for item in items:
+            if _directory(item) == directory:
+                is_whole = item.get_closest_marker("one_worker") is not None
+                groups.setdefault(str(item.path) if is_whole else item.nodeid, []).append(item)
+    return list(groups.values())
 
 
 def _directory(item: pytest.Item) -> str:
@@ -205,6 +230,7 @@ def pytest_report_header() -> list[str]:
         f"kafka, if a test asks: {kafka}",
         f"redis, if a test asks: {redis_outlook}",
         f"unleash, if a test asks: {unleash}",
+        f"chromium, if a test asks: {describe_chromium()}",
         f"counting: {'compiled' if compiled_modules() else 'interpreted'}",
     ]
 
@@ -219,6 +245,9 @@ def pytest_terminal_summary(
         terminalreporter.write_line(f"{name}: {in_use.get(name, 'none, no test asked for it')}")
     if "mock" in in_use:
         terminalreporter.write_line(in_use["mock"], red=True, bold=True)
+    skipped = terminalreporter.stats.get("skipped", ())
+    if any(NOT_TRIED in str(report.longrepr) for report in skipped):
+        terminalreporter.write_line(f"{NOT_TRIED}; {HOW}", red=True, bold=True)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -371,10 +400,25 @@ def own_redis() -> Iterator[RedisServer]:
 
 
 @pytest.fixture(autouse=True)
-def _leaks_are_this_tests_own() -> Iterator[None]:
-    """Collect garbage after each test, so that what it left open fails it and not a later one."""
+def logging_as_before() -> Iterator[None]:
+    """Undo the logging of a command that ran in this process: it is silent, others read logs."""
+    before = structlog.get_config()
     yield
+    structlog.configure(**before)
+
+
+@pytest.fixture(autouse=True)
+def _leaks_are_this_tests_own() -> Iterator[None]:
+    """Collect garbage after each test, so that what it left open fails it and not a later one.
+
+    What stays for good, such as a module's cache of syntax trees, is exempted once a collection
+    takes long: else every later test pays for it.
+    """
+    yield
+    began = time.perf_counter()
     gc.collect()
+    if time.perf_counter() - began > SLOW_COLLECTION_SECONDS:
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)

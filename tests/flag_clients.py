@@ -69,7 +69,7 @@ def installed_ofrep_clients() -> Path:
 async def ofrep_client(
     installed: Path, kind: str, address: str, flag_key: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a `server` or a `web` client of one flag, see `ofrep_js/clients.mjs`.
+    """Run a `server`, `cached`, `web` or `pages` client of one flag: see `ofrep_js/clients.mjs`.
 
     It ends with its standard input.
     """
@@ -109,7 +109,7 @@ async def line_of(process: asyncio.subprocess.Process) -> Any:
 async def details_of(
     process: asyncio.subprocess.Process, users: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return what a `server` client is served for each user."""
+    """Return what a `server` or `pages` client is served for each user."""
     assert process.stdin is not None
     process.stdin.write(json.dumps(users).encode() + b"\n")
     details: list[dict[str, Any]] = await line_of(process)

@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 
+from controller.core.analysis.sequential_tests import GapTime
 from controller.core.invariants import Step
 from controller.core.judging.judgement import Advice, Gap, Judgement
 from controller.core.machine import decide, next_deadline
-from controller.core.plan import DEFAULT_GAP_POLICIES, AdvisorPolicy, FreezeWindow, Plan
+from controller.core.plan import DEFAULT_GAP_POLICIES, AdvisorPolicy, Plan, Window
 from controller.core.rollout import (
     AdviceReceived,
     AdviceUnavailable,
@@ -33,6 +34,7 @@ from controller.core.rollout import (
     Scheduled,
     Ticked,
 )
+from schemas.command import NEEDS_PLAN
 from schemas.terms import (
     AdviceChoice,
     AdvisorMode,
@@ -64,9 +66,7 @@ ADVISED = AdvisorPolicy(
     mode=AdvisorMode.CAN_HOLD, deadline=30 * SECOND, hold_rounds=2, hold_for=5 * MINUTE
 )
 _STAGES = make_stages(1, 10, 50, 100)
-_NIGHT = FreezeWindow(
-    frozenset(range(1, 8)), 22 * 60, 600, "Europe/Berlin"
-)  # 22:00 to 08:00, every day
+_NIGHT = Window(frozenset(range(1, 8)), 22 * 60, 600, "Europe/Berlin")  # 22:00 to 08:00, every day
 
 PLAIN = make_plan(stages=_STAGES)
 CAN_HOLD = make_plan(stages=_STAGES, advisor=ADVISED)
@@ -90,7 +90,13 @@ STRICT = make_plan(
         HealthGap.NO_TRAFFIC: GapPolicy.ROLL_BACK,
     },
 )
-PLANS = (PLAIN, CAN_HOLD, REQUIRED, APPROVED, OBSERVED, NIGHTLY, STRICT)
+ENDING = make_plan(stages=_STAGES, ends_at=T0 + 2 * HOUR)
+#: Active in every other hour.
+_HOURS = tuple(
+    Window(frozenset(range(1, 8)), 60 * at, 60, "Europe/Berlin") for at in range(0, 24, 2)
+)
+WINDOWED = make_plan(stages=_STAGES, advisor=ADVISED, active=_HOURS)
+PLANS = (PLAIN, CAN_HOLD, REQUIRED, APPROVED, OBSERVED, NIGHTLY, STRICT, ENDING, WINDOWED)
 
 _SIGNAL = make_report(role=MetricRole.SIGNAL, harm=Verdict.FAIL, safe=Verdict.FAIL)
 PASSING: tuple[Judgement, ...] = (
@@ -103,7 +109,12 @@ PASSING: tuple[Judgement, ...] = (
         )
     ),
 )
-GAPS = tuple(make_judgement(gaps=(Gap(kind, f"{kind} for a test"),)) for kind in HealthGap)
+MOMENTARY = tuple(make_judgement(gaps=(Gap(kind, f"{kind} for a test"),)) for kind in HealthGap)
+#: Each gap after an hour.
+GAPS = tuple(
+    replace(seen, gap_times={seen.gaps[0].kind: GapTime(HOUR.total_seconds())})
+    for seen in MOMENTARY
+)
 MISSING = make_judgement(gaps=(Gap(HealthGap.SRM, "treatment is away", treatment_missing=True),))
 DRIFTED = make_judgement(
     gaps=(Gap(HealthGap.ACTUATION_DRIFT, "the share is that of before", is_observed=True),)
@@ -112,10 +123,10 @@ OPEN: tuple[Judgement, ...] = (
     DRIFTED,
     *(
         make_judgement(metrics=(make_report(safe=safe),))
-        for safe in (Verdict.INCONCLUSIVE, Verdict.NO_DATA, Verdict.ERROR)
+        for safe in (Verdict.INCONCLUSIVE, Verdict.NO_DATA)
     ),
     make_judgement(metrics=(make_report(), _SIGNAL)),
-    *(gap for gap in GAPS if gap.gaps[0].kind is not HealthGap.SRM),
+    *(gap for gap in (*GAPS, *MOMENTARY) if gap.gaps[0].kind is not HealthGap.SRM),
     make_judgement(gaps=(Gap(HealthGap.STALE, "old"), Gap(HealthGap.NO_TRAFFIC, "nobody"))),
 )
 SPLIT = (next(gap for gap in GAPS if gap.gaps[0].kind is HealthGap.SRM), MISSING)
@@ -124,6 +135,11 @@ BREACHES: tuple[Judgement, ...] = (
     make_judgement(metrics=(make_breach(),), gaps=GAPS[3].gaps),
     make_judgement(metrics=(make_breach(on_breach=OnBreach.STEP_BACK),)),
     make_judgement(metrics=(make_breach(on_breach=OnBreach.PAUSE),)),
+    *(
+        replace(gap, metrics=(make_breach(on_breach=OnBreach.PAUSE),))
+        for gap in GAPS
+        if gap.gaps[0].kind in (HealthGap.STALE, HealthGap.NO_TRAFFIC)
+    ),
     make_judgement(
         metrics=(make_breach(on_breach=OnBreach.PAUSE), make_breach(metric="latency_p99"))
     ),
@@ -283,15 +299,18 @@ def _command(
         issued_at = at - pick((0 * MINUTE, 0 * MINUTE, MINUTE, 11 * MINUTE))
         if rollout is not None:
             command_id = pick((command_id, command_id, command_id, rollout.rollout_id))
-    needs_plan = verb is CommandVerb.START or (verb is CommandVerb.RESTART and pick((True, False)))
+    needs_plan = verb in NEEDS_PLAN or (verb is CommandVerb.RESTART and pick((True, False)))
     plan = (
         pick(alphabet.plans)
         if needs_plan and pick((True, True, True, not alphabet.is_untidy))
         else None
     )
     is_backlog = alphabet.is_untidy and pick((False, False, True))
+    to_stage = None
+    if verb in (CommandVerb.PROMOTE, CommandVerb.STEP_BACK) and alphabet.is_untidy:
+        to_stage = pick((None, None, "1%", "50%", "100%", "nowhere"))
     return CommandReceived(
-        command_id, verb, "ada", "because", issued_at, expected, plan, is_backlog
+        command_id, verb, "ada", "because", issued_at, expected, plan, is_backlog, to_stage=to_stage
     )
 
 

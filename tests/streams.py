@@ -23,7 +23,8 @@ from controller.core.evidence import (
 )
 from controller.core.judging.gate import judge
 from controller.core.judging.judgement import Judgement
-from controller.core.rollout import Rollout, Visit
+from controller.core.rollout import Rollout
+from controller.core.visits import Visit
 from tests.builders import T0, make_rollout, make_visit
 
 PARTITIONS = ("flag.evaluations/0", "request.outcomes/0")

@@ -20,7 +20,8 @@ from typing import Protocol
 
 import structlog
 
-from controller.core.rollout import RaiseAlert, Rollout
+from controller.actuating.plane_alerts import not_served, served_again
+from controller.core.rollout import RaiseAlert, Retired, Rollout
 from controller.core.serving import percent_to_serve, serving
 from controller.errors import FlagPlaneUnavailable
 from controller.health import Faults, Scope
@@ -119,7 +120,13 @@ class FlagReconciler:
         self._logger = structlog.get_logger()
 
     def request(self, rollout: Rollout) -> None:
-        """Let the planes serve a newer document; an older one changes nothing."""
+        """Let the planes serve a newer document; an older one changes nothing.
+
+        Of a flag that was retired nothing is compared any more.
+        """
+        if isinstance(rollout.phase, Retired):
+            self.drop([rollout.flag_key])
+            return
         known = self._decided.get(rollout.flag_key)
         if known is None or rollout.revision > known.revision:
             self._decided[rollout.flag_key] = rollout
@@ -270,10 +277,13 @@ class FlagReconciler:
             if why is not None:
                 mismatch = self._mismatches.setdefault(key, _Mismatch(self._clock.now(), why))
                 mismatch.why, mismatch.is_trouble = why, is_trouble
-            elif self._mismatches.pop(key, None) is not None:
+            elif (over := self._mismatches.pop(key, None)) is not None:
                 self._logger.info(
                     "actuated", flag_key=rollout.flag_key, plane=plane.name, percent=rollout.percent
                 )
+                if over.is_alerted:
+                    alert = served_again(rollout, plane.name, over.since)
+                    self._alerts.alert(rollout.flag_key, alert)
             if wake.is_set():
                 return False
         return True
@@ -371,7 +381,7 @@ class FlagReconciler:
             self._edits[key] = _Edit(percent_to_serve(rollout), served.difference)
             what_to_do = (
                 f"put it back to {percent_to_serve(rollout):g} %, or decide again: "
-                f"rolloutctl step-back, promote or roll-back"
+                f"rolloutctl step-back, promote or rollback"
                 if is_lower
                 else f"nothing, unless an alert follows that it could not be put back. Ask "
                 f"{served.edited_by} to use rolloutctl"
@@ -393,6 +403,7 @@ class FlagReconciler:
                     what_to_do,
                     f"{rollout.flag_key}/{rollout.rollout_id}/{plane.name}/"
                     f"{AlertKind.FOREIGN_EDIT}/{served.difference}",
+                    occasion=self._clock.now().isoformat(),
                 ),
             )
         return is_lower
@@ -414,20 +425,11 @@ class FlagReconciler:
             if rollout is None:
                 continue  # another replica's since
             mismatch.is_alerted = True
-            summary = f"{flag_key}: decided {rollout.percent:g} %, but {plane.name} {mismatch.why}"
             self._logger.error(
                 "not_actuated", flag_key=flag_key, plane=plane.name, error=mismatch.why
             )
-            self._alerts.alert(
-                flag_key,
-                RaiseAlert(
-                    AlertKind.NOT_ACTUATED,
-                    Severity.CRITICAL,
-                    summary,
-                    f"see whether {plane.name} is reachable and who else edits the flag",
-                    f"{flag_key}/{rollout.rollout_id}/{plane.name}/{AlertKind.NOT_ACTUATED}",
-                ),
-            )
+            alert = not_served(rollout, plane.name, mismatch.why, mismatch.since)
+            self._alerts.alert(flag_key, alert)
 
 
 def _in_words(error: BaseException) -> str:

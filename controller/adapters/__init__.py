@@ -1,4 +1,4 @@
-"""Outside systems, behind the protocols of `controller/ports.py`: a package or a file for each.
+"""Outside systems, behind the protocols of `controller/ports/`: a package or a file for each.
 
 Adapters do not know each other. What those that call over HTTP share is in `http/`.
 """

@@ -57,6 +57,9 @@ LOCK_SECONDS: Final = 1.0
 #: Mode of a new file: every user may read it, we may write it.
 MODE: Final = 0o644
 
+#: Retired flags that are taken out of the file again if a late writer puts them back.
+RETIRED_KEPT: Final = 10_000
+
 #: How often documents of other replicas' flags are written again when the disk refused them.
 REFRESH_SECONDS: Final = 5.0
 
@@ -84,6 +87,7 @@ class FilePlane:
         self._is_yaml = self._path.suffix != ".json"
         self._define = flagd.definition_of if self._is_flagd else go_feature_flag_file.definition_of
         self._newest: dict[str, Rollout] = {}
+        self._retired: dict[str, int] = {}  # by flag, the revision that did it; oldest first
         # by flag, the revision in the file when we read or wrote it last
         self._revisions: dict[str, int] = {}
         self._changed = asyncio.Event()
@@ -158,6 +162,17 @@ class FilePlane:
         newest = self._newest.get(rollout.flag_key)
         if newest is None or rollout.revision > newest.revision:
             self._newest[rollout.flag_key] = rollout
+            self._retired.pop(rollout.flag_key, None)
+            self._changed.set()
+
+    def drop(self, flag_key: str, revision: int) -> None:
+        """Take a flag that was retired as this revision out of the file."""
+        newest = self._newest.get(flag_key)
+        if newest is None or newest.revision <= revision:
+            self._newest.pop(flag_key, None)
+            self._retired[flag_key] = revision
+            if len(self._retired) > RETIRED_KEPT:
+                del self._retired[next(iter(self._retired))]
             self._changed.set()
 
     async def run(self) -> None:
@@ -235,6 +250,10 @@ class FilePlane:
                 if self._has_to_be_written(flags.get(key), rollout, is_decided=is_decided):
                     flags[key] = self._definition(rollout)
                     self._revisions[key] = rollout.revision
+            for key, retired_as in tuple(self._retired.items()):
+                if key in flags and _revision_in(flags[key]) <= retired_as:
+                    del flags[key]
+                    self._revisions.pop(key, None)
             if flags == content.flags and content.broken is None:
                 return
             flags = dict(sorted(flags.items()))

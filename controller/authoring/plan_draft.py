@@ -22,7 +22,7 @@ from controller.plans import lint_text
 from schemas.advice import parse_form
 from schemas.fields import format_duration
 
-VERSION = "plan-v1"
+VERSION = "plan-v2"
 MAX_STAGES = 8
 MAX_BAKE_HOURS = 14 * 24
 
@@ -37,21 +37,27 @@ class Risk(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The bounds of a plan for a risk; the template of the risk stays well within them."""
+    """The bounds of a plan for a risk; the template of the risk stays within them.
+
+    Those of a risk are at least as strict as the template of the lower one, so that whoever names a
+    higher risk never gets a looser plan. Those of the highest are no looser than `canary`.
+    """
 
     first_percent: int  # the first stage's, at most
     stages: int  # at least
     bake_hours: int  # each stage's, at least
-    margin_percent: int  # tolerated in any guardrail, at most
-    # absolute limit of the error rate, at most; only it judges 100 %, where there is no control
-    limit_percent: int
+    error_margin_percent: int  # tolerated beyond control's error rate, at most
+    latency_margin_percent: int  # the same of the p99
+    # absolute limits, at most; only they judge 100 %, where there is no control
+    error_limit_percent: int
+    latency_limit_ms: int
     needs_approval: bool  # before the second stage is left, at the latest
 
 
 BOUNDS = {
-    Risk.LOW: Bounds(25, 2, 1, 50, 10, needs_approval=False),
-    Risk.MEDIUM: Bounds(10, 3, 4, 30, 5, needs_approval=False),
-    Risk.HIGH: Bounds(1, 4, 12, 20, 5, needs_approval=True),
+    Risk.LOW: Bounds(25, 2, 1, 50, 50, 10, 10_000, needs_approval=False),
+    Risk.MEDIUM: Bounds(10, 3, 4, 20, 25, 5, 2_000, needs_approval=False),
+    Risk.HIGH: Bounds(1, 4, 12, 10, 20, 1, 1_000, needs_approval=True),
 }
 
 
@@ -74,6 +80,7 @@ class PlanAnswer(_Form):
     error_rate_limit_percent: Annotated[int, Field(ge=1, le=50)]
     error_rate_margin_percent: Annotated[int, Field(ge=1, le=100)]
     latency_margin_percent: Annotated[int, Field(ge=1, le=100)]
+    latency_limit_ms: Annotated[int, Field(ge=1, le=60_000)]
 
 
 FORM: dict[str, Any] = {
@@ -97,12 +104,14 @@ FORM: dict[str, Any] = {
         "error_rate_limit_percent": {"type": "integer", "minimum": 1, "maximum": 50},
         "error_rate_margin_percent": {"type": "integer", "minimum": 1, "maximum": 100},
         "latency_margin_percent": {"type": "integer", "minimum": 1, "maximum": 100},
+        "latency_limit_ms": {"type": "integer", "minimum": 1, "maximum": 60_000},
     },
     "required": [
         "stages",
         "error_rate_limit_percent",
         "error_rate_margin_percent",
         "latency_margin_percent",
+        "latency_limit_ms",
     ],
     "additionalProperties": False,
 }
@@ -121,20 +130,23 @@ TEMPLATES = {
         error_rate_limit_percent=5,
         error_rate_margin_percent=20,
         latency_margin_percent=25,
+        latency_limit_ms=2_000,
     ),
     Risk.MEDIUM: PlanAnswer(
         stages=_stages((5, 12, False), (25, 24, False), (50, 24, False), (100, 24, False)),
-        error_rate_limit_percent=5,
+        error_rate_limit_percent=2,
         error_rate_margin_percent=10,
         latency_margin_percent=20,
+        latency_limit_ms=1_000,
     ),
     Risk.HIGH: PlanAnswer(
         stages=_stages(
             (1, 24, True), (5, 24, True), (25, 48, True), (50, 48, False), (100, 48, False)
         ),
-        error_rate_limit_percent=2,
+        error_rate_limit_percent=1,
         error_rate_margin_percent=10,
         latency_margin_percent=10,
+        latency_limit_ms=1_000,
     ),
 }
 
@@ -171,6 +183,10 @@ def _prompt(flag: str, risk: Risk, description: str) -> Prompt:
         first=bounds.first_percent,
         stages=bounds.stages,
         bake=bounds.bake_hours,
+        error_limit=bounds.error_limit_percent,
+        error_margin=bounds.error_margin_percent,
+        latency_margin=bounds.latency_margin_percent,
+        latency_limit=bounds.latency_limit_ms,
     )
 
 
@@ -197,13 +213,20 @@ def _check(answer: PlanAnswer, bounds: Bounds) -> None:
                 all(s.bake_hours >= bounds.bake_hours for s in answer.stages),
             ),
             (
-                f"a margin exceeds {bounds.margin_percent} %",
-                max(answer.error_rate_margin_percent, answer.latency_margin_percent)
-                <= bounds.margin_percent,
+                f"its margin of the error rate exceeds {bounds.error_margin_percent} %",
+                answer.error_rate_margin_percent <= bounds.error_margin_percent,
             ),
             (
-                f"its limit exceeds {bounds.limit_percent} %",
-                answer.error_rate_limit_percent <= bounds.limit_percent,
+                f"its margin of the latency exceeds {bounds.latency_margin_percent} %",
+                answer.latency_margin_percent <= bounds.latency_margin_percent,
+            ),
+            (
+                f"its limit of the error rate exceeds {bounds.error_limit_percent} %",
+                answer.error_rate_limit_percent <= bounds.error_limit_percent,
+            ),
+            (
+                f"its limit of the latency exceeds {bounds.latency_limit_ms} ms",
+                answer.latency_limit_ms <= bounds.latency_limit_ms,
             ),
             (
                 "nobody approves its first stages",
@@ -238,7 +261,10 @@ def to_yaml(answer: PlanAnswer, *, flag: str, risk: Risk, description: str, owne
                 f"error_rate < {answer.error_rate_limit_percent}% and < control + "
                 f"{answer.error_rate_margin_percent}%"
             ),
-            f"latency_p99 < control + {answer.latency_margin_percent}%",
+            (
+                f"latency_p99 < {answer.latency_limit_ms}ms and < control + "
+                f"{answer.latency_margin_percent}%"
+            ),
         ],
         "advisor": {"mode": "can_hold"},
     }

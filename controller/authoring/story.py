@@ -27,14 +27,15 @@ from controller.core.metrics.kind import ArmSummary
 from controller.core.rollout import Rollout
 from controller.text import printable
 from schemas.advice import EXPLANATION_SCHEMA, ExplanationAnswer, parse_form
-from schemas.decision import Decision, JudgementRecord
-from schemas.terms import DecisionKind, HealthGap, Verdict
+from schemas.command import CONTROLLER_NAME
+from schemas.decision import Decision, JudgementRecord, MetricRecord
+from schemas.terms import AdviceChoice, Arm, DecisionKind, HealthGap, PhaseName, Verdict
 
 CHANGELOG_VERSION = "changelog-v1"
 SUMMARY_MAX_CHARS = 500
 MAX_RECORDS = 40
 
-_LOWERING = (DecisionKind.ROLL_BACK, DecisionKind.STEP_BACK, DecisionKind.ABORT)
+_LOWERING = (DecisionKind.ROLL_BACK, DecisionKind.STEP_BACK, DecisionKind.ABORT, DecisionKind.END)
 _STOPPING = (*_LOWERING, DecisionKind.PAUSE, DecisionKind.HOLD)
 
 #: What a person should check first, by the gap in the evidence. A test checks that all are here.
@@ -58,6 +59,9 @@ STEPS_FOR_GAPS = {
     HealthGap.REPEATED_OUTCOMES: (
         "search for a producer that sends outcomes again, or a topic that is being replayed"
     ),
+    HealthGap.IMPLAUSIBLE_LATENCY: (
+        "check that the apps send http.server.request.duration in seconds, not in milliseconds"
+    ),
     HealthGap.ACTUATION_DRIFT: "check the flag plane: it does not serve what was decided",
     HealthGap.TAINTED: "events of this stage were lost: step back or promote with a reason",
 }
@@ -78,12 +82,30 @@ _SUMMARY_FORM: dict[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True)
+class EarlierRollout:
+    """An earlier rollout of a flag, as far as its decisions are still in the topic."""
+
+    first: Decision
+    last: Decision  # what became of it
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON-ready values."""
+        return {
+            "rollout_id": self.last.rollout_id,
+            "plan": self.last.plan.name,
+            "first_decision_at": self.first.at.isoformat(),
+            "last": self.last.model_dump(mode="json", exclude={"judgement", "advice"}),
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """What happened to a rollout, and a guess at the cause."""
 
     subject: Decision | None  # what most needs explaining; None when nothing was decided yet
     decisions: Sequence[Decision]  # of this rollout, oldest first
     guess: Draft[ExplanationAnswer]
+    earlier: Sequence[EarlierRollout] = ()  # of the same flag, oldest first
 
 
 async def explain_rollout(
@@ -110,7 +132,16 @@ async def explain_rollout(
         read=lambda content: parse_form(content, ExplanationAnswer),
         template=lambda: by_rule(rollout, subject, evidence),
     )
-    return Explanation(subject, mine, guess)
+    return Explanation(subject, mine, guess, earlier_rollouts(decisions, rollout.rollout_id))
+
+
+def earlier_rollouts(decisions: Sequence[Decision], rollout_id: str) -> list[EarlierRollout]:
+    """Return the rollouts before this one, oldest first, from the decisions about their flag."""
+    by_rollout: dict[str, list[Decision]] = {}
+    for one in decisions:
+        if one.rollout_id != rollout_id:
+            by_rollout.setdefault(one.rollout_id, []).append(one)
+    return [EarlierRollout(mine[0], mine[-1]) for mine in by_rollout.values()]
 
 
 def subject_of(decisions: Sequence[Decision]) -> Decision | None:
@@ -130,6 +161,7 @@ def by_rule(
         return ExplanationAnswer(
             likely_cause="Nothing was decided about this rollout yet.", next_steps=[]
         )
+    by = "" if subject.issuer == "rolloutd" else f" by {subject.issuer}"
     steps = [STEPS_FOR_GAPS[gap.kind] for gap in evidence.gaps] if evidence is not None else []
     failing = (
         []
@@ -144,18 +176,78 @@ def by_rule(
         )
     if subject.kind in _LOWERING and subject.issuer == "rolloutd":
         steps.append("start a new rollout once the cause is fixed; this one is over")
-    if subject.issuer != "rolloutd":
-        steps.append(f"ask {subject.issuer}, who sent the command")
+    if by and subject.kind in _STOPPING and subject.phase is not PhaseName.SCHEDULED:
+        steps.insert(0, f"ask {subject.issuer}, who sent the command")
     if not steps:
         steps.append(f"read the evidence: rolloutctl decisions {rollout.flag_key}")
-    cause = (
-        f"By the records: {_words(subject.kind)} because of "
-        f"{subject.reason or 'a command without a reason'}"
-    )
     return ExplanationAnswer(
-        likely_cause=_cut(cause, 400),
+        likely_cause=_cut(_recorded_cause(subject, evidence, failing), 400),
         next_steps=[_cut(step, 200) for step in dict.fromkeys(steps)][:4],
     )
+
+
+#: What the records cannot tell.
+_NO_MORE = "The records name no cause beyond the evidence above"
+
+
+def _recorded_cause(
+    subject: Decision, evidence: JudgementRecord | None, failing: Sequence[MetricRecord]
+) -> str:
+    """Return where the cause lies as far as the records show it, without repeating the decision."""
+    if subject.phase is PhaseName.SCHEDULED:
+        return "None to explain: the rollout waits for its start."
+    if subject.kind not in _STOPPING:
+        return "None to explain: by the records nothing stopped this rollout."
+    if subject.issuer != CONTROLLER_NAME:
+        return (
+            f"A person or a system requested it: {subject.issuer}. {_NO_MORE} and the reason given."
+        )
+    if subject.kind is DecisionKind.END:
+        return "The plan's ends_at was reached. Nothing was wrong."
+    if failing:
+        return _cause_of_harm(failing)
+    if subject.advice is not None and subject.advice.choice is not AdviceChoice.PROCEED:
+        return f"The model {subject.advice.model} advised against it. {_NO_MORE} and its advice."
+    if evidence is None:
+        return "Unknown: it was decided without evidence, and no command requested it."
+    if evidence.gaps:
+        gaps = ", ".join(dict.fromkeys(gap.kind.value for gap in evidence.gaps))
+        return (
+            f"The evidence could not be judged ({gaps}), which says nothing about the release: "
+            "search in how events are sent, counted and served. "
+            f"{_NO_MORE}."
+        )
+    undecided = [one.metric for one in evidence.metrics if one.safe is not Verdict.PASS]
+    if undecided:
+        return (
+            f"Too little evidence so far: neither harm nor safety is shown for "
+            f"{', '.join(undecided)}. More users or a longer bake decide it."
+        )
+    return f"Unknown. {_NO_MORE}."
+
+
+def _cause_of_harm(failing: Sequence[MetricRecord]) -> str:
+    """Return whether harm is treatment's own: control was served at the same time."""
+    names = ", ".join(one.metric for one in failing)
+    if any(_is_control_bad(one) for one in failing):
+        return (
+            f"Perhaps not the release: control is beyond the limit of {names} too. Search for what "
+            f"both have in common. {_NO_MORE}."
+        )
+    return (
+        f"What treatment runs and control does not: {names} is bad in treatment, while control, "
+        f"served at the same time, is not. {_NO_MORE}."
+    )
+
+
+def _is_control_bad(metric: MetricRecord) -> bool:
+    """Return whether control, too, is beyond the metric's limit."""
+    control = metric.arms.get(Arm.CONTROL)
+    if metric.limit is None or control is None or control.estimate is None:
+        return False
+    if kind_to_show(metric.metric).is_better_when_higher:
+        return control.estimate < metric.limit
+    return control.estimate > metric.limit
 
 
 def to_core(record: JudgementRecord) -> Judgement:

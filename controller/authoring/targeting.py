@@ -55,7 +55,15 @@ _STICKINESS = "userId"
 
 #: At most 15 digits before the point, which every plane's floats hold.
 _NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?\Z", re.ASCII)
-_WORD = re.compile(r"\w+(?:[.@-]\w+)*")
+_WORD = re.compile(r"\w+(?:[.@'-]\w+)*")
+#: Words that rule out what follows them.
+_NEGATIONS = frozenset(
+    (
+        *("not", "no", "non", "never", "without", "except", "excluding", "exclude", "excludes"),
+        *("outside", "neither", "nor", "unless", "minus", "besides", "than"),
+    )
+)
+_CLAUSE_END = re.compile(r"[,;:()]|\.(?:\s|$)|\bbut\b")
 
 #: The rest of a plan, for linting an audience.
 _PLAN = {"name": "draft", "flag": "draft", "guardrails": ["error_rate < 1%"]}
@@ -249,16 +257,55 @@ def _prompt(description: str, segments: Segments) -> Prompt:
 
 
 def by_words(description: str, segments: Segments) -> list[ConditionAnswer]:
-    """Return conditions for the listed values that the description names as whole words."""
-    words = {word.casefold() for word in _WORD.findall(description)}
+    """Return conditions for the listed values that the description names as whole words.
+
+    Values that it rules out are drafted as a list of the attribute's other values. Where those are
+    none, or too many for a condition, nothing is drafted.
+    """
     found = []
     for name, attribute in segments.attributes.items():
-        named = [value for value in attribute.values if value.casefold() in words]
-        if named:
+        named, ruled_out = _named_values(description, attribute.values)
+        kept = [value for value in attribute.values if value not in ruled_out]
+        values = [value for value in named if value in kept] or kept
+        if ruled_out and not 0 < len(values) <= MAX_VALUES:
+            return []
+        if named or ruled_out:
             found.append(
-                ConditionAnswer(attribute=name, operator=Operator.IN, values=named[:MAX_VALUES])
+                ConditionAnswer(attribute=name, operator=Operator.IN, values=values[:MAX_VALUES])
             )
     return found[:MAX_CONDITIONS]
+
+
+def has_negation(description: str) -> bool:
+    """Return whether a description rules something out."""
+    return any(_is_negation(word) for word in _WORD.findall(description.casefold()))
+
+
+def _is_negation(word: str) -> bool:
+    return word in _NEGATIONS or word.endswith("n't")
+
+
+def _named_values(description: str, values: Sequence[str]) -> tuple[list[str], set[str]]:
+    """Return the values that the description asks for, and those that it rules out.
+
+    A negation reaches to the end of its clause. It also covers values of the same attribute that
+    the next clauses list, as in "not in fr, de".
+    """
+    by_word = {value.casefold(): value for value in values}
+    named: list[str] = []
+    ruled_out: set[str] = set()
+    for clause in _CLAUSE_END.split(description.casefold()):
+        # Nothing but values continues a list: "not in fr, de", unlike "not in fr, only de".
+        words = _WORD.findall(clause)
+        is_negated = bool(ruled_out) and set(words) <= {*by_word, "or", "and"}
+        for word in words:
+            is_negated = is_negated or _is_negation(word)
+            value = by_word.get(word)
+            if value is not None and is_negated:
+                ruled_out.add(value)
+            elif value is not None and value not in named:
+                named.append(value)
+    return named, ruled_out
 
 
 # --- the audience ---

@@ -1,4 +1,4 @@
-"""What `rolloutctl advisor` does: a check of the server in a few questions, and the scorecard."""
+"""Carries out `rolloutctl advisor`: checks the server with a few questions, or scores it."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""What `rolloutctl backtest` does: reads recorded events, and shows what would be decided."""
+"""Carries out `rolloutctl backtest`: reads recorded events, and shows the decisions on them."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import typer
 from aiokafka import ConsumerRecord
@@ -16,19 +17,23 @@ from controller.adapters.kafka.topic_reader import KafkaReader
 from controller.cli import rendering
 from controller.cli.common import EXIT_USAGE, complain, fail, output
 from controller.cli.operator_client import as_decision, read_event
-from controller.cli.situation import about
 from controller.core.judging.judgement import Judgement
 from controller.core.plan import Plan
 from controller.core.rollout import Rollout
 from controller.errors import EventLogUnavailable
-from controller.planning.backtest import Backtest, Source
+from controller.planning.backtest import Backtest, Replay, Source
+from controller.reporting.situation import about
 from controller.settings import CountingSettings, KafkaSettings
 from controller.text import one_line
 from schemas.decision import Decision
 from schemas.fields import parse_duration
 from schemas.formats import evaluation_reader, outcome_reader
-from schemas.terms import Arm, DecisionKind, Verdict
+from schemas.terms import Arm, Verdict
 
+#: A first event this long after --from is told.
+_TOLD_BEYOND = timedelta(minutes=1)
+#: Decisions that were really taken, shown for people.
+MOST_REAL: Final = 50
 _EVENT_TOPICS: tuple[Literal["evaluations"], Literal["outcomes"]] = ("evaluations", "outcomes")
 
 
@@ -39,10 +44,12 @@ class BacktestRequest:
     plan: Plan
     kafka: KafkaSettings
     counting: CountingSettings
-    begins: datetime
+    requested: datetime  # where the window begins
+    begins: datetime  # the flag's first event in it, once it is known
     ends: datetime
     every: timedelta  # length of the slices that are counted and judged
     counts_split: bool
+    has_end: bool  # whether `ends` was asked for; else everything that was recorded is read
 
 
 def time_of(text: str, option: str, now: datetime) -> datetime:
@@ -58,7 +65,7 @@ def time_of(text: str, option: str, now: datetime) -> datetime:
         at = datetime.fromisoformat(text)
     except ValueError:
         fail(
-            f"{option}: {text!r} is no time: write it as in 2026-11-20T09:00:00Z, "
+            f"{option}: {text!r} is not a time: write it as in 2026-11-20T09:00:00Z, "
             f"2026-11-20 or 36h (ago)",
             EXIT_USAGE,
         )
@@ -66,12 +73,20 @@ def time_of(text: str, option: str, now: datetime) -> datetime:
 
 
 async def run_backtest(request: BacktestRequest, *, is_json: bool) -> None:
-    """Feed the recorded events to the plan, and show what it would have decided."""
+    """Feed the recorded events to the plan, and show what it would have decided.
+
+    The virtual rollout begins with the flag's first event, because before it there is nothing to
+    judge.
+    """
     is_shared = request.kafka.is_one_topic
     topics = _EVENT_TOPICS[:1] if is_shared else _EVENT_TOPICS
+    evaluations, flag_key = request.kafka.topic("evaluations"), request.plan.flag_key.encode()
     async with KafkaReader(request.kafka, topics) as reader:
         starts = await reader.offsets_at(request.begins, *topics)
-        ends = await reader.offsets_at(request.ends, *topics)
+        # Without an end, not by time: one record from the future would hide all that follow it.
+        ends = await (
+            reader.offsets_at(request.ends, *topics) if request.has_end else reader.ends(*topics)
+        )
         sources = {
             (one.topic, one.partition): [
                 Source(logical, one.partition)
@@ -80,43 +95,51 @@ async def run_backtest(request: BacktestRequest, *, is_json: bool) -> None:
             ]
             for one in starts
         }
-        test = Backtest(
-            request.plan,
-            request.begins,
-            [source for both in sources.values() for source in both],
-            read_evaluations=evaluation_reader(
-                request.kafka.formats.evaluations, of_spans=is_shared
-            ),
-            read_outcomes=outcome_reader(request.kafka.formats.outcomes),
-            exact_limit=request.counting.exact_set_limit,
-            window_ms=request.counting.attribution_window_ms,
-            counts_split=request.counts_split,
-        )
+        all_sources = [source for both in sources.values() for source in both]
+        test: Backtest | None = None
+        replay: Replay | None = None
         total = sum(ends[one] - starts[one] for one in starts)
         done = 0
-        batch: dict[Source, list[ConsumerRecord]] = {}
-        until = request.begins + request.every
         async for record in reader.in_time_order(starts, ends):
-            at = datetime.fromtimestamp(record.timestamp / 1000, UTC)
-            if at >= until:
-                test.advance(until, batch)
+            done += 1
+            at = min(datetime.fromtimestamp(record.timestamp / 1000, UTC), request.ends)
+            if test is None or replay is None:
+                # Keys have no characters that any of the formats would escape.
+                if record.topic != evaluations or flag_key not in bytes(record.value or b""):
+                    continue
+                request = replace(request, begins=at)
+                test = _make_test(request, all_sources)
+                replay = Replay(test, at, request.every)
+            if replay.take(at, sources[record.topic, record.partition], record):
                 if test.is_over:
                     break
-                batch = {}
-                until += max(1, -((until - at) // request.every)) * request.every
                 _show_progress(done, total, is_json=is_json)
-            for source in sources[record.topic, record.partition]:
-                batch.setdefault(source, []).append(record)
-            done += 1
-        if not test.is_over:
-            test.advance(min(until, max(request.ends, request.begins)), batch)
-        if not test.is_over and until < request.ends:
-            test.advance(request.ends, {})
+        if test is None or replay is None:
+            test = _make_test(request, all_sources)
+        else:
+            replay.end(max(request.ends, request.begins))
     served = await _actual_decisions(request)
     if is_json:
         typer.echo(rendering.to_json(_document(request, test, served)))
     else:
         _show(request, test, served)
+
+
+def _make_test(request: BacktestRequest, sources: Sequence[Source]) -> Backtest:
+    formats = request.kafka.formats
+    return Backtest(
+        request.plan,
+        request.begins,
+        sources,
+        read_evaluations=evaluation_reader(
+            formats.evaluations, of_spans=request.kafka.is_one_topic
+        ),
+        read_outcomes=outcome_reader(formats.outcomes),
+        exact_limit=request.counting.exact_set_limit,
+        window_ms=request.counting.attribution_window_ms,
+        batch_ms=round(request.counting.flush_interval_seconds * 1000),
+        counts_split=request.counts_split,
+    )
 
 
 def _show_progress(done: int, total: int, *, is_json: bool) -> None:
@@ -134,7 +157,7 @@ async def _actual_decisions(request: BacktestRequest) -> list[Decision]:
             partition = reader.partition("decisions", request.plan.flag_key)
             starts = await reader.offsets_at(request.begins, "decisions")
             ends = await reader.offsets_at(request.ends, "decisions")
-            decisions = [
+            return [
                 one
                 async for record in reader.in_time_order(
                     {partition: starts[partition]}, {partition: ends[partition]}
@@ -144,11 +167,6 @@ async def _actual_decisions(request: BacktestRequest) -> list[Decision]:
     except EventLogUnavailable as trouble:
         complain(f"the decisions of that time cannot be read: {trouble}")
         return []
-    return [
-        one
-        for one in decisions
-        if one.from_percent != one.to_percent or one.kind is DecisionKind.COMPLETE
-    ]
 
 
 def _decision_of(record: ConsumerRecord, flag: str) -> Decision | None:
@@ -159,6 +177,19 @@ def _decision_of(record: ConsumerRecord, flag: str) -> Decision | None:
 # --- output
 
 
+def why_nothing_counted(plan: Plan, late: int) -> str:
+    """Return why there is no evidence; `late` records came while a stage settled."""
+    if late:
+        return (
+            f"nothing was counted: all {late:,} records of {plan.flag_key} came while a "
+            f"stage settled; next: begin earlier (--from), or shorten `settle`"
+        )
+    return (
+        f"nothing was recorded of {plan.flag_key} in that time with variants "
+        f"{plan.treatment}, {plan.control}"
+    )
+
+
 def _show(request: BacktestRequest, test: Backtest, served: list[Decision]) -> None:
     console = output()
     plan, rollout = request.plan, _rollout(test)
@@ -167,6 +198,10 @@ def _show(request: BacktestRequest, test: Backtest, served: list[Decision]) -> N
         f" over what was recorded from {_at(request.begins)} to {_at(request.ends)}",
         sep="",
     )
+    waited = request.begins - request.requested
+    if waited > _TOLD_BEYOND:
+        words = f"begins at the flag's first event, {about(waited)} after --from"
+        console.print(words)
     counts = test.records
     console.print(
         f"records: {counts.counted:,} counted, {counts.late:,} while settling, "
@@ -174,10 +209,7 @@ def _show(request: BacktestRequest, test: Backtest, served: list[Decision]) -> N
         f"{counts.refused:,} refused"
     )
     if counts.counted == 0:
-        complain(
-            f"nothing was recorded of {plan.flag_key} in that time with variants "
-            f"{plan.treatment}, {plan.control}"
-        )
+        complain(why_nothing_counted(plan, counts.late))
     console.print()
     for one in test.decisions:
         decision = one.decision
@@ -194,17 +226,27 @@ def _show(request: BacktestRequest, test: Backtest, served: list[Decision]) -> N
         console.print(one_line(words))
     if served:
         console.print("\nreally decided then:")
-        for real in served:
-            move = f"{real.from_percent:g} → {real.to_percent:g} %"
-            line_of_decision = (
-                f"{_at(real.at)}  {real.kind.value.replace('_', ' '):<10}{move:>14}  {real.reason}"
-            )
-            console.print(one_line(line_of_decision), style="dim")
+        for words in real_decision_lines(served):
+            console.print(words, style="dim", markup=False)
     _show_shares(test, served)
 
 
+def real_decision_lines(served: Sequence[Decision]) -> list[str]:
+    """Return a line per decision that was really taken, also of those that moved no percentage.
+
+    Of many only the newest `MOST_REAL`, after a line that says how many are left out.
+    """
+    hidden = len(served) - MOST_REAL
+    lines = [f"{hidden} earlier decisions not shown; --json has them"] if hidden > 0 else []
+    for real in served[-MOST_REAL:]:
+        move = f"{real.from_percent:g} → {real.to_percent:g} %"
+        kind = real.kind.value.replace("_", " ")
+        lines.append(f"{_at(real.at)}  {kind:<10}{move:>14}  {one_line(real.reason)}")
+    return lines
+
+
 def _ending(request: BacktestRequest, test: Backtest, rollout: Rollout) -> list[str]:
-    took = about(test.judged_at - request.begins)
+    took = about(test.decisions[-1].at - request.begins)
     if rollout.has_ended or rollout.phase.name == "paused":
         return [
             (
@@ -241,7 +283,7 @@ def _show_shares(test: Backtest, served: list[Decision]) -> None:
             "the records are of another split, which is not held against them; it changes "
             "how fast the tests decide"
         )
-    changed = [one.at for one in served if one.kind is not DecisionKind.HOLD]
+    changed = [one.at for one in served if one.from_percent != one.to_percent]
     for visit, following in pairwise([*rollout.visits, None]):
         assert visit is not None
         end = test.judged_at if following is None else following.entered_at
@@ -270,6 +312,7 @@ def _document(request: BacktestRequest, test: Backtest, served: list[Decision]) 
         "plan": request.plan.name,
         "version": request.plan.version,
         "flag": request.plan.flag_key,
+        "requested_from": request.requested.isoformat(),
         "from": request.begins.isoformat(),
         "to": request.ends.isoformat(),
         "records": {

@@ -1,28 +1,31 @@
-"""What every command of `rolloutctl` shares: options, settings, output and exit codes."""
+"""Options, settings, output and exit codes that all commands of `rolloutctl` share."""
 
 from __future__ import annotations
 
-import asyncio
+import difflib
 import io
 import logging
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
-import structlog
 import typer
-from rich.console import Console
 
-from controller.cli.rendering import make_console
-from controller.codec.plans import to_core_plan
-from controller.core.serving import beyond_share_of
+from controller.cli.rendering import make_console, shown
 from controller.errors import BadInput, EventLogUnavailable
-from controller.settings import CountingSettings, KafkaSettings, load_settings
 from controller.text import printable
-from schemas.plan import PlanDocument
 from schemas.terms import NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from rich.console import Console
+
+    from controller.settings import CountingSettings, KafkaSettings
+    from schemas.plan import PlanDocument
 
 T = TypeVar("T")
 
@@ -36,8 +39,15 @@ EXIT_UNREACHABLE = 4
 EXIT_CONFIG = 78
 EXIT_INTERRUPTED = 130
 
-#: A person waits; the daemon, which joins a group, has longer.
-CONNECT_SECONDS = 10.0
+#: A person waits; the daemon, which joins a group, has longer. Brokers answer within milliseconds.
+CONNECT_SECONDS = 3.0
+#: The end of the process closes what does not close in time.
+CLOSE_SECONDS = 0.5
+#: What to do when Kafka is not reached, unless the trouble says it itself.
+KAFKA_ADVICE = (
+    "next: see whether Kafka runs at that address (--bootstrap-servers, --config, or "
+    "ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS); `rolloutctl doctor` asks a replica without Kafka"
+)
 
 _CONNECTION = "Connection"
 
@@ -46,7 +56,7 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         "-c",
-        help="The daemon's settings file; ROLLOUTD_ variables beat it.",
+        help="The daemon's settings file; ROLLOUTD_ variables override it.",
         rich_help_panel=_CONNECTION,
     ),
 ]
@@ -55,7 +65,7 @@ BootstrapOption = Annotated[
     typer.Option(
         "--bootstrap-servers",
         metavar="HOST:PORT",
-        help="Kafka; beats the settings.",
+        help="Kafka; overrides the settings.",
         rich_help_panel=_CONNECTION,
     ),
 ]
@@ -63,20 +73,80 @@ PrefixOption = Annotated[
     str | None,
     typer.Option(
         "--topic-prefix",
-        help="Put before every topic's name; beats the settings.",
+        help="Put before every topic's name; overrides the settings.",
         rich_help_panel=_CONNECTION,
     ),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="For machines: one JSON document per line.")
 ]
+
+
+def check_daemon(url: str | None) -> str | None:
+    """Return a daemon's address. Exits 2 for a text that is no HTTP address."""
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+        is_address = is_address and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address:
+        fail(
+            f"--daemon (or ROLLOUTCTL_DAEMON): {url!r} is not an HTTP address: write it as in "
+            f"http://127.0.0.1:8080",
+            EXIT_USAGE,
+        )
+    return url
+
+
+DaemonOption = Annotated[
+    str | None,
+    typer.Option(
+        "--daemon",
+        metavar="URL",
+        envvar="ROLLOUTCTL_DAEMON",
+        callback=check_daemon,
+        help="HTTP address of the replica that runs the flag, as in http://127.0.0.1:8080. It has "
+        "the newest evidence and the standing of the flag planes.",
+    ),
+]
+
+
+def _complete_flag(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the flags that a shell offers for what is typed so far."""
+    from controller.cli.known_flags import flags_beginning  # slow to load, and seldom needed
+
+    typed = ctx.params
+    config = typed.get("config")
+    environ = connection_environ(typed.get("bootstrap_servers"), typed.get("topic_prefix"))
+    return flags_beginning(incomplete, None if config is None else Path(config), environ)
+
+
 FlagArgument = Annotated[
-    str, typer.Argument(metavar="FLAG", help="The flag's key.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="FLAG",
+        help="The flag's key.",
+        show_default=False,
+        autocompletion=_complete_flag,
+    ),
+]
+PlanArgument = Annotated[
+    str,
+    typer.Argument(metavar="PLAN", help="A file, - for standard input, or a template's name."),
+]
+PlanFlagOption = Annotated[
+    str | None, typer.Option("--flag", help="The flag; needed by a template, replaces a file's.")
 ]
 AnyFlagArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[FLAG]", help="The flag's key. Default: all flags.", show_default=False
+        metavar="[FLAG]",
+        help="The flag's key. Default: all flags.",
+        show_default=False,
+        autocompletion=_complete_flag,
     ),
 ]
 TimeoutOption = Annotated[
@@ -84,22 +154,30 @@ TimeoutOption = Annotated[
 ]
 IssuerOption = Annotated[
     str | None,
-    typer.Option("--as", help="Who sends the command, for the audit log. Default: user@host."),
+    typer.Option("--as", help="Author recorded in the audit log. Default: user@host."),
 ]
 IdOption = Annotated[
     str | None,
     typer.Option(
         "--id",
-        help="The command's id. Repeating one is safe: it is carried out once. Default: a new id.",
+        help="The command's id. Repeating it is safe: an id is carried out once. Default: random.",
     ),
 ]
-ReasonOption = Annotated[str, typer.Option("--reason", "-r", help="Why, for the audit log.")]
+ReasonOption = Annotated[
+    str, typer.Option("--reason", "-r", help="Why; recorded in the audit log.")
+]
+SureOption = Annotated[
+    bool, typer.Option("--yes", "-y", help="Do not ask for confirmation on a terminal.")
+]
+#: For commands that never ask: whoever is in a hurry adds `--yes` out of habit.
+NeverAskedOption = Annotated[bool, typer.Option("--yes", "-y", hidden=True)]
 RevisionOption = Annotated[
     int | None,
     typer.Option(
         "--expected-revision",
         min=0,
-        help="Reject the command if the rollout has another revision.",
+        help="Reject the command if the rollout has another revision. pause, rollback and abort "
+        "work at any: they only warn.",
     ),
 ]
 
@@ -126,7 +204,6 @@ _last_warning = _LastWarning()
 
 def prepare_process() -> None:
     """Keep log lines off the output, and write `?` for what a terminal cannot show."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     library = logging.getLogger("aiokafka")
     library.addHandler(_last_warning)
     library.propagate = False
@@ -145,37 +222,53 @@ def kafka_settings(
     return reading_settings(config, bootstrap_servers, topic_prefix)[0]
 
 
-def reading_settings(
-    config: Path | None, bootstrap_servers: str | None, topic_prefix: str | None
-) -> tuple[KafkaSettings, CountingSettings]:
-    """Return how to reach Kafka, as `kafka_settings` does, and how the daemon counts events."""
+def connection_environ(bootstrap_servers: str | None, topic_prefix: str | None) -> dict[str, str]:
+    """Return the process's variables, overlaid by the options that say which Kafka is meant."""
     environ = dict(os.environ)
     if bootstrap_servers is not None:
         environ["ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS"] = bootstrap_servers
     if topic_prefix is not None:
         environ["ROLLOUTD_KAFKA__TOPIC_PREFIX"] = topic_prefix
+    return environ
+
+
+def reading_settings(
+    config: Path | None, bootstrap_servers: str | None, topic_prefix: str | None
+) -> tuple[KafkaSettings, CountingSettings]:
+    """Return how to reach Kafka, as `kafka_settings` does, and how the daemon counts events."""
+    from controller.settings import KafkaSettings, load_settings
+
     try:
-        loaded = load_settings(config, environ)
+        loaded = load_settings(config, connection_environ(bootstrap_servers, topic_prefix))
     except BadInput as refused:
         fail(f"{refused}", EXIT_CONFIG)
     settings = loaded.kafka
-    changes: dict[str, Any] = {"start_seconds": min(settings.start_seconds, CONNECT_SECONDS)}
-    if settings.client_id == KafkaSettings().client_id:
+    changes: dict[str, Any] = {
+        "start_seconds": min(settings.start_seconds, CONNECT_SECONDS),
+        "stop_seconds": min(settings.stop_seconds, CLOSE_SECONDS),
+    }
+    if settings.client_id == KafkaSettings.model_fields["client_id"].default:
         changes["client_id"] = "rolloutctl"  # so that brokers' logs name the tool
     return settings.model_copy(update=changes), loaded.counting
 
 
-def say_beyond_planes(document: PlanDocument, config: Path | None) -> None:
-    """Warn where the settings name flag planes that cannot serve all of the plan.
+def warn_by_settings(document: PlanDocument, config: Path | None) -> None:
+    """Warn of what the settings at hand make of a plan: flag planes, and a model.
 
     Settings that cannot be read here cause no warning.
     """
-    from controller.planes import planes_without_audiences  # slow to load, and seldom needed
+    # slow to load, and seldom needed
+    from controller.codec.plans import to_core_plan
+    from controller.core.serving import beyond_share_of
+    from controller.planes import planes_without_audiences
+    from controller.plans import advice_beyond_max_bake
+    from controller.settings import load_settings
 
     try:
-        planes = planes_without_audiences(load_settings(config, os.environ).planes)
+        settings = load_settings(config, os.environ)
     except BadInput:
         return  # a command that needs the settings refuses them
+    planes = planes_without_audiences(settings.planes)
     beyond = beyond_share_of(to_core_plan(document))
     if beyond is not None and planes:
         complain(
@@ -183,6 +276,9 @@ def say_beyond_planes(document: PlanDocument, config: Path | None) -> None:
             f"holds with actuation_drift; "
             "let apps ask over OFREP or flagd, or leave it out"
         )
+    if settings.advisor.url is not None and "advisor" not in document.model_fields_set:
+        for finding in advice_beyond_max_bake(document):
+            complain(f"warning: {finding}")
 
 
 def perform(work: Coroutine[Any, Any, T]) -> T:
@@ -190,10 +286,17 @@ def perform(work: Coroutine[Any, Any, T]) -> T:
 
     Ctrl-C, and Kafka out of reach, end the process with their exit codes.
     """
+    import asyncio
+
+    import structlog  # slow to load, and nothing logs before it
+
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     try:
         return asyncio.run(work)
     except EventLogUnavailable as trouble:
-        fail(f"{trouble}{_last_warning}", EXIT_UNREACHABLE)
+        is_advised = "next: " in str(trouble) or "start rolloutd" in str(trouble)
+        advice = "" if is_advised else f"\n{KAFKA_ADVICE}"
+        fail(f"{trouble}{_last_warning}{advice}", EXIT_UNREACHABLE)
     except BadInput as refused:  # unusable certificates are noticed only on connecting
         fail(f"{refused}", EXIT_CONFIG)
     except KeyboardInterrupt:
@@ -204,11 +307,21 @@ def check_flag(flag: str) -> str:
     """Return a flag's key. Exits 2 for a text that is no key."""
     if NAME.match(flag) is None:
         fail(
-            f"{flag!r} is no flag key: up to 128 of A-Z a-z 0-9 . _ : -, beginning with a "
+            f"{flag!r} is not a flag key: up to 128 of A-Z a-z 0-9 . _ : -, beginning with a "
             f"letter or digit",
             EXIT_USAGE,
         )
     return flag
+
+
+def without_rollout(flag: str, known: Iterable[str]) -> str:
+    """Return that a flag has no rollout, and which flag is meant, or which of them have one."""
+    flags = sorted(known)
+    if not flags:
+        return f"{flag} has no rollout, and no other flag has one; `rolloutctl start` starts one"
+    near = difflib.get_close_matches(flag, flags, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are: {shown(flags)}"
+    return f"{flag} has no rollout; {hint}"
 
 
 def output() -> Console:

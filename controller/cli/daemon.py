@@ -1,19 +1,20 @@
-"""The daemon's command: `rolloutd run`, `demo`, `config check|show`, `repair flag|partition`."""
+"""The daemon's command: `run`, `demo`, `config check|show`, `repair ...`, `token new`."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import resource
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from controller.cli.demo import demo
 from controller.errors import BadInput, RolloutdError
-from controller.settings import Settings, insecure_connections, load_settings, show
+
+if TYPE_CHECKING:
+    from controller.settings import Settings
 
 app = typer.Typer(
     help="Watches every flag event and moves the flag only when the evidence says no harm.",
@@ -25,6 +26,8 @@ config = typer.Typer(help="What the daemon would run with.", no_args_is_help=Tru
 app.add_typer(config, name="config")
 repair = typer.Typer(help="Delete stored data that cannot be read.", no_args_is_help=True)
 app.add_typer(repair, name="repair")
+token = typer.Typer(help="Tokens of machines that give commands over HTTP.", no_args_is_help=True)
+app.add_typer(token, name="token")
 app.command()(demo)
 
 ConfigOption = Annotated[
@@ -32,7 +35,7 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         "-c",
-        help="YAML file with settings; ROLLOUTD_ variables beat it.",
+        help="YAML file with settings; ROLLOUTD_ variables override it.",
         show_default=False,
     ),
 ]
@@ -45,20 +48,46 @@ _LONGEST_NUMBER = 9  # digits
 _DESCRIPTORS = 65_536
 
 
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        from controller.cli.version import version_line  # slow to load, and seldom needed
+
+        typer.echo(version_line("rolloutd"))
+        raise typer.Exit
+
+
+@app.callback()
+def _main_options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def run(config: ConfigOption = None) -> None:
-    """Run one replica until SIGTERM.
+    """Run one replica until SIGTERM. SIGHUP reads the settings again and applies `log.level`.
 
-    Exits 0 after it, 78 on a bad configuration, 70 when something is broken.
+    Exits 0 after SIGTERM, 78 on a bad configuration, 70 when something is broken, 75 when a
+    consumer of Kafka stays stuck.
     """
+    import asyncio
+
     from controller.bootstrap import Daemon
-    from controller.logs import configure_logs
+    from controller.logs import configure_logs, set_level
+    from controller.running.reloading import SettingsReload
+    from controller.settings import load_settings
 
     settings = _settings(config)
     stream = configure_logs(settings.log)
     raise_descriptor_limit()
+    reload = SettingsReload(settings, lambda: load_settings(config, os.environ), set_level)
     try:
-        code = asyncio.run(Daemon(settings).run())
+        code = asyncio.run(Daemon(settings, reload.begin).run())
     except* BadInput as refused:
         stream.close()  # the reason comes after everything that was logged
         _refuse(refused.exceptions[0])
@@ -103,6 +132,7 @@ def check(config: ConfigOption = None) -> None:
     Exits 78 on one.
     """
     from controller.running.part_checks import check_parts
+    from controller.settings import insecure_connections
 
     settings = _settings(config)
     try:
@@ -115,9 +145,39 @@ def check(config: ConfigOption = None) -> None:
 
 
 @config.command("show")
-def show_settings(config: ConfigOption = None) -> None:
+def show_settings(
+    config: ConfigOption = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Put the meaning above each setting, as a comment.")
+    ] = False,
+) -> None:
     """Print every setting in force, secrets masked."""
-    typer.echo(show(_settings(config)), nl=False)
+    from controller.settings import show, show_explained
+
+    settings = _settings(config)
+    typer.echo(show_explained(settings) if explain else show(settings), nl=False)
+
+
+@token.command("new")
+def new_token(
+    name: Annotated[str, typer.Argument(help="The machine, as in deploy-bot", show_default=False)],
+    role: Annotated[str, typer.Option(help="viewer, operator, approver or admin.")] = "operator",
+    flags: Annotated[str, typer.Option(help="Flag keys; * stands for any characters.")] = "*",
+    days: Annotated[int, typer.Option(min=1, max=3650, help="Until it expires.")] = 365,
+) -> None:
+    """Make a token: it is printed once, with the lines for `sign_in.access_file`.
+
+    The token goes to standard output, everything else to standard error. Only its digest belongs
+    into the file. Exits 78 when the name, the role or the flags cannot be used.
+    """
+    from controller.cli.tokens import make_token
+
+    try:
+        made = make_token(name, role, flags, days)
+    except BadInput as refused:
+        _refuse(refused)
+    typer.echo(made.lines, err=True)
+    typer.echo(made.token)
 
 
 @repair.command("partition")
@@ -134,6 +194,8 @@ def repair_partition(
     has to be stopped or restarted. Exits 78 when the partition or the configuration cannot be used,
     75 when Redis does not answer.
     """
+    import asyncio
+
     from controller.cli.repair import discard_partition
 
     settings = _settings(config)
@@ -168,6 +230,8 @@ def repair_partition(
 
 
 def _settings(path: Path | None) -> Settings:
+    from controller.settings import load_settings
+
     try:
         return load_settings(path, os.environ)
     except BadInput as refused:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 import typer
@@ -60,6 +59,8 @@ def demo(
         )
         raise typer.Exit(EXIT_USAGE)
     try:
+        import asyncio
+
         from controller.demo.environment import AdvisorAddress
         from controller.demo.run import Options, play
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Final
 
-import httpx
 import typer
 from rich.text import Text
 
@@ -25,6 +24,11 @@ UrlOption = Annotated[
         help="Address of a replica's probes (its http.ops_port). May be repeated.",
     ),
 ]
+
+_TAKES_NONE: Final = (
+    "It takes no commands over HTTP, so rollback needs Kafka: set http.command_token_file and "
+    "restart it to be able to lower a flag without."
+)
 
 
 def doctor(
@@ -54,6 +58,8 @@ def doctor(
 
 def read_report(address: str) -> tuple[dict[str, Any] | None, str]:
     """Return the body of /readyz at this address, or None and why there is none."""
+    import httpx  # slow to load, and no other command needs it
+
     try:
         with httpx.stream(
             "GET", f"{address.rstrip('/')}/readyz", timeout=DEADLINE_SECONDS, trust_env=False
@@ -69,8 +75,9 @@ def read_report(address: str) -> tuple[dict[str, Any] | None, str]:
         ):
             return None, f"{address} does not answer as rolloutd does"
     except (httpx.HTTPError, httpx.InvalidURL) as trouble:
+        why = str(trouble).rstrip(".")
         return None, (
-            f"{address} cannot be reached: {trouble}. Does the replica run, and is this its "
+            f"{address} cannot be reached: {why}. Does the replica run, and is this its "
             f"http.ops_port?"
         )
     except (ValueError, TypeError, AttributeError, RecursionError):
@@ -100,6 +107,8 @@ def lines_of(body: dict[str, Any]) -> list[Text]:
             lines += _fault_lines(fault)
     if more := body.get("omitted_faults"):
         lines.append(Text(f"and {one_line(str(more))} more faults that were not kept"))
+    if body.get("takes_commands") is False:  # older replicas do not say it
+        lines.append(Text(_TAKES_NONE))
     return lines
 
 

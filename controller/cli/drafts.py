@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
-from controller.adapters.kafka.topic_reader import KafkaReader
 from controller.cli import event_view, rendering
 from controller.cli.advisor import (
     KeyFileOption,
@@ -41,8 +41,8 @@ from controller.cli.common import (
     output,
     perform,
 )
-from controller.cli.operator_client import as_decision, newest_events
-from controller.cli.status import find_rollout
+from controller.cli.operator_client import as_decision
+from controller.cli.status import find_rollout, newest_of
 from controller.core.rollout import Rollout
 from controller.errors import ConfigInvalid
 from controller.settings import AdvisorSettings, KafkaSettings
@@ -52,7 +52,10 @@ from schemas.fields import parse_duration
 from schemas.terms import NAME
 
 if TYPE_CHECKING:
-    from controller.authoring.drafting import Model
+    from rich.console import Console
+
+    from controller.authoring.drafting import Draft, Model
+    from controller.authoring.story import EarlierRollout
     from controller.authoring.targeting import Segments, Suggestion
 
 T = TypeVar("T")
@@ -80,7 +83,12 @@ DescribeOption = Annotated[
 #: Decisions of one flag, or of all, that an explanation or a changelog is made from.
 _MOST_DECISIONS = 5_000
 _MOST_SHOWN_SAMPLES = 50
+_MOST_EARLIER_SHOWN = 5
 RISKS = ("low", "medium", "high")
+_CHECK_NEGATION = (
+    "the description rules something out, and the template reads single words only: check that "
+    "nobody matches who must not"
+)
 
 
 def _settings(
@@ -196,7 +204,7 @@ def suggest_targeting(
 
     if NAME.match(name) is None:
         fail(
-            f"--name {name!r} is no name: up to 128 of A-Z a-z 0-9 . _ : -, beginning with "
+            f"--name {name!r} is not a name: up to 128 of A-Z a-z 0-9 . _ : -, beginning with "
             f"a letter or digit",
             EXIT_USAGE,
         )
@@ -222,13 +230,22 @@ def suggest_targeting(
         typer.echo(rendering.to_json(document))
         return
     complain(made.origin)
-    if drafted.audience is None:
-        complain("no condition was drawn from the description: everybody would match")
+    _warn_of_conditions(made, description)
     typer.echo(drafted.to_yaml(), nl=False)
     for plane, rules in written.items():
         typer.echo(f"{plane}: {json.dumps(rules, ensure_ascii=True)}")
     output().print(_sample_table(users, drafted, met))
     typer.echo(f"{sum(met)} of {len(met)} sample users match")
+
+
+def _warn_of_conditions(made: Draft[Suggestion], description: str) -> None:
+    """Warn of an audience of everybody, and of a template that may have missed a negation."""
+    from controller.authoring.targeting import has_negation
+
+    if made.content.audience is None:
+        complain("no condition was drawn from the description: everybody would match")
+    if made.author == "template" and has_negation(description):
+        complain(_CHECK_NEGATION)
 
 
 def _read_segments(path: Path) -> Segments:
@@ -295,6 +312,7 @@ def explain(
                 one.model_dump(mode="json", exclude={"judgement", "advice"})
                 for one in explanation.decisions
             ],
+            "earlier_rollouts": [one.document() for one in explanation.earlier],
         }
         typer.echo(rendering.to_json(document))
         return
@@ -305,13 +323,35 @@ def explain(
             rendering.show_line(console, event_view.decision_line(one, now, with_flag=False))
         else:
             event_view.show_decision(console, one, now)
-    console.print("\nLikely cause", style="bold")
+    if not explanation.decisions:
+        console.print("nothing was decided about this rollout yet")
+    _show_earlier(console, flag, explanation.earlier, now)
+    # Without a model it is no guess: what the records show, and that they show no more.
+    title = "Cause, as far as the records show it" if guess.author == "template" else "Likely cause"
+    console.print(f"\n{title}", style="bold")
     rendering.show_line(console, rendering.plain(guess.content.likely_cause))
     console.print("\nNext steps", style="bold")
     for step in guess.content.next_steps:
         rendering.show_line(console, rendering.plain(f"- {step}"))
     console.print()
     rendering.show_line(console, rendering.plain(f"Cause and steps: {guess.origin}"))
+
+
+def _show_earlier(
+    console: Console, flag: str, earlier: Sequence[EarlierRollout], now: datetime
+) -> None:
+    """Show the flag's rollouts before this one: what became of each."""
+    if not earlier:
+        return
+    console.print("\nEarlier rollouts of this flag", style="bold")
+    shown = earlier[-_MOST_EARLIER_SHOWN:]
+    if len(shown) < len(earlier):
+        console.print(f"{len(earlier) - len(shown)} before these")
+    for one in shown:
+        line = event_view.decision_line(one.last, now, with_flag=False)
+        rendering.show_line(console, line, hang=14)
+    words = f"all their decisions: rolloutctl changelog {flag}, or rolloutctl decisions {flag}"
+    rendering.show_line(console, Text(f"{words} --last 100", "dim"))
 
 
 def changelog(
@@ -363,7 +403,7 @@ def changelog(
 
 
 def _moment(text: str, now: datetime) -> datetime:
-    """Return when a changelog begins. Exits 2 for a text that is no time."""
+    """Return when a changelog begins. Exits 2 for a text that is not a time."""
     try:
         return now - parse_duration(text)
     except ValueError:
@@ -372,7 +412,7 @@ def _moment(text: str, now: datetime) -> datetime:
         moment = datetime.fromisoformat(text)
     except ValueError:
         fail(
-            f"--since {text!r} is no date, time or age: write 2026-11-21, "
+            f"--since {text!r} is not a date, time or age: write 2026-11-21, "
             f"2026-11-21T03:00:00Z or 7d",
             EXIT_USAGE,
         )
@@ -385,7 +425,9 @@ async def _story_of(kafka: KafkaSettings, flag: str) -> tuple[Rollout, list[Deci
 
 
 async def _decisions(kafka: KafkaSettings, flag: str | None) -> list[Decision]:
-    """Return the newest decisions of a flag, or of all, oldest first."""
-    async with KafkaReader(kafka, ["decisions"]) as reader:
-        events = await newest_events(reader, "decisions", _MOST_DECISIONS, flag)
+    """Return the newest decisions of a flag, or of all, oldest first.
+
+    Exits 1 for a flag that never had a rollout.
+    """
+    events = await newest_of(kafka, "decisions", _MOST_DECISIONS, flag)
     return [one for one in map(as_decision, events) if one is not None]

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from controller.cli.evidence_view import HARM_WORDS, SAFE_WORDS, estimate
 from controller.cli.operator_client import Event, as_alert, as_decision, as_rollout
 from controller.cli.rendering import dashed, show_line
-from controller.cli.situation import Situation, clock
 from controller.cli.status_view import brief
+from controller.reporting.evidence_words import HARM_WORDS, SAFE_WORDS, estimate, verdict_words
+from controller.reporting.situation import Situation, clock
 from controller.text import one_line
 from schemas.alert import Alert
 from schemas.command import Command
 from schemas.decision import Decision
 from schemas.result import Result
-from schemas.terms import Arm, CommandStatus, DecisionKind, Severity
+from schemas.terms import Arm, CommandStatus, DecisionKind, Severity, Verdict
 
 _DECISION_STYLES = {
     DecisionKind.ADVANCE: "green",
@@ -27,9 +27,14 @@ _DECISION_STYLES = {
     DecisionKind.ROLL_BACK: "red",
     DecisionKind.STEP_BACK: "red",
     DecisionKind.ABORT: "red",
+    DecisionKind.END: "yellow",
+    DecisionKind.CLOSE: "yellow",
+    DecisionKind.OPEN: "green",
     DecisionKind.PAUSE: "yellow",
     DecisionKind.HOLD: "yellow",
 }
+#: Columns before the words of a watched line: its kind and its time.
+HANG = 24
 _SEVERITY_STYLES = {Severity.CRITICAL: "red", Severity.WARNING: "yellow", Severity.INFO: "dim"}
 
 
@@ -56,19 +61,22 @@ def decision_line(decision: Decision, now: datetime, *, with_flag: bool) -> Text
 
 def show_decision(console: Console, decision: Decision, now: datetime) -> None:
     """Show a decision, and below it the verdict of each guardrail that it rests on."""
-    show_line(console, decision_line(decision, now, with_flag=False))
+    show_line(console, decision_line(decision, now, with_flag=False), hang=14)
     judgement = decision.judgement
     if judgement is None:
         return
+    if judgement.gaps and judgement.verdict is Verdict.PASS:
+        show_line(console, Text(f"    {verdict_words(judgement)}", "dim"), hang=6)
     for gap in judgement.gaps:
         show_line(console, Text(f"    gap {one_line(f'{gap.kind}: {gap.detail}')}", "dim"))
     for metric in judgement.metrics:
-        worse = HARM_WORDS.get(metric.harm, metric.harm.value)
-        good = SAFE_WORDS.get(metric.safe, metric.safe.value)
+        worse = HARM_WORDS.get(metric.harm, metric.harm.value.replace("_", " "))
+        good = SAFE_WORDS.get(metric.safe, metric.safe.value.replace("_", " "))
         arms = f"{estimate(metric, Arm.TREATMENT)} against {estimate(metric, Arm.CONTROL)}"
         show_line(
             console,
-            Text(f"    {metric.metric}: {arms}; worse? {worse}; shown as good? {good}", "dim"),
+            Text(f"    {metric.metric}: {arms}; worse? {worse}; proven safe? {good}", "dim"),
+            hang=6,
         )
     if decision.advice is not None:
         advice = f"{decision.advice.choice}: {' '.join(decision.advice.reasons)}"
@@ -82,6 +90,39 @@ def alert_line(alert: Alert, now: datetime) -> Text:
         (f"{alert.severity.value:<8}  ", _SEVERITY_STYLES[alert.severity]),
         one_line(f"{alert.summary}. To do: {alert.action}"),
     )
+
+
+def stamp(at: datetime, now: datetime) -> tuple[str, str]:
+    """Return the moment at the beginning of a line, with its style."""
+    return f"{clock(at, now)}  ", "dim"
+
+
+def transition_lines(events: Sequence[Event], now: datetime) -> Iterator[Text]:
+    """Yield the lines about one transition: its decision, then what an alert asks people to do.
+
+    The state is shown where no decision tells about it. An alert says what it is about and what to
+    do; only the reason that its decision gives is not repeated.
+    """
+    decisions = [one for one in map(as_decision, events) if one is not None]
+    for event in sorted(events, key=lambda each: as_decision(each) is None):
+        alert = as_alert(event)
+        if alert is not None:
+            told = alert.model_copy(update={"summary": _without_reason(alert, decisions)})
+            yield Text.assemble(("alert     ", "dim"), alert_line(told, now))
+        elif as_rollout(event) is None or not decisions:
+            line = event_line(event, now)
+            if line is not None:
+                yield line
+
+
+def _without_reason(alert: Alert, decisions: Sequence[Decision]) -> str:
+    """Return an alert's summary without the reason at its end that a decision above has given."""
+    for decision in decisions:
+        reason = decision.reason.rstrip(": ")
+        if reason and alert.summary.rstrip(": ").endswith(reason):
+            head = alert.summary.rstrip(": ").removesuffix(reason).rstrip(": ")
+            return head or alert.kind.value.replace("_", " ")
+    return alert.summary
 
 
 def event_line(event: Event, now: datetime) -> Text | None:

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from controller.cli.typed_traffic import begins_at, virtual_traffic_of
+from controller.cli.typed_traffic import begin_words, begins_at, virtual_traffic_of
 from controller.codec.plans import to_core_plan
 from controller.core.judging.questions import alpha_shares
 from controller.core.plan import Guardrail, Plan
 from controller.planning.outlook import Outlook, outlook
 from controller.plans import Finding
+from schemas.fields import format_duration
 from schemas.plan import PlanDocument
 
 
@@ -32,7 +33,8 @@ class Tryout:
         """Take the options as they were typed."""
         self._options = (traffic, error_rate, latency, conversions)
         self._now = now
-        self._tried: tuple[str, tuple[str, ...]] | None = None
+        #: Control, what was assumed about it, and when the rollouts begin.
+        self._tried: tuple[str, tuple[str, ...], str] | None = None
         self._outlook = Outlook((), 0)
 
     def __call__(self, document: PlanDocument) -> Iterable[Finding]:
@@ -45,8 +47,9 @@ class Tryout:
         if tried is None or plan.blind:
             return ()
         traffic, assumed = tried
-        self._tried = traffic.words(plan), assumed
-        self._outlook = outlook(plan, traffic, begins_at(plan, self._now))
+        starts_at = begins_at(plan, self._now)
+        self._tried = traffic.words(plan), assumed, begin_words(plan, starts_at)
+        self._outlook = outlook(plan, traffic, starts_at)
         return self._outlook.findings
 
     def lines(self) -> Iterator[str]:
@@ -57,17 +60,23 @@ class Tryout:
                 "gates can decide"
             )
             return
-        control, assumed = self._tried
+        control, assumed, begin = self._tried
         yield f"simulated: {self._outlook.rollouts} rollouts at {control}"
+        yield f"simulated rollouts {begin}"
         if assumed:
-            yield f"assumed, since nobody said: {', '.join(assumed)}"
+            yield f"assumed, because not stated: {', '.join(assumed)}"
 
     def document(self) -> dict[str, Any] | None:
         """Return what was tried, None when nothing was."""
         if self._tried is None:
             return None
-        control, assumed = self._tried
-        return {"rollouts": self._outlook.rollouts, "control": control, "assumed": list(assumed)}
+        control, assumed, begin = self._tried
+        return {
+            "rollouts": self._outlook.rollouts,
+            "control": control,
+            "assumed": list(assumed),
+            "begin": begin,
+        }
 
 
 def alpha_budget(document: PlanDocument) -> dict[str, Any]:
@@ -122,12 +131,13 @@ def guardrail_words(one: Guardrail) -> str:
         bounds.append(
             f"{sign} control {worse} {100 * one.margin:.3g}{'pp' if one.in_points else ' %'}"
         )
+    within = f" within {format_duration(one.within)}" if one.has_floor else ""
     range_ = (
         f" (from {one.from_percent:g} to {one.to_percent:g} %)"
         if (one.from_percent, one.to_percent) != (0.0, 100.0)
         else ""
     )
-    return f"{one.metric} {' and '.join(bounds)}{range_}"
+    return f"{one.metric} {' and '.join(bounds)}{within}{range_}"
 
 
 def _percent(share: float) -> str:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -22,7 +23,7 @@ from controller.cli.common import (
     complain,
     fail,
     output,
-    say_beyond_planes,
+    warn_by_settings,
 )
 from controller.cli.typed_traffic import (
     ConversionOption,
@@ -32,11 +33,16 @@ from controller.cli.typed_traffic import (
 )
 from controller.errors import ConfigInvalid
 from controller.plans import MAX_BYTES, lint_text, template, template_text, templates
+from controller.plans.finding import nearest_word
 from schemas.plan import PlanDocument
 
 app = typer.Typer(
     help="Check a plan before it is started, and show templates.", no_args_is_help=True
 )
+
+#: Files of a directory that are compared with a mistyped name.
+_MOST_FILES: Final = 1000
+_PLAN_SUFFIXES: Final = (".yaml", ".yml", ".json")
 
 FileArgument = Annotated[
     str, typer.Argument(metavar="FILE", help="The plan, YAML or JSON; - for standard input.")
@@ -82,7 +88,7 @@ def lint(
                 typer.echo(line)
     if not is_usable or document is None:
         raise typer.Exit(EXIT_REJECTED)
-    say_beyond_planes(document, config)
+    warn_by_settings(document, config)
 
 
 @app.command("templates")
@@ -91,6 +97,10 @@ def show_templates(
         str | None, typer.Argument(metavar="[NAME]", help="The template to print as YAML.")
     ] = None,
     flag: Annotated[str, typer.Option("--flag", help="The flag to write into it.")] = "my-flag",
+    conversion: Annotated[
+        str | None,
+        typer.Option("--conversion", help="The business metric, as your apps report it."),
+    ] = None,
     is_json: JsonOption = False,
 ) -> None:
     """List the plan templates, or print one: `rolloutctl plan templates canary > plan.yaml`."""
@@ -108,16 +118,17 @@ def show_templates(
     check_flag(flag)
     try:
         if is_json:
-            typer.echo(rendering.to_json(template(name, flag).model_dump(mode="json")))
+            typer.echo(rendering.to_json(template(name, flag, conversion).model_dump(mode="json")))
         else:
-            typer.echo(template_text(name, flag), nl=False)
+            typer.echo(template_text(name, flag, conversion), nl=False)
     except ConfigInvalid as refused:
         fail(f"{refused}", EXIT_USAGE)
 
 
-def load(source: str, flag: str | None) -> PlanDocument:
+def load(source: str, flag: str | None, *, is_running: bool = False) -> PlanDocument:
     """Return the plan of `start`: from a file, `-`, or a template by name.
 
+    `is_running`: it is for a running rollout, so its dates are not compared with now.
     Findings go to standard error. Exits 1 when the plan has errors, 2 when there is no such plan.
     """
     if flag is not None:
@@ -126,8 +137,26 @@ def load(source: str, flag: str | None) -> PlanDocument:
         if flag is None:
             fail(f"{source} is a template: say which flag with --flag", EXIT_USAGE)
         return _checked(f"template {source}", template_text(source, flag))
-    document = _checked(*_read(source))
+    document = _checked(*_read(source), is_running=is_running)
     return document if flag is None else document.model_copy(update={"flag": flag})
+
+
+def load_for(flag: str, source: str) -> PlanDocument:
+    """Return the plan with which the rollout of this flag begins again.
+
+    A file names its own flag: that of another flag has other variants and guardrails. Exits as
+    `load` does, and 2 for the plan of another flag.
+    """
+    check_flag(flag)
+    is_template = source != "-" and not Path(source).exists() and source in templates()
+    document = load(source, flag if is_template else None)
+    if document.flag != flag:
+        fail(
+            f"{source} is a plan of the flag {document.flag}, and this is for {flag}; nothing was "
+            "sent",
+            EXIT_USAGE,
+        )
+    return document
 
 
 def load_to_try(source: str) -> PlanDocument:
@@ -141,14 +170,27 @@ def load_to_try(source: str) -> PlanDocument:
 
 
 def _checked(
-    source: str, text: str, refusal: str = "the plan would be refused: nothing was sent"
+    source: str,
+    text: str,
+    refusal: str = "the plan would be refused: nothing was sent",
+    *,
+    is_running: bool = False,
 ) -> PlanDocument:
-    document, findings = lint_text(text, datetime.now(UTC))
+    document, findings = lint_text(text, None if is_running else datetime.now(UTC))
     for finding in findings:
         complain(finding.located(source))
     if document is None or any(finding.is_error for finding in findings):
         fail(refusal, EXIT_REJECTED)
     return document
+
+
+def _plans_beside(path: Path) -> list[str]:
+    """Return the paths of the files beside this one that may be plans, as they would be typed."""
+    try:
+        names = [one.name for one in islice(path.parent.iterdir(), _MOST_FILES)]
+    except OSError:
+        return []
+    return [str(path.with_name(name)) for name in names if Path(name).suffix in _PLAN_SUFFIXES]
 
 
 def _read(source: str) -> tuple[str, str]:
@@ -159,9 +201,11 @@ def _read(source: str) -> tuple[str, str]:
         with Path(source).open(encoding="utf-8") as file:
             return source, file.read(MAX_BYTES + 1)
     except FileNotFoundError:
+        near = nearest_word(source, [*templates(), *_plans_beside(Path(source))])
+        hint = "" if near is None else f"; did you mean {near}?"
         fail(
-            f"{source}: there is no such file, and no template of that name: "
-            f"{', '.join(templates())}",
+            f"{source}: there is no such file, and no template of that name{hint}\n"
+            f"templates: {', '.join(templates())}",
             EXIT_USAGE,
         )
     except (OSError, UnicodeDecodeError) as error:

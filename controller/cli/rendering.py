@@ -1,4 +1,4 @@
-"""What every command of `rolloutctl` prints with: lines that fit 80 columns, and JSON.
+"""Prints for every command of `rolloutctl`: lines that fit the terminal, and JSON.
 
 Everything that others wrote (reasons, issuers, the model's words) passes `one_line`, so that
 nothing in it can move a terminal's cursor or forge a line.
@@ -8,24 +8,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import typer
 
-from controller.plans import Finding
 from controller.text import one_line
 from schemas.terms import CommandVerb
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from controller.plans import Finding
+
 #: A narrower terminal gets whole lines, which it breaks by itself.
 _NARROWEST = 40
+#: Columns of a pipe: longer than any line that is written.
+_PIPE_WIDTH = 100_000
 
 
 def make_console(stream: TextIO, *, is_colored: bool) -> Console:
-    """Return a console on a stream; colors only if `is_colored` and the stream is a terminal."""
+    """Return a console on a stream; colors only if `is_colored` and the stream is a terminal.
+
+    A pipe gets whole lines, however long: it has no width.
+    """
+    from rich.console import Console
+
     return Console(
         file=stream,
+        width=None if stream.isatty() else _PIPE_WIDTH,
         color_system="auto" if is_colored else None,
         highlight=False,
         markup=False,
@@ -36,7 +48,7 @@ def make_console(stream: TextIO, *, is_colored: bool) -> Console:
 
 def dashed(verb: CommandVerb) -> str:
     """Return a verb as it is typed."""
-    return verb.value.replace("_", "-")
+    return "rollback" if verb is CommandVerb.ROLL_BACK else verb.value.replace("_", "-")
 
 
 def to_json(document: Any) -> str:
@@ -46,16 +58,39 @@ def to_json(document: Any) -> str:
 
 def plain(text: str) -> Text:
     """Return text that others wrote as one unstyled line."""
+    from rich.text import Text
+
     return Text(one_line(text))
 
 
-def show_line(console: Console, text: Text) -> None:
-    """Print one line: wrapped for a reader, whole for a pipe."""
-    console.print(text, soft_wrap=not console.is_terminal or console.width < _NARROWEST)
+def print_json(document: Any) -> None:
+    """Print one line of JSON on standard output."""
+    typer.echo(to_json(document))
+
+
+def show_line(console: Console, text: Text, hang: int = 0) -> None:
+    """Print one line: wrapped for a reader, whole for a pipe.
+
+    A reader gets all but the first of the wrapped lines indented by `hang` columns.
+    """
+    if not console.is_terminal or console.width < _NARROWEST + hang:
+        console.print(text, soft_wrap=True)
+        return
+    if not hang or text.cell_len <= console.width:
+        console.print(text)
+        return
+    from rich.text import Text
+
+    head, body = text.divide([hang])
+    for number, line in enumerate(body.wrap(console, console.width - hang)):
+        line.rstrip()
+        console.print(Text.assemble(head if number == 0 else " " * hang, line))
 
 
 def finding_line(finding: Finding, source: str) -> Text:
     """Return a finding as compilers write it."""
+    from rich.text import Text
+
     return Text(one_line(finding.located(source)), "red" if finding.is_error else "yellow")
 
 
@@ -74,6 +109,8 @@ def finding_document(finding: Finding, source: str) -> Mapping[str, Any]:
 
 def templates_table(descriptions: Mapping[str, str]) -> Table:
     """Return a table of the plan templates."""
+    from rich.table import Table
+
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
     table.add_column("TEMPLATE", no_wrap=True)
     table.add_column("WHAT IT DOES", overflow="fold")

@@ -16,6 +16,7 @@ from controller.cli.common import (
     EXIT_INTERRUPTED,
     EXIT_USAGE,
     JsonOption,
+    PlanArgument,
     fail,
 )
 from controller.cli.typed_traffic import (
@@ -23,6 +24,7 @@ from controller.cli.typed_traffic import (
     ErrorRateOption,
     LatencyOption,
     TrafficOption,
+    begin_words,
     begins_at,
     effects_of,
     virtual_traffic_of,
@@ -30,10 +32,7 @@ from controller.cli.typed_traffic import (
 
 
 def simulate(
-    plan: Annotated[
-        str,
-        typer.Argument(metavar="PLAN", help="A file, - for standard input, or a template's name."),
-    ],
+    plan: PlanArgument,
     traffic: TrafficOption = None,
     error_rate: ErrorRateOption = None,
     latency: LatencyOption = None,
@@ -80,19 +79,16 @@ def simulate(
             EXIT_USAGE,
         )
     try:
+        starts_at = begins_at(core, datetime.now(UTC))
         request = SimulationRequest(
             core,
             *virtual,
             effects_of(effects or (), core),
             runs,
             seed,
-            begins_at(core, datetime.now(UTC)),
+            starts_at,
+            begin_words(core, starts_at),
         )
         simulate_plan(request, is_json=is_json, html=html)
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
-
-
-def add_command(app: typer.Typer, panel: str) -> None:
-    """Add this command to an application, under a heading of its help."""
-    app.command(rich_help_panel=panel)(simulate)

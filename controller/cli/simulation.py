@@ -1,8 +1,9 @@
-"""What `rolloutctl simulate` does: virtual rollouts of a plan, as text, JSON or a page."""
+"""Carries out `rolloutctl simulate`: virtual rollouts of a plan, as text, JSON or a page."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from controller.cli import rendering
-from controller.cli.common import EXIT_USAGE, fail, output
-from controller.cli.situation import about
+from controller.cli.common import EXIT_USAGE, complain, fail, output
 from controller.core.plan import Plan
 from controller.planning.figures import Part, Scenario, Spread, simulate
 from controller.planning.page import page
 from controller.planning.virtual_traffic import Effect, VirtualTraffic
+from controller.reporting.situation import about
+
+PROGRESS_EVERY_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class SimulationRequest:
     runs: int
     seed: int
     starts_at: datetime
+    begin: str  # the same in words, with the windows that hold
 
 
 def simulate_plan(request: SimulationRequest, *, is_json: bool, html: Path | None) -> None:
@@ -74,16 +78,32 @@ def simulate_plan(request: SimulationRequest, *, is_json: bool, html: Path | Non
 
 
 def _progress(traffic: VirtualTraffic, runs: int, *, is_json: bool) -> Any:
-    """Return what shows the progress, on a terminal only."""
-    if is_json or not sys.stderr.isatty():
+    """Return what shows the progress: in place on a terminal, every ten seconds elsewhere."""
+    if is_json:
         return lambda _: None
     name = "with effects" if traffic.effects else "healthy"
+    if not sys.stderr.isatty():
+        return _SlowProgress(name, runs)
 
     def show(done: int) -> None:
         end = "\r" if done < runs else "\r" + 40 * " " + "\r"
         typer.echo(f"{name}: {done} of {runs}{end}", err=True, nl=False)
 
     return show
+
+
+class _SlowProgress:
+    """Tells every ten seconds how far it is, so that nobody takes a long simulation for stuck."""
+
+    def __init__(self, name: str, runs: int) -> None:
+        self._name, self._runs = name, runs
+        self._told_at = time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        if now - self._told_at >= PROGRESS_EVERY_SECONDS and done < self._runs:
+            self._told_at = now
+            complain(f"{self._name}: {done} of {self._runs} rollouts simulated")
 
 
 # --- text
@@ -97,10 +117,12 @@ def _show_traffic(console: Console, request: SimulationRequest) -> None:
         sep="",
     )
     console.print(f"control: {traffic.words(plan)}")
+    console.print(f"rollouts {request.begin}")
     if request.assumed:
-        console.print(Text(f"assumed, since nobody said: {', '.join(request.assumed)}", "yellow"))
+        console.print(Text(f"assumed, because not stated: {', '.join(request.assumed)}", "yellow"))
     console.print(
-        "advice says proceed and people approve at once; every request is a context of its own"
+        "also assumed: a model, if asked, advises to proceed; people approve at once; each request "
+        "has a context of its own"
     )
 
 
@@ -116,21 +138,20 @@ def show_scenario(console: Console, scenario: Scenario) -> None:
 
 
 def _rows(scenario: Scenario) -> list[tuple[str, str]]:
-    rows = [("promoted", part_words(scenario.promoted))]
+    rows = [("completed", part_words(scenario.promoted))]
     if scenario.traffic.effects:
         rows.append(("harm found", part_words(scenario.found)))
-        rows.append(("harm missed", f"{part_words(scenario.missed)}: promoted with it"))
+        rows.append(("harm missed", f"{part_words(scenario.missed)}: completed in spite of it"))
         if (seconds := scenario.seconds_to_find) is not None:
             rows.append(("found after", duration_words(seconds)))
         if (contexts := scenario.harmed_contexts) is not None:
-            rows.append(
-                (
-                    "contexts harmed",
-                    f"{number_words(contexts)}: exposed from its begin to the roll back",
-                )
+            words = (
+                f"{number_words(contexts)}: in treatment from the start of the harm to the rollback"
             )
+            rows.append(("contexts exposed", words))
         if (failures := scenario.extra_failures) is not None:
-            rows.append(("failures more", f"{number_words(failures)}: beyond control's rate"))
+            words = f"{number_words(failures)}: more than at control's rate"
+            rows.append(("excess failures", words))
         if scenario.finders:
             rows.append(
                 (
@@ -150,9 +171,9 @@ def _rows(scenario: Scenario) -> list[tuple[str, str]]:
         reasons = sorted(
             {run.reason for run in scenario.runs if run.ended in ("paused", "given_up")}
         )
-        rows.append(("otherwise", f"{part_words(scenario.otherwise)}: {', '.join(reasons)}"))
+        rows.append(("other endings", f"{part_words(scenario.otherwise)}: {', '.join(reasons)}"))
     if (seconds := scenario.seconds_to_complete) is not None:
-        rows.append(("through after", duration_words(seconds)))
+        rows.append(("completed after", duration_words(seconds)))
     return rows
 
 
@@ -160,7 +181,7 @@ def part_words(part: Part) -> str:
     """Return `3 of 200, 1.5 % (0.5 to 4.3 %)`."""
     low, high = part.interval
     return (
-        f"{part.count} of {part.of}, {100 * part.share:.3g} % ({100 * low:.2g} to "
+        f"{part.count} of {part.of}, {100 * part.share:.3g} % ({100 * low:.3g} to "
         f"{100 * high:.3g} %)"
     )
 
@@ -180,14 +201,20 @@ def number_words(numbers: Spread) -> str:
 
 def _stage_table(scenario: Scenario) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
-    for name in ("STAGE", "SERVED", "PLANNED", "MEDIAN", "P90", "PASSED", "UNDECIDED", "CONTEXTS"):
+    # What is planned is open time. With active windows, its median is beside that of all time.
+    has_windows = any(stage.open_seconds != stage.seconds for stage in scenario.stages)
+    open_ = ("OPEN",) if has_windows else ()
+    names = ("STAGE", "SERVED", "PLANNED", *open_, "MEDIAN", "P90", "PASSED", "UNDECIDED")
+    for name in (*names, "CONTEXTS"):
         table.add_column(name, justify="right")
     for index, stage in enumerate(scenario.stages):
-        seconds = stage.seconds
+        seconds, in_windows = stage.seconds, stage.open_seconds
+        median = "–" if in_windows is None else about(timedelta(seconds=in_windows.median))
         table.add_row(
             f"{index + 1}/{len(scenario.stages)}",
             f"{stage.percent:g} %",
             about(stage.planned),
+            *((median,) if has_windows else ()),
             "–" if seconds is None else about(timedelta(seconds=seconds.median)),
             "–" if seconds is None else about(timedelta(seconds=seconds.p90)),
             str(stage.passed),
@@ -233,6 +260,7 @@ def _scenario_document(scenario: Scenario) -> dict[str, Any]:
                 "percent": stage.percent,
                 "planned_seconds": stage.planned.total_seconds(),
                 "seconds": _spread(stage.seconds),
+                "open_seconds": _spread(stage.open_seconds),
                 "passed": stage.passed,
                 "undecided": stage.undecided,
                 "undecided_for": dict(stage.lacking),

@@ -1,22 +1,25 @@
-"""The commands of `rolloutctl` that change nothing: status, watch, decisions, alerts."""
+"""The commands of `rolloutctl` that read topics once: status, decisions, alerts."""
 
 from __future__ import annotations
 
-import difflib
+import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from controller.adapters.kafka.topic_reader import KafkaReader
 from controller.cli import event_view, rendering, status_view
 from controller.cli.common import (
     EXIT_REJECTED,
+    KAFKA_ADVICE,
     AnyFlagArgument,
     BootstrapOption,
     ConfigOption,
+    DaemonOption,
     FlagArgument,
     JsonOption,
     PrefixOption,
@@ -26,20 +29,29 @@ from controller.cli.common import (
     kafka_settings,
     output,
     perform,
+    without_rollout,
+)
+from controller.cli.daemon_answers import (
+    MOST_NEWS,
+    KnownRollouts,
+    ask_evidence,
+    ask_news,
+    ask_planes,
+    ask_rollout,
+    ask_rollouts,
+    plane_line,
 )
 from controller.cli.operator_client import (
     Event,
     NewestRollouts,
     as_alert,
     as_decision,
-    follow_events,
     newest_events,
     read_rollouts,
 )
-from controller.cli.plane_status import ask_planes, plane_line
-from controller.cli.situation import Situation
 from controller.core.rollout import Rollout
 from controller.errors import EventLogUnavailable
+from controller.reporting.situation import Situation, about
 from controller.settings import KafkaSettings
 from schemas.decision import Decision
 
@@ -47,16 +59,13 @@ from schemas.decision import Decision
 #: and for all advice about a rollout.
 _DECISIONS_FOR_STATUS = 200
 
-DaemonOption = Annotated[
-    str | None,
-    typer.Option(
-        "--daemon",
-        metavar="URL",
-        envvar="ROLLOUTCTL_DAEMON",
-        help="A daemon's HTTP address, http://127.0.0.1:8080: with a flag, also says whether each "
-        "flag plane serves what was decided. The replica that runs the flag knows.",
-    ),
-]
+#: Rollouts that ended earlier are shown on request.
+_ENDED_SHOWN_FOR = timedelta(days=7)
+
+#: A replica judges every second: evidence that is older is told.
+_FRESH_EVIDENCE = timedelta(seconds=10)
+_DAEMON_KNOWS = "`rolloutctl status --daemon URL`, or ROLLOUTCTL_DAEMON, shows what a replica knows"
+
 LastOption = Annotated[
     int, typer.Option("--last", "-n", min=1, max=10_000, help="How many, newest last.")
 ]
@@ -70,6 +79,9 @@ def situation_of(rollout: Rollout, decisions: Sequence[Decision] = ()) -> Situat
 def status(
     flag: AnyFlagArgument = None,
     is_json: JsonOption = False,
+    is_all: Annotated[
+        bool, typer.Option("--all", help="Also rollouts that ended more than a week ago.")
+    ] = False,
     daemon: DaemonOption = None,
     config: ConfigOption = None,
     bootstrap_servers: BootstrapOption = None,
@@ -77,65 +89,83 @@ def status(
 ) -> None:
     """Show where every rollout stands, or everything about one.
 
-    Whether it is safe to advance, what the rollout waits for, and on what evidence.
+    Whether it is safe to advance, what the rollout waits for, and on what evidence. With --json all
+    rollouts are shown. While Kafka is away, --daemon is asked for all of it.
     """
     kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
     if flag is not None:
-        one, state = perform(find_rollout(kafka, check_flag(flag)))
-        planes, why_none = (None, "") if daemon is None else ask_planes(daemon, flag)
-        if is_json:
-            further = {} if planes is None else {"planes": planes}
-            typer.echo(rendering.to_json({**status_view.status_document(one, state), **further}))
-        else:
-            status_view.show_flag(output(), one, [plane_line(plane) for plane in planes or ()])
-        if why_none:
-            complain(f"flag planes: {why_none}")
+        _show_one(kafka, check_flag(flag), daemon, is_json=is_json)
         return
-    newest = perform(_read_rollouts(kafka))
+    newest = perform(_read_rollouts(kafka, daemon))
     situations = [situation_of(rollout) for rollout in newest.rollouts.values()]
-    _say_unreadable(newest)
+    say_unreadable(newest)
     if is_json:
         for one in sorted(situations, key=lambda each: each.rollout.flag_key):
-            typer.echo(
-                rendering.to_json(
-                    status_view.status_document(one, newest.documents[one.rollout.flag_key])
-                )
+            rendering.print_json(
+                status_view.status_document(one, newest.documents[one.rollout.flag_key])
             )
-    elif situations:
-        output().print(status_view.status_table(situations))
-    else:
+        return
+    shown = [one for one in situations if is_all or not _ended_long_ago(one)]
+    if shown:
+        output().print(status_view.status_table(shown))
+    elif not situations:
         complain("no flag has a rollout yet; `rolloutctl start PLAN` starts one")
+    if len(shown) < len(situations):
+        days = _ENDED_SHOWN_FOR.days
+        hidden = len(situations) - len(shown)
+        complain(f"{hidden} that ended more than {days} days ago not shown; `status --all` does")
 
 
-def watch(
-    flag: AnyFlagArgument = None,
-    is_json: JsonOption = False,
-    config: ConfigOption = None,
-    bootstrap_servers: BootstrapOption = None,
-    topic_prefix: PrefixOption = None,
-) -> None:
-    """Follow state, decisions and alerts as they come, until Ctrl-C.
+def _ended_long_ago(situation: Situation) -> bool:
+    has_ended = situation.rollout.has_ended
+    return has_ended and situation.now - situation.since > _ENDED_SHOWN_FOR
 
-    With --json each line is one event as published.
-    """
-    kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
-    perform(_watch(kafka, None if flag is None else check_flag(flag), is_json=is_json))
+
+def _show_one(kafka: KafkaSettings, flag: str, daemon: str | None, *, is_json: bool) -> None:
+    """Show everything about one flag."""
+    one, state = perform(_find_anywhere(kafka, flag, daemon))
+    one, trouble = with_newest_evidence(one, daemon)
+    planes, why_none = (None, "") if daemon is None else ask_planes(daemon, flag)
+    if is_json:
+        further = {} if planes is None else {"planes": planes}
+        rendering.print_json({**status_view.status_document(one, state), **further})
+    else:
+        status_view.show_flag(output(), one, [plane_line(plane) for plane in planes or ()])
+    if trouble:
+        complain(trouble)
+    if why_none:
+        complain(f"flag planes: {why_none}")
+
+
+def with_newest_evidence(situation: Situation, daemon: str | None) -> tuple[Situation, str]:
+    """Return the situation with the evidence of a daemon, and why there is none, or no new one."""
+    if daemon is None or situation.rollout.stage_index is None:
+        return situation, ""
+    judgement, why = ask_evidence(daemon, situation.rollout.flag_key)
+    if judgement is None:
+        return situation, f"newest evidence: {why}"
+    now = datetime.now(UTC)
+    age = now - judgement.at
+    is_old = age > _FRESH_EVIDENCE and not situation.rollout.has_ended
+    trouble = f"newest evidence: nothing was judged for {about(age)}" if is_old else ""
+    return replace(situation, newest=judgement, now=now), trouble
 
 
 def decisions(
     flag: FlagArgument,
     last: LastOption = 20,
     is_json: JsonOption = False,
+    daemon: DaemonOption = None,
     config: ConfigOption = None,
     bootstrap_servers: BootstrapOption = None,
     topic_prefix: PrefixOption = None,
 ) -> None:
     """Show a flag's newest decisions and what each was based on.
 
-    With --json all the evidence, as published.
+    With --json all the evidence, as published. While Kafka is away, --daemon is asked.
     """
     kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
-    events = perform(_newest(kafka, "decisions", last, check_flag(flag)))
+    events = perform(newest_of(kafka, "decisions", last, check_flag(flag), daemon))
     if _printed_as_json(events, is_json, f"no decision about {flag} yet"):
         return
     console, now = output(), datetime.now(UTC)
@@ -149,20 +179,25 @@ def alerts(
     flag: AnyFlagArgument = None,
     last: LastOption = 20,
     is_json: JsonOption = False,
+    daemon: DaemonOption = None,
     config: ConfigOption = None,
     bootstrap_servers: BootstrapOption = None,
     topic_prefix: PrefixOption = None,
 ) -> None:
-    """Show the newest alerts, each with what to do."""
+    """Show the newest alerts, each with what to do.
+
+    While Kafka is away, --daemon is asked for those of one flag.
+    """
     kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
-    events = perform(_newest(kafka, "alerts", last, None if flag is None else check_flag(flag)))
+    key = None if flag is None else check_flag(flag)
+    events = perform(newest_of(kafka, "alerts", last, key, daemon))
     if _printed_as_json(events, is_json, "no alert yet"):
         return
     console, now = output(), datetime.now(UTC)
     for event in events:
         alert = as_alert(event)
         if alert is not None:
-            rendering.show_line(console, event_view.alert_line(alert, now))
+            rendering.show_line(console, event_view.alert_line(alert, now), hang=14)
 
 
 def _printed_as_json(events: Sequence[Event], is_json: bool, otherwise: str) -> bool:
@@ -171,7 +206,7 @@ def _printed_as_json(events: Sequence[Event], is_json: bool, otherwise: str) -> 
         complain(otherwise)
     if is_json:
         for event in events:
-            typer.echo(rendering.to_json(event))
+            rendering.print_json(event)
     return is_json
 
 
@@ -184,65 +219,99 @@ async def find_rollout(kafka: KafkaSettings, flag: str) -> tuple[Situation, Even
     Exits 1 when the flag has no rollout.
     """
     async with KafkaReader(kafka, ["state", "decisions"]) as reader:
-        newest = await read_rollouts(reader)
-        rollout = newest.rollouts.get(flag)
-        if flag in newest.unreadable:
-            complain(f"{flag}: its newest document cannot be read: {newest.unreadable[flag]}")
-        if rollout is None:
-            near = difflib.get_close_matches(flag, newest.rollouts, n=1)
-            hint = (
-                f"did you mean {near[0]}?"
-                if near
-                else f"there are: {rendering.shown(sorted(newest.rollouts)) or 'none'}"
-            )
-            fail(f"{flag} has no rollout; {hint}", EXIT_REJECTED)
-        events = await newest_events(reader, "decisions", _DECISIONS_FOR_STATUS, flag)
+        return await read_situation(reader, flag)
+
+
+async def read_situation(reader: KafkaReader, flag: str) -> tuple[Situation, Event]:
+    """Return what `find_rollout` does, from a reader of states and decisions."""
+    newest = await read_rollouts(reader)
+    rollout = newest.rollouts.get(flag)
+    if flag in newest.unreadable:
+        complain(f"{flag}: its newest document cannot be read: {newest.unreadable[flag]}")
+    if rollout is None:
+        fail(without_rollout(flag, newest.rollouts), EXIT_REJECTED)
+    events = await newest_events(reader, "decisions", _DECISIONS_FOR_STATUS, flag)
     newest_decisions = [one for one in map(as_decision, events) if one is not None]
     return situation_of(rollout, newest_decisions), newest.documents[flag]
 
 
-async def _read_rollouts(kafka: KafkaSettings) -> NewestRollouts:
-    async with KafkaReader(kafka, ["state"]) as reader:
-        return await read_rollouts(reader)
+async def _find_anywhere(
+    kafka: KafkaSettings, flag: str, daemon: str | None
+) -> tuple[Situation, Event]:
+    """Return what `find_rollout` does, from the daemon while Kafka is away."""
+    try:
+        return await find_rollout(kafka, flag)
+    except EventLogUnavailable as trouble:
+        known = await _known_by(daemon, trouble, flag)
+    decisions = [one for one in map(as_decision, known.decisions) if one is not None]
+    return situation_of(known.rollouts[flag], decisions), known.documents[flag]
 
 
-async def _newest(kafka: KafkaSettings, topic: str, count: int, flag: str | None) -> list[Event]:
-    async with KafkaReader(kafka, [topic]) as reader:
-        return await newest_events(reader, topic, count, flag)
+async def _read_rollouts(kafka: KafkaSettings, daemon: str | None) -> NewestRollouts:
+    """Return every rollout, from the daemon while Kafka is away."""
+    try:
+        async with KafkaReader(kafka, ["state"]) as reader:
+            return await read_rollouts(reader)
+    except EventLogUnavailable as trouble:
+        known = await _known_by(daemon, trouble, None)
+    return NewestRollouts(dict(known.rollouts), dict(known.documents))
 
 
-async def _watch(kafka: KafkaSettings, flag: str | None, *, is_json: bool) -> None:
-    console = output()
-    async with KafkaReader(kafka, ["state", "decisions", "alerts"]) as reader:
-        state_ends = await reader.ends("state")
-        start = {**state_ends, **await reader.ends("decisions", "alerts")}
-        newest = await read_rollouts(reader, state_ends)
-        _say_unreadable(newest)
-        for key, rollout in sorted(newest.rollouts.items()):
-            is_shown = key == flag or (flag is None and not rollout.has_ended)
-            if is_shown and not is_json:
-                line = Text.assemble(
-                    ("now       ", "dim"), f"{key}  ", status_view.brief(situation_of(rollout))
-                )
-                rendering.show_line(console, line)
-        is_away = False
-        async for event in follow_events(reader, start, flag):
-            if isinstance(event, EventLogUnavailable):
-                if not is_away:
-                    complain(f"{event}; still watching")
-                is_away = True
-                continue
-            if is_away:
-                complain("Kafka is back")
-                is_away = False
-            if event is None:
-                continue
-            if is_json:
-                typer.echo(rendering.to_json(event))
-            elif (text := event_view.event_line(event, datetime.now(UTC))) is not None:
-                rendering.show_line(console, text)
+async def _known_by(
+    daemon: str | None, trouble: EventLogUnavailable, flag: str | None
+) -> KnownRollouts:
+    """Return what the daemon knows, of one flag or of all, and say that it is not from Kafka.
+
+    Raises EventLogUnavailable, with what to do next, where there is no daemon or no answer.
+    """
+    if daemon is None:
+        raise EventLogUnavailable(f"{trouble}\n{KAFKA_ADVICE}; {_DAEMON_KNOWS}") from trouble
+    ask = partial(ask_rollouts, daemon) if flag is None else partial(ask_rollout, daemon, flag)
+    known, why = await asyncio.to_thread(ask)
+    if known is None:
+        raise EventLogUnavailable(f"{trouble}\n{why}\n{KAFKA_ADVICE}") from trouble
+    complain(f"{trouble}")
+    since = known.stale_since
+    age = "" if since is None else f", which may lack decisions since {since}"
+    complain(f"shown is what {daemon} knows{age}")
+    if known.trouble:
+        complain(known.trouble)
+    return known
 
 
-def _say_unreadable(newest: NewestRollouts) -> None:
+async def newest_of(
+    kafka: KafkaSettings, topic: str, count: int, flag: str | None, daemon: str | None = None
+) -> list[Event]:
+    """Return the newest events of a topic, of one flag or of all, oldest first.
+
+    While Kafka is away, the daemon is asked for those of one flag. Exits 1 for a flag that has
+    neither an event nor a rollout.
+    """
+    try:
+        return await _read_newest(kafka, topic, count, flag)
+    except EventLogUnavailable as trouble:
+        if daemon is None or flag is None:
+            raise EventLogUnavailable(f"{trouble}\n{KAFKA_ADVICE}; {_DAEMON_KNOWS}") from trouble
+        events, why = await asyncio.to_thread(ask_news, daemon, flag, topic, count)
+        if events is None:
+            raise EventLogUnavailable(f"{trouble}\n{why}\n{KAFKA_ADVICE}") from trouble
+        complain(f"{trouble}\nshown is what {daemon} knows, at most the newest {MOST_NEWS}")
+        return events
+
+
+async def _read_newest(
+    kafka: KafkaSettings, topic: str, count: int, flag: str | None
+) -> list[Event]:
+    async with KafkaReader(kafka, [topic, "state"]) as reader:
+        events = await newest_events(reader, topic, count, flag)
+        if not events and flag is not None:
+            newest = await read_rollouts(reader)
+            if flag not in newest.rollouts and flag not in newest.unreadable:
+                fail(without_rollout(flag, newest.rollouts), EXIT_REJECTED)
+    return events
+
+
+def say_unreadable(newest: NewestRollouts) -> None:
+    """Report flags whose newest document cannot be read."""
     for key, why in newest.unreadable.items():
         complain(f"{key}: its newest document cannot be read: {why}")

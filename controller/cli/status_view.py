@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from controller.cli.evidence_view import harm_words, metrics_table
+from controller.cli.evidence_view import metrics_table
 from controller.cli.operator_client import Event
-from controller.cli.situation import Safe, Situation, about, ended_words, moment
 from controller.core.rollout import Rollout
+from controller.reporting.evidence_words import harm_words, legend, verdict_words
+from controller.reporting.situation import Situation, about, moment
 from controller.text import one_line
-from schemas.terms import Arm, HoldReason, PhaseName
+from schemas.terms import Arm, HoldReason, PhaseName, Safe
 
+_ASK_A_DAEMON = "--daemon URL, or ROLLOUTCTL_DAEMON, shows the newest"
 _PHASE_STYLES = {
     PhaseName.COMPLETED: "green",
     PhaseName.ROLLED_BACK: "red",
@@ -46,7 +48,7 @@ def status_table(situations: Iterable[Situation]) -> Table:
             no_wrap=is_whole,
             overflow="fold",
         )
-    table.add_column("WAITS FOR", overflow="fold")
+    table.add_column("REASON", overflow="fold")
     for situation in sorted(
         situations, key=lambda each: (each.rollout.has_ended, each.rollout.flag_key)
     ):
@@ -62,21 +64,23 @@ def status_table(situations: Iterable[Situation]) -> Table:
             stage,
             rollout.served_words,
             about(situation.now - situation.since),
-            Text(one_line(_short_wait(situation))),
+            Text(one_line(_reason(situation))),
         )
     return table
 
 
-def _short_wait(situation: Situation) -> str:
+def _reason(situation: Situation) -> str:
+    """Return why the rollout stands where it does, without repeating its phase."""
     if situation.overdue is not None:
         return f"OVERDUE: {situation.overdue}"
+    phase = situation.rollout.phase
+    if situation.closed is not None:
+        return situation.closed
     if situation.rollout.has_ended:
-        return ended_words(situation.rollout.phase)
-    return (
-        f"{situation.waits_for}; {situation.hold}"
-        if situation.hold is not None
-        else situation.waits_for
-    )
+        words = getattr(phase, "reason", "") or situation.waits_for.removeprefix("nothing; ")
+        return words if situation.frozen is None else f"{situation.frozen}; {words}"
+    waits = f"waits for {situation.waits_for}"
+    return waits if situation.hold is None else f"{situation.hold}; {waits}"
 
 
 def phase_text(rollout: Rollout) -> Text:
@@ -95,14 +99,14 @@ def show_flag(console: Console, situation: Situation, planes: Sequence[Text] = (
     headline.append_text(phase_text(rollout))
     headline.append(f", {rollout.served_words} served")
     if situation.stage_number is not None:
-        headline.append(f", stage {situation.stage_number} of {len(rollout.plan.stages)}")
+        headline.append(f", {situation.stage_words}")
     headline.append(f", revision {rollout.revision}")
     console.print(headline)
     answer, why = situation.safe_to_advance
     if answer is Safe.ENDED:
         _fact(console, "ended", Text(one_line(f"{why}, {moment(situation.since, now)}")))
     else:
-        words = Text.assemble((answer.value, f"bold {_SAFE_STYLES[answer]}"), f": {one_line(why)}")
+        words = Text.assemble((answer.words, f"bold {_SAFE_STYLES[answer]}"), f": {one_line(why)}")
         _fact(console, "safe to advance?", words)
     if situation.overdue is not None:
         _fact(console, "OVERDUE", Text(situation.overdue, "bold red"))
@@ -115,13 +119,17 @@ def show_flag(console: Console, situation: Situation, planes: Sequence[Text] = (
         _fact(console, "hold", Text(one_line(situation.hold)))
     if situation.frozen is not None and situation.frozen != why:
         _fact(console, "frozen", Text(one_line(situation.frozen)))
+    if situation.active is not None and situation.active != why:
+        _fact(console, "active windows", Text(one_line(situation.active)))
     _fact(console, "since", Text(moment(situation.since, now)))
     _fact(console, "journey", _journey(situation))
     for place, line in enumerate(planes):
         _fact(console, "" if place else "flag planes", line)
     owner = f", owner {rollout.plan.owner}" if rollout.plan.owner else ""
     blind = ", BLIND: no evidence is judged" if rollout.plan.blind else ""
-    plan = f"{rollout.plan.name}{owner}, started {moment(rollout.started_at, now)}{blind}"
+    ends_at = None if rollout.has_ended else rollout.plan.ends_at
+    ends = f", ends {moment(ends_at, now)}" if ends_at is not None else ""
+    plan = f"{rollout.plan.name}{owner}, started {moment(rollout.started_at, now)}{ends}{blind}"
     _fact(console, "plan", Text(one_line(plan)))
     if situation.advised:
         _fact(console, "advice so far", Text(_advice_record(situation)))
@@ -133,7 +141,12 @@ def _fact(console: Console, name: str, words: Text) -> None:
     grid.add_column(width=16, style="dim")
     grid.add_column(overflow="fold")
     grid.add_row(name, words)
-    console.print(Padding(grid, (0, 0, 0, 2)))
+    console.print(_indented(grid))
+
+
+def _indented(content: RenderableType, above: int = 0) -> Padding:
+    """Return content two columns in; not filled up with spaces, since a pipe has no width."""
+    return Padding(content, (above, 0, 0, 2), expand=False)
 
 
 def _journey(situation: Situation) -> Text:
@@ -145,8 +158,10 @@ def _journey(situation: Situation) -> Text:
         is_done = index < reached or rollout.phase.name is PhaseName.COMPLETED
         mark = ">" if is_here else "*" if is_done else "."
         of = "" if stage.audience is None else f" of {stage.audience}"
+        called = f" ({stage.given_name})" if stage.given_name else ""
         line.append(
-            f"{mark} {stage.percent:g} %{of}", "bold" if is_here else "dim" if not is_done else ""
+            f"{mark} {stage.percent:g} %{of}{called}",
+            "bold" if is_here else "dim" if not is_done else "",
         )
         line.append("   ")
     return line
@@ -165,13 +180,10 @@ def _show_evidence(console: Console, situation: Situation, *, above: str) -> Non
         if newest.reason and newest.reason not in above:
             words += f": {newest.reason.rstrip(': ')}"
         _fact(console, "last decision", Text(one_line(words)))
-    if basis is None or judgement is None:
+    if judgement is None:
         if not situation.rollout.plan.blind and situation.rollout.visits:
-            _fact(
-                console,
-                "evidence",
-                Text("none published for this stage yet; it comes with the next decision"),
-            )
+            words = f"no decision in this stage yet; {_ASK_A_DAEMON}"
+            _fact(console, "evidence", Text(words))
         return
     users = (
         f"users: {judgement.exposures.get(Arm.TREATMENT, 0):,} treatment, "
@@ -182,24 +194,25 @@ def _show_evidence(console: Console, situation: Situation, *, above: str) -> Non
         if judgement.observed_share is None
         else f"; share observed {100 * judgement.observed_share:.3g} %"
     )
-    verdict = judgement.verdict.value.replace("_", " ")
-    judged = moment(judgement.at, situation.now)
-    _fact(console, "evidence", Text(f"verdict {verdict}, judged {judged}"))
+    age = f"{about(situation.now - judgement.at)} ago"
+    words = f"{verdict_words(judgement)}; as of {age}"
+    if judgement is not situation.newest and not situation.rollout.has_ended:
+        words = f"{verdict_words(judgement)}; when last decided, {age}; {_ASK_A_DAEMON}"
+    _fact(console, "evidence", Text(words))
     _fact(console, "", Text(f"{users}{share}"))
     for gap in judgement.gaps:
         if gap.detail not in above:
-            _fact(console, "", Text(one_line(f"{gap.kind}: {gap.detail}"), "yellow"))
+            _fact(console, "", Text(one_line(f"gap {gap.kind}: {gap.detail}"), "yellow"))
     if judgement.metrics:
-        console.print(Padding(metrics_table(judgement), (1, 0, 0, 2)))
+        console.print(_indented(metrics_table(judgement), above=1))
         for metric in judgement.metrics:
             if metric.reason not in above:
-                console.print(
-                    Padding(
-                        Text(one_line(f"{metric.metric}: {metric.reason}"), "dim"), (0, 0, 0, 2)
-                    )
-                )
+                words = one_line(f"{metric.metric}: {metric.reason}")
+                console.print(_indented(Text(words, "dim")))
+        for line in legend(judgement, situation.rollout):
+            console.print(_indented(Text(one_line(line), "dim")))
         console.print()
-    if basis.advice is not None:
+    if basis is not None and basis.advice is not None:
         advice = f"{basis.advice.choice} by {basis.advice.model}: {' '.join(basis.advice.reasons)}"
         _fact(console, "advice", Text(one_line(advice)))
     _fact(console, "harm so far", Text(harm_words(judgement)))
@@ -221,11 +234,14 @@ def status_document(situation: Situation, state: Event) -> Event:
     return {
         "flag": situation.rollout.flag_key,
         "at": situation.now.isoformat(),
-        "safe_to_advance": answer.value.replace(" ", "_"),
+        "safe_to_advance": answer.value,
         "reason": why,
         "waits_for": situation.waits_for,
-        "hold": situation.hold,
+        "phase": situation.rollout.phase.name.value,
+        "hold": situation.rollout.hold,
+        "hold_words": situation.hold,
         "frozen": situation.frozen,
+        "closed": situation.closed,
         "overdue": situation.overdue,
         "stage": situation.stage_number,
         "stages": len(situation.rollout.plan.stages),
@@ -246,16 +262,23 @@ def status_document(situation: Situation, state: Event) -> Event:
 def brief(situation: Situation) -> Text:
     """Return where a rollout stands in one line, without its flag."""
     rollout = situation.rollout
-    stage = (
-        ""
-        if situation.stage_number is None
-        else f", stage {situation.stage_number} of {len(rollout.plan.stages)}"
-    )
-    waits = "" if rollout.has_ended else f"; waits for {situation.waits_for}"
+    stage = "" if situation.stage_number is None else f", {situation.stage_words}"
+    is_over = rollout.has_ended and situation.closed is None
+    waits = "" if is_over else f"; waits for {situation.waits_for}"
+    if rollout.has_ended and situation.frozen is not None:
+        waits = f"; {situation.frozen}{waits}"
     rest = f", {rollout.served_words} served{stage}, revision {rollout.revision}{waits}"
     return Text.assemble(phase_text(rollout), one_line(rest))
 
 
-def now_line(situation: Situation) -> Text:
-    """Return where the flag stands after a command."""
-    return Text.assemble(("now       ", "dim"), brief(situation))
+def now_line(situation: Situation, answered: int = 0) -> Text:
+    """Return where the flag stands after a command; `answered` is the revision in its result."""
+    rollout = situation.rollout
+    if rollout.revision >= answered:
+        return Text.assemble(("now       ", "dim"), brief(situation))
+    late = (
+        f"; older than the result: `rolloutctl status {rollout.flag_key}` shows revision "
+        f"{answered} when Kafka has it"
+    )
+    label = ("before    ", "bold yellow")
+    return Text.assemble(label, brief(situation), (one_line(late), "yellow"))

@@ -36,7 +36,7 @@ ErrorRateOption = Annotated[
     typer.Option(
         "--error-rate",
         metavar="SHARE",
-        help="Control's, as in 0.5%; half the limit without.",
+        help="Control's, as in 0.5%. Default: half the limit.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -45,7 +45,7 @@ LatencyOption = Annotated[
     typer.Option(
         "--latency",
         metavar="P50,P99",
-        help="Control's, as in 40ms,150ms; log-normal; inside the limits without.",
+        help="Control's p50 and p99, as in 40ms,150ms; log-normal. Default: within the limits.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -133,7 +133,7 @@ def effects_of(texts: Sequence[str], plan: Plan) -> tuple[Effect, ...]:
     for text in texts:
         match = _EFFECT.fullmatch(text.strip())
         if match is None:
-            fail(f"--effect: {text!r} is no effect: {_EFFECT_FORM}", EXIT_USAGE)
+            fail(f"--effect: {text!r} is not an effect: {_EFFECT_FORM}", EXIT_USAGE)
         name, factor = match["metric"], _number(match["factor"], "--effect")
         virtual = next((one for one in VIRTUAL_METRICS if one.has_effect(name)), None)
         if virtual is None:
@@ -165,11 +165,26 @@ def begins_at(plan: Plan, now: datetime) -> datetime:
     return monday if monday >= now else monday + timedelta(days=7)
 
 
+def begin_words(plan: Plan, starts_at: datetime) -> str:
+    """Return when virtual rollouts begin and which windows hold, in words."""
+    from controller.core.plan_changes import window_words
+
+    why = "assumed: the plan has no start_at" if plan.start_at is None else "the plan's start_at"
+    parts = [f"begin {starts_at.astimezone(UTC):%a %Y-%m-%d %H:%M} UTC ({why})"]
+    for name, windows in (("active", plan.active), ("frozen", plan.freeze_windows)):
+        if windows:
+            more = f" and {len(windows) - 3} more" if len(windows) > 3 else ""
+            parts.append(f"{name} {', '.join(map(window_words, windows[:3]))}{more}")
+    return "; ".join(parts)
+
+
 def _traffic(text: str) -> float:
     match = re.fullmatch(r"\s*([0-9.]+)\s*/\s*([a-z]+)\s*", text)
     per = _PER_SECONDS.get(match[2]) if match is not None else None
     if match is None or per is None:
-        fail(f"--traffic: {text!r} is no rate: write it as in 50/s, 2000/min or 1e5/h", EXIT_USAGE)
+        fail(
+            f"--traffic: {text!r} is not a rate: write it as in 50/s, 2000/min or 1e5/h", EXIT_USAGE
+        )
     rate = _number(match[1], "--traffic") / per
     if rate <= 0:
         fail("--traffic: without traffic nothing can be decided: write it as in 50/s", EXIT_USAGE)
@@ -180,7 +195,7 @@ def _number(text: str, option: str) -> float:
     try:
         return float(text)
     except ValueError:
-        fail(f"{option}: {text!r} is no number", EXIT_USAGE)
+        fail(f"{option}: {text!r} is not a number", EXIT_USAGE)
 
 
 def _share(text: str, option: str) -> float:
@@ -191,7 +206,7 @@ def _share(text: str, option: str) -> float:
         except ValueError:
             share = -1.0
     if not 0 <= share <= 1:
-        fail(f"{option}: {text!r} is no share: write it as in 0.5% or 0.005", EXIT_USAGE)
+        fail(f"{option}: {text!r} is not a share: write it as in 0.5% or 0.005", EXIT_USAGE)
     return share
 
 
@@ -199,7 +214,7 @@ def _duration(text: str, option: str) -> timedelta:
     try:
         return parse_duration(text)
     except ValueError:
-        fail(f"{option}: {text!r} is no duration: write it as in 90s, 25h or 2d", EXIT_USAGE)
+        fail(f"{option}: {text!r} is not a duration: write it as in 90s, 25h or 2d", EXIT_USAGE)
 
 
 def _latency(text: str) -> tuple[float, float]:

@@ -26,7 +26,7 @@ _VERDICT_HELP = (
     "used is answered by one with "
     "`error` and changes nothing; then the exit code is 1. An example, which is one line:\n\n"
     "\b\n"
-    '{"stream": "s1", "stage": 0, "share": 0.1,\n'
+    '{"stream": "s1", "stage": 1, "share": 0.1,\n'
     ' "alpha": 0.01, "looks_planned": 200,\n'
     ' "control":   {"contexts": 900, "contexts_with_error": 4,\n'
     '               "outcomes": 950, "errors": 5,\n'
@@ -59,6 +59,4 @@ def verdict(
         raise typer.Exit(EXIT_REJECTED)
 
 
-def add_command(app: typer.Typer, panel: str) -> None:
-    """Add this command to an application, under a heading of its help."""
-    app.command(help=_VERDICT_HELP, rich_help_panel=panel)(verdict)
+verdict.__doc__ = _VERDICT_HELP

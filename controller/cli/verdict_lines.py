@@ -1,4 +1,4 @@
-"""What `rolloutctl verdict` does: JSON lines come in, and each gets one line with a verdict.
+"""Carries out `rolloutctl verdict`: answers each JSON line with one line, its verdict.
 
 Belongs here: lines, their faults, and the storage of idle streams in few bytes. Does not belong
 here: what the totals mean (`planning/external_totals.py`).
@@ -74,7 +74,7 @@ class _Name(msgspec.Struct):
 
 _FIXES = {
     "stream": 'name the stream, as in "s1"',
-    "stage": "write the stage's number, as in 0; totals count from zero in each",
+    "stage": "write the stage's number, as in 1; totals count from zero in each",
     "share": "write treatment's decided share, above 0 and at most 1, as in 0.01",
     "alpha": "write the probability of a false roll back that is allowed, between 0 and 1, as in "
     "0.01",
@@ -171,7 +171,7 @@ class Bench:
             raise _BadLine(path or "line", said[:1].lower() + said[1:].replace("`", "")) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise _BadLine(
-                "line", f"is no JSON: {error}", "write one JSON object per line"
+                "line", f"is not JSON: {error}", "write one JSON object per line"
             ) from None
         for name, arm in (("control", line.control), ("treatment", line.treatment)):
             for part, whole in (("contexts_with_error", "contexts"), ("errors", "outcomes")):

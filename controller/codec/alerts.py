@@ -26,7 +26,9 @@ def alert_event(
         action=effect.action,
         dedup_key=effect.dedup_key,
         phase=rollout.phase.name,
+        stage=None if rollout.stage_index is None else rollout.stage_index + 1,
         percent=rollout.percent,
+        stage_name=rollout.stage_name,
         harm=optional_record(HarmRecord, effect.judgement and effect.judgement.harm),
         explanation=optional_record(ExplanationRecord, effect.explanation),
     )

@@ -20,6 +20,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from controller.codec.commands import to_command_received
+from controller.codec.plans import from_core_plan, to_core_plan
 from controller.errors import CommandRefused, CommandUnreadable
 from controller.plans import lint
 from controller.text import describe_faults, printable
@@ -34,16 +35,18 @@ from schemas.envelope import (
     refuse,
 )
 from schemas.envelope import read as read_envelope
-from schemas.terms import ALWAYS_ACCEPTED, NAME, CommandVerb, QuarantineReason
+from schemas.terms import ALWAYS_ACCEPTED, NAME, CommandVerb, QuarantineReason, verb_named
 
 #: Characters of a refusal that quotes from a command: enough for a handful of faults in its plan.
 MAX_REASON_CHARS: Final = 2000
 #: Refusal of a command that made our reader fail: a mistake of ours that no test has foreseen.
 UNFORESEEN: Final = "this release cannot read it"
+#: Bytes of a plan with its defaults, as every state record holds it. With as much again for visits
+#: and reasons it fits into the least `kafka.max_record_bytes`.
+MAX_PLAN_BYTES: Final = 262_144
 MAX_AHEAD: Final = timedelta(milliseconds=MAX_AHEAD_MS)
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_VERBS: Final = frozenset(CommandVerb)
 
 
 def read_command(
@@ -103,7 +106,7 @@ def _complete_fields(
         digest = hashlib.sha256(b"%d " % timestamp_ms + (value or b"")).hexdigest()
         fields.setdefault("id", f"record-{digest[:16]}")
         fields.setdefault("issued_at", _time_of(timestamp_ms).isoformat())
-        if isinstance(fields.get("verb"), str) and fields["verb"] in ALWAYS_ACCEPTED:
+        if verb_named(fields.get("verb")) in ALWAYS_ACCEPTED:
             fields.setdefault("issuer", "unnamed")
     else:
         envelope = read_envelope(value, timestamp_ms, headers, (TYPE,))
@@ -112,6 +115,8 @@ def _complete_fields(
         fields.setdefault("issued_at", _time_of(envelope.time_ms).isoformat())
     if key:
         fields.setdefault("flag", key.decode("utf-8", "replace"))
+    if (verb := verb_named(fields.get("verb"))) is not None:
+        fields["verb"] = verb  # people spell it as the command line does
     return fields
 
 
@@ -126,11 +131,18 @@ def _checked_command(fields: dict[str, Any], key: bytes | None) -> Command:
     except ValidationError as error:
         raise _refusal(fields, describe_faults(error)) from None
     if command.plan is not None:
-        errors = [
-            str(finding) for finding in lint(command.plan, command.issued_at) if finding.is_error
-        ]
+        # A plan that is applied may have stages that are over: its dates are not checked by now.
+        at = None if command.verb is CommandVerb.APPLY else command.issued_at
+        errors = [str(finding) for finding in lint(command.plan, at) if finding.is_error]
         if errors:
-            raise _refusal(fields, "plan: " + "; ".join(errors))
+            raise _refusal(fields, "plan: " + "; ".join(errors), command)
+        stored = from_core_plan(to_core_plan(command.plan)).model_dump_json()
+        if (size := len(stored.encode())) > MAX_PLAN_BYTES:
+            why = (
+                f"the plan has {size} bytes with its defaults, at most {MAX_PLAN_BYTES} fit into "
+                f"the state record: shorten variants' values, audiences or descriptions"
+            )
+            raise _refusal(fields, why, command)
     return command
 
 
@@ -168,7 +180,9 @@ def _time_of(time_ms: int) -> datetime:
         refuse(QuarantineReason.BAD_TIME, f"{time_ms} ms is no time", "set the sender's clock")
 
 
-def _refusal(fields: dict[str, Any], reason: str) -> CommandRefused | CommandUnreadable:
+def _refusal(
+    fields: dict[str, Any], reason: str, command: Command | None = None
+) -> CommandRefused | CommandUnreadable:
     """Return the refusal, as an answer when the record has an id and a flag to answer to."""
     command_id, flag_key, verb = (fields.get(name) for name in ("id", "flag", "verb"))
     # The reason may quote keys of the record.
@@ -178,6 +192,7 @@ def _refusal(fields: dict[str, Any], reason: str) -> CommandRefused | CommandUnr
     return CommandRefused(
         command_id=str(command_id),
         flag_key=str(flag_key),
-        verb=CommandVerb(verb) if isinstance(verb, str) and verb in _VERBS else None,
+        verb=verb_named(verb),
         reason=reason,
+        command=command,
     )

@@ -14,13 +14,11 @@ from controller.codec.plans import to_core_plan
 from controller.core.rollout import CommandReceived
 from schemas.command import TYPE, Command
 from schemas.envelope import MAX_BYTES, Headers
-from schemas.terms import NAME, CommandVerb
+from schemas.terms import NAME, CommandVerb, verb_named
 
 #: CloudEvents extension of a command that was published again, for its flag's own partition: how
 #: often it was.
 HOPS: Final = "rolloutdhops"
-
-_VERBS: Final = frozenset(CommandVerb)
 
 
 def command_event(command: Command, *, hops: int = 0) -> bytes:
@@ -42,6 +40,7 @@ def to_command_received(command: Command) -> CommandReceived:
         issued_at=command.issued_at,
         expected_revision=command.expected_revision,
         plan=to_core_plan(command.plan) if command.plan else None,
+        to_stage=command.to_stage,
     )
 
 
@@ -83,4 +82,4 @@ def peek_command(
         return None
     if flag_key is None or not NAME.match(flag_key):
         return None
-    return flag_key, CommandVerb(verb) if verb in _VERBS else None, hops
+    return flag_key, verb_named(verb), hops

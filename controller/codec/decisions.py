@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 
 from controller.codec.cloud_events import SOURCE, optional_record, write_event
+from controller.codec.plans import from_core_plan
 from controller.core.judging.judgement import Judgement
-from controller.core.rollout import PublishDecision, Rollout
+from controller.core.rollout import AppliedPlan, PublishDecision, Rollout
 from schemas import decision
 from schemas.advice import AdviceRecord
 
@@ -24,7 +25,8 @@ def decision_event(
         reason=effect.reason,
         issuer=effect.issuer,
         phase=rollout.phase.name,
-        stage=effect.stage,
+        stage=None if effect.stage is None else effect.stage + 1,
+        stage_name=None if effect.stage is None else rollout.plan.stages[effect.stage].name,
         from_percent=effect.from_percent,
         to_percent=effect.to_percent,
         audience=None if effect.stage is None else rollout.plan.stages[effect.stage].audience,
@@ -33,8 +35,18 @@ def decision_event(
         command_id=effect.command_id,
         judgement=None if effect.judgement is None else to_judgement_record(effect.judgement),
         advice=optional_record(AdviceRecord, effect.advice),
+        applied=None if effect.applied is None else _applied(effect.applied),
+        evidence_trouble=effect.evidence_trouble,
     )
     return write_event(decision.TYPE, effect_id, rollout.flag_key, at, record, source)
+
+
+def _applied(applied: AppliedPlan) -> decision.AppliedPlanRecord:
+    return decision.AppliedPlanRecord(
+        before=from_core_plan(applied.before),
+        after=from_core_plan(applied.after),
+        changes=list(applied.changes),
+    )
 
 
 def to_judgement_record(judgement: Judgement) -> decision.JudgementRecord:
@@ -57,8 +69,3 @@ def to_judgement_record(judgement: Judgement) -> decision.JudgementRecord:
         offsets=dict(judgement.offsets),
         batches=judgement.batches,
     )
-
-
-def judgement_to_json(judgement: Judgement) -> bytes:
-    """Return one judgement as JSON, in the form that decisions carry."""
-    return to_judgement_record(judgement).model_dump_json().encode()

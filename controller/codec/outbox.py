@@ -11,7 +11,7 @@ from controller.codec.alerts import alert_event
 from controller.codec.cloud_events import SOURCE, with_extension, write_event
 from controller.codec.decisions import decision_event
 from controller.codec.rollouts import state_event
-from controller.core.rollout import AnswerCommand, PublishDecision, RaiseAlert, Rollout
+from controller.core.rollout import AnswerCommand, PublishDecision, RaiseAlert, Retired, Rollout
 from controller.errors import BrokenInvariant
 from controller.ports import OutboxEntry
 from schemas import result
@@ -33,7 +33,8 @@ def outbox_entry(
 ) -> OutboxEntry:
     """Return a message as the record that publishes it; `rollout` is the flag's after it.
 
-    Only a result can do without a rollout. Every value is a structured CloudEvent of `source`. Its
+    Only a result can do without a rollout. Every value is a structured CloudEvent of `source`,
+    except that the document of a retired flag is a tombstone. Its
     id is `effect_id`; a result has the id of its command. The entry has no field yet: the caller
     names it when the entry is saved.
     """
@@ -42,6 +43,8 @@ def outbox_entry(
         answer_id = f"{flag_key}/{message.event or message.command_id}"
         value = result_event(message, flag_key, at, source)
         return OutboxEntry("", answer_id, "results", flag_key, value)
+    if isinstance(message, Rollout) and isinstance(message.phase, Retired):
+        return OutboxEntry("", effect_id, "state", flag_key, b"")
     if isinstance(message, Rollout):
         value = state_event(message, effect_id, at, source)
         return OutboxEntry("", effect_id, "state", flag_key, value)

@@ -16,23 +16,25 @@ from typing import Any, Final
 from controller.core.audience import Audience, Condition
 from controller.core.plan import (
     DEFAULT_GAP_POLICIES,
+    DEFAULT_WITHIN,
     AdvisorPolicy,
-    FreezeWindow,
     Guardrail,
     Plan,
     Stage,
+    Window,
 )
 from controller.plans import core_window
 from schemas.audiences import ConditionDocument
 from schemas.guardrails import Comparison, GuardrailDocument
 from schemas.plan import (
+    ALL_DAYS,
+    ActiveWindowDocument,
     AdvisorDocument,
     FreezeWindowDocument,
     PlanDocument,
     StageDocument,
     Variants,
     VariantShare,
-    Weekday,
 )
 from schemas.terms import HealthGap, Operator
 
@@ -46,12 +48,14 @@ def _same_names(*names: str) -> dict[str, str]:
 
 _PLAN_FIELDS: Final[_Fields] = {
     **_same_names("name", "description", "owner", "alpha", "beta"),
-    **_same_names("fresh_within", "start_at", "expires_at", "blind"),
+    **_same_names("fresh_within", "health_grace", "start_at", "ends_at", "expires_at", "blind"),
+    **_same_names("four_eyes"),
     "flag_key": "flag",
     "flag_type": "type",
 }
 _VARIANT_FIELDS: Final[_Fields] = _same_names("treatment", "control", "unassigned")
-# `max_bake` is not here: the core has the effective value, the document has None for the default.
+# `max_bake` and `name` are not here: the core has the effective value of the one, an empty text in
+# place of None for the other.
 _STAGE_FIELDS: Final[_Fields] = _same_names(
     "percent", "bake", "settle", "min_sample", "approval", "audience", "control"
 )
@@ -61,7 +65,6 @@ _GUARDRAIL_FIELDS: Final[_Fields] = _same_names(
 )
 _ADVISOR_FIELDS: Final[_Fields] = _same_names("mode", "deadline", "hold_rounds", "hold_for")
 
-_DAYS: Final[tuple[Weekday, ...]] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _MINUTE: Final = timedelta(minutes=1)
 _MINUTES_PER_DAY: Final = 24 * 60
 
@@ -89,7 +92,11 @@ def to_core_plan(document: PlanDocument) -> Plan:
         **_for_core(document, _PLAN_FIELDS),
         **_for_core(document.variants, _VARIANT_FIELDS),
         stages=tuple(
-            Stage(**_for_core(stage, _STAGE_FIELDS), max_bake=stage.longest_bake)
+            Stage(
+                **_for_core(stage, _STAGE_FIELDS),
+                max_bake=stage.longest_bake,
+                given_name=stage.name or "",
+            )
             for stage in document.stages
         ),
         guardrails=tuple(
@@ -98,6 +105,7 @@ def to_core_plan(document: PlanDocument) -> Plan:
         ),
         advisor=AdvisorPolicy(**_for_core(document.advisor, _ADVISOR_FIELDS)),
         freeze_windows=tuple(core_window(window) for window in document.freeze_windows),
+        active=tuple(core_window(window) for window in document.active),
         gap_policies={**DEFAULT_GAP_POLICIES, **document.health},
         audiences=tuple(
             Audience(name, tuple(tuple(map(_core_condition, clause)) for clause in clauses))
@@ -133,6 +141,7 @@ def _core_guardrail(document: GuardrailDocument, *, last_with_control: float) ->
         gate_margin=compare.gate_margin if compare else None,
         in_points=compare is not None and compare.in_points,
         to_percent=to_percent,
+        within=DEFAULT_WITHIN if document.within is None else document.within,
     )
 
 
@@ -178,12 +187,17 @@ def from_core_plan(plan: Plan) -> PlanDocument:
             for audience in plan.audiences
         },
         stages=[
-            StageDocument(**_for_document(stage, _STAGE_FIELDS), max_bake=stage.max_bake)
+            StageDocument(
+                **_for_document(stage, _STAGE_FIELDS),
+                max_bake=stage.max_bake,
+                name=stage.given_name or None,
+            )
             for stage in plan.stages
         ],
         guardrails=[_guardrail_document(guardrail) for guardrail in plan.guardrails],
         advisor=AdvisorDocument(**_for_document(plan.advisor, _ADVISOR_FIELDS)),
-        freeze_windows=[_window_document(window) for window in plan.freeze_windows],
+        freeze_windows=[_freeze_document(window) for window in plan.freeze_windows],
+        active=[_active_document(window) for window in plan.active],
         # In the order of the word list, so that equal plans are equal bytes.
         health={gap: plan.gap_policies[gap] for gap in HealthGap if gap in plan.gap_policies},
     )
@@ -201,6 +215,7 @@ def _guardrail_document(guardrail: Guardrail) -> GuardrailDocument:
         **_for_document(guardrail, _GUARDRAIL_FIELDS),
         compare=compare,
         to_percent=guardrail.to_percent,
+        within=guardrail.within if guardrail.has_floor else None,
     )
 
 
@@ -212,16 +227,26 @@ def _condition_document(condition: Condition) -> ConditionDocument:
     )
 
 
-def _window_document(window: FreezeWindow) -> FreezeWindowDocument:
+def _freeze_document(window: Window) -> FreezeWindowDocument:
+    return FreezeWindowDocument(**_window_fields(window))
+
+
+def _active_document(window: Window) -> ActiveWindowDocument:
+    first, last = window.first_day, window.last_day
+    dates = None if first is None or last is None else f"{first}..{last}"
+    return ActiveWindowDocument(**_window_fields(window), dates=dates)
+
+
+def _window_fields(window: Window) -> dict[str, Any]:
     is_within_a_day = window.minutes <= _MINUTES_PER_DAY
     end = _clock((window.start_minute + window.minutes) % _MINUTES_PER_DAY)
-    return FreezeWindowDocument(
-        days=[_DAYS[day - 1] for day in sorted(window.weekdays)],
-        begins=_clock(window.start_minute),
-        ends=end if is_within_a_day else None,
-        lasts=None if is_within_a_day else window.minutes * _MINUTE,
-        timezone=window.timezone,
-    )
+    return {
+        "days": [ALL_DAYS[day - 1] for day in sorted(window.weekdays)],
+        "begins": _clock(window.start_minute),
+        "ends": end if is_within_a_day else None,
+        "lasts": None if is_within_a_day else window.minutes * _MINUTE,
+        "timezone": window.timezone,
+    }
 
 
 def _clock(minute_of_day: int) -> str:

@@ -9,22 +9,16 @@ import json
 from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from controller.codec.cloud_events import SOURCE, optional_record, write_event
 from controller.codec.plans import from_core_plan, to_core_plan
 from controller.core.judging.judgement import Advice
-from controller.core.rollout import (
-    PHASE_TYPES,
-    AdviceRound,
-    Freeze,
-    Phase,
-    Rollout,
-    Visit,
-)
+from controller.core.rollout import PHASE_TYPES, AdviceRound, Freeze, Phase, Rollout
 from controller.core.serving import percent_to_serve
+from controller.core.visits import Closing, Visit
 from controller.errors import DocumentNewer, DocumentUnreadable, ForeignDocument
 from controller.plans import unrunnable
 from controller.text import describe_faults
@@ -55,17 +49,22 @@ def to_state(rollout: Rollout) -> state.RolloutState:
         revision=rollout.revision,
         percent=percent_to_serve(rollout),
         stage_percent=rollout.percent,
-        phase=_PHASE_RECORD.validate_python(rollout.phase, from_attributes=True),
+        phase=_numbered(_PHASE_RECORD.validate_python(rollout.phase, from_attributes=True), 1),
         hold=rollout.hold,
         freeze=optional_record(state.FreezeRecord, rollout.freeze),
+        closed_since=rollout.closed_since,
+        told_gaps=sorted(rollout.told_gaps),
+        told_breaches=sorted(rollout.told_breaches),
         visits=[
-            state.VisitRecord.model_validate(visit, from_attributes=True)
+            _numbered(state.VisitRecord.model_validate(visit, from_attributes=True), 1)
             for visit in rollout.visits
         ],
         started_at=rollout.started_at,
         updated_at=rollout.updated_at,
         plan_version=rollout.plan.version,
         plan=from_core_plan(rollout.plan),
+        has_advisor=rollout.has_advisor,
+        authors=list(rollout.authors),
     )
 
 
@@ -77,6 +76,19 @@ def rollout_to_json(rollout: Rollout) -> bytes:
 def state_event(rollout: Rollout, effect_id: str, at: datetime, source: str = SOURCE) -> bytes:
     """Return the document as an event for the compacted topic; `read_state` reads it."""
     return write_event(state.TYPE, effect_id, rollout.flag_key, at, to_state(rollout), source)
+
+
+RecordT = TypeVar("RecordT", bound=BaseModel)
+
+
+def _numbered(record: RecordT, shift: int) -> RecordT:
+    """Return a phase or a visit with its stage's number moved: documents count from 1."""
+    changes: dict[str, Any] = {}
+    if (stage := getattr(record, "stage", None)) is not None:
+        changes["stage"] = stage + shift
+    if (held := getattr(record, "held", None)) is not None:
+        changes["held"] = _numbered(held, shift)
+    return record.model_copy(update=changes) if changes else record
 
 
 # --- reading ---
@@ -130,14 +142,25 @@ def _read_fields(fields: Any) -> Rollout:
             f"{state.SCHEMA_VERSION}: run the release that wrote it, or a newer one"
         )
     try:
-        document = state.RolloutState.model_validate(fields)
+        document = _with_indexes(state.RolloutState.model_validate(fields))
         _check_coherent(document)
-        return from_state(document)
+        return _from_indexed(document)
     except ValidationError as error:
         raise DocumentUnreadable(f"rollout document is damaged: {describe_faults(error)}") from None
     except _DAMAGE as error:
         why = f"rollout document is damaged: {type(error).__name__}: {error}"
         raise DocumentUnreadable(why[:MAX_REASON_CHARS]) from error
+
+
+def _with_indexes(document: state.RolloutState) -> state.RolloutState:
+    """Return the document with stages as indexes, which versions before 3 had."""
+    if document.schema_version < state.STAGES_FROM_1:
+        return document
+    changes = {
+        "phase": _numbered(document.phase, -1),
+        "visits": [_numbered(visit, -1) for visit in document.visits],
+    }
+    return document.model_copy(update=changes)
 
 
 def _check_coherent(document: state.RolloutState) -> None:
@@ -152,15 +175,15 @@ def _check_coherent(document: state.RolloutState) -> None:
         problems.append(f"it is of {document.flag}, its plan of {document.plan.flag}")
     if stage is not None and not document.visits:
         problems.append("it is in a stage that it has not visited")
-    if any(index >= stages for index in (stage or 0, *(visit.stage for visit in document.visits))):
-        problems.append(f"it names a stage beyond the last of {stages}")
+    indexes = (stage or 0, *(visit.stage for visit in document.visits))
+    if not all(0 <= index < stages for index in indexes):
+        problems.append(f"it names a stage before the first or beyond the last of {stages}")
     if problems:
         why = f"rollout document is damaged: {'; '.join(problems)}"
         raise DocumentUnreadable(why[:MAX_REASON_CHARS])
 
 
-def from_state(document: state.RolloutState) -> Rollout:
-    """Return the rollout that the document describes."""
+def _from_indexed(document: state.RolloutState) -> Rollout:
     return Rollout(
         flag_key=document.flag,
         rollout_id=document.rollout_id,
@@ -168,12 +191,21 @@ def from_state(document: state.RolloutState) -> Rollout:
         plan=replace(to_core_plan(document.plan), version=document.plan_version),
         phase=_core_phase(document.phase),
         percent=document.percent if document.stage_percent is None else document.stage_percent,
-        visits=tuple(Visit(**_fields_of(visit)) for visit in document.visits),
+        visits=tuple(map(_core_visit, document.visits)),
         started_at=document.started_at,
         updated_at=document.updated_at,
         hold=document.hold,
         freeze=Freeze(**_fields_of(document.freeze)) if document.freeze else None,
+        has_advisor=document.has_advisor,
+        told_gaps=frozenset(document.told_gaps),
+        told_breaches=frozenset(document.told_breaches),
+        authors=tuple(document.authors),
     )
+
+
+def _core_visit(record: state.VisitRecord) -> Visit:
+    closings = tuple(Closing(**_fields_of(closing)) for closing in record.closings)
+    return Visit(**{**_fields_of(record), "closings": closings})
 
 
 def _core_phase(record: state.PhaseRecord) -> Phase:

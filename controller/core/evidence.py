@@ -1,4 +1,4 @@
-"""What was counted: totals per arm, their sums, and the latency histogram.
+"""The counted evidence: totals per arm, their sums, and the latency histogram.
 
 Belongs here: values that a gate reads, added up over partitions. Does not belong here: counting,
 which `controller/counting` does per partition, and what the numbers mean, which `core/metrics` and
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from schemas.counters import Counters, merged_values
+from schemas.counters import COUNTERS, Counters, merged_values
 from schemas.terms import Arm
 
 #: Ratio of two neighbouring bucket edges. With the estimate of `bucket_value` the relative error is
@@ -64,21 +64,28 @@ def quantile(histogram: Histogram, q: float) -> float | None:
     raise AssertionError("a histogram's counts add up to its total")
 
 
-@dataclass(frozen=True, slots=True)
-class ArmTotals(Counters):
+class ArmTotals(Counters, frozen=True):
     """What was counted for one arm in one visit; `schemas.counters` is the table of its fields."""
 
     def __add__(self, other: ArmTotals) -> ArmTotals:
         """Return the totals of both, as over two partitions."""
         return ArmTotals(*merged_values((self, other)))
 
+    def without_latency(self) -> ArmTotals:
+        """Return the totals without the histogram that the tests use."""
+        values = {counter.name: getattr(self, counter.name) for counter in COUNTERS}
+        return ArmTotals(**{**values, "latency": {}})
+
+
+NOTHING_COUNTED = ArmTotals()
+
 
 @dataclass(frozen=True, slots=True)
 class VisitTotals:
     """Both arms of one visit, merged over all partitions."""
 
-    treatment: ArmTotals = ArmTotals()
-    control: ArmTotals = ArmTotals()
+    treatment: ArmTotals = NOTHING_COUNTED
+    control: ArmTotals = NOTHING_COUNTED
     #: Partitions whose part of this visit is stored but cannot be read: it is missing above.
     unreadable: tuple[str, ...] = ()
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from controller.core.rollout import Baking, Phase, Rollout, Scheduled, Visit
+from controller.core.rollout import Baking, Phase, Rollout, Scheduled
+from controller.core.visits import Closing, Visit
 
 #: Clocks may differ by less than this; see `clock.max_skew_seconds`.
 AHEAD_AT_MOST_SECONDS: Final = 10.0
@@ -32,20 +33,29 @@ def healed(rollout: Rollout, now: datetime) -> Rollout:
         rollout,
         revision=rollout.revision + 1,
         phase=_phase(rollout, now),
-        visits=tuple(_visit(visit, now) for visit in rollout.visits),
+        visits=tuple(
+            _visit(visit, now, rollout.plan.stages[visit.stage].settle) for visit in rollout.visits
+        ),
         started_at=min(rollout.started_at, now),
         updated_at=min(rollout.updated_at, now),
         freeze=None if freeze is None else replace(freeze, since=min(freeze.since, now)),
     )
 
 
-def _visit(visit: Visit, now: datetime) -> Visit:
+def _visit(visit: Visit, now: datetime, settle: timedelta) -> Visit:
     entered_at = min(visit.entered_at, now)
     return replace(
         visit,
         entered_at=entered_at,
         counts_from=entered_at + (visit.counts_from - visit.entered_at),
         left_at=None if visit.left_at is None else min(visit.left_at, now),
+        closings=tuple(
+            Closing(
+                min(one.since, now),
+                None if one.counts_from is None else min(one.counts_from, now + settle),
+            )
+            for one in visit.closings
+        ),
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from controller.core.machine import decide, is_frozen
+from controller.core.machine.times import missed_closing
 from controller.core.plan import AdvisorPolicy
 from controller.core.rollout import (
     Aborted,
@@ -26,11 +27,13 @@ from controller.core.rollout import (
     Gating,
     Paused,
     PublishDecision,
+    Retired,
     RolledBack,
     Rollout,
     Scheduled,
     Ticked,
 )
+from controller.core.windows import is_active
 from schemas.terms import (
     AdvisorMode,
     Arm,
@@ -42,14 +45,16 @@ from schemas.terms import (
 )
 
 #: Labels of the counter, one per function below.
-RULES = ("I1", "I3", "I4", "I4'", "I5", "I6", "I7", "I14", "I16", "I17", "I19")
+RULES = ("I1", "I3", "I4", "I4'", "I5", "I6", "I7", "I14", "I16", "I17", "I19", "I25")
 #: A gate decides at the first event past its deadline. The two readings of the clock may differ by
 #: this.
 GATE_EPSILON = timedelta(seconds=1)
 #: A bake ends by a timer that may fire a little early.
 BAKE_EPSILON_SECONDS = 1.0
 
-_RAISED_BY = frozenset({DecisionKind.START, DecisionKind.ADVANCE, DecisionKind.COMPLETE})
+_RAISED_BY = frozenset(
+    {DecisionKind.START, DecisionKind.ADVANCE, DecisionKind.COMPLETE, DecisionKind.OPEN}
+)
 _MAY_RAISE = frozenset(
     {
         CommandVerb.START,
@@ -132,9 +137,10 @@ def violations(
             ("I16", gate_past_deadline(step)),
             ("I17", advance_despite_gaps(step)),
             ("I19", shortened_bake(step, bake_left_seconds)),
+            ("I25", served_outside_windows(step)),
         )
     )
-    forbidding = ("I4", "I19")
+    forbidding = ("I4", "I19", "I25")
     return [
         Violation(rule, why, is_raise or rule in forbidding)
         for rule, why in checks
@@ -145,7 +151,7 @@ def violations(
 def raise_without_cause(step: Step) -> str | None:
     """I1: percent rises only with a decision that names a passed gate, or a command.
 
-    A gate leads up by one stage.
+    A gate leads up by one stage. An active window that begins leads to what was decided before.
     """
     before, after = step.before, step.after
     if after is None or not step.is_raise:
@@ -161,6 +167,8 @@ def raise_without_cause(step: Step) -> str | None:
         return None
     if before is None or before.rollout_id != after.rollout_id:
         return f"{type(event).__name__} starts a rollout"
+    if decision.kind is DecisionKind.OPEN:
+        return _opened_wrongly(before, event, after)
     if isinstance(event, Ticked) and isinstance(before.phase, Scheduled):
         return None if after.stage_index == 0 else f"its start leads to stage {after.stage_index}"
     if not isinstance(event, EvidenceJudged) or not isinstance(before.phase, Gating):
@@ -172,6 +180,29 @@ def raise_without_cause(step: Step) -> str | None:
     return None
 
 
+def _opened_wrongly(before: Rollout, event: Event, after: Rollout) -> str | None:
+    """Return what is wrong with a rise at the begin of an active window, None for nothing."""
+    if not isinstance(event, Ticked) or before.closed_since is None:
+        return f"{type(event).__name__} opens a rollout that is {before.phase.name}"
+    if isinstance(before.phase, Paused) or before.freeze is not None:
+        return "a rollout opens that is paused or frozen"
+    if (after.percent, after.stage_index) != (before.visits[-1].percent, before.stage_index):
+        return f"it opens at {after.percent:g} %, {before.visits[-1].percent:g} % was decided"
+    return None
+
+
+def served_outside_windows(step: Step) -> str | None:
+    """I25: while a rollout is closed it serves 0 %, and nothing rises outside active windows."""
+    after = step.after
+    if after is None or not after.plan.active:
+        return None
+    if after.closed_since is not None and after.percent > 0:
+        return f"{after.percent:g} % is served while it is closed"
+    if step.is_raise and after.percent > 0 and not is_active(after.plan.active, after.updated_at):
+        return f"{after.percent:g} % is reached outside the active windows"
+    return None
+
+
 def breach_unanswered(step: Step) -> str | None:
     """I3: a breach leads in the same step to 0 %, the stage below or a pause, as the plan says."""
     before, after, event = step.before, step.after, step.event
@@ -180,9 +211,8 @@ def breach_unanswered(step: Step) -> str | None:
     breach = event.judgement.breach
     if breach is None or not before.phase.is_guarded:
         return None
-    is_lower = after.percent < before.percent or (after.stage_index or 0) < (
-        before.stage_index or 0
-    )
+    is_lower = after.percent < before.percent or after.phase.serves_nothing
+    is_lower = is_lower or (after.stage_index or 0) < (before.stage_index or 0)
     if is_lower or (breach.on_breach is OnBreach.PAUSE and isinstance(after.phase, Paused)):
         return None
     return f"{breach.metric} is breached and {before.percent:g} % becomes {after.percent:g} %"
@@ -191,12 +221,12 @@ def breach_unanswered(step: Step) -> str | None:
 def revived(step: Step) -> str | None:
     """I4: a roll back is final: percent stays 0 until a start with a new rollout id."""
     before, after = step.before, step.after
-    if before is None or not isinstance(before.phase, RolledBack | Aborted):
+    if before is None or not isinstance(before.phase, RolledBack | Aborted | Retired):
         return None
     if after is None:
         return "a rollout that has ended is gone"
     if after.rollout_id == before.rollout_id:
-        if after.percent != 0 or not isinstance(after.phase, RolledBack | Aborted):
+        if after.percent != 0 or not isinstance(after.phase, RolledBack | Aborted | Retired):
             return f"{before.phase.name} becomes {after.phase.name} at {after.percent:g} %"
         return None
     event = step.event
@@ -265,7 +295,9 @@ def revision(step: Step) -> str | None:
     before, after = step.before, step.after
     if after is None or after is before:
         return None
-    previous = 0 if before is None else before.revision
+    event = step.event
+    first = event.last_revision if isinstance(event, CommandReceived) else 0
+    previous = first if before is None else before.revision
     if after.revision == previous + 1:
         return None
     if before is not None and after.revision == previous and _visible(before) == _visible(after):
@@ -287,6 +319,10 @@ def gate_past_deadline(step: Step) -> str | None:
         return None
     if not isinstance(step.event, Ticked | EvidenceJudged) or is_frozen(before, now):
         return None
+    if before.closed_since is not None or after.closed_since is not None:
+        return None  # its time stands still
+    if missed_closing(before, now) is not None:
+        return None  # the next tick closes the gate
     if now < before.phase.until + GATE_EPSILON or not isinstance(after.phase, Gating):
         return None
     if after.phase.gate_id != before.phase.gate_id or after.phase.until > now:

@@ -7,8 +7,8 @@ The wire form (YAML, JSON) is in `schemas/plan.py`. Checks with messages for peo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from controller.core.audience import Audience
@@ -39,11 +39,33 @@ class Stage:
     #: Name in Plan.audiences of the contexts that `percent` is a share of; None: all contexts.
     audience: str | None = None
     control: ControlArm = ControlArm.REST
+    given_name: str = ""  # by the plan's author; empty: none
+
+    @property
+    def name(self) -> str:
+        """The stage's name: the given one, else its share, as in `10%` or `10%-beta`."""
+        of = "" if self.audience is None else f"-{self.audience}"
+        return self.given_name or f"{self.percent:.10g}%{of}"
 
     @property
     def has_control(self) -> bool:
         """Whether contexts are left to compare with. At 100 % only limits can be judged."""
         return self.percent < 100
+
+
+def stage_called(plan: Plan, name: str) -> int | None:
+    """Return the index of the stage with this name, also a share as in `10%`; None: there is none.
+
+    A stage that has a name is found by its share too, where no other is called so.
+    """
+    names = [stage.name for stage in plan.stages]
+    if name not in names:
+        names = [replace(stage, given_name="").name for stage in plan.stages]
+    return names.index(name) if name in names else None
+
+
+#: The time that a context has to convert, where a floor does not say.
+DEFAULT_WITHIN = timedelta(minutes=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +88,8 @@ class Guardrail:
     on_breach: OnBreach = OnBreach.ROLL_BACK
     from_percent: float = 0.0  # watched only in stages of at least this percentage,
     to_percent: float = 100.0  # and at most this one: a limit that tightens is two guardrails
+    #: A floor only: the time that a context has to convert before it counts as not converted.
+    within: timedelta = DEFAULT_WITHIN
     #: The kind that the metric's name belongs to.
     kind: MetricKind = field(init=False, repr=False, compare=False)
 
@@ -73,19 +97,26 @@ class Guardrail:
         """Resolve the metric's kind. Raises ValueError for a metric of no kind."""
         object.__setattr__(self, "kind", kind_of(self.metric))
 
+    @property
+    def has_floor(self) -> bool:
+        """Whether the limit is one that treatment must stay above."""
+        return self.limit is not None and self.kind.is_better_when_higher
+
     def is_watched_at(self, percent: float) -> bool:
         """Return whether a stage of `percent` is judged by this guardrail."""
         return self.from_percent <= percent <= self.to_percent
 
 
 @dataclass(frozen=True, slots=True)
-class FreezeWindow:
-    """A recurring time in which nothing advances. It never delays a rollback."""
+class Window:
+    """A recurring time by a local clock: a freeze window, or an active window."""
 
     weekdays: frozenset[int]  # ISO, Monday is 1; the day on which the window starts
     start_minute: int  # of the local day, 0..1439
     minutes: int  # length, at least 1; may run past midnight
     timezone: str  # IANA name
+    first_day: date | None = None  # the window starts on no day before it; None: no limit
+    last_day: date | None = None  # the window starts on no day after it; None: no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +128,14 @@ class AdvisorPolicy:
     hold_rounds: int = 3  # holds by advice before a person decides
     hold_for: timedelta = timedelta(minutes=10)  # between two rounds
 
+    @property
+    def all_rounds(self) -> timedelta:
+        """How long it takes to ask the model in every round."""
+        return (self.deadline + self.hold_for) * self.hold_rounds
 
-#: What a health gap does at a gate where the plan does not say: the gate waits, but a broken split
-#: is a fault and pauses the rollout.
+
+#: What a health gap does where the plan does not say: the rollout waits and people are told, but a
+#: broken split is a fault and pauses the rollout.
 DEFAULT_GAP_POLICIES: dict[HealthGap, GapPolicy] = {
     gap: GapPolicy.PAUSE if gap is HealthGap.SRM else GapPolicy.WAIT for gap in HealthGap
 }
@@ -110,17 +146,23 @@ class Plan:
     """Stages, guardrails and policies of one rollout."""
 
     name: str
-    version: str  # hash of the canonical wire form: identifies the plan of a decision
+    #: Identifies the plan of a decision: a hash of its canonical wire form, or, where `apply` has
+    #: joined two plans, of their versions.
+    version: str
     flag_key: str
     treatment: str  # variant name; with `split` the name of the arm
     control: str  # variant name
     stages: tuple[Stage, ...]  # percent strictly rising within each audience
     guardrails: tuple[Guardrail, ...]
     advisor: AdvisorPolicy = AdvisorPolicy()
-    freeze_windows: tuple[FreezeWindow, ...] = ()
+    freeze_windows: tuple[Window, ...] = ()  # nothing advances in them; they delay no rollback
+    #: Outside of them everybody has control and the rollout waits; empty: it is always active.
+    active: tuple[Window, ...] = ()
     gap_policies: dict[HealthGap, GapPolicy] = field(
         default_factory=lambda: dict(DEFAULT_GAP_POLICIES)
     )
+    #: A gap acts, and people are told of it, when it has lasted for so long.
+    health_grace: timedelta = timedelta(minutes=5)
     alpha: float = 0.01  # probability of a false roll back over the whole rollout
     beta: float = 0.05  # probability that a gate passes a release as bad as the margin
     #: The newest event of a stage that is judged is at most this old.
@@ -128,6 +170,7 @@ class Plan:
     owner: str = ""
     description: str = ""
     expires_at: datetime | None = None  # past it a running rollout pauses and asks for its owner
+    ends_at: datetime | None = None  # then 0 % is served, in every phase
     start_at: datetime | None = None
     flag_type: FlagType = FlagType.RELEASE
     audiences: tuple[Audience, ...] = ()
@@ -139,6 +182,8 @@ class Plan:
     values: Mapping[str, Any] = field(default_factory=dict)
     #: A timed ramp without evidence: stages end by bake alone. Every view of the plan warns of it.
     blind: bool = False
+    #: Whether its authors may neither approve nor promote: see `machine/four_eyes.py`.
+    four_eyes: bool = False
 
     def audience(self, name: str | None) -> Audience | None:
         """Return an audience by its name, None for all contexts.

@@ -12,11 +12,14 @@ from typing import Any, ClassVar, NamedTuple, Self, get_args
 
 from controller.core.judging.judgement import Advice, Explanation, Judgement
 from controller.core.plan import Plan, Stage
+from controller.core.visits import Visit
 from schemas.terms import (
+    AdvisorMode,
     AlertKind,
     CommandStatus,
     CommandVerb,
     DecisionKind,
+    HealthGap,
     HoldReason,
     PhaseName,
     Severity,
@@ -160,27 +163,25 @@ class Aborted(_End):
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Retired(_End):
+    """rolloutd has let go of the flag: it serves nothing, and apps use their own default. Final.
+
+    A flag that is retired has no document any more as soon as everybody knows.
+    """
+
+    name: ClassVar = PhaseName.RETIRED
+    serves_nothing: ClassVar = True
+    reason: str
+
+
 InStage = Baking | Gating | AwaitingApproval
-Ended = Completed | RolledBack | Aborted
+Ended = Completed | RolledBack | Aborted | Retired
 #: What may still go on by itself, and what a pause interrupts.
 Waiting = Scheduled | InStage
 Phase = Waiting | Paused | Ended
 #: In the order of `PhaseName`.
 PHASE_TYPES: tuple[type[Phase], ...] = get_args(Phase)
-
-
-@dataclass(frozen=True, slots=True)
-class Visit:
-    """The time from entering a stage to leaving it.
-
-    A stage that is stepped back to gets a second visit, and its evidence counts from zero.
-    """
-
-    stage: int
-    percent: float
-    entered_at: datetime
-    counts_from: datetime  # entered_at + settle
-    left_at: datetime | None = None  # None: still there
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +198,8 @@ class Rollout:
     """The document of one rollout: where it stands and how it got there.
 
     `revision` grows by one per transition and never falls, over all rollouts of the flag. Only
-    `machine/transitions.py` makes a new one.
+    `transitions.py`, `holding.py`, `retirement.py`, `plan_transitions.py` and
+    `window_transitions.py` in `machine/` make a new one.
     """
 
     flag_key: str
@@ -211,6 +213,20 @@ class Rollout:
     updated_at: datetime  # of the last transition; time never runs backwards past it
     hold: HoldReason | None = None  # why it does not move, None while nothing is in the way
     freeze: Freeze | None = None
+    #: Health gaps of the present stage that people were told of, and not yet that they are over.
+    told_gaps: frozenset[HealthGap] = frozenset()
+    #: Metrics whose breach people were told of in the present pause, and not yet that it is over.
+    told_breaches: frozenset[str] = frozenset()
+    #: Whether a model is configured where the rollout runs.
+    has_advisor: bool = True
+    #: Issuers of its start and of each plan that was applied since, each once.
+    authors: tuple[str, ...] = ()
+
+    @property
+    def advisor_mode(self) -> AdvisorMode:
+        """What advice may do: without a model nothing, unless the plan requires advice."""
+        mode = self.plan.advisor.mode
+        return mode if self.has_advisor or mode is AdvisorMode.REQUIRED else AdvisorMode.OFF
 
     @property
     def unpaused_phase(self) -> Waiting | Ended:
@@ -240,6 +256,11 @@ class Rollout:
         return None if self.stage_index is None else self.plan.stages[self.stage_index]
 
     @property
+    def stage_name(self) -> str | None:
+        """The name of the present stage; None before the start and after the end."""
+        return None if self.stage is None else self.stage.name
+
+    @property
     def visit_index(self) -> int:
         """Index of the present visit in `visits`, after the end of the last one; -1 without any."""
         return len(self.visits) - 1
@@ -250,21 +271,47 @@ class Rollout:
         return self.visits[-1] if self.visits else None
 
     @property
+    def closed_since(self) -> datetime | None:
+        """When it closed, outside its plan's active windows; None while it is open."""
+        visit = self.present_visit
+        if visit is None or not visit.closings or self.unpaused_phase.serves_nothing:
+            return None
+        last = visit.closings[-1]
+        return last.since if last.counts_from is None else None
+
+    @property
+    def decided_percent(self) -> float:
+        """What is served while it is open; `percent` unless it is closed."""
+        return self.percent if self.closed_since is None else self.visits[-1].percent
+
+    @property
     def served_words(self) -> str:
         """`10 %`, and in a stage with an audience `10 % of beta`."""
+        return self.words_of(self.percent)
+
+    def words_of(self, percent: float) -> str:
+        """Return a percentage of the present stage in the words of `served_words`."""
         visit = self.present_visit
-        audience = self.plan.stages[visit.stage].audience if visit and self.percent else None
-        return f"{self.percent:g} %" + ("" if audience is None else f" of {audience}")
+        audience = self.plan.stages[visit.stage].audience if visit and percent else None
+        return f"{percent:g} %" + ("" if audience is None else f" of {audience}")
 
     @property
     def serves_nothing(self) -> bool:
-        """Whether 0 % is served, whatever `percent` says."""
-        return self.unpaused_phase.serves_nothing
+        """Whether 0 % is served: before the start, after a roll back, while it is closed."""
+        return self.unpaused_phase.serves_nothing or self.closed_since is not None
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing but a new start, or a roll back after completion, can change it."""
+        """Whether nothing but a new start, or a roll back after completion, can change it.
+
+        Active windows go on to close and open a completed one.
+        """
         return isinstance(self.phase, Ended)
+
+    @property
+    def may_open_again(self) -> bool:
+        """Whether it has completed, and active windows open it, or the end of them does."""
+        return isinstance(self.phase, Completed) and bool(self.plan.active or self.closed_since)
 
 
 # --- events: past tense; `decide` is given the time beside them ---
@@ -310,10 +357,21 @@ class CommandReceived:
     reason: str
     issued_at: datetime
     expected_revision: int | None = None
-    plan: Plan | None = None  # for `start`; for `restart` it may replace the pinned one
+    #: For `start` and `apply`; for `restart` it may replace the pinned one.
+    plan: Plan | None = None
     #: True: the command was in the log before this replica began to read there, so it may have been
     #: read before. False: it was sent just now, whatever its issuer's clock says.
     is_backlog: bool = False
+    #: For a start: what the rollout will need and is not there, one phrase each.
+    missing: tuple[str, ...] = ()
+    #: Why the evidence of the stage cannot be judged at this moment, one phrase for each gap. An
+    #: approval is refused for it, the answers to other commands tell it.
+    gaps: tuple[str, ...] = ()
+    has_advisor: bool = True  # whether a model is configured on this replica
+    to_stage: str | None = None  # for `promote` and `step_back`: the name of the stage to enter
+    for_rollout: str = ""  # the id of the one rollout that it is meant for; empty: not known
+    #: For a start of a flag without a rollout: the highest revision that it may have had before.
+    last_revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +406,15 @@ Event = (
 
 
 @dataclass(frozen=True, slots=True)
+class AppliedPlan:
+    """A change of a running plan: both plans, and every difference in words."""
+
+    before: Plan
+    after: Plan
+    changes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PublishDecision:
     """Write to the audit log what was decided, with all the evidence."""
 
@@ -361,6 +428,8 @@ class PublishDecision:
     advice: Advice | None = None
     gate_id: str | None = None
     command_id: str | None = None
+    applied: AppliedPlan | None = None  # set where the plan was changed
+    evidence_trouble: str | None = None  # why there is no judgement; None: none was to be expected
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,6 +443,7 @@ class RaiseAlert:
     dedup_key: str
     judgement: Judgement | None = None  # carries the harm accounting
     explanation: Explanation | None = None  # sent later, on another alert with the same dedup key
+    occasion: str = ""  # when it began: tells alerts of one key and revision apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,10 +461,7 @@ class AnswerCommand:
 
 @dataclass(frozen=True, slots=True)
 class AskAdvice:
-    """Ask the model about the gate's evidence; the answer comes back as an event.
-
-    The one effect that is not saved in the outbox, see `Transition`.
-    """
+    """Ask the model; its answer comes back as an event. Not saved in the outbox: `Transition`."""
 
     gate_id: str
     round: int
@@ -431,17 +498,3 @@ class Transition(NamedTuple):
 
 #: The issuer of what no operator decided.
 CONTROLLER = "rolloutd"
-
-#: Commands that raise the percentage, or open the way to it, are refused when they are older than
-#: this: a command from before an outage says nothing of the state after it.
-COMMAND_MAX_AGE = timedelta(minutes=10)
-
-#: All other commands only ever make the rollout more careful, so an outage of hours does not make
-#: them void. One that is more than a day old was read again, from a log whose offsets were lost or
-#: mirrored, and nobody remembers it.
-LOWERING_MAX_AGE = timedelta(hours=24)
-
-#: A command that was issued before the present rollout began belongs to an earlier one. Clocks of
-#: laptops differ by seconds to minutes; a slower clock than this is believed only for a command
-#: that was sent just now, see `is_backlog`.
-CLOCK_TOLERANCE = timedelta(minutes=5)

@@ -1,4 +1,4 @@
-"""What flag planes have to serve, as a pure function of the rollout: the same for every plane.
+"""Computes from a rollout what flag planes have to serve: the same for every plane.
 
 A stage opens a *ring*: a share of an audience, or of all contexts. Rings of earlier stages stay as
 they are, and each audience keeps the newest percentage it was given. So widening a rollout takes no
@@ -32,7 +32,8 @@ from typing import Any
 
 from controller.core.audience import Attributes, Audience, matcher
 from controller.core.plan import Plan, Stage
-from controller.core.rollout import Rollout, Visit
+from controller.core.rollout import Rollout
+from controller.core.visits import Visit
 from schemas.terms import ControlArm
 
 #: Buckets: steps of 0.01 %.

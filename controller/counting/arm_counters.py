@@ -93,8 +93,8 @@ class ArmCounter:
         self.first_errors = counts.first_errors
         self.checked = counts.checked
         self.repeated = counts.repeated
-        self.converted_counts = counts.converted
-        self.latency = counts.latency
+        self.converted_counts = dict(counts.converted)
+        self.latency = dict(counts.latency)
         self.latency_again = {
             bucket: count - counts.latency.get(bucket, 0)
             for bucket, count in counts.latency_all.items()

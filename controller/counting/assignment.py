@@ -53,6 +53,7 @@ class Assignment:
         self._flags_to_count = dependencies.flags_to_count
         self._topology = dependencies.topology
         self._tasks = dependencies.tasks
+        self._sampling = dependencies.sampling
         self._now_ms = dependencies.now_ms
         self.faults = faults
         self._logger = structlog.get_logger()
@@ -91,8 +92,10 @@ class Assignment:
         owned.pending = []
         if owned.is_faulty:
             self.faults.clear(owned)
+        self.faults.clear_hidden(owned)
         owned.totals.flags.close()
         owned.end_trial()
+        self._sampling.forget(owned.partition)
         if self.owned.get(owned.partition) is owned:
             del self.owned[owned.partition]
         number = owned.partition[1]

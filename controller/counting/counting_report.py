@@ -116,4 +116,5 @@ class CountingReport:
             heard_seconds=self._ends.silent_seconds(owned, now),
             counts_exposures=owned.is_counting_exposures,
             saved_seconds=now - owned.saved_at,
+            save_trouble=owned.save_trouble,
         )

@@ -1,10 +1,11 @@
-"""What the parts of counting share: ports, settings, and where they report."""
+"""The objects that the parts of counting share: ports, settings, and where they report."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from controller.counting.background_tasks import BackgroundTasks
+from controller.counting.event_sampling import EventSampling
 from controller.counting.flags_to_count import FlagsToCount
 from controller.counting.pacing import Pacing
 from controller.health import Faults
@@ -41,6 +42,7 @@ class Dependencies:
     faults: Faults  # of one partition or flag
     topology: Topology | None
     flags_to_count: FlagsToCount
+    sampling: EventSampling
     counters: IngestCounters = field(default_factory=IngestCounters)
     tasks: BackgroundTasks = field(default_factory=BackgroundTasks)
 

@@ -60,11 +60,10 @@ class FlagPartition:
         is_treatment = variant == counted.treatment or variant in counted.more_treatments
         if not is_treatment and variant != counted.control:
             return None
-        for begin, until, visit in reversed(counted.intervals):
-            if begin <= time_ms < until:
-                self.from_ms, self.until_ms = begin, until
-                self.treatment, self.control = self._counters.get(visit) or self._open(visit)
-                return self.treatment if is_treatment else self.control
+        if (interval := counted.interval_at(time_ms)) is not None:
+            self.from_ms, self.until_ms, visit = interval
+            self.treatment, self.control = self._counters.get(visit) or self._open(visit)
+            return self.treatment if is_treatment else self.control
         treatment, control = self._counters.get(None) or self._open(None)
         return treatment if is_treatment else control
 

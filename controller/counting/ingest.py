@@ -32,8 +32,10 @@ from controller.core.rollout import Rollout
 from controller.counting.assignment import Assignment
 from controller.counting.counting_report import CountingReport
 from controller.counting.dependencies import Dependencies
+from controller.counting.event_sampling import EventSampling
+from controller.counting.event_tally import EventTally
 from controller.counting.fetching import Fetching
-from controller.counting.flags_to_count import FlagsToCount
+from controller.counting.flags_to_count import CountedFlag, FlagsToCount
 from controller.counting.log_ends import LogEnds
 from controller.counting.owned_partition import PartitionView
 from controller.counting.pacing import Pacing
@@ -46,6 +48,7 @@ from controller.health import Faults, Scope
 from controller.ports import Clock, EventLog, Topology, Totals
 from controller.settings import CountingSettings
 from controller.telemetry import Metrics
+from schemas.events import Packed
 
 _FOLDED_PER_TURN = 2 * FOLDED_AT_ONCE  # records, usually of one pair; then others may run
 # Records come by the hundred and are freed without a collection. At the usual 700 new objects a
@@ -85,6 +88,9 @@ class Ingest:
         just been saved. `faults` gets what is contained in one partition or flag. `topology` knows
         which topic it is that has a name.
         """
+        flags_to_count = FlagsToCount(settings.unknown_flags_limit)
+        self.tally = EventTally(flags_to_count, read_evaluations, read_outcomes)
+        of_packed = isinstance(read_evaluations, Packed) or isinstance(read_outcomes, Packed)
         dependencies = Dependencies(
             events=log,
             totals=totals,
@@ -96,7 +102,8 @@ class Ingest:
             epoch=epoch,
             faults=Faults(clock.now) if faults is None else faults,
             topology=topology,
-            flags_to_count=FlagsToCount(settings.unknown_flags_limit),
+            flags_to_count=flags_to_count,
+            sampling=EventSampling(self.tally, of_packed=of_packed),
         )
         self._dependencies = dependencies
         self.counters = dependencies.counters
@@ -131,6 +138,12 @@ class Ingest:
         if counted is not None:
             for owned in self.assignment.owned.values():
                 owned.totals.flags.apply(counted)
+
+    def retire(self, flag_key: str, revision: int) -> None:
+        """Free what was counted for a flag that was retired as this revision."""
+        counted = self.flags_to_count.retire(flag_key, revision)
+        if counted is not None:
+            self._free(counted)
 
     async def stop(self) -> None:
         """Let `run` save what was folded, under one deadline, and return once it has ended.
@@ -213,10 +226,12 @@ class Ingest:
         if now - self._freed_at < self._dependencies.pacing.sweep_seconds:
             return
         self._freed_at = now
+        self.tally.drop_ended()
         for counted in self.flags_to_count.end(self._dependencies.now_ms()):
-            for owned in self.assignment.owned.values():
-                owned.totals.flags.drop(counted.flag_key, counted.rollout_id)
-            self._dependencies.faults.clear(Scope.FLAG, counted.flag_key, reporter=BUDGET)
-            self._logger.info(
-                "totals_freed", flag_key=counted.flag_key, rollout_id=counted.rollout_id
-            )
+            self._free(counted)
+
+    def _free(self, counted: CountedFlag) -> None:
+        for owned in self.assignment.owned.values():
+            owned.totals.flags.drop(counted.flag_key, counted.rollout_id)
+        self._dependencies.faults.clear(Scope.FLAG, counted.flag_key, reporter=BUDGET)
+        self._logger.info("totals_freed", flag_key=counted.flag_key, rollout_id=counted.rollout_id)

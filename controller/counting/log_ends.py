@@ -17,6 +17,9 @@ from controller.counting.owned_partition import OwnedPartition, PartitionState
 from controller.errors import EventLogUnavailable
 from controller.log_identity import is_other_topic, why_other_log
 
+#: Transactions of producers usually last for milliseconds to seconds.
+HIDDEN_SECONDS = 5.0
+
 
 class LogEnds:
     """What the log says of itself."""
@@ -27,6 +30,7 @@ class LogEnds:
         self._clock = dependencies.clock
         self._pacing = dependencies.pacing
         self._assignment = assignment
+        self._faults = assignment.faults
         self._logger = structlog.get_logger()
 
     async def follow(self, updated: Callable[[], None]) -> None:
@@ -55,7 +59,9 @@ class LogEnds:
 
     def _update(self, owned: OwnedPartition, position: int, end: int) -> None:
         """Record where a log ends, and load its partition again when the log is another one."""
-        owned.end, owned.end_answered_at = end, self._clock.monotonic()
+        now = self._clock.monotonic()
+        owned.end, owned.end_answered_at = end, now
+        self._check_hidden(owned, position, end, now)
         if owned.state is not PartitionState.READY or owned.is_leaving:
             return
         is_other = is_other_topic(owned.totals.records.topic_id, self._assignment.topic_id(owned))
@@ -64,6 +70,19 @@ class LogEnds:
             owned.times_short = 0
             self._logger.warning("log_changed", topic_partition=owned.key, offset=position, end=end)
             self._assignment.reload(owned)
+
+    def _check_hidden(self, owned: OwnedPartition, position: int, end: int, now: float) -> None:
+        """Report records that an open transaction hides, once they have been hidden for long."""
+        hidden = (self._events.end_offset(owned.partition) or 0) - end
+        if position < end or hidden <= 0:
+            if owned.hidden_since is not None:
+                owned.hidden_since = None
+                self._faults.clear_hidden(owned)
+            return
+        if owned.hidden_since is None:
+            owned.hidden_since = now
+        elif now - owned.hidden_since >= HIDDEN_SECONDS:
+            self._faults.report_hidden(owned, hidden)
 
     def end_of(self, owned: OwnedPartition) -> int | None:
         """Return the offset behind a log's last record, as far as it is known."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import structlog
 
 from controller.counting.owned_partition import OwnedPartition
@@ -13,9 +15,10 @@ from controller.ports import EventLog
 class LostRecords:
     """Checks the holes of partitions before each save."""
 
-    def __init__(self, events: EventLog, faults: PartitionFaults) -> None:
-        """Ask `events` where it begins."""
+    def __init__(self, events: EventLog, faults: PartitionFaults, seconds: float) -> None:
+        """Ask `events` where it begins, and wait for the answer so long: a save waits, too."""
         self._events = events
+        self._seconds = seconds
         self._faults = faults
         self._logger = structlog.get_logger()
 
@@ -33,9 +36,11 @@ class LostRecords:
             owned.checked_to, owned.checked_last_ms = position, last_ms
             return
         try:
-            first, _ = await self._events.bounds(owned.partition)
-        except EventLogUnavailable as trouble:
-            self._logger.warning("bounds_unknown", topic_partition=owned.key, error=str(trouble))
+            async with asyncio.timeout(self._seconds):
+                first, _ = await self._events.bounds(owned.partition)
+        except (EventLogUnavailable, TimeoutError) as trouble:
+            why = str(trouble) or f"no answer within {self._seconds:g} s"
+            self._logger.warning("bounds_unknown", topic_partition=owned.key, error=why)
             return  # asked again before the next save
         if owned.totals is not totals:
             return

@@ -43,6 +43,7 @@ class PartitionView:
     heard_seconds: float | None = None  # since the brokers last answered for it; None: never
     counts_exposures: bool = True  # evaluations; else outcomes
     saved_seconds: float = 0.0  # since it was last saved; an idle one is saved, too
+    save_trouble: str = ""  # why the last try to save failed; empty: it did not
 
     @property
     def lag(self) -> int | None:
@@ -69,6 +70,7 @@ class OwnedPartition:
         "end_answered_at",
         "failed_at",
         "failures",
+        "hidden_since",
         "holes_checked",
         "is_busy",
         "is_counting_exposures",
@@ -85,6 +87,7 @@ class OwnedPartition:
         "rebased_at",
         "reported",
         "save_at",
+        "save_trouble",
         "saved",
         "saved_at",
         "saved_rebased",
@@ -110,6 +113,7 @@ class OwnedPartition:
         self.totals = totals
         self.state = PartitionState.LOADING
         self.trouble = ""
+        self.save_trouble = ""  # of the last try to save; empty: it was saved
         #: Totals that were loaded, the stored fence (None for none), how often it was rebased.
         self.loaded: tuple[PartitionTotals, int | None, int] | None = None
         self.saved: int | None = None  # the fence that we expect in the store
@@ -132,6 +136,7 @@ class OwnedPartition:
         self.unsaved_since: float | None = None  # when the oldest unsaved change was counted
         self.end: int | None = None  # the log's end, as last answered
         self.end_answered_at: float | None = None  # when that was
+        self.hidden_since: float | None = None  # since an open transaction hides records
         self.bounds_at: float | None = None  # when the brokers answered the load
         self.times_short = 0  # times in a row that the log ended before our position
         self.failures = 0  # consecutive mistakes of ours at one place

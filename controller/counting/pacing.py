@@ -1,4 +1,4 @@
-"""What bounds counting in time and memory and is no operator's choice.
+"""The limits of counting in time and memory that an operator does not choose.
 
 The operator's choices are `CountingSettings`.
 """
@@ -29,6 +29,8 @@ class Pacing:
     join_patience_seconds: float = 5.0
     revoke_seconds: float = 2.0  # for the last save before a partition is handed over
     drain_seconds: float = 2.0  # for the last saves at the end
+    # A save waits at most so long to learn whether offsets that it skipped were lost records.
+    holes_seconds: float = 1.0
     quarantine_seconds: float = 2.0  # a save waits at most so long for its refusals to be written
     ends_seconds: float = 1.0  # between two requests where the log ends
     sweep_seconds: float = 60.0  # between two checks for rollouts that ended

@@ -15,6 +15,7 @@ from itertools import accumulate
 from math import inf
 
 from controller.counting.dependencies import Dependencies
+from controller.counting.membership import digest_of
 from controller.counting.owned_partition import (
     OwnedPartition,
     PartitionPair,
@@ -77,6 +78,7 @@ class PairOrder:
         self._settings: CountingSettings = dependencies.settings
         self._pacing = dependencies.pacing
         self._trial = trial
+        self._sampling = dependencies.sampling
         self._read_evaluations = read_evaluations
         self._read_outcomes = read_outcomes
         self.has_packed = isinstance(read_evaluations, Packed) or isinstance(read_outcomes, Packed)
@@ -168,6 +170,7 @@ class PairOrder:
             owned.last_timestamp_ms = min(batch[folded - 1].timestamp, self._now_ms + MAX_AHEAD_MS)
             del owned.pending[:folded]
             pair.held_since = None
+            self._sample(owned, batch[:folded], now, join)
         elif pair.held_since is None:
             pair.held_since = now
         return folded
@@ -224,7 +227,31 @@ class PairOrder:
         if folded:
             owned.last_timestamp_ms = min(batch[folded - 1].timestamp, self._now_ms + MAX_AHEAD_MS)
             del owned.pending[:folded]
+            self._sample(owned, batch[:folded], now, None)
         return folded
+
+    def _sample(
+        self,
+        owned: OwnedPartition,
+        records: Sequence[Record],
+        now: float,
+        join: PartitionTotals | None,
+    ) -> None:
+        """Let some of the records that were counted be shown and judged, too."""
+
+        def flags_of(context_id: str, time_ms: int) -> Sequence[tuple[str, str]]:
+            if join is None:
+                return ()
+            return join.flags.exposures(digest_of(context_id.encode()), time_ms)
+
+        self._sampling.offer(
+            owned.partition,
+            records,
+            now,
+            self._now_ms,
+            of_evaluations=owned.is_counting_exposures,
+            join=flags_of,
+        )
 
     def _sets_aside(self, owned: OwnedPartition, record: Record, fold: _Fold) -> bool:
         """Set the next record aside if it cannot be counted; return whether it was.

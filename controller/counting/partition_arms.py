@@ -187,9 +187,10 @@ class PartitionArms:
         counted = self._flags_to_count.flags.get(place.flag_key)
         if counted is None or counted.rollout_id != place.rollout_id:
             return False
-        return any(
-            visit == place.visit and until < until_ms for _, until, visit in counted.intervals
-        )
+        if counted.present_visit == place.visit:
+            return False  # it may be closed, and open again
+        ends = [until for _, until, visit in counted.intervals if visit == place.visit]
+        return bool(ends) and max(ends) < until_ms
 
 
 def encode_bundles(bundles: Iterable[FieldBundle]) -> dict[str, bytes]:

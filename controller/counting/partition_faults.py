@@ -14,6 +14,11 @@ from controller.counting.pair_order import CAREFUL_RECORDS, FoldingFailed, failu
 from controller.health import Scope, partition_remedy
 
 _REPORTER = "counting"  # reports these faults, and alone clears them
+_HIDING = "open transaction"  # reports records that cannot be read yet
+_END_TRANSACTION = (
+    "end it: restart its producer, or find it with `kafka-transactions.sh find-hanging`, and "
+    "abort it"
+)
 _REBASED = "look at the flags in a stage: it is tainted, and a person decides how it goes on"
 # A rebase is shown as a fault for so long. The loss that it left stays in the evidence.
 _REBASE_SHOWN_SECONDS = 600.0
@@ -60,6 +65,15 @@ class PartitionFaults:
             "records_lost", topic_partition=owned.key, from_offset=offset, to_offset=first
         )
 
+    def report_hidden(self, owned: OwnedPartition, records: int) -> None:
+        """Report records that nobody can read until the transaction before them has ended."""
+        why = f"a producer's open transaction hides its last {records:,} records"
+        self._faults.report(Scope.PARTITION, owned.name, why, _END_TRANSACTION, reporter=_HIDING)
+
+    def clear_hidden(self, owned: OwnedPartition) -> None:
+        """Clear what `report_hidden` reported: the transaction has ended."""
+        self._faults.clear(Scope.PARTITION, owned.name, reporter=_HIDING)
+
     def isolate(self, failure: FoldingFailed) -> None:
         """Have the failed batch's records tried one by one, so that those that fail are set aside.
 
@@ -98,7 +112,7 @@ class PartitionFaults:
         self.clear(owned)
 
     def clear(self, owned: OwnedPartition) -> None:
-        """Clear a partition's fault."""
+        """Clear what counting itself reported of a partition."""
         self._faults.clear(Scope.PARTITION, owned.name, reporter=_REPORTER)
 
     def _report(self, owned: OwnedPartition, why: str, fix: str) -> None:

@@ -133,6 +133,14 @@ class PartitionTotals:
         """
         return self.flags.drain_changes(changes, self.position, self.records.freshest_ms or 0)
 
+    def begin_batch(self) -> None:
+        """Begin the next batch of outcomes without a save.
+
+        A context is at risk once per batch.
+        """
+        for counter in (*self.flags.arms.changed, *self.flags.arms.changed_in_bundles):
+            counter.batch_contexts = {}
+
     def skip_to(self, offset: int, end: int) -> None:
         """Go on at `offset`, because the log no longer has what lies before: holes, and a loss.
 

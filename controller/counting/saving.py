@@ -39,6 +39,7 @@ from schemas.totals import MAX_FIELDS_PER_SAVE, encode_progress
 BUDGET = "budget"
 """The reporter of flags whose contexts fill a partition; it alone clears these faults."""
 _OVER_BUDGET = "end the rollout when you can, or raise counting.max_contexts_per_partition"
+_LAST_COMMIT_SECONDS = 0.5  # at the end; no more, because Kafka may hang
 _SWEEP_SECONDS = 600.0  # by then the counted flags are newer than any hash that was loaded
 _EXPOSURES_KEPT_MS = 3_600_000  # beyond their window, in a partition without traffic
 
@@ -89,9 +90,12 @@ class Saving:
         self._ends = ends
         self._refusals = refusals
         self._report = report
-        self._lost_records = LostRecords(dependencies.events, assignment.faults)
+        self._lost_records = LostRecords(
+            dependencies.events, assignment.faults, self._pacing.holes_seconds
+        )
         self._on_saved = on_saved
         self._committed_at = 0.0
+        self._committing: asyncio.Task[None] | None = None
         self._logger = structlog.get_logger()
 
     # - when -
@@ -164,7 +168,7 @@ class Saving:
         spent = 2 * sum(each.encode_seconds for each in self._assignment.pairs.values())
         pause = max(self._settings.flush_interval_seconds, spent / self._pacing.saving_share)
         pair.next_save_at = began + min(pause, self._pacing.longest_flush_seconds)
-        await self._commit(self._clock.monotonic())
+        self._commit(self._clock.monotonic())
 
     def _pass_holes(self, owned: OwnedPartition) -> None:
         """Go past offsets behind the last record that hold none for us: the end of a transaction.
@@ -255,6 +259,7 @@ class Saving:
                 )
             except StoreUnavailable as trouble:
                 self._counters.save_troubles += 1
+                owned.save_trouble = str(trouble)
                 self._logger.warning("save_failed", topic_partition=owned.key, error=str(trouble))
                 await asyncio.sleep(self._pacing.retry_seconds)
                 continue
@@ -276,6 +281,7 @@ class Saving:
         owned.set_failures_behind(snapshot.next_offset)
         owned.saved_rebased = owned.totals.records.rebased
         owned.saved_at = now
+        owned.save_trouble = ""
         owned.unsaved_since = snapshot.at if owned.has_changed else None
         self._assignment.faults.clear_if_recovered(owned, now)
         self._counters.saves += 1
@@ -302,9 +308,13 @@ class Saving:
         except StoreUnavailable as trouble:
             self._logger.warning("delete_failed", topic_partition=owned.key, error=str(trouble))
 
-    async def _commit(self, now: float) -> None:
-        """Commit the saved offsets to Kafka, for lag tools only: we never read them."""
-        if now - self._committed_at < self._pacing.commit_seconds:
+    def _commit(self, now: float) -> None:
+        """Begin to commit the saved offsets to Kafka, for lag tools only: we never read them.
+
+        No save waits for it: while Kafka hangs, totals go on being saved.
+        """
+        is_busy = self._committing is not None and not self._committing.done()
+        if is_busy or now - self._committed_at < self._pacing.commit_seconds:
             return
         self._committed_at = now
         offsets = {
@@ -313,7 +323,7 @@ class Saving:
             if owned.saved is not None and owned.state is PartitionState.READY
         }
         if offsets:
-            await self._events.commit(offsets)
+            self._committing = self._tasks.start(self._events.commit(offsets), "commit")
 
     # - last saves -
 
@@ -349,6 +359,8 @@ class Saving:
             async with asyncio.timeout(self._pacing.drain_seconds):
                 await asyncio.gather(*(self._save_last(pair) for pair in assignment.pairs.values()))
                 await self._refusals.flushed(self._pacing.drain_seconds)
+                if self._committing is not None:
+                    await asyncio.wait({self._committing}, timeout=_LAST_COMMIT_SECONDS)
         except TimeoutError:
             self._logger.warning("drained_unsaved")
         finally:

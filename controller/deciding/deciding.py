@@ -17,7 +17,8 @@ The way of a command:
 6. `command_follower.py` commits its offset.
 
 Commands of flags that do not exist go through `unknown_flags.py`; refusals go through
-`command_refusals.py`. Evidence comes from `totals_reader.py`.
+`command_refusals.py`. Evidence comes from `totals_reader.py`. Retired flags are let go by
+`retiring.py`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from controller.deciding.commands.known_flags import KnownFlags
 from controller.deciding.commands.passing_faults import PassingFaults
 from controller.deciding.commands.unknown_flags import UnknownFlags
 from controller.deciding.dependencies import WorkerDependencies
+from controller.deciding.retiring import LettingGo, Placing, Retiring
 from controller.deciding.totals_reader import TotalsReader
 from controller.ports import EventLog, RefusedRecords, Topology
 
@@ -48,9 +50,11 @@ class Deciding:
         log: EventLog,
         topology: Topology,
         refused_records: RefusedRecords,
+        letting_go: LettingGo | None = None,
     ) -> None:
         """`log` is this replica's member of the group that decides."""
         clock, pool = dependencies.clock, totals.pool
+        self.dependencies = dependencies
         self.pool = pool
         self.totals = totals
         self.topic = topic = CommandTopic(topology, dependencies.publisher)
@@ -84,6 +88,14 @@ class Deciding:
             faults=dependencies.faults,
             passing_faults=passing_faults,
         )
+        placing = Placing(self._owns, lambda flag_key: self.commands[flag_key] > 0)
+        self._retiring = Retiring(dependencies, pool, placing, letting_go or LettingGo())
+        dependencies.registry.subscribe_own(self._retiring)
+        dependencies.registry.on_overtaken(self._retiring.republish)
+
+    def _owns(self, flag_key: str) -> bool:
+        home = self.topic.home_of(flag_key)
+        return any(number == home for _, number in self.follower.owned)
 
     async def run(self) -> None:
         """Follow the command topic and the totals until cancelled."""
@@ -94,3 +106,4 @@ class Deciding:
             group.create_task(self.follower.run(group), name="commands")
             group.create_task(self.totals.run(), name="totals")
             group.create_task(self._refusals.run(), name="refusals")
+            group.create_task(self._retiring.run(), name="retiring")

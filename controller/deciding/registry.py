@@ -10,12 +10,18 @@ belong here: reading the state topic (`running/state_follower.py`), and what a l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
-from controller.core.rollout import Rollout
+from controller.core.rollout import Retired, Rollout
+
+#: Retired flags whose revision is known, to refuse what comes late; those before are forgotten.
+RETIRED_KEPT: Final = 10_000
 
 Listener = Callable[[Rollout], object]
 """Receives the newest rollout of a flag; must return at once."""
+
+RetiredListener = Callable[[str, int], object]
+"""Receives a flag that was retired, and the revision that did it; must return at once."""
 
 
 class OwnRollouts(Protocol):
@@ -34,17 +40,23 @@ class RolloutRegistry:
     def __init__(self) -> None:
         self._newest: dict[str, Rollout] = {}
         self._stored_flags: frozenset[str] = frozenset()
+        self._retired: dict[str, int] = {}  # the revision that did it, oldest first
         self._listeners: list[Listener] = []
+        self._retired_listeners: list[RetiredListener] = []
         self._own_listeners: list[OwnRollouts] = []
         self._overtaken_listeners: list[Callable[[str], object]] = []
 
     def subscribe(self, listener: Listener) -> None:
         """Pass every newest rollout to `listener`, whoever decided it. Not those from before.
 
-        Listeners are the planes that have `update` (`controller/planes.py`) and counting
-        (`bootstrap._subscribe`).
+        Listeners are the planes that have `update` (`controller/planes.py`), counting, and the
+        flag's worker (`bootstrap._subscribe`).
         """
         self._listeners.append(listener)
+
+    def on_retired(self, *listeners: RetiredListener) -> None:
+        """Call these with each flag that was retired, whoever did it."""
+        self._retired_listeners.extend(listeners)
 
     def subscribe_own(self, listener: OwnRollouts) -> None:
         """Pass the rollouts of flags that run here to `listener`."""
@@ -53,6 +65,10 @@ class RolloutRegistry:
     def newest(self, flag_key: str) -> Rollout | None:
         """Return the newest rollout of a flag, None where none is known."""
         return self._newest.get(flag_key)
+
+    def retired_revision(self, flag_key: str) -> int | None:
+        """Return the revision that retired a flag lately; None for a flag that is not retired."""
+        return self._retired.get(flag_key)
 
     @property
     def rollouts(self) -> Mapping[str, Rollout]:
@@ -64,9 +80,9 @@ class RolloutRegistry:
         """Every flag that has a rollout, as far as is known without asking Redis; in order."""
         return sorted({*self._newest, *self._stored_flags})
 
-    def on_overtaken(self, listener: Callable[[str], object]) -> None:
-        """Call `listener` with each flag whose newest rollout the state topic lacks."""
-        self._overtaken_listeners.append(listener)
+    def on_overtaken(self, *listeners: Callable[[str], object]) -> None:
+        """Call these with each flag whose newest rollout the state topic lacks."""
+        self._overtaken_listeners.extend(listeners)
 
     def republish(self, flag_key: str) -> None:
         """Let the newest rollout be published again.
@@ -80,11 +96,39 @@ class RolloutRegistry:
         """Add flags that Redis holds. Their rollouts may not be known yet."""
         self._stored_flags = self._stored_flags.union(flag_keys)
 
+    def drop_stored(self, flag_key: str) -> None:
+        """Note that Redis holds nothing of a flag any more."""
+        self._stored_flags = self._stored_flags.difference((flag_key,))
+
+    def retire(self, flag_key: str, revision: int) -> None:
+        """Let go of a flag that was retired as this revision, unless a newer rollout is known.
+
+        Documents up to this revision are refused from now on: they come late.
+        """
+        newest = self._newest.get(flag_key)
+        if revision <= self._retired.get(flag_key, -1):
+            return
+        if newest is not None and newest.revision > revision:
+            return
+        self._newest.pop(flag_key, None)
+        self._retired.pop(flag_key, None)
+        self._retired[flag_key] = revision
+        if len(self._retired) > RETIRED_KEPT:
+            del self._retired[next(iter(self._retired))]
+        for listener in self._retired_listeners:
+            listener(flag_key, revision)
+
     def update(self, rollout: Rollout) -> None:
         """Pass a rollout to all listeners unless a newer one is known. It may be anybody's.
 
         The first listener that raises ends the round: those after it get the next rollout.
         """
+        if isinstance(rollout.phase, Retired):
+            self.retire(rollout.flag_key, rollout.revision)
+            return
+        if rollout.revision <= self._retired.get(rollout.flag_key, -1):
+            return
+        self._retired.pop(rollout.flag_key, None)
         newest = self._newest.get(rollout.flag_key)
         if newest is None or rollout.revision >= newest.revision:
             self._newest[rollout.flag_key] = rollout

@@ -16,14 +16,15 @@ import structlog
 from controller.core.evidence import Evidence, PartitionProgress, VisitTotals
 from controller.core.rollout import Rollout
 from controller.deciding.event_partitions import EventPartitions
+from controller.deciding.evidence_reader import visits_to_read
 from controller.deciding.flag.flag_inbox import NewTotals
 from controller.deciding.worker_pool import WorkerPool
 from controller.errors import OperatingTrouble
 from controller.health import Faults, Scope
 from controller.ports import Clock, Totals
 
-#: Totals are read this often at most, at least every `READ_EVERY_SECONDS`, and never for more than
-#: a tenth of the time.
+#: Totals are read this often at most, and at least every `READ_EVERY_SECONDS`. In between, reading
+#: takes no more than this share of the time, as far as that leaves one read a second.
 READ_AT_MOST_EVERY_SECONDS = 0.1
 READ_EVERY_SECONDS = 1.0
 READ_TIME_SHARE = 0.1
@@ -135,13 +136,15 @@ class TotalsReader:
                 self._faults.report(Scope.PART, "totals", why)
             self.pool.clear_recovered()
             seconds = self._clock.monotonic() - began
-            pause = max(READ_AT_MOST_EVERY_SECONDS, seconds * (1 / READ_TIME_SHARE - 1))
+            # Bounded: after a read that Redis did not answer, harm must not wait for ten more.
+            pause = min(seconds * (1 / READ_TIME_SHARE - 1), READ_EVERY_SECONDS)
+            pause = max(pause, READ_AT_MOST_EVERY_SECONDS)
 
     async def _read(self) -> None:
         """Read the totals of all flags together, in one round trip per partition."""
         live = self.pool.rollouts
         visits = {
-            key: (rollout.rollout_id, range(max(len(rollout.visits) - 2, 0), len(rollout.visits)))
+            key: (rollout.rollout_id, visits_to_read(rollout))
             for key, rollout in live.items()
             if rollout.stage_index is not None
         }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import structlog
 
 from controller.core.judging.judgement import Judgement
-from controller.core.rollout import RaiseAlert, Rollout
+from controller.core.rollout import RaiseAlert, Retired, Rollout
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.flag.flag_worker import FlagWorker
 from controller.deciding.flag.outbox import EffectEncoder
@@ -85,9 +85,13 @@ class WorkerPool:
 
     @property
     def rollouts(self) -> Mapping[str, Rollout]:
-        """The rollouts that run here."""
+        """The rollouts that run here, without those of flags that were retired."""
         rollouts = ((key, run.worker.rollout) for key, run in self._runs.items())
-        return {key: rollout for key, rollout in rollouts if rollout is not None}
+        return {
+            key: rollout
+            for key, rollout in rollouts
+            if rollout is not None and not isinstance(rollout.phase, Retired)
+        }
 
     @property
     def judgements(self) -> Mapping[str, tuple[Rollout, Judgement]]:

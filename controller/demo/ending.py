@@ -133,13 +133,13 @@ def _harm(course: Course, report: Report) -> str:
     )
     reached = f"{report.treated_users:,} of {USERS:,} users got the new version"
     harmed = (
-        f"{report.harmed_users:,} of them met a failure or a delay the old one would have "
-        f"spared them"
+        f"{report.harmed_users:,} saw an error or a delay that they would not have had otherwise"
         if report.harmed_users
-        else "none of them was harmed by it"
+        else "it harmed none of them"
     )
+    as_many = "" if report.harmed_users else ", as many as the old version would have had"
     counted = (
-        f" (rolloutd counted {seen['failed_requests']:,} failed requests in treatment)"
+        f" (rolloutd counted {seen['failed_requests']:,} failed requests in treatment{as_many})"
         if seen
         else ""
     )

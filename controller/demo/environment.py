@@ -109,6 +109,7 @@ class DemoEnvironment:
             "REDIS__URL": self.redis_url,
             "HTTP__PORT": str(http_port),
             "HTTP__OPS_PORT": "0",  # a free one: the demo does not use it
+            "LAST_KNOWN__DIRECTORY": str(self._tree.directory / "last-known"),
         }
         if advisor is not None:
             settings |= {"ADVISOR__URL": advisor.url, "ADVISOR__MODEL": advisor.model}
@@ -141,7 +142,8 @@ class DemoEnvironment:
 
 async def _is_ready(client: httpx.AsyncClient, http_url: str) -> bool:
     try:
-        return (await client.get(f"{http_url}/readyz")).status_code == httpx.codes.OK
+        answer = await client.get(f"{http_url}/readyz")
+        return answer.status_code == httpx.codes.OK and not answer.json()["starting"]
     except httpx.HTTPError:
         return False
 

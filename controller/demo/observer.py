@@ -1,4 +1,4 @@
-"""What the demo shows: records of rolloutd's topics, and what the daemon has counted so far.
+"""Reads what the demo shows: rolloutd's topics, and the totals that the daemon has counted.
 
 Only reads. Totals come from the store. They are judged here by the same function and from the same
 stored tests as in the daemon. The decisions themselves are the daemon's own, from its topic.

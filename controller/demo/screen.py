@@ -23,7 +23,7 @@ from schemas.plan import PlanDocument
 from schemas.terms import Arm, DecisionKind, PhaseName, Severity, Verdict
 
 _BAR_CELLS = 10
-_OTHER_LINES = 17  # everything but the list of events
+_OTHER_LINES = 19  # everything but the list of events
 _FEWEST_EVENTS = 4
 _COLORS = {
     DecisionKind.ADVANCE: "green",
@@ -41,6 +41,9 @@ _SEVERITY_COLORS = {
 
 class Screen(Protocol):
     """Shows the course of the demo."""
+
+    def served_at(self, url: str) -> None:
+        """Show where the daemon's page is, for as long as the demo runs."""
 
     def add_line(self, line: Text) -> None:
         """Add a line to the list of events."""
@@ -65,16 +68,20 @@ class Terminal:
             advisor_words,
         )
         self._events: list[Text] = []
+        self._page = Text()
         self._rate = _Rate()
         self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
         self._live.start()
+
+    def served_at(self, url: str) -> None:
+        self._page = Text.assemble((" the page, while this runs: ", "dim"), url)
 
     def add_line(self, line: Text) -> None:
         self._events.append(line)
 
     def show(self, course: Course, report: Report, state: str) -> None:
         self._rate.update(report)
-        rows: list[RenderableType] = [self._head(), Text()]
+        rows: list[RenderableType] = [self._head(), _one_line(self._page)]
         if course.rollout is None:
             rows += [Text(f" {state}", "dim"), Text()]
         else:
@@ -84,7 +91,8 @@ class Terminal:
                 Text(),
                 _arms(course),
                 Text(),
-                *_metrics(course),
+                *_metrics(course, self._console),
+                Text(),
             ]
         room = max(_FEWEST_EVENTS, self._console.height - _OTHER_LINES)
         rows += self._events[-room:]
@@ -150,6 +158,9 @@ class Lines:
             highlight=False,
         )
 
+    def served_at(self, url: str) -> None:
+        self._console.print(f"the page, while this runs: {url}", soft_wrap=True, highlight=False)
+
     def add_line(self, line: Text) -> None:
         self._console.print(line.plain.strip(), soft_wrap=True, highlight=False)
 
@@ -162,6 +173,9 @@ class Lines:
 
 class Silent:
     """Nothing at all, for `--json`."""
+
+    def served_at(self, url: str) -> None:
+        """Do nothing."""
 
     def add_line(self, line: Text) -> None:
         """Do nothing."""
@@ -247,7 +261,7 @@ def _phase_words(course: Course) -> str:
 def _arms(course: Course) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 1), show_edge=False, header_style="dim")
     table.add_column("this stage", min_width=9)
-    for name in ("users", "requests", "errors", "p50", "p99"):
+    for name in ("users", "requests", "failed requests", "p50", "p99"):
         table.add_column(name, justify="right", min_width=8)
     for arm in (Arm.TREATMENT, Arm.CONTROL):
         counted = course.totals.arm(arm)
@@ -267,19 +281,29 @@ def _arm_cells(counted: ArmTotals) -> tuple[str, ...]:
     )
 
 
-def _metrics(course: Course) -> list[RenderableType]:
-    """Return two lines per guardrail: how far its two tests have come, and the reason in words."""
+def _metrics(course: Course, console: Console) -> list[RenderableType]:
+    """Return three lines per guardrail: how far its two tests have come, and the reason in words.
+
+    A reason longer than two lines is cut.
+    """
     judgement = course.judgement
     metrics = list(judgement.metrics) if judgement is not None else []
     lines: list[RenderableType] = []
     for metric in metrics[:2]:
-        lines += [_bars(metric), _one_line(Text(f"   {metric.reason}", "dim"))]
+        lines += [_bars(metric), *_two_lines(metric.reason, console)]
     gaps = [] if judgement is None else [f"{gap.kind}: {gap.detail}" for gap in judgement.gaps]
-    lines += [Text()] * (4 - len(lines))
+    lines += [Text()] * (6 - len(lines))
     lines.append(
-        _one_line(Text(f" not judged yet: {'; '.join(gaps)}", "yellow")) if gaps else Text()
+        _one_line(Text(f" not enough data yet: {'; '.join(gaps)}", "yellow")) if gaps else Text()
     )
     return lines
+
+
+def _two_lines(reason: str, console: Console) -> list[Text]:
+    """Return a reason over exactly two lines, three columns in."""
+    lines = list(Text(reason, "dim").wrap(console, max(console.width - 3, 10)))
+    first, rest = lines[0], Text(" ").join(lines[1:])
+    return [_one_line(Text.assemble("   ", each)) for each in (first, rest)]
 
 
 def _bars(metric: MetricReport) -> Text:

@@ -1,9 +1,9 @@
 """A plan tried on recorded events: counted, judged and decided as the daemon would have done.
 
-Time is the records' own: the timestamps at which Kafka received them. Each slice of time is folded.
-Its totals are what one save would bring, and the plan's virtual rollout judges them. Another
-decision was served then, so the records are not expected to have the plan's split, unless the
-caller requests it.
+Time is the records' own: the timestamps at which Kafka received them. Each slice of time is folded,
+in batches as long as the daemon's, because a context is at risk once per batch. The plan's virtual
+rollout then judges the totals. Another decision was served then, so the records are not expected to
+have the plan's split, unless the caller requests it.
 
 Belongs here: folding and deciding. Does not belong here: reading Kafka, and words
 (`cli/backtest_run.py`).
@@ -11,9 +11,10 @@ Belongs here: folding and deciding. Does not belong here: reading Kafka, and wor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from typing import Literal, NamedTuple
 
 from controller.codec.merging import Merger, arms_of
@@ -39,12 +40,17 @@ from controller.counting.flags_to_count import CountedFlag, FlagsToCount
 from controller.counting.partition_totals import PartitionTotals, ReadEvaluations, ReadOutcomes
 from controller.ports import Record
 from schemas import wire
-from schemas.terms import AdviceChoice, Arm, CommandVerb, HealthGap
+from schemas.terms import AdviceChoice, AdvisorMode, Arm, CommandVerb, HealthGap
 
 _PROCEED = Advice(AdviceChoice.PROCEED, 100, ("assumed",), "assumed", "", 0)
 _ISSUER = "backtest"
 #: The records have the split that was served then, so these gaps count on request only.
 _OF_THE_SPLIT = (HealthGap.SRM, HealthGap.ACTUATION_DRIFT)
+#: In silence it is judged at most this far apart, so that a gap is seen to last.
+_JUDGED_IN_SILENCE = timedelta(seconds=30)
+#: How long it is judged so after a change and the plan's `health_grace`: by then every gap that
+#: lasts has acted, and only deadlines are left.
+_SETTLED_AFTER = timedelta(minutes=2)
 
 
 class Source(NamedTuple):
@@ -83,6 +89,7 @@ class Backtest:
         *,
         exact_limit: int,
         window_ms: int,
+        batch_ms: int = 100,
         counts_split: bool = False,
         read_evaluations: ReadEvaluations = wire.read_evaluations,
         read_outcomes: ReadOutcomes = wire.read_outcomes,
@@ -90,13 +97,14 @@ class Backtest:
         """Start the plan at `starts_at`, UTC.
 
         `sources` are all event partitions there are; evaluations and outcomes of one number are a
-        pair. `exact_limit` and `window_ms` are ingest's. With `counts_split` the split of contexts
-        is held against the plan's percentages.
+        pair. `exact_limit` and `window_ms` are ingest's, `batch_ms` is its time between two saves.
+        With `counts_split` the split of contexts is held against the plan's percentages.
         """
         self.decisions: list[DatedDecision] = []
         self.judgement: Judgement | None = None
         self.judged_at = starts_at
         self._counts_split = counts_split
+        self._batch_ms = batch_ms
         self._read_evaluations, self._read_outcomes = read_evaluations, read_outcomes
         self._flags = FlagsToCount()
         self._tests = SequentialTests()
@@ -114,16 +122,25 @@ class Backtest:
         self._at = starts_at
         self._started: set[Source] = set()
         order = CommandReceived(
-            "start-1", CommandVerb.START, _ISSUER, "backtest", starts_at, plan=plan
+            "start-1",
+            CommandVerb.START,
+            _ISSUER,
+            "backtest",
+            starts_at,
+            plan=plan,
+            has_advisor=plan.advisor.mode is AdvisorMode.REQUIRED,  # else it would take no time
         )
         self.rollout: Rollout | None = None
         self._handle(order)
 
     @property
     def is_over(self) -> bool:
-        """Whether more records change nothing: it has ended, or waits for a person."""
+        """Whether more records change nothing.
+
+        A pause is no end: guardrails stay armed. Nor is completion where active windows close it.
+        """
         rollout = self._current()
-        return rollout.has_ended or rollout.phase.name == "paused"
+        return rollout.has_ended and not rollout.may_open_again
 
     @property
     def records(self) -> Counted:
@@ -142,7 +159,7 @@ class Backtest:
         In each source they follow the records of the previous call.
         """
         # Deadlines before `at` come first, each at its own time: a deadline does not wait for
-        # traffic.
+        # traffic. Events are counted by their own times, whatever was decided before them.
         while (
             not self.is_over
             and (deadline := next_deadline(self._current())) is not None
@@ -153,21 +170,44 @@ class Backtest:
             self._handle(Ticked())
             if self.rollout is before:
                 break
+            if not batch:
+                self._judge()
         self._at = at
+        for totals in self._totals.values():
+            totals.set_time(_ms(at))
         # In this order, because an outcome may be joined to an exposure of this slice.
         for kind in ("evaluations", "outcomes"):
             for source, records in batch.items():
                 if source.kind == kind and records:
                     self._fold(source, records)
+        self._judge()
+
+    def pass_silence(self, until: datetime, every: timedelta) -> None:
+        """Let time pass without a record, until `until`; judge as long as gaps may yet act.
+
+        `every` is the time between two checks.
+        """
+        grace = self._current().plan.health_grace + _SETTLED_AFTER
+        silent_since = self._at
+        while self._at < until and not self.is_over:
+            rollout = self._current()
+            at = self._at + min(every, _JUDGED_IN_SILENCE)
+            if at - max(silent_since, rollout.updated_at) > grace:
+                deadline = next_deadline(rollout)
+                at = until if deadline is None else max(deadline, at)
+            self.advance(min(at, until), {})
+
+    def _judge(self) -> None:
+        """Judge the totals as they are, and let the rollout decide."""
         if self.is_over or self._current().stage_index is None:
             return
-        judgement, self._tests = judge(self._current(), self._evidence(), self._tests, at)
+        judgement, self._tests = judge(self._current(), self._evidence(), self._tests, self._at)
         if not self._counts_split:
             judgement = replace(
                 judgement,
                 gaps=tuple(gap for gap in judgement.gaps if gap.kind not in _OF_THE_SPLIT),
             )
-        self.judgement, self.judged_at = judgement, at
+        self.judgement, self.judged_at = judgement, self._at
         self._handle(EvidenceJudged(judgement))
 
     def _current(self) -> Rollout:
@@ -182,8 +222,9 @@ class Backtest:
         if source.kind == "evaluations":
             totals.fold_evaluations(records, self._read_evaluations)
         else:
-            evaluations = self._totals.get(Source("evaluations", source.partition))
-            totals.fold_outcomes(records, self._read_outcomes, join=evaluations)
+            for _, batch in groupby(records, lambda record: record.timestamp // self._batch_ms):
+                self._fold_outcomes(source, list(batch))
+                totals.begin_batch()
         totals.refused.clear()
         changes = Changes()
         for _ in totals.drain_changes(changes):
@@ -195,6 +236,15 @@ class Backtest:
                 if name in self._arm_names()
             }
         )
+
+    def _fold_outcomes(self, source: Source, batch: Sequence[Record]) -> None:
+        """Fold a batch of outcomes; each call folds only as many as exposures are indexed for."""
+        evaluations = self._totals.get(Source("evaluations", source.partition))
+        while batch:
+            folded = self._totals[source].fold_outcomes(
+                batch, self._read_outcomes, join=evaluations
+            )
+            batch = batch[folded:]
 
     def _arm_names(self) -> set[str]:
         rollout = self._current()
@@ -269,3 +319,40 @@ class Backtest:
         totals = self.totals()
         exposed = sum(totals.arm(arm).exposures for arm in Arm)
         return totals.treatment.exposures / exposed if exposed else None
+
+
+class Replay:
+    """Gives a backtest its records in slices of time, and the silence between them."""
+
+    def __init__(self, test: Backtest, begins: datetime, every: timedelta) -> None:
+        """Begin at the time of the backtest's start; a slice is `every` long."""
+        self._test = test
+        self._every = every
+        self._until = begins + every
+        self._batch: dict[Source, list[Record]] = {}
+
+    def take(self, at: datetime, sources: Iterable[Source], record: Record) -> bool:
+        """Take the next record by time; return whether a slice was judged before it."""
+        is_next = at >= self._until
+        if is_next:
+            self._judge(self._until)
+            silent = (at - self._until) // self._every * self._every
+            self._test.pass_silence(self._until + silent, self._every)
+            self._until += silent + self._every
+        for source in sources:
+            self._batch.setdefault(source, []).append(record)
+        return is_next
+
+    def end(self, at: datetime) -> None:
+        """Judge what is left, and let time pass until `at`."""
+        if not self._test.is_over:
+            self._judge(min(self._until, at))
+            self._test.pass_silence(at, self._every)
+
+    def _judge(self, at: datetime) -> None:
+        self._test.advance(at, self._batch)
+        self._batch = {}
+
+
+def _ms(at: datetime) -> int:
+    return round(at.timestamp() * 1000)

@@ -33,7 +33,8 @@ from controller.core.evidence import ArmTotals, Evidence, Histogram, VisitTotals
 from controller.core.judging.gate import HarmSignal, check_harm, judge
 from controller.core.judging.judgement import Judgement
 from controller.core.plan import Guardrail, Plan, Stage
-from controller.core.rollout import Baking, Rollout, Visit
+from controller.core.rollout import Baking, Rollout
+from controller.core.visits import Visit
 from schemas.metric_names import DISTRIBUTION, ERROR_RATE
 from schemas.terms import Arm
 

@@ -69,6 +69,8 @@ class StageFigures:
     percent: float
     planned: timedelta  # settle and bake: the least it takes
     seconds: Spread | None  # from entering it to passing its gate; None when no run passed it
+    #: The same in open time alone, as `planned` is: without what active windows close.
+    open_seconds: Spread | None
     passed: int
     undecided: int  # runs that ended here at max_bake
     contexts: Spread | None  # of treatment, when it was passed
@@ -191,6 +193,9 @@ def summed_up(plan: Plan, traffic: VirtualTraffic, runs: Sequence[Run]) -> Scena
             planned=stage.settle + stage.bake,
             seconds=spread(
                 [run.stage_times[index].total_seconds() for run in runs if index in run.stage_times]
+            ),
+            open_seconds=spread(
+                [run.open_times[index].total_seconds() for run in runs if index in run.open_times]
             ),
             passed=sum(index in run.stage_times for run in runs),
             undecided=sum(run.ended == "undecided" and run.stage == index for run in runs),

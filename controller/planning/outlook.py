@@ -1,4 +1,4 @@
-"""What `plan lint` says from a handful of virtual rollouts.
+"""Runs a handful of virtual rollouts for `plan lint`, and reports what they show.
 
 Gates that cannot decide, and harms that would be promoted.
 
@@ -8,13 +8,13 @@ with how often it did. For probabilities there is `simulate`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import numpy as np
 
-from controller.core.plan import Plan
+from controller.core.plan import Guardrail, Plan
 from controller.planning.figures import Scenario, summed_up
 from controller.planning.simulation import Run, run_once
 from controller.planning.virtual_traffic import TrafficSource, VirtualTraffic, example_harms
@@ -52,9 +52,9 @@ def outlook(plan: Plan, traffic: VirtualTraffic, starts_at: datetime) -> Outlook
     budget = _Budget()
     healthy = budget.spend(plan, traffic, HEALTHY_RUNS, starts_at)
     findings = [*_false_alarms(healthy), *_undecided(plan, healthy)]
-    for effect, words in example_harms(plan):
+    for effect, words, watching in example_harms(plan):
         harmed = budget.spend(plan, replace(traffic, effects=(effect,)), HARMED_RUNS, starts_at)
-        findings += _missed(harmed, words)
+        findings += _missed(harmed, words, watching)
     return Outlook(tuple(findings), budget.rollouts)
 
 
@@ -110,26 +110,42 @@ def _undecided(plan: Plan, healthy: Scenario) -> Iterator[Finding]:
                 "raise max_bake, expose more, or ask for less with a wider limit or `gate_margin`",
             )
         elif (
-            stage.seconds is not None
-            and stage.seconds.median > LONGER * stage.planned.total_seconds()
+            stage.open_seconds is not None
+            and stage.open_seconds.median > LONGER * stage.planned.total_seconds()
         ):
             yield _warning(
                 ("stages", index),
-                f"the gate takes about {_rounded(timedelta(seconds=stage.seconds.median))} "
+                f"the gate takes about {_rounded(timedelta(seconds=stage.open_seconds.median))} "
+                f"{'inside the active windows ' if plan.active else ''}"
                 f"{per_second}, where "
                 f"{_rounded(stage.planned)} are planned",
                 "expect it to wait, or bake longer",
             )
 
 
-def _missed(harmed: Scenario, words: str) -> Iterator[Finding]:
+def _missed(harmed: Scenario, words: str, watching: Sequence[Guardrail]) -> Iterator[Finding]:
     part = harmed.missed
     if part.of and part.share >= 0.5:
         yield _warning(
             ("guardrails",),
             f"a release that {words} is promoted in {part.count} of {part.of} simulated rollouts",
-            "tighten the limit, or compare with control, as in `error_rate < control + 10%`",
+            _stricter(watching),
         )
+
+
+def _stricter(watching: Sequence[Guardrail]) -> str:
+    """Return what would find the harm that these guardrails miss; nothing that they have."""
+    ways = []
+    if any(one.limit is not None for one in watching):
+        ways.append("tighten the limit")
+    metric = watching[0].metric
+    if any(one.margin is not None for one in watching):
+        ways.append(f"lower the margin of {metric}")
+        ways.append("let more traffic or time come to each stage")
+    else:
+        way = "> control -" if watching[0].kind.is_better_when_higher else "< control +"
+        ways.append(f"compare with control, as in `{metric} {way} 10%`")
+    return ", or ".join(ways)
 
 
 def _warning(at: tuple[str | int, ...], message: str, fix: str) -> Finding:

@@ -55,7 +55,7 @@ vertical-align:-1px}
 """.strip()
 
 _ENDS: tuple[tuple[str, str, Callable[[Run], bool]], ...] = (
-    ("promoted", "--good", lambda run: run.ended == "completed"),
+    ("completed", "--good", lambda run: run.ended == "completed"),
     (
         "rolled back",
         "--bad",
@@ -91,7 +91,7 @@ def page(
     ]
     if assumed:
         body.append(
-            f"<p class='dim small'>Assumed, since nobody said: {escape(', '.join(assumed))}.</p>"
+            f"<p class='dim small'>Assumed, because not stated: {escape(', '.join(assumed))}.</p>"
         )
     for scenario in scenarios:
         body += _section(plan, scenario)
@@ -128,55 +128,21 @@ def _section(plan: Plan, scenario: Scenario) -> Iterable[str]:
 
 
 def _tiles(scenario: Scenario) -> str:
-    tiles = [("promoted", _percent(scenario.promoted.share), _between(scenario.promoted))]
+    tiles = [_share_tile("completed", scenario.promoted)]
     if scenario.traffic.effects:
-        tiles.append(("harm found", _percent(scenario.found.share), _between(scenario.found)))
-        tiles.append(
-            ("promoted with the harm", _percent(scenario.missed.share), _between(scenario.missed))
-        )
+        tiles.append(_share_tile("harm found", scenario.found))
+        tiles.append(_share_tile("completed in spite of the harm", scenario.missed))
         if (seconds := scenario.seconds_to_find) is not None:
-            tiles.append(
-                (
-                    "until it is found, median",
-                    _duration(seconds.median),
-                    f"90 % within {_duration(seconds.p90)}",
-                )
-            )
+            tiles.append(_duration_tile("until it is found, median", seconds))
         if (contexts := scenario.harmed_contexts) is not None:
-            tiles.append(
-                (
-                    "contexts exposed to it, median",
-                    f"{contexts.median:,.0f}",
-                    f"90 % at most {contexts.p90:,.0f}",
-                )
-            )
+            tiles.append(_number_tile("contexts exposed to it, median", contexts))
         if (failures := scenario.extra_failures) is not None and failures.p90 >= 1:
-            tiles.append(
-                (
-                    "failed because of it, median",
-                    f"{failures.median:,.0f}",
-                    f"90 % at most {failures.p90:,.0f}",
-                )
-            )
+            tiles.append(_number_tile("excess failures, median", failures))
     else:
-        tiles.append(
-            (
-                "rolled back, falsely",
-                _percent(scenario.false_alarm.share),
-                _between(scenario.false_alarm),
-            )
-        )
-    tiles.append(
-        ("undecided at max_bake", _percent(scenario.undecided.share), _between(scenario.undecided))
-    )
+        tiles.append(_share_tile("false alarms", scenario.false_alarm))
+    tiles.append(_share_tile("undecided at max_bake", scenario.undecided))
     if (through := scenario.seconds_to_complete) is not None:
-        tiles.append(
-            (
-                "until promoted, median",
-                _duration(through.median),
-                f"90 % within {_duration(through.p90)}",
-            )
-        )
+        tiles.append(_duration_tile("until completed, median", through))
     return (
         "<div class='tiles'>"
         + "".join(
@@ -185,6 +151,19 @@ def _tiles(scenario: Scenario) -> str:
         )
         + "</div>"
     )
+
+
+def _share_tile(name: str, part: Part) -> tuple[str, str, str]:
+    """Return name, value and detail of a tile about a part of the rollouts."""
+    return name, _percent(part.share), _between(part)
+
+
+def _duration_tile(name: str, seconds: Spread) -> tuple[str, str, str]:
+    return name, _duration(seconds.median), f"90 % within {_duration(seconds.p90)}"
+
+
+def _number_tile(name: str, numbers: Spread) -> tuple[str, str, str]:
+    return name, f"{numbers.median:,.0f}", f"90 % at most {numbers.p90:,.0f}"
 
 
 def _key(scenario: Scenario) -> str:
@@ -231,15 +210,19 @@ def _pair(seconds: Spread | None) -> tuple[str, str]:
     return ("–", "–") if seconds is None else (_duration(seconds.median), _duration(seconds.p90))
 
 
+_CLOSED = "Durations include the time outside the plan's active windows; what is planned does not. "
+
+
 def _small_print(plan: Plan, seed: int, starts_at: datetime) -> Iterable[str]:
+    closed = _CLOSED if plan.active else ""
     yield "<h2>What this is</h2>"
     yield (
         "<p class='dim small'>Totals are drawn per look; every request is a context of its "
         "own. Looks are far apart "
         "where nothing can change, so what is found is dated about a tenth late. "
-        "Advice says proceed and people approve at once. Intervals in brackets are at 95 "
+        "A model advises to proceed and people approve at once. Intervals in brackets are at 95 "
         "%, for the number of runs alone. "
-        f"Seed {seed}; the rollouts begin on {starts_at:%Y-%m-%d %H:%M} UTC; plan version "
+        f"{closed}Seed {seed}; the rollouts begin on {starts_at:%Y-%m-%d %H:%M} UTC; plan version "
         f"{escape(plan.version)}.</p>"
     )
 
@@ -440,7 +423,7 @@ def _percent(share: float) -> str:
 
 def _between(part: Part) -> str:
     low, high = part.interval
-    return f"{part.count:,} of {part.of:,} ({100 * low:.2g} to {100 * high:.3g} %)"
+    return f"{part.count:,} of {part.of:,} ({100 * low:.3g} to {100 * high:.3g} %)"
 
 
 def _duration(seconds: float) -> str:

@@ -5,9 +5,10 @@
 The daemon looks at every flush, about once a second. The evidence at a look is the same however
 many came before it, so the simulation looks where it matters and skips the rest:
 
-- while some evidence of harm is there (an e-value of 3), looks follow each other at 7 % of the time
-  since the stage, or the harm in it, began, so a find is dated late by at most that; without
-  evidence at 25 % while there is harm, else each time at twice the time;
+- while some evidence of harm is there (an e-value of 3, or recent evidence that begins a bet),
+  looks follow each other at 7 % of the time since the stage, or the harm in it, began, so a find is
+  dated late by at most that; without evidence at 25 % while there is harm, else each time at twice
+  the time;
 - an undecided gate is looked at every 5 % of the stage's time;
 - the first look is when the smaller arm is expected to have a batch (8 contexts), at least a second
   after the begin.
@@ -20,7 +21,7 @@ says proceed and people approve at once.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -48,10 +49,18 @@ from controller.core.rollout import (
     RolledBack,
     Rollout,
     Ticked,
-    Visit,
 )
+from controller.core.visits import Visit
 from controller.planning.virtual_traffic import Effect, TrafficSource
-from schemas.terms import AdviceChoice, Arm, CommandVerb, DecisionKind, HoldReason, Verdict
+from schemas.terms import (
+    AdviceChoice,
+    AdvisorMode,
+    Arm,
+    CommandVerb,
+    DecisionKind,
+    HoldReason,
+    Verdict,
+)
 
 WARM_E_VALUE = 3.0
 WARM_STEP = 0.07
@@ -81,6 +90,8 @@ class Run:
     stage_times: dict[int, timedelta] = field(
         default_factory=dict
     )  # from entering it to passing its gate
+    #: The same without what bakes and gates do not count: closed by active windows, and settling.
+    open_times: dict[int, timedelta] = field(default_factory=dict)
     stage_contexts: dict[int, int] = field(default_factory=dict)  # of treatment, at its end
     metric: str | None = None  # the guardrail that found harm
     found_at: datetime | None = None  # when a guardrail first found harm, whatever it led to
@@ -110,9 +121,10 @@ def run_once(
 ) -> Run:
     """Return what becomes of one virtual rollout.
 
-    `starts_at` is UTC; freeze windows and dates hold from there.
+    `starts_at` is UTC; freeze windows, active windows and dates hold from there. The plan's
+    `ends_at` does not: an end by the calendar says nothing about the stages and their gates.
     """
-    return _Virtual(plan, source, starts_at, rng).run()
+    return _Virtual(replace(plan, ends_at=None), source, starts_at, rng).run()
 
 
 class _Virtual:
@@ -134,7 +146,16 @@ class _Virtual:
         self._is_warm = False
         self._judgement: Judgement | None = None
         self._run = Run("given_up", "still undecided after ten years", starts_at, starts_at, 0)
-        order = CommandReceived("start-1", CommandVerb.START, _ISSUER, "", starts_at, plan=plan)
+        order = CommandReceived(
+            "start-1",
+            CommandVerb.START,
+            _ISSUER,
+            "",
+            starts_at,
+            plan=plan,
+            # Advice that may be given is given at once, so it takes no time from `max_bake`.
+            has_advisor=plan.advisor.mode is AdvisorMode.REQUIRED,
+        )
         started, _ = decide(None, order, starts_at)
         assert started is not None
         self._rollout: Rollout = started
@@ -147,31 +168,36 @@ class _Virtual:
             if soonest is None or soonest > self._started_at + LONGEST:
                 break
             self._at = max(soonest, self._at)
-            if self._rollout.stage_index is not None:
+            if self._is_counting:
                 self._draw()
             if deadline is not None and deadline <= self._at:
                 self._handle(Ticked())
-            if self._rollout.stage_index is not None:
+            if self._is_counting:
                 self._look()
         return self._finished()
+
+    @property
+    def _is_counting(self) -> bool:
+        """Whether a stage gathers evidence: it is in one, and inside an active window."""
+        return self._rollout.stage_index is not None and self._rollout.closed_since is None
 
     # --- when to look
 
     def _next_look(self) -> datetime | None:
-        """Return when the next look is due, None outside of stages."""
+        """Return when the next look is due, None outside of stages and while it is closed."""
         rollout = self._rollout
-        if rollout.stage_index is None:
+        if not self._is_counting:
             return None
         visit = rollout.visits[-1]
         self._enter(visit)
-        now = max(self._at, visit.counts_from)
+        now = max(self._at, visit.counting_since)
         # Traffic may be so thin that the first batch would come after the last datetime.
         seconds = min(MIN_BATCH / self._slower_arm(visit), LONGEST.total_seconds())
         first = max(timedelta(seconds=seconds), SHORTEST_STEP)
         rate = WARM_STEP if self._is_warm else HARM_STEP if self._active(visit, now) else QUIET_STEP
         step = max((now - self._origin) * rate, first)
         if isinstance(rollout.phase, Gating):
-            step = min(step, max((now - visit.counts_from) * GATE_STEP, SHORTEST_STEP))
+            step = min(step, max(visit.counted_until(now) * GATE_STEP, SHORTEST_STEP))
         changes = [
             self._started_at + effect.after
             for effect in self._source.traffic.effects
@@ -231,7 +257,7 @@ class _Virtual:
             )
         elif self._active(visit, self._at):
             self._origin = self._at  # harm begins here: looks are spaced from now
-        self._drawn_until = max(self._at, visit.counts_from)
+        self._drawn_until = max(self._at, visit.counting_since)
 
     def _look(self) -> None:
         self._enter(self._rollout.visits[-1])
@@ -241,15 +267,19 @@ class _Virtual:
         evidence = Evidence(at, {self._visit: totals}, progress, len(_TOPICS))
         self._looks += 1
         if isinstance(self._rollout.phase, Baking):
-            # While a stage bakes nothing but a breach leads anywhere, and where none is possible
-            # the report costs for nothing.
+            # While a stage bakes, drawn traffic leads nowhere but to a breach: it has no gap that
+            # lasts. Where no breach is possible, the report costs for nothing.
             seen, self._tests = check_harm(self._rollout, evidence, self._tests, at)
-            self._is_warm = any(harm.e_value >= WARM_E_VALUE for harm in seen)
+            self._is_warm = self._tests.is_suspicious or any(
+                harm.e_value >= WARM_E_VALUE for harm in seen
+            )
             if not any(harm.is_possible for harm in seen):
                 return
         judgement, self._tests = judge(self._rollout, evidence, self._tests, at)
         self._judgement = judgement
-        self._is_warm = any(metric.e_value >= WARM_E_VALUE for metric in judgement.metrics)
+        self._is_warm = self._tests.is_suspicious or any(
+            metric.e_value >= WARM_E_VALUE for metric in judgement.metrics
+        )
         self._handle(EvidenceJudged(judgement))
 
     def _handle(self, event: Event) -> None:
@@ -258,6 +288,8 @@ class _Virtual:
         after, effects = decide(before, event, self._at)
         assert after is not None
         self._rollout = after
+        if before.closed_since is not None and after.closed_since is None and after.visits:
+            self._origin += after.visits[-1].counting_since - before.closed_since
         if after.percent != before.percent:
             self._run.path.append((self._at - self._started_at, after.percent))
         judgement = event.judgement if isinstance(event, EvidenceJudged) else None
@@ -295,7 +327,11 @@ class _Virtual:
                 and before.stage_index is not None
             ):
                 stage = before.stage_index
-                run.stage_times.setdefault(stage, self._at - before.visits[-1].entered_at)
+                visit = before.visits[-1]
+                taken = self._at - visit.entered_at
+                run.stage_times.setdefault(stage, taken)
+                still = visit.still_after(visit.entered_at, self._at)
+                run.open_times.setdefault(stage, taken - still)
                 run.stage_contexts.setdefault(stage, self._arms[Arm.TREATMENT].contexts)
 
     def _finished(self) -> Run:

@@ -19,8 +19,8 @@ from controller.core.metrics import VIRTUAL_METRICS
 from controller.core.metrics.error_rate import VirtualErrors
 from controller.core.metrics.virtual import Draw, DrawnArm, VirtualMetric
 from controller.core.plan import Guardrail, Plan
-from controller.core.rollout import Visit
 from controller.core.serving import decided_share
+from controller.core.visits import Visit
 from schemas.fields import format_duration
 from schemas.terms import Arm, MetricRole
 
@@ -91,13 +91,14 @@ def guardrails_of(plan: Plan, virtual: type[VirtualMetric]) -> list[Guardrail]:
     return [one for one in plan.guardrails if one.kind.virtual is virtual]
 
 
-def example_harms(plan: Plan) -> Iterator[tuple[Effect, str]]:
-    """Yield harms that nobody wants promoted, as far as the plan watches for them."""
+def example_harms(plan: Plan) -> Iterator[tuple[Effect, str, list[Guardrail]]]:
+    """Yield harms that nobody wants promoted, each with the guardrails that watch for it."""
     for virtual in VIRTUAL_METRICS:
         armed = [one for one in guardrails_of(plan, virtual) if one.role is MetricRole.GUARDRAIL]
         if armed:
             for harm in virtual.example_harms(armed):
-                yield Effect(harm.effect, harm.factor), harm.words
+                own = [one for one in armed if one.metric == harm.effect]
+                yield Effect(harm.effect, harm.factor), harm.words, own or armed
 
 
 class TrafficSource:
@@ -126,7 +127,7 @@ class TrafficSource:
         rng: np.random.Generator,
     ) -> None:
         """Add to both arms what happens in a stretch of time during which nothing changes."""
-        seconds = (until - max(since, visit.counts_from)).total_seconds()
+        seconds = (until - max(since, visit.counting_since)).total_seconds()
         if seconds <= 0:
             return
         share, compared = visit.percent / 100, decided_share(self._plan, visit)

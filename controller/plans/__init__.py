@@ -5,14 +5,15 @@ findings are reported at once.
 """
 
 from controller.plans.finding import Finding
-from controller.plans.freeze_windows import core_window
 from controller.plans.reading import MAX_BYTES, lint_text, load_plan
-from controller.plans.rules import lint, unrunnable
+from controller.plans.rules import advice_beyond_max_bake, lint, unrunnable
 from controller.plans.templates import template, template_text, templates
+from controller.plans.window_rules import core_window
 
 __all__ = [
     "MAX_BYTES",
     "Finding",
+    "advice_beyond_max_bake",
     "core_window",
     "lint",
     "lint_text",

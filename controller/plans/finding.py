@@ -1,13 +1,18 @@
-"""What lint reports about a plan: each finding says where, what, and how to fix it."""
+"""A finding of `plan lint`: its place in the plan, the fault, and how to fix it."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from controller.yaml_places import Path
 from schemas.terms import Severity
+
+#: What a rule needs whole that compares the times or samples of stages with something else, as a
+#: section is needed.
+STAGE_TIMES: Final = "times of stages"
 
 
 @dataclass(frozen=True, slots=True)

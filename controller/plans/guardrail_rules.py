@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import combinations
 
 from controller.core.metrics import kind_of
+from controller.core.plan import DEFAULT_WITHIN
 from controller.plans.finding import Finding, error, percent_words
 from controller.yaml_places import Path
+from schemas.fields import format_duration
 from schemas.guardrails import SMALLEST_MARGIN, GuardrailDocument
 from schemas.plan import PlanDocument
 from schemas.terms import MetricRole
@@ -32,12 +34,32 @@ def guardrail_faults(document: PlanDocument, _: datetime | None) -> Iterator[Fin
         yield from _bounds(guardrail, at)
         to_percent = 100.0 if guardrail.to_percent is None else guardrail.to_percent
         if not 0 <= guardrail.from_percent <= to_percent <= 100:
+            is_from = not 0 <= guardrail.from_percent <= 100
             yield error(
-                at,
+                (*at, "from_percent" if is_from else "to_percent"),
                 f"watches {guardrail.from_percent:g} % to {to_percent:g} %",
                 "let 0 <= from <= to <= 100",
             )
-            continue
+    for (first, one), (second, other) in combinations(enumerate(document.guardrails), 2):
+        if one.metric == other.metric and any(
+            _judges(one, stage.percent) and _judges(other, stage.percent)
+            for stage in document.stages
+        ):
+            yield error(
+                ("guardrails", second),
+                f"{other.metric} is watched by guardrails[{first}] already, in the same stage",
+                "join them, as in `error_rate < 1% and < control + 10%`, or part them by "
+                "from_percent and to_percent",
+            )
+
+
+def unwatched_guardrails(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """Find guardrails that watch no stage, or one in which they cannot compare."""
+    for index, guardrail in enumerate(document.guardrails):
+        at: Path = ("guardrails", index)
+        to_percent = 100.0 if guardrail.to_percent is None else guardrail.to_percent
+        if not 0 <= guardrail.from_percent <= to_percent <= 100:
+            continue  # found by `guardrail_faults`
         in_range = [
             s.percent for s in document.stages if guardrail.from_percent <= s.percent <= to_percent
         ]
@@ -59,17 +81,6 @@ def guardrail_faults(document: PlanDocument, _: datetime | None) -> Iterator[Fin
                 "compares with control at 100 %, where nobody is left to compare with",
                 "add an absolute `limit`, or end with `to_percent` below 100",
             )
-    for (first, one), (second, other) in combinations(enumerate(document.guardrails), 2):
-        if one.metric == other.metric and any(
-            _judges(one, stage.percent) and _judges(other, stage.percent)
-            for stage in document.stages
-        ):
-            yield error(
-                ("guardrails", second),
-                f"{other.metric} is watched by guardrails[{first}] already, in the same stage",
-                "join them, as in `error_rate < 1% and < control + 10%`, or part them by "
-                "from_percent and to_percent",
-            )
 
 
 def impossible_bounds(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
@@ -89,6 +100,15 @@ def _bounds(guardrail: GuardrailDocument, at: Path) -> Iterator[Finding]:
         )
     if guardrail.limit is not None and (fault := kind.limit_fault(guardrail.limit)) is not None:
         yield error((*at, "limit"), fault.message, fault.fix)
+    is_floor = guardrail.limit is not None and kind.is_better_when_higher
+    if guardrail.within is not None and not is_floor:
+        yield error(
+            (*at, "within"),
+            f"{guardrail.metric} has no time to convert"
+            if not kind.is_better_when_higher
+            else "only a `limit` needs the time that a context has to convert",
+            "remove `within`",
+        )
     if guardrail.compare is None:
         return
     in_points = guardrail.compare.in_points
@@ -96,7 +116,7 @@ def _bounds(guardrail: GuardrailDocument, at: Path) -> Iterator[Finding]:
         yield error(
             (*at, "compare"),
             f"{guardrail.metric} is not compared in percentage points",
-            "write the margin as in 10%",
+            _relative_margin(guardrail.metric, is_floor=kind.is_better_when_higher),
         )
         return
     highest = 1.0 if in_points else kind.largest_margin
@@ -109,6 +129,24 @@ def _bounds(guardrail: GuardrailDocument, at: Path) -> Iterator[Finding]:
                 f"{'pp' if in_points else '%'} worse than control",
                 "write the harm you tolerate, as in 10% of control's value or 0.5pp",
             )
+
+
+def _relative_margin(metric: str, *, is_floor: bool) -> str:
+    """Return how to compare a metric with control that takes no percentage points."""
+    if not is_floor:
+        return f"write a part of control's value, as in `{metric} < control + 10%`"
+    return (
+        f"write the part of control's rate that may be lost, as in `{metric} > control - 10%` "
+        f"(that is 1pp where control converts 10 %), or a floor, as in `{metric} > 9%`"
+    )
+
+
+def _time_to_convert(guardrail: GuardrailDocument) -> timedelta | None:
+    """Return how long contexts have to convert for a floor that is all a guardrail asks for."""
+    is_floor = guardrail.limit is not None and kind_of(guardrail.metric).is_better_when_higher
+    if not is_floor or guardrail.compare is not None:
+        return None
+    return DEFAULT_WITHIN if guardrail.within is None else guardrail.within
 
 
 def unwatched_stages(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
@@ -132,7 +170,17 @@ def unwatched_stages(document: PlanDocument, _: datetime | None) -> Iterator[Fin
         )
         return
     for index, stage in enumerate(document.stages):
-        if not any(_judges(guardrail, stage.percent) for guardrail in armed):
+        judging = [guardrail for guardrail in armed if _judges(guardrail, stage.percent)]
+        late = [within for one in judging if (within := _time_to_convert(one)) is not None]
+        if judging and len(late) == len(judging) and min(late) >= stage.bake:
+            yield error(
+                ("stages", index),
+                f"nothing can roll back the stage of {percent_words(stage.percent)}: its first "
+                f"contexts have until {format_duration(min(late))} to convert, and it bakes "
+                f"{format_duration(stage.bake)}",
+                "bake longer, lower `within`, or add a guardrail such as `error_rate < 1%`",
+            )
+        if not judging:
             yield error(
                 ("stages", index),
                 f"no guardrail watches the stage of {percent_words(stage.percent)}",

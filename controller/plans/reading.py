@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, NoReturn
@@ -15,11 +15,14 @@ from controller.errors import ConfigInvalid
 from controller.plans.finding import Finding, error
 from controller.plans.rules import lint
 from controller.plans.shape_faults import in_our_words
-from controller.yaml_places import CoreSchemaLoader, Places, YamlRefused, is_yaml, read_yaml
+from controller.plans.sound_parts import is_further_fault, is_of_sound_part, sound_parts
+from controller.yaml_places import CoreSchemaLoader, Path, Places, YamlRefused, is_yaml, read_yaml
 from schemas.plan import PlanDocument
 
 #: What fits into one command record (`schemas.envelope.MAX_BYTES`). A plan of 100 stages has 10 KB.
 MAX_BYTES: Final = 200_000
+#: A fault can hide another, as that of a window's `to` hides that it has `lasts` as well.
+_MOST_ROUNDS: Final = 3
 
 
 class _NotReadable(Exception):
@@ -62,11 +65,32 @@ def lint_text(
     except ValidationError as refused:
         faults = refused.errors(include_url=False, include_context=False)
         findings += [in_our_words(fault, values) for fault in faults]
+        findings += _of_sound_parts(values, [tuple(fault["loc"]) for fault in faults], now)
     else:
         findings += lint(document, now)
         if further is not None and not any(finding.is_error for finding in findings):
             findings += further(document)
     return document, sorted((_placed(finding, places) for finding in findings), key=_text_order)
+
+
+def _of_sound_parts(
+    values: dict[str, Any], faults: Sequence[Path], now: datetime | None
+) -> list[Finding]:
+    """Return what the rules find in the parts of a plan that have no fault of form."""
+    further: list[Finding] = []
+    for _ in range(_MOST_ROUNDS):
+        parts = sound_parts(values, faults)
+        try:
+            document = PlanDocument.model_validate(parts.values)
+        except ValidationError as refused:
+            hidden = refused.errors(include_url=False, include_context=False)
+            words = [in_our_words(fault, values) for fault in hidden]
+            further += [one for one in words if is_further_fault(one, parts.replaced)]
+            faults = [*faults, *(tuple(fault["loc"]) for fault in hidden)]
+            continue
+        findings = lint(document, now, parts.incomplete)
+        return [*further, *(one for one in findings if is_of_sound_part(one, parts.replaced))]
+    return further  # the faults depend on each other: they have to be fixed first
 
 
 def _text_order(finding: Finding) -> tuple[int, int, bool]:

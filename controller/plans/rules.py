@@ -2,42 +2,62 @@
 
 Belongs here: the order of the rules, and those about stages, audiences, variants and dates.
 Does not belong here: the form of a plan (`schemas/plan.py`), rules about guardrails
-(`guardrail_rules.py`) and about freeze windows (`freeze_windows.py`).
+(`guardrail_rules.py`) and about freeze windows (`window_rules.py`), or about active windows
+(`active_rules.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from controller.core.serving import EARLIER_SUFFIX
-from controller.plans.finding import Finding, error, nearest_word, percent_words, warning
-from controller.plans.freeze_windows import endless_freezes, unknown_time_zones
+from controller.plans.active_rules import (
+    active_window_faults,
+    always_frozen_windows,
+    windows_closed_for_good,
+)
+from controller.plans.finding import (
+    STAGE_TIMES,
+    Finding,
+    error,
+    nearest_word,
+    percent_words,
+    warning,
+)
 from controller.plans.guardrail_rules import (
     guardrail_faults,
     impossible_bounds,
+    unwatched_guardrails,
     unwatched_stages,
 )
+from controller.plans.health_rules import health_faults
+from controller.plans.window_rules import endless_freezes, unknown_time_zones
 from controller.yaml_places import Path
 from schemas.audiences import ConditionDocument
 from schemas.fields import format_duration
 from schemas.plan import PlanDocument
 from schemas.terms import NAME, AdvisorMode, ControlArm
 
+Rule = Callable[[PlanDocument, datetime | None], Iterator[Finding]]
 
-def lint(document: PlanDocument, now: datetime | None = None) -> list[Finding]:
+
+def lint(
+    document: PlanDocument, now: datetime | None = None, incomplete: Collection[str] = ()
+) -> list[Finding]:
     """Return what is wrong or doubtful about a plan of the right form.
 
     A plan without errors among its findings can work. Without `now` its dates are not checked
-    against the present.
+    against the present. Rules about what a plan lacks are left out for the sections in
+    `incomplete`, of which parts could not be read.
     """
-    rules = (
-        *(_stage_faults, _audience_order, _audience_faults, _variant_faults),
-        *(guardrail_faults, unwatched_stages, unknown_time_zones, endless_freezes),
-        *(_too_early_expiry, _too_little_traffic, _other_faults),
-    )
-    return [finding for rule in rules for finding in rule(document, now)]
+    return [
+        finding
+        for rule, needed in _RULES
+        if not set(needed) & set(incomplete)
+        for finding in rule(document, now)
+    ]
 
 
 def unrunnable(document: PlanDocument) -> list[Finding]:
@@ -69,9 +89,7 @@ def _is_in_steps(percent: float) -> bool:
 
 
 def _stage_faults(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
-    """Find what is wrong with each stage by itself, and a last stage below 100 %."""
-    if not document.stages:
-        yield error(("stages",), "there is no stage", "add one, as in `- {percent: 1, bake: 24h}`")
+    """Find what is wrong with each stage by itself."""
     for index, stage in enumerate(document.stages):
         at: Path = ("stages", index)
         if not 0 < stage.percent <= 100:
@@ -113,6 +131,13 @@ def _stage_faults(document: PlanDocument, _: datetime | None) -> Iterator[Findin
                 f"{stage.min_sample} samples prove nothing",
                 "write at least 1, better 100; a ramp without evidence says `blind: true`",
             )
+    yield from _repeated_names(document)
+
+
+def _last_stage(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """Find a plan without stages, and a last stage below 100 %."""
+    if not document.stages:
+        yield error(("stages",), "there is no stage", "add one, as in `- {percent: 1, bake: 24h}`")
     last = document.stages[-1] if document.stages else None
     if last is not None and (last.percent < 100 or last.audience is not None):
         yield warning(
@@ -121,6 +146,18 @@ def _stage_faults(document: PlanDocument, _: datetime | None) -> Iterator[Findin
             + (f" of {last.audience}" if last.audience else ""),
             "add a stage of 100 % if everybody is to get it",
         )
+
+
+def _repeated_names(document: PlanDocument) -> Iterator[Finding]:
+    """Find stages of one name: commands and `apply` could not tell them apart."""
+    first: dict[str, int] = {}
+    for index, stage in enumerate(document.stages):
+        if stage.name is not None and first.setdefault(stage.name, index) != index:
+            yield error(
+                ("stages", index, "name"),
+                f"stages[{first[stage.name]}] is called {stage.name} already",
+                "give each stage a name of its own",
+            )
 
 
 def _audience_order(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
@@ -155,7 +192,8 @@ def _audience_order(document: PlanDocument, _: datetime | None) -> Iterator[Find
                 f"{percent_words(everybody)} of everybody have it",
                 "put the stage before that one, or raise its percent above it",
             )
-        reached[stage.audience] = max(stage.percent, before or 0.0)
+        if 0 < stage.percent <= 100:  # any other is a fault of this stage alone
+            reached[stage.audience] = max(stage.percent, before or 0.0)
         if stage.control is ControlArm.EQUAL and stage.percent > 50:
             yield error(
                 (*at, "control"),
@@ -165,16 +203,9 @@ def _audience_order(document: PlanDocument, _: datetime | None) -> Iterator[Find
 
 
 def _audience_faults(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
-    """Find audiences that no stage names, and those that nobody can belong to."""
-    named = {stage.audience for stage in document.stages}
+    """Find audiences that nobody can belong to."""
     for name, clauses in document.audiences.items():
         at: Path = ("audiences", name)
-        if name not in named:
-            yield warning(
-                at,
-                "no stage names this audience",
-                "name it in a stage, as in `audience: " + name + "`, or remove it",
-            )
         for conditions in clauses:
             for attribute, why in _contradictions(conditions):
                 yield error(
@@ -182,6 +213,18 @@ def _audience_faults(document: PlanDocument, _: datetime | None) -> Iterator[Fin
                     f"nobody belongs to it: {attribute} {why}",
                     "fix the condition, or part them into two lists",
                 )
+
+
+def _unused_audiences(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """Find audiences that no stage names."""
+    named = {stage.audience for stage in document.stages}
+    for name in document.audiences:
+        if name not in named:
+            yield warning(
+                ("audiences", name),
+                "no stage names this audience",
+                "name it in a stage, as in `audience: " + name + "`, or remove it",
+            )
 
 
 def _contradictions(conditions: Sequence[ConditionDocument]) -> Iterator[tuple[str, str]]:
@@ -302,6 +345,27 @@ def _too_early_expiry(document: PlanDocument, now: datetime | None) -> Iterator[
         )
 
 
+def _unreachable_end(document: PlanDocument, now: datetime | None) -> Iterator[Finding]:
+    """Find a plan that ends before it begins, and one whose stages are not over by then."""
+    ends_at, start_at = document.ends_at, document.start_at
+    if ends_at is None:
+        return
+    at: Path = ("ends_at",)
+    if now is not None and ends_at <= now:
+        yield error(at, "the plan's end has passed", "give it a later date, or none")
+    elif start_at is not None and ends_at <= start_at:
+        yield error(at, "the plan ends before it starts", "let ends_at come after start_at")
+    elif (begins := max(filter(None, (start_at, now)), default=None)) is not None:
+        least = sum((stage.settle + stage.bake for stage in document.stages), timedelta(0))
+        if ends_at - begins < least:
+            yield warning(
+                at,
+                f"the plan ends before it can be through: its stages take at least "
+                f"{format_duration(least)}",
+                "end later, or bake for less, if the last stage is to be reached",
+            )
+
+
 def _too_little_traffic(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
     """Find stages whose smaller arm the stated traffic cannot fill in time."""
     if document.traffic is None or document.blind:
@@ -344,19 +408,78 @@ def _about(duration: timedelta) -> str:
     )
 
 
-def _other_faults(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
-    """Find what is wrong with the advisor, the freshness and the owner."""
+def _advice_faults(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """Find a model without time to answer, and what a plan that asks for one may not expect."""
     if document.advisor.mode is not AdvisorMode.OFF and document.advisor.deadline <= timedelta(0):
         yield error(
             ("advisor", "deadline"),
             "the model gets no time to answer",
             "write a duration, as in 30s",
         )
+    if "advisor" in document.model_fields_set:
+        yield from advice_beyond_max_bake(document)
+
+
+def advice_beyond_max_bake(document: PlanDocument) -> Iterator[Finding]:
+    """Find gates that a model keeps open for longer than their `max_bake`.
+
+    This is for plans that ask for advice, and for settings that have a model: without one no gate
+    waits for it.
+    """
+    plan = document.advisor
+    if plan.mode is AdvisorMode.OFF:
+        return
+    rounds = (plan.deadline + plan.hold_for) * plan.hold_rounds
+    for index, stage in enumerate(document.stages):
+        if stage.max_bake is not None and stage.bake <= stage.max_bake < stage.bake + rounds:
+            longer = format_duration(stage.bake + rounds - stage.max_bake)
+            yield warning(
+                ("stages", index, "max_bake"),
+                f"with a model its gate may stay open for {longer} longer than max_bake: "
+                f"{plan.hold_rounds} rounds of advice take {format_duration(rounds)}",
+                'write `advisor: {mode: "off"}`, fewer hold_rounds or a shorter hold_for; without '
+                "a model max_bake is kept",
+            )
+
+
+def _nothing_fresh(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """Find a limit of freshness that no event keeps."""
     if document.fresh_within <= timedelta(0):
         yield error(("fresh_within",), "no event can be fresh", "write a duration, as in 1m")
+
+
+def _nobody_to_ask(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """Find a plan without an owner."""
     if not document.owner.strip():
         yield warning(
             ("owner",) if "owner" in document.model_fields_set else (),
             "nobody is named to ask when the rollout needs a person",
             "add `owner`",
         )
+
+
+#: Each rule, and the sections that it needs whole: where a part could not be read, nobody can say
+#: that something is missing.
+_RULES: tuple[tuple[Rule, tuple[str, ...]], ...] = (
+    (_stage_faults, ()),
+    (_last_stage, ("stages",)),
+    (_audience_order, ("audiences",)),
+    (_audience_faults, ()),
+    (_unused_audiences, ("stages",)),
+    (_variant_faults, ("variants",)),
+    (guardrail_faults, ()),
+    (unwatched_guardrails, ("stages",)),
+    (unwatched_stages, ("guardrails", "blind")),
+    (unknown_time_zones, ()),
+    (endless_freezes, ("freeze_windows",)),
+    (windows_closed_for_good, ()),
+    (active_window_faults, ("active",)),
+    (always_frozen_windows, ("active", "freeze_windows")),
+    (_too_early_expiry, ()),
+    (_unreachable_end, ()),
+    (_too_little_traffic, (STAGE_TIMES,)),
+    (health_faults, ("health",)),
+    (_advice_faults, ("advisor",)),
+    (_nothing_fresh, ()),
+    (_nobody_to_ask, ("owner",)),
+)

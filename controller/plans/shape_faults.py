@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from controller.yaml_places import Path
 from schemas.audiences import ConditionDocument
 from schemas.guardrails import Comparison, GuardrailDocument
 from schemas.plan import (
+    ActiveWindowDocument,
     AdvisorDocument,
     FreezeWindowDocument,
     PlanDocument,
@@ -31,6 +33,7 @@ _MODELS: dict[Path, type[BaseModel]] = {
     ("guardrails", "*"): GuardrailDocument,
     ("guardrails", "*", "compare"): Comparison,
     ("freeze_windows", "*"): FreezeWindowDocument,
+    ("active", "*"): ActiveWindowDocument,
     ("advisor",): AdvisorDocument,
 }
 
@@ -79,25 +82,41 @@ def in_our_words(fault: Any, values: Any) -> Finding:
         case "timezone_aware":
             return error(at, "has no offset from UTC", "write it as in 2026-11-21T03:00:00Z")
         case "enum" | "literal_error":
-            return error(
-                at,
-                f"{_quoted(fault['input'])} is not known",
-                message.replace("Input should be", "write"),
-            )
+            known = message.replace("Input should be", "write")
+            near = nearest_word(str(fault["input"]), re.findall(r"'([^']+)'", known))
+            fix = f"did you mean {near}? There are: {known.removeprefix('write ')}"
+            return error(at, f"{_quoted(fault['input'])} is not known", fix if near else known)
         case "string_pattern_mismatch":
-            return error(
-                at, f"{_quoted(fault['input'])} does not fit", _FORMS.get(at[-1], "write it so")
-            )
+            return error(at, f"{_quoted(fault['input'])} does not fit", _form(at, fault["input"]))
         case "string_type" if isinstance(fault["input"], int | float | bool):
             return error(
                 at,
                 f"{_quoted(fault['input'])} is read as a {_kind(fault['input'])}",
                 "put it in quotes",
             )
+        case kind if kind in _KINDS:
+            return error(at, f"{_quoted(fault['input'])} is not {_KINDS[kind]}", _KIND_FIXES[kind])
         case _:
-            return error(
-                at, f"{_quoted(fault['input'])}: {message[:1].lower()}{message[1:]}", "write it so"
-            )
+            _, _, bound = message.partition(" should ")
+            problem = f"{_quoted(fault['input'])} should {bound}" if bound else message
+            return error(at, problem, "correct the value")
+
+
+_KINDS = {
+    **dict.fromkeys(("float_type", "int_type", "int_from_float", "finite_number"), "a number"),
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    **dict.fromkeys(("dict_type", "model_type"), "a mapping"),
+}
+_KIND_FIXES = {
+    **dict.fromkeys(("float_type", "finite_number"), "write a number, as in 5 or 0.5"),
+    **dict.fromkeys(("int_type", "int_from_float"), "write a whole number, as in 100"),
+    "bool_type": "write true or false",
+    "string_type": "write text",
+    "list_type": "write a list, as in `[a, b]` or with `- ` before each entry",
+    **dict.fromkeys(("dict_type", "model_type"), "write `key: value` pairs"),
+}
 
 
 def _quoted(value: Any) -> str:
@@ -105,7 +124,21 @@ def _quoted(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-_FORMS: dict[str | int, str] = {"from": "write it as in 06:00", "to": "write it as in 18:30"}
+_FORMS: dict[str | int, str] = {
+    "from": "write it as in 06:00",
+    "to": "write it as in 18:30",
+    "attribute": "begin with a letter or _; letters, digits, _ and - may follow, up to 64",
+    "dates": "write it as in 2026-11-27, or 2026-11-27..2026-11-30 with both days included",
+}
+#: A local time whose hour lacks its zero.
+_SHORT_HOUR = re.compile(r"[0-9]:[0-5][0-9]")
+
+
+def _form(at: Path, given: Any) -> str:
+    """Return how to write what does not fit."""
+    if at[-1] in ("from", "to") and isinstance(given, str) and _SHORT_HOUR.fullmatch(given):
+        return f'write "0{given}"'
+    return _FORMS.get(at[-1], "see ops/plan.md for its form")
 
 
 def _kind(value: Any) -> str:

@@ -32,7 +32,8 @@ READ_WITHIN_SECONDS: Final = 5.0
 FORGOTTEN_SECONDS: Final = 3600.0
 CLAIMS: Final = "claims"
 _REMEDY: Final = (
-    "if Redis answers, grant its user the key of the claims, see ops/security.md: until then it is "
+    "if Redis is full, free memory; if it denies the right, grant its user the key of the claims, "
+    "see ops/security.md: until then it is "
     "not noticed when no replica runs a flag"
 )
 

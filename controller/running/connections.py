@@ -5,7 +5,8 @@ How calls are made is the adapters'. What is done with the answers is everybody 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final
 
 import structlog
 
@@ -13,7 +14,9 @@ from controller.adapters.kafka.event_log import KafkaEventLog
 from controller.adapters.kafka.publisher import KafkaPublisher
 from controller.adapters.kafka.state_feed import KafkaStateFeed
 from controller.adapters.llm.advisor import ModelAdvisor, NoAdvisor, make_advisor
+from controller.adapters.oidc import make_provider
 from controller.adapters.redis.address import connect_redis
+from controller.adapters.redis.reports import RedisReports
 from controller.adapters.redis.rollouts import RedisRollouts
 from controller.adapters.redis.totals import RedisTotals
 from controller.deciding.registry import RolloutRegistry
@@ -21,8 +24,11 @@ from controller.health import Faults
 from controller.ports import Clock
 from controller.running.environment import StateReader
 from controller.running.flag_faults import DamagedDocuments
+from controller.running.start_line import log_start
 from controller.running.topics import Topics
 from controller.settings import Settings, insecure_connections
+
+SECONDS_PER_DAY: Final = 86_400
 
 
 class Connections:
@@ -31,11 +37,14 @@ class Connections:
     def __init__(
         self, settings: Settings, clock: Clock, faults: Faults, registry: RolloutRegistry
     ) -> None:
-        self._insecure = insecure_connections(settings)
+        self._settings = settings
         kafka = settings.kafka
         self.redis = connect_redis(settings)
         self.damaged = DamagedDocuments(faults)
         self.rollouts = RedisRollouts(self.redis, unreadable=self.damaged.add)
+        self.reports = RedisReports(
+            self.redis, keep_seconds=settings.redis.reports_kept_days * SECONDS_PER_DAY
+        )
         self.totals = RedisTotals(self.redis, faults)
         self.publisher = KafkaPublisher(kafka)
         event_topics = sorted(set(kafka.event_topics))
@@ -55,11 +64,13 @@ class Connections:
             kafka, faults, events=self.events, commands=self.commands, feed=self.feed
         )
         self.advisor = make_advisor(settings.advisor, clock)
+        self.people = make_provider(settings.sign_in)
 
-    def log_insecure(self) -> None:
-        """Log each connection off loopback without authentication or encryption."""
+    def log_start(self, planes: Iterable[str]) -> None:
+        """Log what the process is and connects to, and each insecure connection off loopback."""
+        log_start(self._settings, planes)
         log = structlog.get_logger()
-        for warning in self._insecure:
+        for warning in insecure_connections(self._settings):
             log.warning("open_door", warning=warning)
 
     @property
@@ -78,4 +89,5 @@ class Connections:
             ("topology", self.topics.topology.stop),
             ("redis", self.redis.close),
             ("advisor", self.advisor.close),
+            *([] if self.people is None else [("people", self.people.close)]),
         )

@@ -133,6 +133,24 @@ class RedisEnvironment:
             "redis_ready", key_prefix=self._redis.prefix, environment=settings.environment
         )
 
+    async def why_not_ours(self) -> str | None:
+        """Return why Redis may hold another environment's keys, None when it holds ours.
+
+        Before `prepare` was done, as while Kafka is away at the start, the stored name of the
+        environment is all that can be compared. Raises StoreUnavailable.
+        """
+        if self._identity is not None:
+            fault = self._faults.of(Scope.DEPENDENCY, REDIS_IDENTITY)
+            return None if fault is None else fault.why
+        settings = self._settings
+        names = (settings.environment, *settings.former_environments)
+        if await self._stored.is_of(settings.kafka.topic_prefix, names):
+            return None
+        return (
+            f"what Redis holds under {self._redis.prefix!r} is not known to be of "
+            f"{settings.environment!r}: this replica decides nothing before it has started"
+        )
+
     def _shared_data_warning(self) -> str:
         return (
             f"keys under {SHARED_PREFIX!r} may be this environment's, from before keys named it; "

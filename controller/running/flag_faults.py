@@ -1,10 +1,14 @@
-"""Faults of single flags that no worker reports: damaged documents, records, and times ahead."""
+"""Faults of single flags that no worker reports.
+
+Damaged documents, records that are of no use or too large, and times ahead.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from controller.codec.rollouts import state_event
 from controller.core.future_times import AHEAD_AT_MOST_SECONDS, seconds_ahead
 from controller.core.rollout import Rollout
 from controller.deciding.flag.flag_worker import START_UP
@@ -16,11 +20,13 @@ from controller.ports import Clock, Rollouts
 #: The reporters of these faults, each of which alone clears its own.
 _TIMES: Final = "times"
 _REFUSED: Final = "state-topic"
+_SIZE: Final = "state-size"
 #: Of refused records of the state topic, shown at once. Whoever may write there invents keys.
 _REFUSED_SHOWN: Final = 20
 _REFUSED_FIX: Final = (
     "see state_refused in the log; the next decision about the flag writes a good one"
 )
+_SIZE_FIX: Final = "roll back or abort, start a new rollout, and raise kafka.max_record_bytes"
 _TIMES_FIX: Final = (
     "it is brought back by itself once the clocks agree: see the fault of scope clock"
 )
@@ -114,3 +120,37 @@ class RefusedStates:
         for flag_key in shown:
             why = f"its newest record in {self._topic} is of no use: {corrupt[flag_key]}"[:300]
             self._faults.report(Scope.FLAG, flag_key, why, _REFUSED_FIX, reporter=_REFUSED)
+
+
+class LargeStates:
+    """Flags whose state record is too large to be written: other replicas do not learn of it there.
+
+    Each replica that knows such a rollout says so, also one that learned of it over Redis.
+    """
+
+    def __init__(self, faults: Faults, *, most_bytes: Callable[[str], int]) -> None:
+        """`most_bytes` gives the largest value that is written, by key."""
+        self._faults = faults
+        self._most_bytes = most_bytes
+        self._reasons: dict[str, str] = {}
+
+    @property
+    def reasons(self) -> Mapping[str, str]:
+        """Why, by flag."""
+        return dict(self._reasons)
+
+    def update(self, rollout: Rollout) -> None:
+        """Measure the newest rollout of a flag: a listener of the registry."""
+        flag_key = rollout.flag_key
+        effect_id = f"{flag_key}/{rollout.revision}/0"
+        size = len(state_event(rollout, effect_id, rollout.updated_at))
+        most = self._most_bytes(flag_key)
+        if size > most:
+            why = (
+                f"its state record has {size} bytes, at most {most} are written: other replicas "
+                f"may serve what was decided before"
+            )
+            self._reasons[flag_key] = why
+            self._faults.report(Scope.FLAG, flag_key, why, _SIZE_FIX, reporter=_SIZE)
+        elif self._reasons.pop(flag_key, None) is not None:
+            self._faults.clear(Scope.FLAG, flag_key, reporter=_SIZE)

@@ -14,7 +14,7 @@ from controller.clock import AgreedClock
 from controller.counting.ingest import Ingest
 from controller.deciding.deciding import Deciding
 from controller.health import Health
-from controller.running.flag_faults import RefusedStates, TimesAhead
+from controller.running.flag_faults import LargeStates, RefusedStates, TimesAhead
 from controller.running.redis_heartbeat import RedisHeartbeat
 from controller.running.reporter import REPORT_EVERY_SECONDS, STATE_TOPIC, Reporter, Signs
 from controller.web.flags import FlagBoard
@@ -47,12 +47,14 @@ class HealthWatch:
         reporter: Reporter,
         times_ahead: TimesAhead,
         refused_states: RefusedStates,
+        large_states: LargeStates,
     ) -> None:
         self._parts = parts
         self._health = health
         self._reporter = reporter
         self._times_ahead = times_ahead
         self._refused_states = refused_states
+        self._large_states = large_states
 
     async def run(self) -> None:
         """Report until cancelled."""
@@ -76,6 +78,11 @@ class HealthWatch:
                 "events": _silence(parts.events, now),
                 "commands": _silence(parts.commands, now),
             },
+            unassigned={
+                subject: now - log.heard_before
+                for subject, log in (("events", parts.events), ("commands", parts.commands))
+                if not log.assignment and log.heard_before is not None
+            },
             store_seconds=None if heard_at is None else now - heard_at,
             store_trouble=parts.heartbeat.trouble,
             partitions=parts.ingest.views(),
@@ -85,7 +92,7 @@ class HealthWatch:
             commands_lag=deciding.follower.lag,
             effects=deciding.pool.pending_effects,
             effects_seconds=deciding.pool.outbox_seconds,
-            broken=deciding.pool.broken,
+            broken={**self._large_states.reasons, **deciding.pool.broken},
             unsaved=deciding.pool.unsaved,
             mismatches=parts.reconciler.mismatches,
             not_served=parts.board.why_not or parts.board.why_stale,
@@ -97,6 +104,4 @@ class HealthWatch:
 def _silence(log: KafkaEventLog, now: float) -> float | None:
     """Return for how long the brokers have not answered for some partition of a consumer's."""
     times = [at for at in map(log.heard_at, log.assignment) if at is not None]
-    if not times and log.heard_before is not None:  # the consumer is made again, and again
-        times = [log.heard_before]
     return now - min(times) if times else None

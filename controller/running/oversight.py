@@ -1,22 +1,33 @@
-"""What watches a replica: clock, claims, health, and whether its rollouts are watched."""
+"""Watches a replica and keeps it steerable in an outage: health, claims, relay, commands."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from controller.actuating.reconciler import FlagReconciler
 from controller.adapters.redis.claims import RedisClaims
+from controller.adapters.redis.relay import RedisRelay
+from controller.adapters.waiting_commands_file import WaitingCommandsFile
 from controller.clock import AgreedClock
 from controller.codec.cloud_events import source_of
+from controller.codec.last_known import Origin
 from controller.counting.ingest import Ingest
+from controller.deciding.commands.direct_commands import DirectCommands
 from controller.deciding.deciding import Deciding
+from controller.deciding.flag.news import NewsKeeper
 from controller.deciding.registry import RolloutRegistry
 from controller.health import Faults, Health
+from controller.reporting.inventory import counted_findings
 from controller.running.claims import Claims, replica_name
+from controller.running.command_desk import CommandDesk
 from controller.running.connections import Connections
+from controller.running.decision_relay import DecisionRelay
 from controller.running.environment import RedisEnvironment
-from controller.running.flag_faults import RefusedStates, TimesAhead
+from controller.running.event_watch import EventWatch
+from controller.running.flag_faults import LargeStates, RefusedStates, TimesAhead
 from controller.running.health_watch import HealthWatch, WatchedParts
 from controller.running.redis_heartbeat import RedisHeartbeat
 from controller.running.reporter import Reporter
@@ -27,7 +38,11 @@ from controller.running.visibility_alerts import VisibilityAlerts
 from controller.running.watchdog import ConsumerWatchdog, StallMeter
 from controller.settings import Settings
 from controller.telemetry import Metrics
+from controller.web.admission import Admission, make_admission
 from controller.web.flags import FlagBoard
+
+#: Between two requests to a model that failed, and how long it may take to answer one.
+RECHECK_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +70,9 @@ class Oversight:
         board: FlagBoard,
     ) -> None:
         settings, clock, faults = process.settings, process.clock, process.faults
-        health, metrics = process.health, process.metrics
         self._settings = settings
         self._clock = clock
-        self._metrics = metrics
+        self._metrics = process.metrics
         self._connections = connections
         self.environment = RedisEnvironment(
             connections.redis, connections.rollouts, connections.damaged, settings, faults
@@ -69,27 +83,27 @@ class Oversight:
             ask=connections.redis.ask_time,
             read_broker=lambda: connections.publisher.clock_reading,
         )
-        self.claims = Claims(
-            clock,
-            RedisClaims(connections.redis),
-            faults,
-            replica=replica_name(),
-            working=WorkingPartitions(deciding, clock).numbers,
-            topic=settings.kafka.topic("commands"),
+        self.claims = self._make_claims(process, deciding)
+        self.direct = DirectCommands(
+            deciding.pool,
+            deciding.dependencies,
+            why_not_ours=self.environment.why_not_ours,
+            unsaved=board,
+            served=board.rollout,
+            kept=_waiting_commands_file(settings),
         )
-        views = RolloutViews(
-            deciding,
-            registry,
-            self.claims,
-            health,
-            clock,
-            faults,
-            event_topics=settings.kafka.event_topics,
-        )
+        self.admission = self._make_admission(process, board)
+        self.relay = self._make_relay(process, registry, deciding)
+        registry.subscribe_own(self.relay)
         alerts = VisibilityAlerts(
-            connections.publisher, clock, metrics, source_of(settings.environment)
+            connections.publisher,
+            clock,
+            process.metrics,
+            source_of(settings.environment),
+            NewsKeeper(connections.reports, faults),
         )
-        self.visibility = Visibility(clock, views, alerts, metrics, faults)
+        self.visibility = self._make_visibility(process, registry, deciding, alerts)
+        self.event_watch = EventWatch(ingest.tally, registry.newest, alerts, clock)
         parts = WatchedParts(
             clock=clock,
             redis=connections.redis,
@@ -104,6 +118,57 @@ class Oversight:
             advisor=connections.advisor,
         )
         self.health_watch = self._make_health_watch(process, parts, registry)
+        _let_measure(process, parts, registry)
+
+    def _make_admission(self, process: Process, board: FlagBoard) -> Admission | None:
+        connections = self._connections
+        desk = CommandDesk(connections.publisher, connections.rollouts, self.direct)
+        now, people = process.clock.now, connections.people
+        return make_admission(process.settings, desk, board, process.faults, now, people)
+
+    def _make_claims(self, process: Process, deciding: Deciding) -> Claims:
+        return Claims(
+            process.clock,
+            RedisClaims(self._connections.redis),
+            process.faults,
+            replica=replica_name(),
+            working=WorkingPartitions(deciding, process.clock).numbers,
+            topic=process.settings.kafka.topic("commands"),
+        )
+
+    def _make_visibility(
+        self,
+        process: Process,
+        registry: RolloutRegistry,
+        deciding: Deciding,
+        alerts: VisibilityAlerts,
+    ) -> Visibility:
+        settings, clock, faults = process.settings, process.clock, process.faults
+        views = RolloutViews(
+            deciding,
+            registry,
+            self.claims,
+            process.health,
+            clock,
+            faults,
+            event_topics=settings.kafka.event_topics,
+        )
+        return Visibility(clock, views, alerts, process.metrics, faults)
+
+    def _make_relay(
+        self, process: Process, registry: RolloutRegistry, deciding: Deciding
+    ) -> DecisionRelay:
+        connections = self._connections
+        return DecisionRelay(
+            process.clock,
+            RedisRelay(connections.redis),
+            connections.rollouts,
+            registry,
+            process.faults,
+            silent_seconds=lambda: connections.feed.silent_seconds,
+            stuck_seconds=lambda: deciding.pool.outbox_seconds,
+            why_not_ours=self.environment.why_not_ours,
+        )
 
     def _make_health_watch(
         self, process: Process, parts: WatchedParts, registry: RolloutRegistry
@@ -111,12 +176,16 @@ class Oversight:
         times_ahead = TimesAhead(process.clock, process.faults)
         parts.deciding.pool.on_stop(times_ahead.clear)
         topic = process.settings.kafka.topic("state")
+        publisher = self._connections.publisher
+        large_states = LargeStates(process.faults, most_bytes=publisher.most_bytes)
+        registry.subscribe(large_states.update)
         return HealthWatch(
             parts,
             process.health,
             Reporter(process.metrics, process.health, process.faults),
             times_ahead,
             RefusedStates(registry, process.faults, topic=topic),
+            large_states,
         )
 
     @property
@@ -125,7 +194,10 @@ class Oversight:
         return (
             ("claims", self.claims.run),
             ("visibility", self.visibility.run),
+            ("event_watch", self.event_watch.run),
             ("health", self.health_watch.run),
+            ("direct", self.direct.run),
+            ("relay", self.relay.run),
         )
 
     @property
@@ -139,9 +211,17 @@ class Oversight:
         return (
             ("topology", self._connections.topics.topology.run),
             ("heartbeat", self.heartbeat.run),
+            ("model", self._recheck_model),
             ("stalls", stalls.run),
             ("identity", self.environment.run),
         )
+
+    async def _recheck_model(self) -> None:
+        """See now and then whether a model that failed answers again, until cancelled."""
+        while True:
+            await asyncio.sleep(RECHECK_SECONDS)
+            if (model := self._connections.model) is not None:
+                await model.server.recheck(RECHECK_SECONDS)
 
     def watchdogs(self, give_up: Callable[[str], None]) -> Sequence[Loop]:
         """The loops that rebuild a consumer that is stuck; `give_up` ends the process."""
@@ -161,3 +241,35 @@ class Oversight:
             )
             for name, log in logs.items()
         ]
+
+
+def _waiting_commands_file(settings: Settings) -> WaitingCommandsFile | None:
+    """Return where commands over HTTP outlive the process while Redis is away; None: nowhere."""
+    directory = settings.last_known.directory
+    if directory is None:
+        return None
+    origin = Origin(settings.environment, settings.kafka.topic_prefix)
+    former = settings.former_environments
+    return WaitingCommandsFile(
+        directory, origin, port=settings.http.port, former_environments=former
+    )
+
+
+def _let_measure(process: Process, parts: WatchedParts, registry: RolloutRegistry) -> None:
+    """Let each scrape read its gauges from the parts that know them."""
+    tally = parts.ingest.tally
+    process.metrics.watch(
+        percents=parts.board.percents,
+        components=lambda: tuple(process.health.components.values()),
+        faults=lambda: process.faults.counts,
+        faults_reported=lambda: dict(process.faults.reported),
+        skews=process.clock.skews,
+        flag_events=tally.by_flag_and_class,
+        unknown_flags=tally.flags_to_count.most_unknown,
+        converged=parts.reconciler.converged,
+        rollouts=lambda: tuple(registry.rollouts.values()),
+        judgement_of=parts.deciding.pool.judgement_of,
+        findings=lambda: counted_findings(
+            tuple(registry.rollouts.values()), process.clock.now(), process.settings.flags
+        ),
+    )

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from controller.adapters.oidc import make_provider
 from controller.clock import SystemClock
 from controller.planes import make_outside_planes
 from controller.settings import Settings
+from controller.settings.access_file import read_access_file
 from controller.web.surface import make_board, make_flagd_sync
 
 
 def check_parts(settings: Settings) -> None:
     """Raise ConfigInvalid for what shows only when a part is made.
 
-    These are templates, certificates, directories and packages.
+    These are templates, certificates, directories, packages and the access file.
     """
     clock = SystemClock()
     make_outside_planes(settings, clock)
     make_flagd_sync(settings, make_board(settings, clock))
+    if settings.sign_in.access_file is not None:
+        read_access_file(settings.sign_in.access_file)
+        make_provider(settings.sign_in)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from controller.actuating.reconciler import FlagReconciler
+from controller.adapters.redis.identity import StoredIdentity
 from controller.counting.ingest import Ingest
 from controller.deciding.commentary.anomaly_watch import AnomalyWatch
 from controller.deciding.commentary.explanations import Explainer
@@ -17,10 +18,12 @@ from controller.deciding.deciding import Deciding
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.worker_pool import WorkerPool
 from controller.planes import Planes
-from controller.ports import Commentator
+from controller.ports import Clock, Commentator
 from controller.running.connections import Connections
 from controller.running.environment import check_state_topic
+from controller.running.last_known import make_last_known
 from controller.running.oversight import Oversight
+from controller.running.report_writer import ReportWriter
 from controller.running.state_follower import StateFollower
 from controller.running.supervisor import Loop, Parts, Step, lasting, names_of
 from controller.settings import Settings
@@ -33,6 +36,7 @@ class Subsystems:
     """The subsystems of a replica."""
 
     settings: Settings
+    clock: Clock
     connections: Connections
     follower: StateFollower
     board: FlagBoard
@@ -43,6 +47,7 @@ class Subsystems:
     commentary: Sequence[Loop]
     oversight: Oversight
     surface: Surface
+    report_writer: ReportWriter
 
 
 def supervised_parts(subsystems: Subsystems, give_up: Callable[[str], None]) -> Parts:
@@ -60,34 +65,68 @@ def supervised_parts(subsystems: Subsystems, give_up: Callable[[str], None]) -> 
     async def keep_trust() -> None:
         await subsystems.board.keep_trust(feed, silent_seconds=lambda: feed.silent_seconds)
 
+    async def catch_up() -> None:
+        await follower.catch_up()
+        subsystems.board.settle(follower.rollouts)
+
+    kept = last_known_loops(subsystems)
+    reports = (("reports", subsystems.report_writer.run),)
     return Parts(
         steps=(
-            Step("kafka", "preparing topics", connections.topics.prepare),
-            Step("redis", "checking Redis", oversight.environment.prepare),
-            Step("redis", "comparing clocks with Redis", oversight.heartbeat.beat),
-            Step("flags", "reading which flags there are", follower.read_flag_keys),
-            Step("state", "checking whose decisions these are", check_state),
-            Step("counting", "joining the group that counts", connections.events.start),
-            Step("flags", "joining the group that decides", connections.commands.start),
+            Step("kafka", "preparing topics", connections.topics.prepare, "Kafka"),
+            Step("redis", "checking Redis", oversight.environment.prepare, "Redis or Kafka"),
+            Step("redis", "comparing clocks with Redis", oversight.heartbeat.beat, "Redis"),
+            Step("flags", "reading which flags there are", follower.read_flag_keys, "Redis"),
+            Step("state", "checking whose decisions these are", check_state, "Kafka"),
+            Step("counting", "joining the group that counts", connections.events.start, "Kafka"),
+            Step("flags", "joining the group that decides", connections.commands.start, "Kafka"),
         ),
         follow=follower.run,
-        caught_up=follower.catch_up,
+        caught_up=catch_up,
         loops=(
             ("ingest", lasting(subsystems.ingest.run)),
             ("workers", subsystems.deciding.run),
-            ("actuation", subsystems.reconciler.run),
             *subsystems.planes.loops,
             *oversight.loops,
             *oversight.watchdogs(give_up),
             *subsystems.commentary,
+            *reports,
         ),
-        early=(("trust", keep_trust), *oversight.early),
+        early=(
+            ("trust", keep_trust),
+            *kept,
+            *oversight.early,
+            # Idle until a flag runs here; one that is lowered while Kafka is away may do so early.
+            ("actuation", subsystems.reconciler.run),
+        ),
         expendable=names_of(
-            subsystems.planes.loops, oversight.loops, oversight.early, subsystems.commentary
+            kept,
+            subsystems.planes.loops,
+            oversight.loops,
+            oversight.early,
+            subsystems.commentary,
+            reports,
         ),
         drain=subsystems.ingest.stop,
         close=(*subsystems.surface.closers, *connections.closers, *subsystems.planes.closers),
     )
+
+
+def last_known_loops(subsystems: Subsystems) -> Sequence[Loop]:
+    """Return the loop that keeps what was decided last."""
+    connections = subsystems.connections
+    last_known = make_last_known(
+        subsystems.settings,
+        subsystems.board,
+        StoredIdentity(connections.redis),
+        connections.rollouts,
+        connections.feed,
+        subsystems.clock,
+        subsystems.follower.update,
+        subsystems.oversight.direct.lowered,
+        subsystems.oversight.direct.restored,
+    )
+    return (("last_known", last_known.run),)
 
 
 def commentary_loops(

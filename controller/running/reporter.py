@@ -49,6 +49,8 @@ class Signs:
     effects: int  # saved and not published
     effects_seconds: float  # for how long the oldest has been tried
     commands_lag: int = 0  # commands in them that are not read and done yet
+    # Seconds for which a consumer group has assigned nothing, by what it reads.
+    unassigned: Mapping[str, float] = field(default_factory=dict)
     broken: Mapping[str, str] = field(default_factory=dict)  # why, by flag
     unsaved: Mapping[str, str] = field(default_factory=dict)  # why, by flag: its state is not saved
     mismatches: Mapping[tuple[str, str], str] = field(
@@ -71,15 +73,16 @@ class Reporter:
 
     def report(self, signs: Signs) -> None:
         """Report everything."""
-        self._report("kafka", why_kafka(signs))
-        self._report("redis", why_redis(signs))
-        self._report("state", why_state(signs))
-        self._report("counting", why_counting(signs))
-        self._report("saves", why_saves(signs))
+        silent = _silent_seconds(signs)
+        self._report("kafka", why_kafka(signs), silent)
+        self._report("redis", why_redis(signs), signs.store_seconds or 0.0)
+        self._report("state", why_state(signs), signs.brokers.get(STATE_TOPIC) or 0.0)
+        self._report("counting", why_counting(signs), 0.0 if signs.partitions else silent)
+        self._report("saves", why_saves(signs), _oldest_save_seconds(signs))
         self._report("flags", "")
         stopped = {**signs.unsaved, **signs.broken}
         self._report("rollouts", _some(f"{key}: {why}" for key, why in stopped.items()))
-        self._report("outbox", why_outbox(signs))
+        self._report("outbox", why_outbox(signs), signs.effects_seconds)
         mismatches = (f"{key} on {plane} {why}" for (key, plane), why in signs.mismatches.items())
         self._report("actuation", _some(mismatches))
         self._report("serving", signs.not_served or "")
@@ -110,19 +113,20 @@ class Reporter:
             metrics.partitions_owned.of(topic).set(len(of_topic))
         for topic, count in signs.expected.items():
             metrics.partitions_expected.of(topic).set(count)
-        metrics.save_age_seconds.set(
-            max((one.saved_seconds for one in signs.partitions), default=0.0)
-        )
+        metrics.save_age_seconds.set(_oldest_save_seconds(signs))
         metrics.state_silence_seconds.set(signs.brokers.get(STATE_TOPIC) or 0.0)
         metrics.dependency_up.of("kafka").set(not why_kafka(signs))
         metrics.dependency_up.of("redis").set(not why_redis(signs))
 
-    def _report(self, component: str, why_not: str) -> None:
-        """Report one component; an empty reason means it is ready."""
+    def _report(self, component: str, why_not: str, lasted_seconds: float = 0.0) -> None:
+        """Report one component; an empty reason means it is ready.
+
+        `lasted_seconds` is for how long it has been so, where that is known.
+        """
         if component not in self._health.components:
             return  # the advisor, where none is configured
         if why_not:
-            self._health.not_ready(component, why_not)
+            self._health.not_ready(component, why_not, lasted_seconds=lasted_seconds)
         else:
             self._health.ready(component)
 
@@ -135,8 +139,26 @@ def why_kafka(signs: Signs) -> str:
     """Return what the brokers have not answered about; empty while they answer."""
     return _some(
         f"no broker has answered about {subject} for {seconds:.0f} s"
-        for subject, seconds in signs.brokers.items()
+        for subject, seconds in {**signs.brokers, **_unassigned_in_silence(signs)}.items()
         if seconds is not None and seconds > SILENT_AFTER_SECONDS
+    )
+
+
+def _unassigned_in_silence(signs: Signs) -> Mapping[str, float]:
+    """Return for how long groups have assigned nothing, where brokers do not answer at all."""
+    is_silent = (signs.brokers.get(STATE_TOPIC) or 0.0) > SILENT_AFTER_SECONDS
+    return signs.unassigned if is_silent else {}
+
+
+def why_unassigned(signs: Signs) -> str:
+    """Return what nothing is read of although brokers answer, because its group rebalances."""
+    if _unassigned_in_silence(signs):
+        return ""
+    return _some(
+        f"brokers answer, and the consumer group of {subject} has assigned no partitions for "
+        f"{seconds:.0f} s: it rebalances"
+        for subject, seconds in signs.unassigned.items()
+        if seconds > SILENT_AFTER_SECONDS
     )
 
 
@@ -163,6 +185,8 @@ def why_counting(signs: Signs) -> str:
 
     To have none is right where other replicas have them all, which is not known without Kafka.
     """
+    if why := why_unassigned(signs):
+        return why
     if not signs.partitions and (away := why_kafka(signs)):
         return f"none is counted here, and it is not known whether others count them: {away}"
     stopped = [one for one in signs.partitions if one.state is PartitionState.STOPPED]
@@ -178,7 +202,9 @@ def why_saves(signs: Signs) -> str:
         (one for one in signs.partitions if one.saved_seconds > SAVED_WITHIN_SECONDS),
         key=lambda one: -one.saved_seconds,
     )
-    return _some(f"{_name(one)} was last saved {one.saved_seconds:.0f} s ago" for one in late)
+    late_words = _some(f"{_name(one)} was last saved {one.saved_seconds:.0f} s ago" for one in late)
+    why = next((one.save_trouble for one in late if one.save_trouble), "")
+    return f"{late_words}: {why}" if why else late_words
 
 
 def why_outbox(signs: Signs) -> str:
@@ -188,6 +214,17 @@ def why_outbox(signs: Signs) -> str:
             f"{signs.effects} effects wait for Kafka, the oldest for {signs.effects_seconds:.0f} s"
         )
     return f"{signs.effects} effects wait for Kafka" if signs.effects >= OUTBOX_WAITS else ""
+
+
+def _silent_seconds(signs: Signs) -> float:
+    """Return for how long brokers have not answered, of the longest silence."""
+    silences = [*signs.brokers.values(), *signs.unassigned.values()]
+    return max((seconds or 0.0 for seconds in silences), default=0.0)
+
+
+def _oldest_save_seconds(signs: Signs) -> float:
+    """Return how long ago the partition was saved whose last save is the oldest."""
+    return max((one.saved_seconds for one in signs.partitions), default=0.0)
 
 
 def _by_topic(signs: Signs) -> Mapping[str, list[PartitionView]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import aclosing
 
 import structlog
@@ -11,6 +12,7 @@ from controller.core.rollout import Rollout
 from controller.deciding.registry import RolloutRegistry
 from controller.errors import StoreUnavailable
 from controller.health import Faults, Health, Scope
+from controller.ports import RetiredFlag
 from controller.retrying import steady, until_done
 from controller.running.connections import Connections
 
@@ -40,12 +42,21 @@ class StateFollower:
         self._faults = faults
         self._logger = structlog.get_logger()
 
+    @property
+    def rollouts(self) -> Mapping[str, Rollout]:
+        """The newest rollout of each flag, as far as it was followed."""
+        return self._registry.rollouts
+
     async def run(self) -> None:
         """Follow until cancelled."""
         async with aclosing(self._feed.documents()) as documents:
             async for document in documents:
-                self.update(document)
-                await self._plane.note(document)
+                if isinstance(document, RetiredFlag):
+                    self._registry.retire(document.flag_key, document.revision)
+                    self._clear_faults(document.flag_key)
+                else:
+                    self.update(document)
+                    await self._plane.note(document)
 
     async def read_flag_keys(self) -> None:
         """Add the flags that Redis holds to the registry. Raises StoreUnavailable."""
@@ -82,9 +93,12 @@ class StateFollower:
             fix = "see document_unusable in the log"
             self._faults.report(Scope.FLAG, rollout.flag_key, why[:300], fix, reporter=_STATE)
         else:
-            self._faults.clear(Scope.FLAG, rollout.flag_key, reporter=_STATE)
-            # The replica that runs it has written a document that can be read.
-            self._damaged.clear(rollout.flag_key)
+            self._clear_faults(rollout.flag_key)
+
+    def _clear_faults(self, flag_key: str) -> None:
+        """Clear what was wrong with a flag: its replica has written something that can be read."""
+        self._faults.clear(Scope.FLAG, flag_key, reporter=_STATE)
+        self._damaged.clear(flag_key)
 
     def _report_waiting(self, trouble: StoreUnavailable, _pause: float) -> None:
         self._health.not_ready("state", str(trouble))

@@ -36,6 +36,8 @@ HEALTHY_AFTER_SECONDS = 60.0
 #: After so many failures of one part within so long, although it was restarted, the process ends: a
 #: new one may work.
 FAILURES_LIMIT, FAILURES_WITHIN_SECONDS = 5, 300.0
+#: A step that has not ended for so long says whose answer it waits for, and for how long.
+SLOW_STEP_SECONDS = 2.0
 #: Unexpected failures of one step at the start. A passing trouble causes fewer.
 STEP_FAILURES_LIMIT = 10
 #: The exit status when an invariant does not hold: a new process may work; a person should check.
@@ -53,6 +55,7 @@ class Step:
     component: str  # the health component that waits meanwhile
     name: str
     act: Callable[[], Awaitable[None]]
+    needs: str = ""  # whose answer it waits for; empty: nobody's
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +98,15 @@ class Supervisor:
         health: Health,
         settings: ShutdownSettings,
         faults: Faults,
+        on_hangup: Callable[[], object] = lambda: None,
         *,
         end_process: Callable[[int], object] = os._exit,
     ) -> None:
-        """`end_process` is the last resort: it ends the process at once with an exit code."""
+        """`on_hangup` is called on SIGHUP, which ends nothing.
+
+        `end_process` is the last resort: it ends the process at once with an exit code.
+        """
+        self._on_hangup = on_hangup
         self._faults = faults
         self._end_process = end_process
         self._health = health
@@ -151,7 +159,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
-        loop.add_signal_handler(signal.SIGHUP, lambda: None)  # a closed terminal ends nothing
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)  # a closed terminal ends nothing
         return [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
     def _stop(self, number: signal.Signals) -> None:
@@ -182,11 +190,12 @@ class Supervisor:
                 await self._persist(step)
             # Before the other steps: what was decided is served although Redis is away.
             start("state_feed", parts.follow)
-            caught_up = Step("state", "reading what was decided so far", parts.caught_up)
+            caught_up = Step("state", "reading what was decided so far", parts.caught_up, "Kafka")
             for step in (*parts.steps[1:], caught_up):
                 await self._persist(step)
             for name, loop in parts.loops:
                 start(name, loop)
+            self._health.others_wait_for("")
             self._health.is_running = True
             self._logger.info("daemon_started")
             await asyncio.Event().wait()
@@ -272,12 +281,29 @@ class Supervisor:
                     "step_failed", step=step.name, retry_seconds=pause, exc_info=error
                 )
                 self._faults.report(Scope.PART, step.name, why, "it is tried again")
-            self._health.not_ready(step.component, f"{step.name}: {why}")
+            is_named = why.startswith(f"{step.name}: ")
+            self._health.not_ready(step.component, why if is_named else f"{step.name}: {why}")
 
         self._health.not_ready(step.component, step.name)
-        await until_done(step.act, trouble=Exception, backoff=STEP_BACKOFF, report=report)
+        self._health.others_wait_for(step.needs)
+        waiting = asyncio.create_task(self._name_wait(step), name=f"wait:{step.name}")
+        try:
+            await until_done(step.act, trouble=Exception, backoff=STEP_BACKOFF, report=report)
+        finally:
+            waiting.cancel()
         self._faults.clear(Scope.PART, step.name)
         self._health.ready(step.component)
+
+    async def _name_wait(self, step: Step) -> None:
+        """Say whose answer a step waits for, until cancelled: one that hangs raises nothing."""
+        clock = asyncio.get_running_loop()
+        began, said = clock.time(), step.name
+        while step.needs:
+            await asyncio.sleep(SLOW_STEP_SECONDS)
+            if self._health.components[step.component].why_not != said:
+                continue  # the step itself knows better what is wrong
+            said = f"{step.name}: no answer from {step.needs} for {clock.time() - began:.0f} s"
+            self._health.not_ready(step.component, said)
 
     async def _shut_down(self, parts: Parts, work: asyncio.Task[NoReturn]) -> None:
         """Drain under one deadline, then close everything under another."""

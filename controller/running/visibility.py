@@ -307,7 +307,8 @@ class Visibility:
         if newest is not None and newest.rollout_id != episode.rollout.rollout_id:
             self._end(episode, now, "another rollout has begun")
         elif newest is not None and not needs_watching(newest):
-            self._end(episode, now, "it has ended")
+            over = "it is closed: nobody has treatment" if newest.closed_since else "it has ended"
+            self._end(episode, now, over)
         elif holder is not None and holder.is_claimed:
             self._end(episode, now, "another replica runs it now")
 
@@ -358,7 +359,8 @@ class Visibility:
             return
         action = self._action(rollout.flag_key)
         if is_new or previous != why:
-            self._faults.report(Scope.FLAG, rollout.flag_key, why, action, reporter=_REPORTER)
+            fix = self._fix(rollout.flag_key, action)
+            self._faults.report(Scope.FLAG, rollout.flag_key, why, fix, reporter=_REPORTER)
         if not is_new and now - (episode.alerted_at or now) < REPEATED_EVERY_SECONDS:
             return
         episode.alerted_at = now
@@ -386,9 +388,18 @@ class Visibility:
             )
         else:
             first = "`rolloutctl doctor` says what is broken; if it cannot be fixed now, roll back"
-            return f"{first}: `rolloutctl roll-back {flag_key}`"
-        lower = "until then lower the flag in its flag plane"
-        return f"{first}; {lower}: a roll-back by command waits for {waits}"
+            return f"{first}: `rolloutctl rollback {flag_key}`"
+        lower = "until then lower the flag over HTTP (ops/operating.md) and in its flag plane"
+        return f"{first}; {lower}: a rollback by Kafka waits for {waits}"
+
+    def _fix(self, flag_key: str, action: str) -> str:
+        """Return what helps now, for whoever reads the replica's own report already."""
+        if self._rollouts.store_trouble is not None or flag_key in self._unheld:
+            return action
+        others = [one for one in self._faults.current if one.reporter != _REPORTER]
+        cause = "; ".join(f"{one.scope.value} {one.name}: {one.why}" for one in others[:3])
+        first = f"repair {cause}" if cause else "repair what the reason names"
+        return f"{first}; if that takes too long, roll back: `rolloutctl rollback {flag_key}`"
 
     def _end(self, episode: _Episode, now: float, why: str) -> None:
         """Close an episode, with an alert if there was one when it began."""
@@ -401,11 +412,15 @@ class Visibility:
         log.info(
             "rollout_watched_again", flag_key=rollout.flag_key, seconds=round(seconds), reason=why
         )
+        newest = self._rollouts.newest(rollout.flag_key)
+        if newest is not None and newest.rollout_id == rollout.rollout_id:
+            rollout = newest  # it may have been lowered meanwhile
+        counted = "what happened meanwhile is counted, and judged, as far as Kafka still has it"
         self._raise(
             rollout,
             Severity.INFO,
             f"{rollout.flag_key}: no longer unwatched after {seconds:.0f} s: {why}",
-            "nothing: what happened meanwhile is counted, and judged, as far as Kafka still has it",
+            "nothing" if rollout.has_ended else f"nothing: {counted}",
         )
 
     def _raise(self, rollout: Rollout, severity: Severity, summary: str, action: str) -> None:

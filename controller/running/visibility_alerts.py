@@ -1,6 +1,6 @@
-"""Publishes the alerts of `visibility.py`, in order, through Kafka alone.
+"""Publishes the alerts of `visibility.py` and `event_watch.py`, in order, through Kafka alone.
 
-While Kafka takes none they wait in memory, bounded: all they say is said again every five minutes.
+While Kafka takes none they wait in memory, bounded: what they say is said again while it lasts.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import structlog
 
 from controller.codec.outbox import outbox_entry
 from controller.core.rollout import RaiseAlert, Rollout
+from controller.deciding.flag.news import NewsKeeper
 from controller.errors import OperatingTrouble
 from controller.ports import Clock, OutboxEntry, Publisher
 from controller.telemetry import Metrics
@@ -45,8 +46,17 @@ class WaitingAlert:
 class VisibilityAlerts:
     """Alerts that wait for Kafka."""
 
-    def __init__(self, publisher: Publisher, clock: Clock, metrics: Metrics, source: str) -> None:
+    def __init__(
+        self,
+        publisher: Publisher,
+        clock: Clock,
+        metrics: Metrics,
+        source: str,
+        news: NewsKeeper | None = None,
+    ) -> None:
+        """`news` keeps what was published where every replica shows it; None: nothing does."""
         self._publisher = publisher
+        self._news = news
         self._clock = clock
         self._metrics = metrics
         self._source = source
@@ -78,10 +88,13 @@ class VisibilityAlerts:
         while True:
             if not self._waiting:
                 self._arrived.clear()
+                if self._news is not None:
+                    await self._news.keep_until(self._arrived)
                 await self._arrived.wait()
             batch = self._sending = self._waiting[:_SENT_AT_ONCE]
+            entries = [each.entry(self._source) for each in batch]
             try:
-                await self._publisher.publish([each.entry(self._source) for each in batch])
+                await self._publisher.publish(entries)
             except OperatingTrouble as trouble:
                 log.warning("visibility_alerts_wait", error=str(trouble), alerts=len(self))
                 self._sending = ()
@@ -89,5 +102,7 @@ class VisibilityAlerts:
             else:
                 sent = {id(each) for each in batch}
                 self._waiting = [each for each in self._waiting if id(each) not in sent]
+                if self._news is not None:
+                    self._news.add(entries)
             finally:
                 self._sending = ()

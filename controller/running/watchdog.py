@@ -159,7 +159,7 @@ class ConsumerWatchdog:
             try:
                 progress = await self._progress()
             except Exception as error:  # no answer, of whatever kind: the judge counts how long
-                self._log.info("progress_unknown", reason=str(error) or type(error).__name__)
+                self._log.warning("progress_unknown", reason=str(error) or type(error).__name__)
         fix = self._judge.judge(self._clock.monotonic(), progress, is_reading=is_reading)
         if fix is Remedy.NONE:
             return True
@@ -220,5 +220,11 @@ class StallMeter:
         delay = max(0.0, self._clock.monotonic() - start - self._period_seconds)
         self._observe(delay)
         if delay > self._warning_seconds:
-            log.warning("loop_stalled", duration_ms=round(delay * 1000))
+            log.warning(
+                "loop_stalled",
+                duration_ms=round(delay * 1000),
+                limit_ms=round(self._warning_seconds * 1000),
+                fix="the process gets too little CPU, or the machine swaps: give it a whole core, "
+                "or add replicas",
+            )
         return delay

@@ -1,4 +1,4 @@
-"""What a language model's advice is worth.
+"""Measures what a language model's advice is worth.
 
 Gate cases with known answers, scores, and a report. Decides nothing.
 """

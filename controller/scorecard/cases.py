@@ -24,7 +24,8 @@ from controller.core.judging.judgement import Advice, Harm, Judgement, MetricRep
 from controller.core.metrics import kind_to_show
 from controller.core.metrics.kind import ArmSummary
 from controller.core.plan import Plan, Stage
-from controller.core.rollout import AskAdvice, Gating, Rollout, Visit
+from controller.core.rollout import AskAdvice, Gating, Rollout
+from controller.core.visits import Visit
 from controller.scorecard.kinds import CaseKind
 from schemas.terms import AdviceChoice, Arm, MetricRole, OnBreach, Verdict
 

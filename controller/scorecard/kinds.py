@@ -1,4 +1,4 @@
-"""What gate cases try: the words alone, for whoever must not wait for the cases."""
+"""The kinds of gate cases: the names alone, so that `--help` need not read the cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an operator can set: one frozen model, read once at start from a file and variables.
+"""All that an operator can set: one frozen model, read at start from a file and variables.
 
 The sections of flag planes are in `planes.py` alone: only the planes read them.
 """
@@ -6,6 +6,7 @@ The sections of flag planes are in `planes.py` alone: only the planes read them.
 from controller.settings.advisor import AdvisorSettings
 from controller.settings.http import FlagdSyncSettings, HttpSettings
 from controller.settings.kafka import EventFormats, KafkaSecurity, KafkaSettings, TopicNames
+from controller.settings.last_known import LastKnownSettings
 from controller.settings.model import (
     ClockSettings,
     CountingSettings,
@@ -16,7 +17,7 @@ from controller.settings.model import (
     WatchdogSettings,
 )
 from controller.settings.reading import load_settings
-from controller.settings.showing import MASK, insecure_connections, show
+from controller.settings.showing import MASK, insecure_connections, show, show_explained
 
 __all__ = [
     "MASK",
@@ -28,6 +29,7 @@ __all__ = [
     "HttpSettings",
     "KafkaSecurity",
     "KafkaSettings",
+    "LastKnownSettings",
     "LogSettings",
     "RedisSettings",
     "Settings",
@@ -37,4 +39,5 @@ __all__ = [
     "insecure_connections",
     "load_settings",
     "show",
+    "show_explained",
 ]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
-from controller.settings.section import Count, Section
+from controller.settings.section import Count, Section, is_loopback
+
+#: A token of random hex digits of this length has 128 bits: nobody guesses it.
+SHORTEST_TOKEN: Final = 32
+_TOKEN: Final = re.compile(rf"[!-~]{{{SHORTEST_TOKEN},200}}")
 
 
 class HttpSettings(Section):
@@ -28,9 +34,10 @@ class HttpSettings(Section):
     are the newest. After that `/readyz` names it, and its answers are marked as stale. 30 s rides
     out a broker's restart."""
     when_stale: Literal["serve_last", "serve_control", "refuse"] = "serve_last"
-    """What a stale replica serves. `serve_last`: the last decision that it knows. In an outage of
-    Kafka all replicas are stale, and none can decide otherwise; but a replica that is cut off alone
-    may then serve what was rolled back elsewhere. `serve_control`: control to everybody, which
+    """What a stale replica serves, and one that has just started and knows only what is remembered
+    (`last_known`). `serve_last`: the last decision that it knows. In an outage of Kafka all
+    replicas are stale, and none can decide otherwise; but a replica that is cut off alone may then
+    serve what was rolled back elsewhere. `serve_control`: control to everybody, which
     takes the treatment from all users in every longer outage of Kafka. `refuse`: 503, so that
     clients use another replica, or the values that they have. Both of these also withhold the flagd
     document (503)."""
@@ -59,16 +66,74 @@ class HttpSettings(Section):
     More are answered 503 and poll. Keep it well below `max_connections`. 0: the stream is not
     offered."""
 
+    readers: Literal["nobody", "loopback", "anyone"] = "loopback"
+    """Who may read about rollouts: the page, `/api/v1`, `/rollouts` and `/events`. `loopback`:
+    whoever connects while `host` is a loopback address; on any other address they are refused with
+    an explanation. `anyone`: whoever can connect; right where a proxy asks who they are, or where
+    a container's port is published on loopback alone. `nobody`: they are refused. Health, metrics,
+    OFREP and flagd are answered in any case."""
+    max_page_streams: int | None = Field(default=None, ge=0, le=100_000)
+    """Open pages that are kept current, each on a connection of its own that stays open. More are
+    answered 503, and show what they have until they are reloaded. None: a fifth of
+    `max_connections`."""
+
+    command_token: SecretStr | None = None
+    """Lets whoever knows it lower flags over HTTP, for when Kafka is away: `POST
+    /rollouts/FLAG/roll-back`, and `abort`, `kill`, `pause`. At least 32 characters without spaces;
+    several lines are several tokens, so that one can be replaced. It travels as it is: put TLS in
+    front. None: there are no such routes."""
+    command_token_file: Path | None = None
+    """File with the token. None: `command_token` is used."""
+
+    @field_validator("command_token")
+    @classmethod
+    def _check_token(cls, value: SecretStr | None) -> SecretStr | None:
+        """Refuse a token that could be guessed."""
+        for line in () if value is None else value.get_secret_value().splitlines() or [""]:
+            if not _TOKEN.fullmatch(line):
+                raise ValueError(
+                    f"a token is {SHORTEST_TOKEN} to 200 visible ASCII characters on one line: "
+                    f"make one with `openssl rand -hex 32`"
+                )
+        return value
+
+    def insecure_connections(self, where: str) -> Iterable[str]:
+        if self.command_token is not None and not is_loopback(self.host):
+            yield (
+                f"{where}.command_token: whoever sees a request on the way to {self.host} reads "
+                f"the token and can lower every flag: put a proxy with TLS in front, or listen on "
+                f"loopback"
+            )
+
     @model_validator(mode="after")
     def _leave_room(self) -> Self:
-        if self.max_event_streams >= self.max_connections:
+        if self.max_event_streams + (self.max_page_streams or 0) >= self.max_connections:
             raise ValueError(
-                "max_event_streams must be less than max_connections, or streams take "
-                "every connection"
+                "max_event_streams, with max_page_streams, must be less than max_connections, or "
+                "streams take every connection"
             )
         if self.ops_port and self.ops_port == self.port:
             raise ValueError("ops_port must be another port than port")
         return self
+
+    @property
+    def page_streams(self) -> int:
+        """Open pages that are kept current."""
+        fifth = self.max_connections // 5
+        return fifth if self.max_page_streams is None else self.max_page_streams
+
+    @property
+    def why_not_shown(self) -> str | None:
+        """Why nobody may read about rollouts over HTTP; None where they may."""
+        if self.readers == "anyone" or (self.readers == "loopback" and is_loopback(self.host)):
+            return None
+        if self.readers == "nobody":
+            return "rollouts are not shown over HTTP: http.readers is nobody"
+        return (
+            f"rollouts are not shown: this daemon listens on {self.host}, and whoever can connect "
+            f"could read all of them. Set http.readers to anyone if that is meant, as behind a "
+            f"proxy that asks who they are, or listen on 127.0.0.1"
+        )
 
     @property
     def connections_per_client(self) -> int:

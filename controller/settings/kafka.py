@@ -209,9 +209,10 @@ class KafkaSettings(Section):
     fetch_max_wait_seconds: Seconds = 0.1
     """Longest time that a broker may hold a fetch when nothing has arrived. It bounds how old a
     breach is when we detect it."""
-    max_record_bytes: int = Field(default=1_000_000, ge=16_384, le=100_000_000)
-    """Largest record that we write. Larger decisions are trimmed. The default is just below Kafka's
-    own limit of 1 MiB."""
+    max_record_bytes: int = Field(default=1_000_000, ge=524_288, le=100_000_000)
+    """Largest record that we write. Larger decisions are trimmed; state records never are, so the
+    least value has room for the largest plan (256 KiB) and as much again for a rollout's history.
+    The default is just below Kafka's own limit of 1 MiB."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

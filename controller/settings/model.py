@@ -1,9 +1,9 @@
 """Everything an operator can set, in one frozen model.
 
 Belongs here: the whole, and the sections of the daemon's own parts.
-Does not belong here: sections with a file of their own (`kafka`, `advisor`, `http`, `planes`),
-reading files and variables (`reading.py`), plans (operators publish them), and anything that a
-formula fixes.
+Does not belong here: sections with a file of their own (`kafka`, `advisor`, `flags`, `http`,
+`last_known`, `planes`, `sign_in`), reading files and variables (`reading.py`), plans (operators
+publish them), and anything that a formula fixes.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from controller.settings.advisor import AdvisorSettings
+from controller.settings.flags import FlagsSettings
 from controller.settings.http import FlagdSyncSettings, HttpSettings
 from controller.settings.kafka import KafkaSettings
+from controller.settings.last_known import LastKnownSettings
 from controller.settings.planes import PlanesSettings
 from controller.settings.redis import RedisAddressSettings
 from controller.settings.section import Count, EnvironmentName, RedisUrl, Seconds, Section
+from controller.settings.sign_in import SignInSettings
+from controller.settings.status_page import StatusPageSettings
 from schemas.terms import NAME_PATTERN
 
 DEFAULT_ENVIRONMENT: Final = "production"
@@ -47,6 +51,9 @@ class RedisSettings(RedisAddressSettings):
     """Limit of open connections. Further callers wait."""
     health_check_seconds: Seconds = 15.0
     """A connection that was idle for this long is tried with a PING before use."""
+    reports_kept_days: int = Field(default=30, ge=1, le=3_650)
+    """What is shown of a rollout (newest evidence, its course through each stage, newest decisions
+    and alerts) is deleted when it was not written for this long. The audit log is the topics'."""
 
 
 class ClockSettings(Section):
@@ -86,8 +93,8 @@ class CountingSettings(Section):
     flag that has the most: its exposures and conversions stand still, its errors and latencies
     count on."""
     unknown_flags_limit: int = Field(default=1_000, ge=0, le=100_000)
-    """Unknown flag keys that are counted by name. Evaluations of any further ones share one
-    counter."""
+    """Flags without a rollout that are counted by name. With more, the most frequent stay in the
+    list; all events share one counter anyway. A metric and the log show ten of them."""
 
     @property
     def attribution_window_ms(self) -> int:
@@ -106,9 +113,10 @@ class WatchdogSettings(Section):
     max_rebuilds: int = Field(default=3, ge=0, le=100)
     """Rebuilds without progress after which the process exits, so that its supervisor restarts
     it."""
-    stall_warning_seconds: Seconds = 0.05
-    """An event loop that stands still for longer is logged, because heartbeats and rollbacks wait
-    for it."""
+    stall_warning_seconds: Seconds = 0.25
+    """An event loop that stands still for longer is logged (`loop_stalled`), because heartbeats and
+    rollbacks wait for it. The metric `rolloutd_stall_seconds` has shorter stalls too. 250 ms is the
+    limit of the Prometheus rule `RolloutdStalls`."""
 
 
 class ShutdownSettings(Section):
@@ -130,9 +138,11 @@ class LogSettings(Section):
     """What is written to standard output."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least severe level that is written. Each decision is one `info` line."""
-    format: Literal["json", "console"] = "json"
-    """`json`: one object per line, for machines. `console`: colored lines for people."""
+    """The least severe level that is written. Each decision is one `info` line. SIGHUP applies a
+    new value while the daemon runs."""
+    format: Literal["auto", "json", "console"] = "auto"
+    """`json`: one object per line, for machines. `console`: colored lines for people. `auto`:
+    `console` where standard output is a terminal, else `json`."""
 
 
 class Settings(Section):
@@ -149,7 +159,11 @@ class Settings(Section):
     advisor: AdvisorSettings = AdvisorSettings()
     http: HttpSettings = HttpSettings()
     clock: ClockSettings = ClockSettings()
+    sign_in: SignInSettings = SignInSettings()
     flagd_sync: FlagdSyncSettings = FlagdSyncSettings()
+    last_known: LastKnownSettings = LastKnownSettings()
+    flags: FlagsSettings = FlagsSettings()
+    status_page: StatusPageSettings = StatusPageSettings()
     planes: PlanesSettings = PlanesSettings()
     counting: CountingSettings = CountingSettings()
     watchdog: WatchdogSettings = WatchdogSettings()

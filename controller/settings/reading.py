@@ -50,6 +50,7 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     if path is not None:
         source.read_file(path)
     source.overlay(environ)
+    source.choose_directory(environ)
     try:
         settings = Settings.model_validate(source.values)
     except ValidationError as error:
@@ -103,6 +104,12 @@ class _Source:
         for variable in sorted(environ):
             if _is_setting(variable):
                 self._lay(variable, environ[variable])
+
+    def choose_directory(self, environ: Mapping[str, str]) -> None:
+        """Set the directory of the last known state where neither file nor variable does."""
+        section, directory = self._section_at(("last_known",)), state_directory(environ)
+        if section is not None and directory is not None:
+            section.setdefault("directory", directory)
 
     def _lay(self, variable: str, text: str) -> None:
         steps = tuple(variable.removeprefix(PREFIX).lower().split("__"))
@@ -162,6 +169,16 @@ def _is_setting(variable: str) -> bool:
         and variable not in NOT_SETTINGS
         and not variable.startswith(NOT_SETTINGS_PREFIXES)
     )
+
+
+def state_directory(environ: Mapping[str, str]) -> Path | None:
+    """Return where a program of this user keeps its state, None where nothing says it."""
+    given = environ.get("STATE_DIRECTORY", "").split(":")[0]  # systemd may list several
+    if given:
+        return Path(given)
+    base, home = environ.get("XDG_STATE_HOME", ""), environ.get("HOME", "")
+    parent = Path(base) if base else Path(home, ".local", "state") if home else None
+    return parent / "rolloutd" if parent is not None and parent.is_absolute() else None
 
 
 def _other_form(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What every section of the settings shares: its base class, and the types of its fields."""
+"""The base class of every section of the settings, and the types of their fields."""
 
 from __future__ import annotations
 
@@ -87,7 +87,12 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+        # The whole is built once, when settings are read, and no section before it.
+        defer_build=True,
     )
 
     @model_validator(mode="before")
@@ -113,7 +118,7 @@ class Section(BaseModel):
         return merged
 
     def insecure_connections(self, where: str) -> Iterable[str]:
-        """Return each connection of this section that lets strangers in.
+        """Return each connection of this section that is not secure.
 
         Each is one sentence with what to do. `where` is the section's place in the settings, such
         as `planes.redis`.

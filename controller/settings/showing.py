@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -9,17 +10,50 @@ import yaml
 from pydantic import BaseModel, SecretStr
 
 from controller.settings.model import Settings
-from controller.settings.section import FILE_SUFFIX, Section, named_section
+from controller.settings.section import FILE_SUFFIX, Section, is_section, named_section
 
 MASK: Final = "********"
+_COLUMNS: Final = 100
 
 
 def show(settings: Settings) -> str:
     """Return the settings as YAML that could be read back, except that secrets are masked."""
     plain = settings.model_dump(mode="json", exclude_none=False)
-    return yaml.safe_dump(
-        _masked(settings, plain), sort_keys=False, allow_unicode=True, default_flow_style=False
-    )
+    return _dumped(_masked(settings, plain))
+
+
+def show_explained(settings: Settings) -> str:
+    """Return the same as `show`, with the meaning of each setting above it as a comment."""
+    plain = _masked(settings, settings.model_dump(mode="json", exclude_none=False))
+    return "\n".join(_explained_lines(type(settings), plain, 0)) + "\n"
+
+
+def _explained_lines(section: type[BaseModel], plain: dict[str, Any], depth: int) -> Iterator[str]:
+    """Yield the lines of one section. Those under a name of the operator's own are not repeated."""
+    indent = "  " * depth
+    for name, value in plain.items():
+        field = section.model_fields[name]
+        inner: Any = field.annotation if is_section(field.annotation) else None
+        words = (inner.__doc__ if inner is not None else field.description) or ""
+        if depth == 0 or (inner is not None and depth):
+            yield ""
+        for paragraph in words.split("\n\n"):
+            yield from textwrap.wrap(
+                " ".join(paragraph.split()),
+                width=_COLUMNS,
+                initial_indent=f"{indent}# ",
+                subsequent_indent=f"{indent}# ",
+                break_on_hyphens=False,
+            )
+        if inner is not None:
+            yield f"{indent}{name}:"
+            yield from _explained_lines(inner, value, depth + 1)
+        else:
+            yield textwrap.indent(_dumped({name: value}).rstrip("\n"), indent)
+
+
+def _dumped(plain: dict[str, Any]) -> str:
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=False)
 
 
 def _masked(section: BaseModel, plain: dict[str, Any]) -> dict[str, Any]:
@@ -40,7 +74,7 @@ def _masked(section: BaseModel, plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def insecure_connections(settings: Settings) -> list[str]:
-    """Return each connection that lets strangers in, as one sentence with what to do."""
+    """Return each connection that is not secure, as one sentence with what to do."""
     return list(_insecure_within(settings, ""))
 
 

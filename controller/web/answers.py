@@ -82,9 +82,14 @@ async def send_error(send: Send, status: int, why: str, *headers: tuple[bytes, b
     await send_json(send, status, msgspec.json.encode({"error": why}), *headers)
 
 
-async def send_tagged(scope: Scope, send: Send, body: bytes, tag: str) -> None:
-    """Send JSON with its ETag, or 304 without a body when the client has this version."""
-    headers = (_REVALIDATED, (b"etag", tag.encode()))
+async def send_tagged(
+    scope: Scope, send: Send, body: bytes, tag: str, *more: tuple[bytes, bytes]
+) -> None:
+    """Send JSON with its ETag, or 304 without a body when the client has this version.
+
+    `more` are further headers.
+    """
+    headers = (_REVALIDATED, (b"etag", tag.encode()), *more)
     if is_named(header(scope, b"if-none-match"), tag):
         # No content-length: on a 304 it would have to be the length of the body that is not sent.
         await send({"type": "http.response.start", "status": 304, "headers": list(headers)})

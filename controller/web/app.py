@@ -1,13 +1,15 @@
 """The HTTP surface in one table: every route, and the guard in front of all of them.
 
-Every route reads. The two POSTs are OFREP's evaluations, which change nothing; steering goes
-through the command topic.
+Every route reads, and so do OFREP's two POSTs and the check of a plan. Steering goes through the
+command topic, also for people who are signed in (`admission.py`). Where a token is configured, four
+more routes take commands that only lower or pause: `steering.py`.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from functools import lru_cache, partial
 
 from starlette.applications import Starlette
@@ -20,18 +22,28 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controller.core.rollout import Rollout
 from controller.health import Faults, Health
-from controller.ports import PlaneStanding
+from controller.settings.flags import FlagsSettings
 from controller.telemetry import Metrics
+from controller.web.admission import Admission
 from controller.web.answers import MAX_BODY_BYTES, SECURITY_HEADERS, header, send_error
+from controller.web.api import api_routes
 from controller.web.event_stream import ADVERTISED, DEFAULT_LIMITS, PATH, EventStreams, StreamLimits
 from controller.web.flags import FlagBoard
+from controller.web.inventory import Lists
 from controller.web.ofrep import EvaluateAll, EvaluateOne
+from controller.web.page.live import LivePages
+from controller.web.page.pages import Pages
+from controller.web.page.routes import Home, make_pages, open_routes, page_routes
+from controller.web.reports import Reports
+from controller.web.status_page import PublicNames, StatusPage, status_routes
+from controller.web.steering import VERBS, Steer
 from controller.web.views import (
+    EventsRead,
     FlagdDocument,
     Healthz,
+    Index,
     MetricsPage,
-    NewestEvidence,
-    PlaneStandings,
+    NotShown,
     Readyz,
     RolloutDocuments,
 )
@@ -46,54 +58,71 @@ def make_app(
     metrics: Metrics,
     *,
     describe: Callable[[Rollout], bytes],
-    newest_evidence: Callable[[str], bytes | None] = lambda _: None,
-    plane_standings: Callable[[str], Sequence[PlaneStanding] | None] = lambda _: None,
+    reports: Reports,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    events_of: Callable[[str | None], bytes | None] = lambda _: None,
     allowed_hosts: Iterable[str] = LOOPBACK_NAMES,
     max_body_bytes: int = MAX_BODY_BYTES,
     stream_limits: StreamLimits = DEFAULT_LIMITS,
     max_bulk_per_second: float = 0.0,
     faults: Faults | None = None,
     has_metrics: bool = True,
+    steer: Steer | None = None,
+    environment: str = "default",
+    page_streams: int = 200,
+    why_not_shown: str | None = None,
+    admission: Admission | None = None,
+    flag_rules: FlagsSettings | None = None,
+    public: PublicNames | None = None,
 ) -> Starlette:
     """Return the HTTP surface over these views.
 
-    `describe` writes a rollout as the state document's JSON. `newest_evidence` gives the newest
-    judgement of a flag, `plane_standings` the standing of its planes; both are None when another
-    replica runs the flag. `allowed_hosts` are the names that clients may use for us, without port;
-    `*.example.org` allows subdomains, `*` all. IP addresses need no entry, see `Guard`.
-    `has_metrics` is False when /metrics has a port of its own (`make_ops_app`). The caller ends
-    `app.state.event_streams` before the server stops.
+    `describe` writes a rollout as the state document's JSON. `reports` has what is known of any
+    flag, whichever replica runs it. `events_of` gives what a flag's events were, None for nothing.
+    `allowed_hosts` are the names that clients may use for us, without port; `*.example.org` allows
+    subdomains, `*` all. IP addresses need no entry, see `Guard`. `has_metrics` is False when
+    /metrics has a port of its own (`make_ops_app`). `steer` takes commands that lower; None: there
+    is no such route. `why_not_shown` refuses everything that shows rollouts, unless `admission`
+    knows who asks, and that they may; None: nobody is known. `public` is what everybody may see on
+    `/status`. `flag_rules` are those of the inventory; None: the default ones. The caller ends
+    `app.state.event_streams` and `app.state.live_pages` before the server stops.
     """
     streams = EventStreams(board, metrics, stream_limits)
     advertised = ADVERTISED if stream_limits.streams else b""
-    documents = RolloutDocuments(board, describe)
     routes = [  # the first match is used: most frequent first
-        Route(
-            "/ofrep/v1/evaluate/flags/{key:path}",
-            EvaluateOne(board, metrics, max_body_bytes),
-            methods=["POST"],
-        ),
-        Route(
-            "/ofrep/v1/evaluate/flags",
-            EvaluateAll(board, max_body_bytes, advertised, per_second=max_bulk_per_second),
-            methods=["POST"],
-        ),
+        *_ofrep_routes(board, metrics, max_body_bytes, advertised, max_bulk_per_second),
         Route(PATH, streams, methods=["GET"]),
         Route("/flagd/flags.json", FlagdDocument(board), methods=["GET"]),
         Route("/healthz", Healthz(health), methods=["GET"]),
-        Route("/readyz", Readyz(health, board, faults), methods=["GET"]),
+        _readyz(health, board, faults, steer),
         *([Route("/metrics", MetricsPage(metrics), methods=["GET"])] if has_metrics else []),
-        Route("/rollouts", documents, methods=["GET"]),
-        Route("/rollouts/{flag_key}", documents, methods=["GET"]),
-        Route(
-            "/rollouts/{flag_key}/evidence", NewestEvidence(board, newest_evidence), methods=["GET"]
-        ),
-        Route(
-            "/rollouts/{flag_key}/planes", PlaneStandings(board, plane_standings), methods=["GET"]
-        ),
+        *_steering_routes(steer),
     ]
-    app = _guarded(routes, allowed_hosts)
-    app.state.event_streams = streams
+    live, lists = LivePages(board, metrics, page_streams), Lists.of(board, now, flag_rules)
+    pages = make_pages(
+        board,
+        reports,
+        now,
+        live,
+        lists,
+        faults=faults,
+        environment=environment,
+        admission=admission,
+    )
+    routes += open_routes(pages, has_status_page=public is not None)
+    if public is not None:
+        routes += status_routes(StatusPage(public, board, reports, pages.renderer, now))
+    shown = [
+        *api_routes(board, reports, now, lists),
+        *_document_routes(board, describe, events_of),
+        *page_routes(pages),
+        *([] if admission is None else admission.routes()),
+    ]
+    index = Index([*routes, *shown])
+    shown.append(Route("/", Home(pages, index), methods=["GET"]))
+    shown = _admitted(shown, pages, why_not_shown, index)
+    app = _guarded([*routes, *shown], allowed_hosts)
+    app.state.live_pages, app.state.event_streams = live, streams
     return app
 
 
@@ -104,16 +133,84 @@ def make_ops_app(
     faults: Faults,
     *,
     allowed_hosts: Iterable[str] = LOOPBACK_NAMES,
+    steer: Steer | None = None,
 ) -> Starlette:
     """Return the routes of probes and monitors, for a port that flag traffic cannot starve."""
     alive = Healthz(health)
     routes = [
         Route("/livez", alive, methods=["GET"]),
         Route("/healthz", alive, methods=["GET"]),
-        Route("/readyz", Readyz(health, board, faults), methods=["GET"]),
+        _readyz(health, board, faults, steer),
         Route("/metrics", MetricsPage(metrics), methods=["GET"]),
+        *_steering_routes(steer),
     ]
-    return _guarded(routes, allowed_hosts)
+    return _guarded([*routes, Route("/", Index(routes), methods=["GET"])], allowed_hosts)
+
+
+def _ofrep_routes(
+    board: FlagBoard, metrics: Metrics, max_body_bytes: int, advertised: bytes, per_second: float
+) -> list[Route]:
+    """Return the routes of evaluation; at most `per_second` evaluations of all flags per client."""
+    return [
+        Route(
+            "/ofrep/v1/evaluate/flags/{key:path}",
+            EvaluateOne(board, metrics, max_body_bytes),
+            methods=["POST"],
+        ),
+        Route(
+            "/ofrep/v1/evaluate/flags",
+            EvaluateAll(board, max_body_bytes, advertised, per_second=per_second),
+            methods=["POST"],
+        ),
+    ]
+
+
+def _readyz(health: Health, board: FlagBoard, faults: Faults | None, steer: Steer | None) -> Route:
+    """Return the route of readiness."""
+    endpoint = Readyz(health, board, faults, takes_commands=steer is not None)
+    return Route("/readyz", endpoint, methods=["GET"])
+
+
+def _document_routes(
+    board: FlagBoard,
+    describe: Callable[[Rollout], bytes],
+    events_of: Callable[[str | None], bytes | None],
+) -> list[Route]:
+    """Return what the API does not have: documents of the state topic, and what events were."""
+    documents = RolloutDocuments(board, describe)
+    one = "/rollouts/{flag_key}"
+    return [
+        Route("/rollouts", documents, methods=["GET"]),
+        Route(one, documents, methods=["GET"]),
+        Route(f"{one}/events", EventsRead(events_of), methods=["GET"]),
+        Route("/events", EventsRead(events_of), methods=["GET"]),
+    ]
+
+
+def _admitted(
+    shown: Sequence[Route], pages: Pages, why_not: str | None, index: Index
+) -> list[Route]:
+    """Return what shows rollouts, for those who may see it; `why_not`: why not everybody may."""
+    if pages.admission is not None:
+        return pages.admission.checked(shown, why_not, pages.refuse)
+    if why_not is not None:
+        return [_refused(route, why_not, index) for route in shown]
+    return list(shown)
+
+
+def _refused(route: Route, why: str, index: Index) -> Route:
+    """Return a route that explains why it shows nothing; `/` still lists the paths."""
+    endpoint = NotShown(why, index if route.path == "/" else None)
+    return Route(route.path, endpoint, methods=sorted(route.methods or ()))
+
+
+def _steering_routes(steer: Steer | None) -> list[Route]:
+    """Return one route per command, none without a token."""
+    if steer is None:
+        return []
+    return [
+        Route(f"/rollouts/{{flag_key}}/{name}", steer.of(name), methods=["POST"]) for name in VERBS
+    ]
 
 
 def _guarded(routes: Sequence[Route], allowed_hosts: Iterable[str]) -> Starlette:
@@ -149,7 +246,10 @@ class Guard:
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *SECURITY_HEADERS]
+                own = {name for name, _ in message["headers"]}
+                # Of two policies a browser would obey both, so a page's own stands alone.
+                more = [one for one in SECURITY_HEADERS if one[0] not in own]
+                message["headers"] = [*message["headers"], *more]
             await send(message)
 
         if self._is_ours(header(scope, b"host")):

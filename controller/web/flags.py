@@ -2,17 +2,17 @@
 
 OFREP, the flagd document and the read-only views answer from here. Decisions arrive twice: from the
 flag's worker at once, and from the compacted state topic, which every replica follows. The higher
-revision wins. The bytes of answers are made when a revision arrives, so that an evaluation is one
-hash and one comparison; with audiences, a few comparisons more.
+revision wins. Before the topic was read, what a file or Redis remembers is served. The bytes of
+answers are made when a revision arrives, so that an evaluation is one hash and one comparison; with
+audiences, a few comparisons more.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -20,80 +20,17 @@ import msgspec
 import structlog
 import xxhash
 
-from controller.codec.flagd import SCHEMA, definition_of, metadata_of, weight_of
-from controller.core.audience import Attributes
-from controller.core.rollout import Rollout
-from controller.core.serving import (
-    Part,
-    Serving,
-    chooser,
-    counted_as_treatment,
-    percent_to_serve,
-    serving,
-)
+from controller.codec.flagd import SCHEMA
+from controller.core.rollout import Retired, Rollout
+from controller.core.serving import percent_to_serve, serving
 from controller.ports import Served, StateFeed
-from controller.web.bucketing import Generation, bucketer, lot_drawer
+from controller.web.bucketing import Generation
+from controller.web.served_flag import ServedFlag, prepare
 
 _log = structlog.get_logger(__name__)
 
 #: What is served when the lease has expired; see `http.when_stale`.
 WhenStale = Literal["serve_last", "serve_control", "refuse"]
-
-
-@dataclass(frozen=True, slots=True)
-class ServedFlag:
-    """One flag at one revision, with every answer about it already written."""
-
-    rollout: Rollout
-    serving: Serving
-    percent: float  # of all contexts, whatever their audience
-    weight: int  # buckets below this are in treatment
-    bucket: Callable[[str], int]
-    needs_key: bool  # False: every context gets the same, and that is final
-    treatment: bytes  # OFREP's successful evaluation, as JSON
-    control: bytes
-    definition: bytes  # flagd's definition, as `"key":{...}`
-    rings: RingedAnswers | None = None  # None: treatment below `weight`, else control
-
-    @property
-    def reads_attributes(self) -> bool:
-        """True when more of a context than its targeting key decides."""
-        return self.rings is not None and self.rings.reads_attributes
-
-    def evaluate(self, targeting_key: str, attributes: Attributes | None = None) -> bytes:
-        """Return OFREP's answer for one context.
-
-        `attributes` may be left out where none are read. Raises UnicodeEncodeError for a key that
-        is no Unicode text.
-        """
-        if self.rings is not None:
-            return self.rings.evaluate(targeting_key, self.bucket(targeting_key), attributes or {})
-        return self.treatment if self.bucket(targeting_key) < self.weight else self.control
-
-    def treats(self, answer: bytes) -> bool:
-        """Return whether an answer of `evaluate` is treatment."""
-        return answer is self.treatment or (
-            self.rings is not None and answer in self.rings.treatments
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class RingedAnswers:
-    """The answers of a flag with audiences or a divided treatment."""
-
-    choose: Callable[[int, Attributes], Part]
-    draw: Callable[[str], int] | None  # hash of the targeting key; None: treatment is not divided
-    name: Callable[[Part, int], str]
-    answers: Mapping[str, bytes]  # by variant
-    treatments: frozenset[bytes]
-    reads_attributes: bool
-
-    def evaluate(self, targeting_key: str, bucket: int, attributes: Attributes) -> bytes:
-        """Return OFREP's answer for one context."""
-        part = self.choose(bucket, attributes)
-        return self.answers[
-            self.name(part, self.draw(targeting_key) if self.draw is not None else 0)
-        ]
 
 
 class FlagBoard:
@@ -102,11 +39,13 @@ class FlagBoard:
     Its answers are leased: when no broker has confirmed for `lease_seconds` that nothing newer was
     decided, the board is stale, and every answer says so. What it serves then is `when_stale`.
 
-    It answers only while it is trusted: not before the state topic has been read to its end (older
-    documents may hold a higher percentage than the last decision). After the whole process stood
-    still for `max_pause_seconds` another replica may have decided, so it does not answer until the
-    topic has been read again. An outage of Kafka is no reason to stop: then no replica can decide,
-    and every flag stays as it is.
+    It is trusted once the state topic has been read to its end: older documents of the topic may
+    hold a higher percentage than the last decision. Before, it answers only from what it was told
+    to `remember`, and as a stale board does: a restart is like a silence of the brokers.
+
+    After the whole process stood still for `max_pause_seconds` another replica may have decided, so
+    it does not answer until the topic has been read again; in an outage of Kafka, until the lease
+    has run out once more. The outage itself is no reason to stop: every flag stays as it is.
     """
 
     name = "ofrep"
@@ -134,9 +73,14 @@ class FlagBoard:
         self._beaten_at: float | None = None
         self._doubt: str | None = "the state topic has not been read to its end yet"
         self._was_trusted = False
+        self._remembered: dict[str, ServedFlag] = {}  # by a file or Redis; empty once trusted
+        self._unsettled: dict[str, ServedFlag] = {}  # of them, what the topic did not have
         self._flags: dict[str, ServedFlag] = {}
+        self._unsaved: dict[str, Rollout] = {}  # lowered here alone, until a command is answered
         self._document: tuple[bytes, str] | None = None
         self._in_order: tuple[ServedFlag, ...] | None = None
+        #: Grows with every change of what is served.
+        self.version = 0
         self._listeners: set[asyncio.Event] = set()
         self.changed_at = datetime.min.replace(tzinfo=UTC)  # newest transition served
 
@@ -159,28 +103,122 @@ class FlagBoard:
         """Serve `rollout` from now on unless a newer revision is served; return whether it is.
 
         Two documents of one revision cannot both be right (the store accepts one). Whichever it is,
-        the lower percentage harms no user.
+        the lower percentage harms no user. Of two that serve the same, this one is right: the other
+        was lowered here before it was saved, at another time.
         """
+        return self._update(rollout, is_saved=True)
+
+    def _update(self, rollout: Rollout, *, is_saved: bool) -> bool:
         present = self._flags.get(rollout.flag_key)
-        if present is not None and rollout.revision <= present.rollout.revision:
-            before, after = ((one.rollout_id, serving(one)) for one in (present.rollout, rollout))
-            if rollout.revision < present.rollout.revision or before == after:
-                return False
-            _log.error(
-                "state_conflict_found",
-                flag_key=rollout.flag_key,
-                revision=rollout.revision,
-                percents=[present.percent, percent_to_serve(rollout)],
-                rollout_ids=[present.rollout.rollout_id, rollout.rollout_id],
-            )
-            if _exposure(rollout) >= _exposure(present.rollout):
-                return False
+        if present is not None and not self._supersedes(rollout, present, is_saved=is_saved):
+            return False
         self._flags[rollout.flag_key] = self._prepare(rollout)
+        remembered = self._remembered.get(rollout.flag_key)
+        if remembered is not None and (
+            _lowers(rollout, remembered.rollout)
+            or (is_saved and _is_same_decision(rollout, remembered.rollout))
+        ):
+            # Any other document of the topic may be followed by a lower one, and waits for its end.
+            self._remembered[rollout.flag_key] = self._flags[rollout.flag_key]
         self._document = None
         self._in_order = None
         self.changed_at = max(self.changed_at, rollout.updated_at)
         self._notify_listeners()
         return True
+
+    def _supersedes(self, rollout: Rollout, present: ServedFlag, *, is_saved: bool) -> bool:
+        """Return whether a document is to be served in place of the present one."""
+        known = present.rollout
+        if rollout.revision != known.revision:
+            return rollout.revision > known.revision
+        if _is_same_decision(rollout, known):
+            return is_saved and rollout.updated_at != known.updated_at
+        _log.error(
+            "state_conflict_found",
+            flag_key=rollout.flag_key,
+            revision=rollout.revision,
+            percents=[present.percent, percent_to_serve(rollout)],
+            rollout_ids=[known.rollout_id, rollout.rollout_id],
+        )
+        return _exposure(rollout) < _exposure(known)
+
+    def drop(self, flag_key: str, revision: int) -> None:
+        """Serve nothing for a flag that was retired as this revision: it is not found any more."""
+        present = self._flags.get(flag_key)
+        if present is None or present.rollout.revision > revision:
+            return
+        del self._flags[flag_key]
+        self._stale_flags.pop(flag_key, None)
+        self._unsettled.pop(flag_key, None)
+        self._unsaved.pop(flag_key, None)
+        self._document = None
+        self._in_order = None
+        self._notify_listeners()
+
+    def lower_unsaved(self, rollout: Rollout) -> None:
+        """Serve a lower percentage that is not saved yet, until `end_unsaved`."""
+        if self._update(rollout, is_saved=False):
+            self._unsaved[rollout.flag_key] = rollout
+
+    def end_unsaved(self, flag_key: str, decided: Rollout | None) -> None:
+        """Serve what was decided: the command that lowered the flag here has its answer.
+
+        A command that was refused lowers nothing. Otherwise this replica would serve something
+        else than all others, and the next decision would raise it here.
+        """
+        unsaved = self._unsaved.pop(flag_key, None)
+        present = self._flags.get(flag_key)
+        if unsaved is None or decided is None or present is None:
+            return
+        if present.rollout is unsaved:
+            del self._flags[flag_key]
+            self.update(decided)
+
+    def remember(self, rollouts: Iterable[Rollout], known_at: datetime) -> None:
+        """Serve these as stale since `known_at`, until the state topic has been read.
+
+        For the start: this is what was decided last as far as a file or Redis knows. It may be
+        called again with what is newer. Once trusted it changes nothing.
+        """
+        if self._was_trusted:
+            return
+        for remembered in rollouts:
+            if isinstance(remembered.phase, Retired):
+                self._remembered.pop(remembered.flag_key, None)
+                continue
+            rollout, decided = remembered, self._flags.get(remembered.flag_key)
+            if decided is not None and _lowers(decided.rollout, remembered):
+                rollout = decided.rollout  # lowered since Redis was read, here or by the topic
+            present = self._remembered.get(rollout.flag_key)
+            if present is None or _is_newer(rollout, present.rollout):
+                self._remembered[rollout.flag_key] = self._prepare(rollout)
+                self.changed_at = max(self.changed_at, rollout.updated_at)
+        if not self._remembered:
+            return  # an empty document would delete the flags of clients
+        self._doubt = None
+        self._stale_since = max(known_at, self._stale_since or known_at)
+        self._restate()
+
+    def settle(self, newest: Mapping[str, Rollout]) -> None:
+        """Drop what was remembered and is not so, now that everything decided is known."""
+        for flag_key, flag in self._unsettled.items():
+            rollout = newest.get(flag_key)
+            if self._flags.get(flag_key) is not flag:
+                continue  # something newer is served
+            if rollout is not None and rollout.revision == flag.rollout.revision:
+                self._flags[flag_key] = self._prepare(rollout)  # as it was saved
+                continue
+            _log.warning(
+                "remembered_flag_dropped",
+                flag_key=flag_key,
+                remembered_revision=flag.rollout.revision,
+                revision=None if rollout is None else rollout.revision,
+            )
+            del self._flags[flag_key]
+            if rollout is not None:
+                self._flags[flag_key] = self._prepare(rollout)
+        self._unsettled.clear()
+        self._restate()
 
     async def keep_trust(
         self,
@@ -207,7 +245,9 @@ class FlagBoard:
             _log.warning("flags_doubted", reason=why)
             doubted_at = self._monotonic()
             # Polled, because a confirmation of the brokers comes without an event.
-            while self._is_silent_since(doubted_at, silent_seconds()):  # noqa: ASYNC110
+            while self._is_silent_since(doubted_at, silent_seconds()):
+                if self._monotonic() - doubted_at > self._lease_seconds:
+                    break  # an outage: what is known is served as stale
                 await asyncio.sleep(beat_seconds)
             self.trust()
             _log.info(
@@ -219,7 +259,18 @@ class FlagBoard:
         return silent_seconds is None or silent_seconds > self._monotonic() - doubted_at
 
     def trust(self) -> None:
-        """Answer from now on: all decisions so far are known here."""
+        """Answer from now on: all decisions so far are known here.
+
+        What was remembered and is newer than the topic was saved, and not published yet.
+        """
+        if self.is_remembering:
+            for flag_key, flag in self._remembered.items():
+                present = self._flags.get(flag_key)
+                if present is None or present.rollout.revision < flag.rollout.revision:
+                    self._flags[flag_key] = self._unsettled[flag_key] = flag
+            self._remembered = {}
+            self._stale_since = None
+            self._restate()
         self._was_trusted = True
         self._beaten_at = None
         self._doubt = None
@@ -262,18 +313,19 @@ class FlagBoard:
         self._notify_listeners()
 
     def _notify_listeners(self) -> None:
+        self.version += 1
         for listener in self._listeners:
             listener.set()
 
     # --- read by the endpoints ---
 
     @contextmanager
-    def changes(self) -> Iterator[asyncio.Event]:
+    def changes(self, changed: asyncio.Event | None = None) -> Iterator[asyncio.Event]:
         """Give an event that is set when what is served changes, or is trusted again.
 
-        The reader clears it.
+        The reader clears it, and may bring its own.
         """
-        changed = asyncio.Event()
+        changed = changed or asyncio.Event()
         self._listeners.add(changed)
         try:
             yield changed
@@ -286,6 +338,38 @@ class FlagBoard:
         if self._when_stale == "refuse" and self._stale_since is not None:
             return self._why_doubted or self.why_stale
         return self._why_doubted
+
+    @property
+    def is_remembering(self) -> bool:
+        """True while what a file or Redis remembers is served: the topic has not been read yet.
+
+        A flag that is missing then may have a rollout all the same.
+        """
+        return bool(self._remembered) and not self._was_trusted
+
+    @property
+    def _served(self) -> Mapping[str, ServedFlag]:
+        return self._remembered if self.is_remembering else self._flags
+
+    @property
+    def why_nothing_known(self) -> str | None:
+        """Why it is not even known which flags there are; None once something was decided."""
+        return None if self._was_trusted or self._remembered else self._doubt
+
+    @property
+    def rollouts(self) -> Sequence[Rollout]:
+        """The rollout of every flag as it is served."""
+        return [flag.rollout for flag in self._served.values()]
+
+    def rollout(self, flag_key: str) -> Rollout | None:
+        """Return the rollout of a flag as it is served, None when it has none."""
+        flag = self._served.get(flag_key)
+        return None if flag is None else flag.rollout
+
+    @property
+    def is_trusted(self) -> bool:
+        """True once the state topic has been read to its end."""
+        return self._was_trusted
 
     @property
     def why_no_document(self) -> str | None:
@@ -302,6 +386,11 @@ class FlagBoard:
         """Why what is served may be out of date; None while the lease holds."""
         if self._stale_since is None:
             return None
+        if self.is_remembering:
+            return (
+                f"the state topic has not been read since the start: flags are served as they "
+                f"were known at {self._stale_since:%Y-%m-%d %H:%M:%S} UTC"
+            )
         return (
             f"no broker has said since {self._stale_since:%Y-%m-%d %H:%M:%S} UTC that "
             f"these flags are the newest: "
@@ -321,7 +410,7 @@ class FlagBoard:
 
     def get(self, flag_key: str) -> ServedFlag | None:
         """Return the flag as served, None when it has no rollout."""
-        flag = self._flags.get(flag_key)
+        flag = self._served.get(flag_key)
         return flag if flag is None or self._stale_since is None else self._as_stale(flag)
 
     def _as_stale(self, flag: ServedFlag) -> ServedFlag:
@@ -336,7 +425,7 @@ class FlagBoard:
     def flags(self) -> Sequence[ServedFlag]:
         """Every flag with a rollout, by key; the same tuple until one changes."""
         if self._in_order is None:
-            flags = (flag for _, flag in sorted(self._flags.items()))
+            flags = (flag for _, flag in sorted(self._served.items()))
             self._in_order = tuple(
                 flags if self._stale_since is None else map(self._as_stale, flags)
             )
@@ -344,7 +433,7 @@ class FlagBoard:
 
     def percents(self) -> Mapping[str, float]:
         """Return the served percentage by flag key; safe to call from another thread."""
-        return {key: flag.percent for key, flag in list(self._flags.items())}
+        return {key: flag.percent for key, flag in list(self._served.items())}
 
     def flagd_document(self) -> tuple[bytes, str]:
         """Return flagd's flag definitions as JSON, and their ETag; valid also without flags."""
@@ -369,61 +458,34 @@ class FlagBoard:
         return {} if since is None else {"stale_since": since.isoformat(timespec="seconds")}
 
     def _prepare(self, rollout: Rollout, *, is_stale: bool = False) -> ServedFlag:
-        percent = percent_to_serve(rollout)
-        served = serving(rollout)
-        # STATIC lets clients keep the answer, so only an answer that cannot become wrong may have
-        # it: control, after the end.
-        needs_key = not (rollout.has_ended and served.is_off)
-        reason = "STATIC" if not needs_key else "SPLIT" if served.is_plain else "TARGETING_MATCH"
-        metadata = metadata_of(rollout)
-        if is_stale:
-            reason, metadata = "STALE", {**metadata, **self._stale_metadata()}
-        gives_control = is_stale and self._when_stale == "serve_control"
-
-        def answer(variant: str) -> bytes:
-            return msgspec.json.encode(
-                {
-                    "key": rollout.flag_key,
-                    "value": served.values[variant],
-                    "reason": reason,
-                    "variant": variant,
-                    "metadata": {"flagSetId": self._flag_set_id, **metadata},
-                }
-            )
-
-        answers = {variant: answer(variant) for variant in served.values}
-        is_plain = served.is_plain and not served.split
-        return ServedFlag(
-            rollout=rollout,
-            serving=served,
-            percent=percent,
-            weight=0 if gives_control else weight_of(percent),
-            bucket=bucketer(rollout.flag_key, self._generation),
-            needs_key=needs_key and not gives_control,
-            treatment=answers[counted_as_treatment(rollout.plan)[0]],
-            control=answers[served.control],
-            definition=msgspec.json.encode(rollout.flag_key)
-            + b":"
-            + msgspec.json.encode(definition_of(rollout, served)),
-            rings=None
-            if is_plain or gives_control
-            else self._ringed(rollout.flag_key, served, answers),
+        return prepare(
+            rollout,
+            self._generation,
+            self._flag_set_id,
+            stale_metadata=self._stale_metadata() if is_stale else {},
+            gives_control=is_stale and self._when_stale == "serve_control",
         )
 
-    def _ringed(
-        self, flag_key: str, served: Serving, answers: Mapping[str, bytes]
-    ) -> RingedAnswers:
-        untreated = (served.control, served.unassigned)
-        return RingedAnswers(
-            choose=chooser(served),
-            draw=lot_drawer(flag_key, self._generation) if served.split else None,
-            name=served.name,
-            answers=answers,
-            treatments=frozenset(
-                answer for variant, answer in answers.items() if variant not in untreated
-            ),
-            reads_attributes=any(ring.audience is not None for ring in served.rings),
-        )
+
+def _lowers(rollout: Rollout, than: Rollout) -> bool:
+    """Return whether a document is newer and gives treatment to no more contexts."""
+    return rollout.revision > than.revision and _exposure(rollout) <= _exposure(than)
+
+
+def _is_same_decision(rollout: Rollout, other: Rollout) -> bool:
+    """Return whether two documents are of one revision and serve the same.
+
+    Their times may differ: one was lowered here before it was saved.
+    """
+    documents = [(one.revision, one.rollout_id, serving(one)) for one in (rollout, other)]
+    return documents[0] == documents[1]
+
+
+def _is_newer(rollout: Rollout, than: Rollout) -> bool:
+    """Return whether a document is newer; of two of one revision the lower one counts as newer."""
+    if rollout.revision == than.revision:
+        return _exposure(rollout) < _exposure(than)
+    return rollout.revision > than.revision
 
 
 def _exposure(rollout: Rollout) -> tuple[float, float]:

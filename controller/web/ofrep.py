@@ -25,11 +25,13 @@ from controller.errors import BadInput
 from controller.telemetry import Metrics
 from controller.web.answers import CLOSE, BodyRefused, read_body, send_json, send_tagged
 from controller.web.clients import RateLimit, client_of
-from controller.web.flags import FlagBoard, ServedFlag
+from controller.web.flags import FlagBoard
+from controller.web.served_flag import ServedFlag
 
 _NO_KEY = (
     "the evaluation context has no targetingKey, and this flag is served to a share of contexts"
 )
+_NOT_REMEMBERED = "it is not known yet whether this flag has a rollout"
 #: A client that cannot be answered yet tries again after this.
 _RETRY_AFTER = (b"retry-after", b"1")
 #: Longest time of a change from one replica to another while all is well.
@@ -82,7 +84,10 @@ def failure(code: str, why: str, key: str | None = None) -> bytes:
 
 
 class EvaluateOne:
-    """POST /ofrep/v1/evaluate/flags/{key}, as a plain ASGI application: apps wait for it."""
+    """POST /ofrep/v1/evaluate/flags/{key}: one flag for one context.
+
+    A plain ASGI application, because apps wait for it.
+    """
 
     def __init__(self, board: FlagBoard, metrics: Metrics, max_body_bytes: int) -> None:
         self._board = board
@@ -103,6 +108,10 @@ class EvaluateOne:
             await self._refuse(send, 503, failure("GENERAL", why_not, key), _RETRY_AFTER)
             return
         flag = self._board.get(key)
+        if flag is None and self._board.is_remembering:
+            why = f"{_NOT_REMEMBERED}: {self._board.why_stale}"
+            await self._refuse(send, 503, failure("GENERAL", why, key), _RETRY_AFTER)
+            return
         if flag is None:
             await self._refuse(
                 send, 404, failure("FLAG_NOT_FOUND", "no rollout has this flag key", key)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from controller.codec.decisions import judgement_to_json
 from controller.codec.rollouts import rollout_to_json
-from controller.core.judging.judgement import Judgement
 from controller.health import Faults, Health
-from controller.ports import Clock, PlaneStanding
+from controller.ports import Clock
 from controller.settings import Settings
 from controller.telemetry import Metrics
+from controller.web.admission import Admission
 from controller.web.app import make_app, make_ops_app
 from controller.web.bucketing import Generation
 from controller.web.event_stream import EventStreams, StreamLimits
 from controller.web.flagd_sync import FlagdSyncServer, SyncAddress
 from controller.web.flags import FlagBoard
+from controller.web.page.live import LivePages
+from controller.web.reports import Reports
 from controller.web.server import HttpServer
+from controller.web.status_page import PublicNames
+from controller.web.steering import Steer, Steering, Tokens
 
 #: Connections of the port for probes: some kubelets, some Prometheus servers, and a few people.
 OPS_CONNECTIONS = 64
@@ -35,33 +39,46 @@ class Surface:
         metrics: Metrics,
         faults: Faults,
         *,
-        judgement_of: Callable[[str], Judgement | None],
-        plane_standings: Callable[[str], Sequence[PlaneStanding] | None],
+        reports: Reports,
+        clock: Clock,
+        steering: Steering,
+        admission: Admission | None,
+        events_of: Callable[[str | None], bytes | None],
     ) -> None:
-        """`judgement_of` and `plane_standings` return None for flags of other replicas."""
+        """`reports` has those of all replicas' flags. `admission` None: nobody can sign in.
+
+        `events_of` returns None for a flag without events; without a flag, a summary of all.
+        """
         http = settings.http
-
-        def newest_evidence(flag_key: str) -> bytes | None:
-            judgement = judgement_of(flag_key)
-            return None if judgement is None else judgement_to_json(judgement)
-
+        token = http.command_token
+        steer = None if token is None else Steer(steering, Tokens(token.get_secret_value()))
+        self._admission = admission
         app = make_app(
             board,
             health,
             metrics,
             describe=rollout_to_json,
-            newest_evidence=newest_evidence,
-            plane_standings=plane_standings,
+            reports=reports,
+            now=clock.now,
+            events_of=events_of,
             allowed_hosts=http.allowed_hosts,
             max_body_bytes=http.max_body_bytes,
             stream_limits=StreamLimits(streams=http.max_event_streams),
             max_bulk_per_second=http.max_bulk_per_second,
             faults=faults,
             has_metrics=http.ops_port is None,
+            steer=steer,
+            environment=settings.environment,
+            page_streams=http.page_streams,
+            why_not_shown=http.why_not_shown,
+            admission=admission,
+            flag_rules=settings.flags,
+            public=public_names(settings),
         )
         self._close_seconds = settings.shutdown.close_seconds
         self._health = health
         self._event_streams: EventStreams = app.state.event_streams
+        self._live_pages: LivePages = app.state.live_pages
         self._http = HttpServer(
             app,
             host=http.host,
@@ -69,9 +86,10 @@ class Surface:
             max_connections=http.max_connections,
             max_per_client=http.connections_per_client,
         )
-        self._ops = make_ops_server(settings, board, health, metrics, faults)
+        self._ops = make_ops_server(settings, board, health, metrics, faults, steer)
         self._flagd_sync = make_flagd_sync(settings, board)
         self._logger = structlog.get_logger()
+        self._reload: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Listen. The port for probes comes first: a probe must not wait for anything."""
@@ -85,6 +103,16 @@ class Surface:
             await self._flagd_sync.start()
             self._logger.info("flagd_sync_started", port=self._flagd_sync.port)
 
+    def reloading(self, on_hangup: Callable[[], object]) -> Callable[[], None]:
+        """Return what SIGHUP calls: `on_hangup`, and a reload of the access file."""
+
+        def hang_up() -> None:
+            on_hangup()
+            if self._admission is not None:
+                self._reload = asyncio.create_task(self._admission.reload(), name="access_reload")
+
+        return hang_up
+
     @property
     def closers(self) -> Sequence[tuple[str, Callable[[], Awaitable[None]]]]:
         """What stops each server."""
@@ -97,7 +125,14 @@ class Surface:
 
     async def _stop_http(self) -> None:
         self._event_streams.end()
+        self._live_pages.end()
         await self._http.stop(self._close_seconds)
+
+
+def public_names(settings: Settings) -> PublicNames | None:
+    """Return what everybody may see of releases, None for nothing."""
+    page = settings.status_page
+    return PublicNames(page.flags, page.title, page.cache_seconds) if page.flags else None
 
 
 def make_board(settings: Settings, clock: Clock) -> FlagBoard:
@@ -113,13 +148,20 @@ def make_board(settings: Settings, clock: Clock) -> FlagBoard:
 
 
 def make_ops_server(
-    settings: Settings, board: FlagBoard, health: Health, metrics: Metrics, faults: Faults
+    settings: Settings,
+    board: FlagBoard,
+    health: Health,
+    metrics: Metrics,
+    faults: Faults,
+    steer: Steer | None = None,
 ) -> HttpServer | None:
     """Return the server for probes and scrapers alone, None when there is to be none."""
     http = settings.http
     if http.ops_port is None:
         return None
-    app = make_ops_app(board, health, metrics, faults, allowed_hosts=http.allowed_hosts)
+    app = make_ops_app(
+        board, health, metrics, faults, allowed_hosts=http.allowed_hosts, steer=steer
+    )
     return HttpServer(
         app,
         host=http.host if http.ops_host is None else http.ops_host,

@@ -3,24 +3,72 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
+from datetime import datetime
+from importlib.metadata import version
 from typing import Any
 from urllib.parse import parse_qs
 
 import msgspec
 import xxhash
 from prometheus_client.exposition import choose_encoder
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from controller.core.rollout import Rollout
 from controller.health import Faults, Health
-from controller.ports import PlaneStanding
 from controller.telemetry import Metrics
 from controller.web.answers import header, send_bytes, send_error, send_json, send_tagged
 from controller.web.flags import FlagBoard
+from controller.web.reports import send_no_rollout
 
 #: Documents written before other requests get a turn: a document costs tens of microseconds.
 _DOCUMENTS_PER_TURN = 50
+
+
+class Index:
+    """GET /: the paths that this port serves, each with its purpose."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        """`routes` are all others; the first line of an endpoint's docstring says what it is."""
+        entries = [
+            {"path": route.path, "methods": sorted(route.methods or ()), "what": _purpose(route)}
+            for route in routes
+        ]
+        document = {"server": "rolloutd", "version": version("rolloutd"), "paths": entries}
+        self._body = msgspec.json.format(msgspec.json.encode(document)) + b"\n"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the same at all times."""
+        await send_json(send, 200, self._body)
+
+
+class NotShown:
+    """Refused, because `http.readers` does not let whoever connects read about rollouts."""
+
+    def __init__(self, why: str, index: Index | None = None) -> None:
+        """`index` answers in place of a refusal whoever does not ask for a page."""
+        self._why = why
+        self._index = index
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 403 with the reason, as text to a browser and as JSON to all others."""
+        if "text/html" in header(scope, b"accept"):
+            plain = [(b"content-type", b"text/plain; charset=utf-8"), (b"vary", b"accept")]
+            await send_bytes(send, 403, f"{self._why}.\n".encode(), plain)
+        elif self._index is not None:
+            await self._index(scope, receive, send)
+        else:
+            await send_error(send, 403, self._why)
+
+
+def _purpose(route: Route) -> str:
+    """Return what an endpoint is for: as it says, or its docstring without method and path."""
+    if isinstance(said := getattr(route.endpoint, "purpose", None), str):
+        return said
+    first_line = (type(route.endpoint).__doc__ or "").partition("\n")[0]
+    return re.sub(r"^(GET|POST) /\S*( and /\S*)?[:,] ", "", first_line)
 
 
 class Healthz:
@@ -40,15 +88,24 @@ class Readyz:
     """GET /readyz: whether this replica may be sent evaluations, and the state of every part.
 
     The status is only about serving, because a load balancer acts on it: an outage of Kafka or
-    Redis affects all replicas at once, and each still serves the last decision. Whether it counts
-    and decides is in the body (`working`), and in the status with `?strict=1`, for monitors. See
-    `ops/decisions/0012-health.md`.
+    Redis affects all replicas at once, and each still serves the last decision, also while it is
+    starting. Whether it counts and decides is in the body (`working`), and in the status with
+    `?strict=1`, for monitors. See `ops/decisions/0012-health.md`.
     """
 
-    def __init__(self, health: Health, board: FlagBoard, faults: Faults | None = None) -> None:
+    def __init__(
+        self,
+        health: Health,
+        board: FlagBoard,
+        faults: Faults | None = None,
+        *,
+        takes_commands: bool = False,
+    ) -> None:
+        """`takes_commands` says whether commands that lower are taken over HTTP."""
         self._health = health
         self._board = board
         self._faults = faults
+        self._takes_commands = takes_commands
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 200 while evaluations are answered, else 503; `strict=1` requires more."""
@@ -62,7 +119,7 @@ class Readyz:
         health, board = self._health, self._board
         why_not_served = board.why_not
         why_serving = why_not_served or board.why_stale
-        components = {
+        components: dict[str, dict[str, Any]] = {
             part.name: {
                 "ready": part.why_not is None,
                 "required": part.is_required,
@@ -79,14 +136,19 @@ class Readyz:
             "reason": why_serving,
             "since": board.stale_since or since,
         }
+        for component in components.values():
+            began: datetime | None = component["since"]
+            seconds = None if began is None else round(health.seconds_since(began), 1)
+            component["for_seconds"] = seconds
         faults = () if self._faults is None else self._faults.current
         is_faulty = self._faults is not None and self._faults.degrading
         return {
-            "ready": health.is_alive and health.has_started and why_not_served is None,
+            "ready": health.is_alive and why_not_served is None,
             "working": health.is_working and why_serving is None,
             "degraded": health.is_degraded or why_serving is not None or is_faulty,
             "starting": not health.has_started,
             "fatal_errors": health.trouble,
+            "takes_commands": self._takes_commands,
             "components": components,
             "faults": [
                 {
@@ -105,7 +167,7 @@ class Readyz:
 
 
 class MetricsPage:
-    """GET /metrics in the format that the scraper requests.
+    """GET /metrics: what Prometheus scrapes, in the format that it requests.
 
     Since Prometheus 3 a wrong content type fails the scrape.
     """
@@ -148,8 +210,8 @@ class FlagdDocument:
 class RolloutDocuments:
     """GET /rollouts and /rollouts/{flag}: the state documents, as on the state topic.
 
-    They are answered also while the flags are not trusted: this is for people, and `/readyz` says
-    how old they may be.
+    They are answered also while the flags are not trusted: this is for people. The header
+    `rolloutd-stale-since` says since when they may be out of date; in the list, `stale_since` too.
     """
 
     def __init__(self, board: FlagBoard, describe: Callable[[Rollout], bytes]) -> None:
@@ -158,22 +220,35 @@ class RolloutDocuments:
         self._written: dict[str, tuple[Rollout, bytes]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer all documents in the order of flag keys, or the one requested."""
+        """Answer all documents in the order of flag keys, or the one requested.
+
+        While it is not known which flags there are, the answer is 503: an empty list would be
+        taken for "no rollouts".
+        """
+        if (why_not := self._board.why_nothing_known) is not None:
+            await send_error(send, 503, why_not, (b"retry-after", b"1"))
+            return
         flag_key: str | None = scope["path_params"].get("flag_key")
+        since = self._board.stale_since
+        stale = b"" if since is None else since.isoformat(timespec="seconds").encode()
         if flag_key is None:
             parts = []
             for count, flag in enumerate(self._board.flags, start=1):
                 parts.append(self._document(flag.rollout))
                 if count % _DOCUMENTS_PER_TURN == 0:
                     await asyncio.sleep(0)
-            body = b'{"rollouts":[%b]}' % b",".join(parts)
+            mark = b',"stale_since":"%b"' % stale if stale else b""
+            body = b'{"rollouts":[%b]%b}' % (b",".join(parts), mark)
         else:
             served = self._board.get(flag_key)
             if served is None:
-                await send_error(send, 404, "no rollout has this flag key")
+                await send_no_rollout(send, self._board)
                 return
             body = self._document(served.rollout)
-        await send_tagged(scope, send, body, f'"{xxhash.xxh3_64_hexdigest(body)}"')
+        headers = [(b"rolloutd-stale-since", stale)] if stale else []
+        await send_tagged(
+            scope, send, body, f'"{xxhash.xxh3_64_hexdigest(body + stale)}"', *headers
+        )
 
     def _document(self, rollout: Rollout) -> bytes:
         """Return the document's JSON, written once per revision."""
@@ -183,70 +258,20 @@ class RolloutDocuments:
         return written[1]
 
 
-class NewestEvidence:
-    """GET /rollouts/{flag}/evidence: the newest judgement of a rollout, as decisions carry it.
+class EventsRead:
+    """GET /rollouts/{flag}/events and /events: what the newest events were for their flags.
 
-    There is one also while nothing is decided.
+    That is what this replica counted, with samples. Above some hundred events per second the
+    numbers are estimates.
     """
 
-    def __init__(self, board: FlagBoard, newest_evidence: Callable[[str], bytes | None]) -> None:
-        self._board = board
-        self._newest_evidence = newest_evidence
+    def __init__(self, events_of: Callable[[str | None], bytes | None]) -> None:
+        self._events_of = events_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the judgement; 404 if there is none here: the flag's own replica has it."""
-        flag_key: str = scope["path_params"]["flag_key"]
-        body = self._newest_evidence(flag_key)
+        """Answer the counts by class; 404 for a flag that no event has named."""
+        body = self._events_of(scope["path_params"].get("flag_key"))
         if body is not None:
-            await send_tagged(scope, send, body, f'"{xxhash.xxh3_64_hexdigest(body)}"')
-        elif self._board.get(flag_key) is None:
-            await send_error(send, 404, "no rollout has this flag key")
-        else:
-            await send_error(
-                send,
-                404,
-                "not looked at here yet: ask the replica that runs this flag, or again in a second",
-            )
-
-
-def _standing_document(standing: PlaneStanding) -> dict[str, Any]:
-    """Return one plane's standing as it is shown."""
-    return {
-        "plane": standing.plane,
-        "is_converged": standing.is_converged,
-        "decided_percent": standing.decided_percent,
-        "percent": standing.percent,
-        "reason": standing.why,
-        "since": standing.since,
-        "checked_at": standing.looked_at,
-    }
-
-
-class PlaneStandings:
-    """GET /rollouts/{flag}/planes: whether each flag plane serves what was decided, and why not."""
-
-    def __init__(
-        self, board: FlagBoard, standings: Callable[[str], Sequence[PlaneStanding] | None]
-    ) -> None:
-        self._board = board
-        self._standings = standings
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one entry per plane; 404 if none is here: the flag's own replica has them."""
-        flag_key: str = scope["path_params"]["flag_key"]
-        standings = self._standings(flag_key)
-        if standings is not None:
-            body = msgspec.json.encode(
-                {
-                    "flag": flag_key,
-                    "is_converged": all(one.is_converged for one in standings),
-                    "planes": [_standing_document(one) for one in standings],
-                }
-            )
             await send_json(send, 200, body)
-        elif self._board.get(flag_key) is None:
-            await send_error(send, 404, "no rollout has this flag key")
         else:
-            await send_error(
-                send, 404, "another replica runs this flag: ask that one, or again in a second"
-            )
+            await send_error(send, 404, "no rollout has this flag key, and no event names it")

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import base64
+import functools
+import hashlib
 import os
 import random
 import re
@@ -139,14 +141,51 @@ def cache_directory() -> Path:
     return Path(base) / "rolloutd" / f"kafka-{kafka_version()}"
 
 
-def java_version() -> int | None:
-    """Return the major version of the `java` on PATH, or None when there is none that runs."""
+@functools.cache
+def _java_banner() -> str:
+    """Return what the `java` on PATH says of itself; empty when there is none that runs."""
     java = shutil.which("java")
     if java is None:
-        return None
-    answer = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
-    found = re.search(r'version "(\d+)', answer.stderr)
+        return ""
+    return subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+
+
+def java_version() -> int | None:
+    """Return the major version of the `java` on PATH, or None when there is none that runs."""
+    found = re.search(r'version "(\d+)', _java_banner())
     return int(found.group(1)) if found else None
+
+
+def class_archive() -> Path:
+    """Return where the classes that a broker loads are kept as this Java machine maps them.
+
+    With it a broker starts in half the time and half the CPU. `archive_classes` makes it.
+    """
+    java = hashlib.sha256(_java_banner().encode()).hexdigest()[:12]
+    jars = cache_directory()
+    return jars.with_name(f"{jars.name}-java-{java}.jsa")
+
+
+def archive_classes() -> None:
+    """Make the class archive, unless it is there: one start and stop of a broker, 8 s of CPU.
+
+    Two processes may do this at once, as in `resolve`. Raises LocalKafkaError as a start does.
+    A Java machine that cannot make one leaves none, and brokers start without.
+    """
+    target = class_archive()
+    if target.exists():
+        return
+    resolve(verbose=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        made = Path(scratch) / "classes.jsa"
+        # The formatting of the storage writes one, too; the broker's, at its end, takes its place.
+        kafka = LocalKafka(java_options=[f"-XX:ArchiveClassesAtExit={made}"])
+        try:
+            kafka.start()
+        finally:
+            kafka.stop(timeout_seconds=60.0)
+        if made.exists():
+            made.rename(target)
 
 
 def why_not() -> str | None:
@@ -405,6 +444,7 @@ class LocalKafka:
         self._guard.watch(process.pid)
 
     def _java(self, main_class: str, *arguments: str) -> list[str]:
+        archive = class_archive()
         return [
             "java",
             f"-Xmx{self._heap_megabytes}m",
@@ -413,6 +453,7 @@ class LocalKafka:
             "-XX:+UseSerialGC",
             "-XX:-UsePerfData",
             "-Xshare:auto",
+            *([f"-XX:SharedArchiveFile={archive}"] if archive.exists() else []),
             f"-Dlog4j2.configurationFile={HERE / 'log4j2.properties'}",
             *self._java_options,
             "-cp",

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from controller.core.analysis import sample_ratio
-from controller.core.analysis.change_point import add_batch, log_sum_exp, released_mass
+from controller.core.analysis.change_point import Bets, scheduled_mass
 from controller.core.analysis.latency import Ordered, ordered
 from controller.core.analysis.proportion import (
     Counts,
@@ -188,22 +188,18 @@ class Ours:
     def __init__(self, runs: int, margin: float = 0.0) -> None:
         self.log_null = math.log1p(margin)
         self.alternatives = harm_alternatives(self.log_null)
-        self.evidence = np.full((runs, len(self.alternatives.log_effects)), -np.inf)
+        self.bets = Bets.fresh(runs, len(self.alternatives.log_effects))
         self.harmed = np.zeros(runs, np.int64)
-        self.released = 0.0
         self.look = 0
 
     def log_e_values(self, batch: Batch) -> Floats:
         """Return the log e-values after one more batch."""
         self.look += 1
-        released = released_mass(self.look, LOOKS)
         increment = ratio_increment(self.alternatives.log_effects, self.log_null, batch.columns())
-        self.evidence = add_batch(self.evidence, released - self.released, increment)
-        self.released = released
+        log_weights = self.alternatives.log_weights
+        self.bets = self.bets.after(increment, log_weights, scheduled_mass(0, self.look))
         self.harmed += batch.k_t
-        return np.logaddexp(
-            log_mean(self.evidence, self.alternatives.log_weights), math.log(1 - released)
-        )
+        return self.bets.log_e_values(log_weights)
 
     def found(self, batch: Batch, alpha: float) -> NDArray[np.bool_]:
         """Return which streams are rolled back at this look."""
@@ -593,7 +589,7 @@ def _one_latency(
     """Yield, per look, whether ours has found it, and treatment's new values."""
     histograms: dict[Arm, dict[int, int]] = {arm: {} for arm in Arm}
     before: dict[Arm, Ordered] = {arm: ordered({}) for arm in Arm}
-    evidence, released = np.full(SHAPES, -np.inf), 0.0
+    bets = Bets.fresh(SHAPES)
     for look in range(LOOKS):
         n_t = int(rng.binomial(per_look, share))
         values = treatment(rng, n_t)
@@ -609,12 +605,9 @@ def _one_latency(
         now = {arm: ordered(histogram) for arm, histogram in histograms.items()}
         increment = slowness_increment(before, now, 0)
         if increment is not None:
-            now_released = released_mass(look + 1, LOOKS)
-            evidence = add_batch(evidence, now_released - released, increment)
-            released = now_released
+            bets = bets.after(increment, SHAPE_LOG_WEIGHTS, scheduled_mass(0, look + 1))
         before = now
-        log_e = np.logaddexp(log_sum_exp(SHAPE_LOG_WEIGHTS + evidence), math.log(1 - released))
-        yield bool(log_e >= -math.log(alpha)), values
+        yield bets.log_e_value(SHAPE_LOG_WEIGHTS) >= -math.log(alpha), values
 
 
 def latency(runs: int, seed: int) -> bool:
@@ -623,7 +616,6 @@ def latency(runs: int, seed: int) -> bool:
     Mann-Whitney at every look beside it.
     """
     is_good = True
-    runs = max(runs // 10, 40)
     for share in (0.01, 0.1):
         rng = np.random.default_rng([seed, 110, round(100 * share)])
         false = whitney = 0
@@ -650,7 +642,7 @@ def latency(runs: int, seed: int) -> bool:
             flush=True,
         )
         is_good &= false <= most
-    runs = max(runs // 5, 20)
+    runs = max(runs // 50, 20)
     for slower in SLOWER:
         for share in (0.01, 0.1):
             rng = np.random.default_rng([seed, 120, round(100 * share), round(100 * slower.factor)])

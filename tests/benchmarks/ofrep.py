@@ -28,6 +28,7 @@ from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
 from controller.web.server import HttpServer
 from tests.builders import make_plan, make_rollout
+from tests.reports import no_reports
 
 FLAGS = 20
 CHANGES_PER_SECOND = 20
@@ -81,7 +82,13 @@ async def _measure(seconds: float, connections: int) -> tuple[Round, Round]:
     for rollout in rollouts:
         board.update(rollout)
     board.trust()
-    app = make_app(board, Health(()), Metrics(version="0"), describe=lambda rollout: b"{}")
+    app = make_app(
+        board,
+        Health(()),
+        Metrics(version="0"),
+        describe=lambda rollout: b"{}",
+        reports=no_reports(),
+    )
     server = HttpServer(app, port=0)
     await server.start()
     changes = asyncio.create_task(_change(board, rollouts), name="change_percentages")

@@ -65,7 +65,7 @@ class FailingRelease:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with suppress(httpx.HTTPError):
-                answer = await self.daemon.get(f"/rollouts/{self.flag_key}/evidence")
+                answer = await self.daemon.get(f"/api/v1/rollouts/{self.flag_key}/evidence")
                 if answer.status_code == 200 and all(
                     count > 50 for count in answer.json()["exposures"].values()
                 ):

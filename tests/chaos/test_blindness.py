@@ -56,7 +56,7 @@ async def unwatched(client: Client) -> list[str]:
     return [alert["severity"] for alert in alerts if alert["kind"] == "unwatched"]
 
 
-@pytest.mark.parametrize("trouble", ["hangs", "is full"])
+@pytest.mark.parametrize("trouble", ["is full", pytest.param("hangs", marks=pytest.mark.rare)])
 async def test_a_store_that_fails_is_seen_and_alerted(
     kafka: str, own_redis: RedisServer, topic_prefix: str, tmp_path: Path, trouble: str
 ) -> None:
@@ -132,6 +132,7 @@ async def answer(daemon: DaemonProcess) -> dict[str, Any]:
         return body
 
 
+@pytest.mark.rare
 async def test_brokers_that_hang_are_seen_and_the_lease_runs_out(
     own_kafka: LocalKafka, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
@@ -177,6 +178,7 @@ async def test_brokers_that_hang_are_seen_and_the_lease_runs_out(
         assert await answer(daemon) == before
 
 
+@pytest.mark.rare
 async def test_a_restart_without_redis_serves_and_calls_for_help(
     kafka: str, own_redis: RedisServer, topic_prefix: str, tmp_path: Path
 ) -> None:
@@ -203,7 +205,7 @@ async def test_a_restart_without_redis_serves_and_calls_for_help(
 
         await until(serves, 20, "the last decision is served")
         body = await daemon.standing()
-        assert (body["ready"], body["starting"], body["working"]) == (False, True, False)
+        assert (body["ready"], body["starting"], body["working"]) == (True, True, False)
         assert "Redis" in body["components"]["redis"]["reason"]
 
         async def is_alerted() -> bool:
@@ -220,6 +222,7 @@ async def test_a_restart_without_redis_serves_and_calls_for_help(
         assert await answer(daemon) == before
 
 
+@pytest.mark.rare
 async def test_strangers_who_take_the_commands_are_seen(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
@@ -99,6 +99,7 @@ async def test_partitions_are_added_to_every_topic(
         assert len(commands) <= 4, "a command that is forwarded is forwarded once"
 
 
+@pytest.mark.rare
 async def test_a_roll_back_works_after_the_command_topic_has_grown(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
@@ -120,7 +121,14 @@ async def test_a_roll_back_works_after_the_command_topic_has_grown(
 
 
 @pytest.mark.parametrize(
-    "topic", [*EVENT_TOPICS, "rollout.commands", "rollout.state", "rollout.quarantine"]
+    "topic",
+    [
+        pytest.param("request.outcomes", marks=pytest.mark.rare),
+        "rollout.commands",
+        pytest.param("flag.evaluations", marks=pytest.mark.rare),
+        pytest.param("rollout.state", marks=pytest.mark.rare),
+        pytest.param("rollout.quarantine", marks=pytest.mark.rare),
+    ],
 )
 async def test_a_topic_is_deleted_and_made_again(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path, topic: str
@@ -137,6 +145,7 @@ async def test_a_topic_is_deleted_and_made_again(
         )  # producers and consumers hear of it within 10 s
 
 
+@pytest.mark.rare
 async def test_a_topic_is_made_again_and_outgrows_the_old_fence(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
@@ -171,6 +180,37 @@ async def ends_of(bootstrap: str, names: list[str]) -> dict[TopicPartition, int]
         await consumer.stop()
 
 
+@pytest.mark.rare
+async def test_a_transaction_that_stays_open_is_no_silence(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Nobody can read what comes after it: that is alerted, and judged once it has ended."""
+    async with releasing(kafka, redis_url, topic_prefix, tmp_path) as release:
+        producer = AIOKafkaProducer(
+            bootstrap_servers=kafka,
+            transactional_id=f"{topic_prefix}open",
+            transaction_timeout_ms=600_000,
+        )
+        await producer.start()
+        try:
+            await producer.begin_transaction()
+            for number in range(4):
+                topic = f"{topic_prefix}request.outcomes"
+                await (await producer.send(topic, b"no event", partition=number))
+            release.fail()
+            noticed = await release.is_noticed(within_seconds=20.0)
+            assert noticed.how == "alert"
+            faults = (await release.readiness())["faults"]
+            assert any("open transaction hides" in fault["reason"] for fault in faults), faults
+            await producer.abort_transaction()
+        finally:
+            await producer.stop()
+        document = await release.daemon.until(
+            release.flag_key, lambda one: one["phase"]["name"] == "rolled_back"
+        )
+        assert document["percent"] == 0
+
+
 async def test_records_are_deleted_below_the_reader(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
@@ -183,6 +223,7 @@ async def test_records_are_deleted_below_the_reader(
         await release.is_noticed()
 
 
+@pytest.mark.rare
 async def test_retention_passes_the_fence_while_the_daemon_is_away(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
@@ -206,6 +247,7 @@ async def delete_all_records(bootstrap: str, names: list[str]) -> None:
         )
 
 
+@pytest.mark.rare
 @pytest.mark.parametrize("ahead", [0, 1_000])
 async def test_committed_offsets_are_moved(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path, ahead: int
@@ -254,6 +296,7 @@ async def move_committed(bootstrap: str, group: str, names: list[str], ahead: in
         await consumer.stop()
 
 
+@pytest.mark.rare
 async def test_a_broker_freezes_for_a_minute(
     own_kafka: LocalKafka, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:

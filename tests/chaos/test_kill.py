@@ -55,6 +55,7 @@ async def test_kill9_loses_and_doubles_nothing(
 
 
 @pytest.mark.real_kafka
+@pytest.mark.rare
 async def test_kill9_of_a_static_member(kafka: str, tmp_path: Path) -> None:
     """A replica with its own name gets its partitions back before its old session ends."""
     environ = {
@@ -69,6 +70,7 @@ async def test_kill9_of_a_static_member(kafka: str, tmp_path: Path) -> None:
     assert len(chaos.figures.busy_seconds) == 3, "within 30 s, half a session: nobody waited for it"
 
 
+@pytest.mark.rare
 @pytest.mark.real_kafka
 @pytest.mark.parametrize(("rounds", "seed"), [(3, 4), pytest.param(30, 5, marks=pytest.mark.long)])
 async def test_redis_killed_with_a_cut_file(
@@ -96,8 +98,10 @@ async def test_redis_killed_with_a_cut_file(
     assert lost, "the cuts took nothing: the test has lost its teeth"
 
 
+@pytest.mark.rare
 @pytest.mark.parametrize(
-    "harm", ["kill9", "freeze", pytest.param("restart", marks=pytest.mark.rare)]
+    "harm",
+    ["kill9", "freeze", "restart"],
 )
 async def test_the_broker_goes_and_comes_back(
     own_kafka: LocalKafka, tmp_path: Path, harm: str

@@ -34,6 +34,7 @@ async def degraded_components(
     raise AssertionError(f"nothing said within {within_seconds:g} s: {body}")
 
 
+@pytest.mark.rare
 async def test_a_full_redis_is_said_and_survived(
     kafka: str, own_redis: RedisServer, topic_prefix: str, tmp_path: Path
 ) -> None:
@@ -74,6 +75,7 @@ async def test_a_redis_that_hangs_is_said_and_survived(
         )
 
 
+@pytest.mark.rare
 async def test_a_redis_that_takes_two_seconds_an_answer(
     kafka: str, own_redis: RedisServer, topic_prefix: str, tmp_path: Path
 ) -> None:
@@ -98,6 +100,7 @@ async def _keep_busy(client: redis.asyncio.Redis) -> None:
         await asyncio.sleep(2.05)
 
 
+@pytest.mark.rare
 async def test_a_redis_that_falls_back_to_an_old_copy(
     kafka: str, own_redis: RedisServer, topic_prefix: str, tmp_path: Path
 ) -> None:
@@ -119,7 +122,16 @@ async def test_a_redis_that_falls_back_to_an_old_copy(
         await release.is_noticed(within_seconds=15.0)
 
 
-@pytest.mark.parametrize("damage", ["partition_field", "partition_format", "document", "type"])
+@pytest.mark.rare
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "partition_field",
+        "document",
+        "partition_format",
+        "type",
+    ],
+)
 async def test_damage_stops_what_is_damaged_and_says_so(
     kafka: str, own_redis: RedisServer, topic_prefix: str, tmp_path: Path, damage: str
 ) -> None:
@@ -131,6 +143,7 @@ async def test_damage_stops_what_is_damaged_and_says_so(
         releasing(kafka, own_redis.url, topic_prefix, tmp_path) as release,
         redis.asyncio.Redis.from_url(own_redis.url) as client,
     ):
+        release.daemon.kill9()  # first, as its next save would write over what is damaged here
         partition = (await client.keys(f"{topic_prefix}agg:*outcomes/1*"))[0]
         if damage == "partition_field":
             await client.hset(partition, "counted", "many")
@@ -145,7 +158,6 @@ async def test_damage_stops_what_is_damaged_and_says_so(
         else:
             await client.delete(partition)
             await client.set(partition, "not a hash")
-        release.daemon.kill9()
         await release.daemon.start()
         release.fail()
         await release.is_noticed(within_seconds=25.0)  # a killed member's session lasts 10 s

@@ -78,7 +78,8 @@ class Counter:
         begin = self.position or 0
         dirty = set()
         for offset in range(begin, begin + records):
-            self.counts.setdefault(flag_of(offset), ArmCounts()).evaluations += 1
+            counted = self.counts.get(flag_of(offset), ArmCounts()).evaluations
+            self.counts[flag_of(offset)] = ArmCounts(evaluations=counted + 1)
             dirty.add(flag_of(offset))
         after = begin + records
         progress = encode_progress(PartitionCounts(end=after, counted=after))

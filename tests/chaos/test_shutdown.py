@@ -81,7 +81,14 @@ async def test_sigterm_ends_it_in_time(
         assert not daemon.log_lines("stop_incomplete")
 
 
-@pytest.mark.parametrize("frozen", ["broker", "redis", "both"])
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        pytest.param("broker", marks=pytest.mark.rare),
+        pytest.param("redis", marks=pytest.mark.rare),
+        "both",
+    ],
+)
 async def test_sigterm_with_frozen_dependencies(
     own_kafka: LocalKafka,
     own_redis: RedisServer,

@@ -13,7 +13,6 @@ pytestmark = pytest.mark.real_kafka
 @pytest.mark.parametrize(
     ("zombies", "seed", "longest_seconds"),
     [
-        (1, 1, 120.0),
         pytest.param(4, 1, 120.0, marks=pytest.mark.rare),
         pytest.param(50, 2, math.inf, marks=pytest.mark.long),
     ],

@@ -6,8 +6,8 @@ What the model says beside the way, and that nothing waits for it.
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -35,14 +35,8 @@ async def answer_late(exchange: Exchange) -> None:
         await exchange.answer(faults.completion())
 
 
-async def read_alerts(client: Client, count: int) -> list[dict[str, Any]]:
-    """Return the alerts once there are so many."""
-    async with asyncio.timeout(60):
-        while True:
-            alerts = [event["data"] for event in await client.read("rollout.alerts")]
-            if len(alerts) >= count:
-                return alerts
-            await asyncio.sleep(0.1)
+#: At least one: on a busy machine other alerts may be explained as well.
+ATTACHED = re.compile(r'^rolloutd_explanations_total{outcome="attached"} [1-9]', re.MULTILINE)
 
 
 async def test_a_roll_back_is_explained_later(
@@ -66,7 +60,7 @@ async def test_a_roll_back_is_explained_later(
                 FLAG, lambda doc: doc["phase"]["name"] == "rolled_back", 30
             )
         assert document["percent"] == 0
-        first, later = await read_alerts(client, 2)
+        first, later = await client.alerts("rolled_back", 2)
         assert (first["kind"], first["severity"], first["explanation"]) == (
             "rolled_back",
             "critical",
@@ -80,6 +74,7 @@ async def test_a_roll_back_is_explained_later(
         assert later["explanation"]["likely_cause"] == GUESS["likely_cause"]
         assert later["explanation"]["prompt"] == "explain-v1"
         Alert.model_validate(later)
-        metrics = (await daemon.get("/metrics")).text
-        assert 'rolloutd_explanations_total{outcome="attached"} 1.0' in metrics
+        async with asyncio.timeout(60):  # counted once Kafka has the alert
+            while ATTACHED.search((await daemon.get("/metrics")).text) is None:
+                await asyncio.sleep(0.1)
         assert await daemon.stop() == 0

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.e2e
 ROLLOUTD = Path(sys.executable).with_name("rolloutd")
 #: Far more than the demo takes on a quiet machine.
 LONGEST_SECONDS = 280
-QUICK = ("healthy", "errors")
-RARE = ("srm", "silence", "advisor-objects")  # unit tests rehearse every scenario
+QUICK = ("errors",)
+RARE = ("healthy", "srm", "silence", "advisor-objects")  # unit tests rehearse every scenario
 
 
 def processes_in(session: int) -> list[str]:

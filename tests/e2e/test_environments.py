@@ -71,6 +71,7 @@ async def test_another_environment_on_our_redis_is_refused(
         await production.until(FLAG, lambda document: document["percent"] == 0)
 
 
+@pytest.mark.rare
 async def test_prefixes_that_nobody_set_differ(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
@@ -151,6 +152,7 @@ async def test_another_environment_on_our_topics_is_refused(
     await client.aclose()
 
 
+@pytest.mark.rare
 async def test_a_new_name_leaves_no_data_behind(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:

@@ -33,6 +33,7 @@ def most_megabytes(pid: int) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
 
 
+@pytest.mark.rare
 async def test_bombs_cost_neither_memory_nor_time(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
@@ -67,6 +68,7 @@ async def test_bombs_cost_neither_memory_nor_time(
         assert await daemon.stop() == 0
 
 
+@pytest.mark.rare
 async def test_a_broker_that_hangs_ends_nothing(
     own_kafka: LocalKafka, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
@@ -215,7 +217,7 @@ async def test_a_state_topic_made_again_is_filled_again(
         await asyncio.sleep(5)
         written = [each["data"] for each in await client.read("rollout.state")]
         assert len(written) < 10, "it is written again only as long as it is missing"
-        standings = (await daemon.get(f"/rollouts/{FLAG}/planes")).json()
+        standings = (await daemon.get(f"/api/v1/rollouts/{FLAG}/planes")).json()
         plane = next(each for each in standings["planes"] if each["plane"] == "state_topic")
         assert plane["percent"] == 50, plane
         assert await daemon.stop() == 0

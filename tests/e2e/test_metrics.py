@@ -10,7 +10,7 @@ import asyncio
 import json
 from collections import defaultdict
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -36,6 +36,8 @@ GUESS = {"likely_cause": "This is a guess.", "next_steps": ["look at the log"]}
 #: The same for as long as a process runs; and contexts in two partitions, which are noticed in
 #: packed formats alone: see tests/unit/counting/test_partition_totals.py.
 CONSTANT = {"rolloutd_build_info", "rolloutd_scattered_contexts"}
+#: 1 while the rollout is in that phase, or is held for that reason; then the series is gone.
+CONSTANT |= {"rolloutd_rollout_phase", "rolloutd_rollout_hold"}
 
 
 async def advise(exchange: Exchange) -> None:
@@ -92,6 +94,12 @@ class Observer:
                     await asyncio.sleep(0.1)
         assert self.unmoved & wanted == set()
 
+    async def until_seen(self, name: str, value: float) -> None:
+        """Return once any series of this metric has had this value."""
+        async with asyncio.timeout(30):
+            while not any(value in self._values[one] for one in self._families[f"rolloutd_{name}"]):
+                await asyncio.sleep(0.1)
+
 
 def plan_with_bake(bake: str) -> PlanDocument:
     """Return a plan of one stage."""
@@ -99,13 +107,28 @@ def plan_with_bake(bake: str) -> PlanDocument:
     return quick_plan(FLAG, stages=[stage])
 
 
+async def close_a_flag(client: Client, observer: Observer) -> None:
+    """Start a rollout, apply a plan that opens in two days, and roll back what is closed."""
+    opens = (datetime.now(UTC).date() + timedelta(days=2)).isoformat()
+    stages = [{"percent": 10, "bake": "1h"}]
+    active = [{"dates": opens, "timezone": "UTC"}]
+    await client.command(CommandVerb.START, "sale", plan=quick_plan("sale", stages=stages))
+    narrower = quick_plan("sale", stages=stages, active=active)
+    await client.command(CommandVerb.APPLY, "sale", plan=narrower)
+    await observer.until_seen("rollout_closed", 1.0)
+    await client.command(CommandVerb.ROLL_BACK, "sale")
+    await observer.until_moved("rollout_closed")
+
+
 async def ask_for_flags(daemon: DaemonProcess) -> None:
-    """Evaluate a flag, and open more event streams than there may be."""
+    """Evaluate a flag, and open more event streams and more pages than there may be."""
     async with httpx.AsyncClient(base_url=daemon.url, timeout=5) as http:
         body = {"context": {"targetingKey": "ann"}}
         await http.post(f"/ofrep/v1/evaluate/flags/{FLAG}", json=body)
         async with http.stream("GET", "/ofrep/v1/sse"), http.stream("GET", "/ofrep/v1/sse"):
             await asyncio.sleep(1)
+        async with http.stream("GET", "/ui/live/fleet"), http.stream("GET", "/ui/live/fleet"):
+            await asyncio.sleep(2)
 
 
 async def refuse_many(kafka: LocalKafka, client: Client) -> None:
@@ -168,7 +191,9 @@ async def test_every_metric_moves(
             prefix=topic_prefix,
             ROLLOUTD_ADVISOR__URL=model.url,
             ROLLOUTD_HTTP__MAX_EVENT_STREAMS="1",
+            ROLLOUTD_HTTP__MAX_PAGE_STREAMS="1",
             ROLLOUTD_PLANES__REDIS__URL=own_redis.url,
+            ROLLOUTD_FLAGS__NAME_PATTERN="other-keys",
         ) as daemon,
         Client(own_kafka.bootstrap, topic_prefix) as client,
         asyncio.TaskGroup() as tasks,
@@ -190,6 +215,11 @@ async def test_every_metric_moves(
             "ann", "on", datetime.now(UTC)
         )
         await observer.until_moved("unknown_flag_events")
+        await Traffic(client, daemon, "nobody-knows").emit_evaluation(
+            "ann", "on", datetime.now(UTC)
+        )
+        await observer.until_moved("unknown_flag_events_by_name")
+        await close_a_flag(client, observer)
         await lose_redis_for_a_while(own_redis, observer)
         await daemon.ready()
         await client.command(CommandVerb.ROLL_BACK, FLAG)

@@ -106,7 +106,7 @@ async def test_every_plane_serves_what_is_decided(
             async with asyncio.timeout(60):
                 while await redis_client.get(share) != b"10":
                     await asyncio.sleep(0.05)
-            standings = (await daemon.get(f"/rollouts/{FLAG}/planes")).json()
+            standings = (await daemon.get(f"/api/v1/rollouts/{FLAG}/planes")).json()
             assert [one["plane"] for one in standings["planes"]] == [
                 "ofrep",
                 "state_topic",

@@ -47,6 +47,7 @@ from schemas.totals import encode_progress
 from tests.builders import make_command, make_evidence, make_rollout
 from tests.hostile import honest
 from tests.hostile.material import Hostile
+from tests.reports import no_reports
 
 Edge = Callable[[Hostile], str]
 
@@ -422,7 +423,13 @@ class Ofrep:
         for rollout in honest.rollouts():
             board.update(replace(rollout, flag_key=f"flag-{rollout.phase.name}"))
         board.trust()
-        app = make_app(board, Health(["x"]), Metrics(version="1"), describe=lambda _: b"{}")
+        app = make_app(
+            board,
+            Health(["x"]),
+            Metrics(version="1"),
+            describe=lambda _: b"{}",
+            reports=no_reports(),
+        )
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=True)
         self._client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
         self._loop = asyncio.new_event_loop()

@@ -97,7 +97,7 @@ def test_no_hostile_answer_gets_further_than_an_adapter(name: str, cases: int) -
 
 
 @pytest.mark.real_kafka
-@pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=pytest.mark.rare)])
+@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.rare)])
 async def test_a_short_siege(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path, seconds: int
 ) -> None:

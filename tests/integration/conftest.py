@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
+from aiokafka import AIOKafkaProducer
 
 from controller.adapters.kafka.event_log import KafkaEventLog
 from controller.adapters.redis.connection import RedisConnection
@@ -28,6 +29,15 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     made = ["-newkey", "rsa:2048", "-noenc", "-keyout", str(key), "-out", str(certificate)]
     subprocess.run(["openssl", "req", "-x509", *subject, *made], check=True, capture_output=True)
     return certificate, key
+
+
+@pytest.fixture
+async def producer(kafka: str) -> AsyncIterator[AIOKafkaProducer]:
+    """A plain producer."""
+    made = AIOKafkaProducer(bootstrap_servers=kafka)
+    await made.start()
+    yield made
+    await made.stop()
 
 
 @pytest.fixture

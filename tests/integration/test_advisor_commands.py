@@ -150,6 +150,7 @@ PLAN = {
     "error_rate_limit_percent": 2,
     "error_rate_margin_percent": 10,
     "latency_margin_percent": 10,
+    "latency_limit_ms": 800,
 }
 SUGGEST_PLAN = (
     "suggest",

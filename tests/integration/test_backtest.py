@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
-import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +18,7 @@ from aiokafka import AIOKafkaProducer
 from controller.adapters.kafka.topic_reader import KafkaReader
 from controller.settings import KafkaSettings
 from schemas.formats import EventFormat
+from tests.cli_process import rolloutctl
 from tests.conftest import CreateTopics
 from tests.records import at_ms, evaluation_value, outcome_value
 from tests.telemetry import Request, export_of_spans
@@ -89,27 +88,6 @@ async def record(producer: AIOKafkaProducer, settings: KafkaSettings, worse: flo
     await asyncio.gather(*sent)
 
 
-async def rolloutctl(
-    settings: KafkaSettings, *arguments: str, **environ: str
-) -> tuple[int, str, str]:
-    """Return exit code, standard output and standard error of the command as a process."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "controller.cli.operator",
-        *arguments,
-        "--bootstrap-servers",
-        settings.bootstrap_servers,
-        "--topic-prefix",
-        settings.topic_prefix,
-        env={**os.environ, **environ},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 120)
-    return process.returncode or 0, out.decode(), err.decode()
-
-
 async def test_what_was_recorded_is_decided_as_it_would_have_been(
     settings: KafkaSettings, producer: AIOKafkaProducer, tmp_path: Path
 ) -> None:
@@ -149,6 +127,34 @@ async def test_a_healthy_recording_is_promoted(
     assert moves == [("start", 50.0), ("advance", 100.0), ("complete", 100.0)]
     assert told["records"]["counted"] == pytest.approx(2 * 10 * 180, abs=60)
     assert told["records"]["refused"] == 0
+
+
+async def test_a_backtest_begins_with_the_flags_first_event(
+    settings: KafkaSettings, producer: AIOKafkaProducer, tmp_path: Path
+) -> None:
+    """An hour without the flag is not waited out at a gate, and other flags' events are none."""
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN)
+    earlier = at_ms(BEGAN - timedelta(minutes=30))
+    await producer.send_and_wait(
+        settings.topic("evaluations"),
+        evaluation_value("u0", "on", time_ms=earlier, flag="another"),
+        b"u0",
+        timestamp_ms=earlier,
+    )
+    await record(producer, settings, worse=20)
+    window = (
+        *("--from", (BEGAN - timedelta(hours=1)).isoformat()),
+        *("--to", (BEGAN + timedelta(seconds=SECONDS)).isoformat()),
+    )
+    code, out, err = await rolloutctl(settings, "backtest", str(plan), *window, "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert datetime.fromisoformat(told["from"]) == BEGAN
+    assert datetime.fromisoformat(told["requested_from"]) == BEGAN - timedelta(hours=1)
+    assert [one["kind"] for one in told["decisions"]] == ["start", "roll_back"]
+    _, out, _ = await rolloutctl(settings, "backtest", str(plan), *window)
+    assert "begins at the flag's first event, 1h after --from" in out
 
 
 async def test_recorded_spans_are_gone_through(

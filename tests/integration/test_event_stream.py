@@ -21,6 +21,7 @@ from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
 from controller.web.server import HttpServer
 from tests.builders import make_rollout
+from tests.reports import no_reports
 
 
 class Served:
@@ -30,7 +31,13 @@ class Served:
         self.board = FlagBoard(generation=Generation.V3)
         self.board.update(make_rollout())
         self.board.trust()
-        app = make_app(self.board, Health(()), Metrics(version="1"), describe=lambda rollout: b"{}")
+        app = make_app(
+            self.board,
+            Health(()),
+            Metrics(version="1"),
+            describe=lambda rollout: b"{}",
+            reports=no_reports(),
+        )
         self.streams = app.state.event_streams
         self.server = HttpServer(app, port=0)
 

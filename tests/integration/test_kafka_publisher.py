@@ -210,6 +210,7 @@ async def test_a_silent_broker_costs_the_deadline_and_nothing_arrives_late(
     )
 
 
+@pytest.mark.rare
 async def test_a_broker_restart_is_survived(
     own_kafka: LocalKafka, topic_prefix: str, make_publisher: MakePublisher
 ) -> None:
@@ -244,7 +245,7 @@ async def test_what_is_too_large_is_trimmed_and_says_so(
 
     A state document is refused, not cut.
     """
-    settings = settings_for(kafka, topic_prefix, max_record_bytes=16_384)
+    settings = settings_for(kafka, topic_prefix, max_record_bytes=524_288)
     await create_topics(settings.topic("decisions"), settings.topic("state"))
     publisher = make_publisher(settings)
     event = {
@@ -252,12 +253,12 @@ async def test_what_is_too_large_is_trimmed_and_says_so(
         "data": {
             "kind": "advance",
             "reason": "all passed",
-            "metrics": "m" * 20_000,
+            "metrics": "m" * 600_000,
             "arms": "a" * 90,
         },
     }
     value = json.dumps(event).encode()
-    with pytest.raises(EventLogUnavailable, match="f/2/0 is larger than 16384 bytes"):
+    with pytest.raises(EventLogUnavailable, match="f/2/0 is larger than 524288 bytes"):
         await publisher.publish(
             [entry(1, key="f", value=value), entry(2, "state", "f", value), entry(3, "state", "f")]
         )

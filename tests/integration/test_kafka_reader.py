@@ -100,8 +100,29 @@ async def test_reading_ends_where_it_was_asked_to_and_following_goes_on_there(
         assert sorted(numbers(seen)) == list(range(50, 60))
 
 
-async def test_an_empty_topic_has_nothing_newest(settings: KafkaSettings) -> None:
+async def test_a_topic_is_still_known_after_another_one_was_read_for_long(
+    settings: KafkaSettings, producer: AIOKafkaProducer, create_topics: CreateTopics
+) -> None:
+    """A refresh of the metadata while one topic is read makes the client forget the others."""
+    await create_topics(settings.topic("state"))
+    await write(producer, settings, *(("flag", number) for number in range(5)))
+    await producer.send_and_wait(settings.topic("state"), b"{}", b"flag")
+    async with KafkaReader(settings, ["state", "decisions"]) as reader:
+        place = reader.partition("decisions", "flag")
+        async for _ in reader.read_to(await reader.ends("state")):
+            await reader._consumer._client.force_metadata_update()
+        assert reader._consumer.partitions_for_topic(settings.topic("decisions")) is None
+        assert reader.partition("decisions", "flag") == place
+        assert sum((await reader.ends("decisions")).values()) == 5
+        await reader._consumer._client.force_metadata_update()
+        assert numbers(await reader.newest("decisions", 3, "flag")) == [2, 3, 4]
+
+
+async def test_an_empty_topic_has_nothing_newest(
+    settings: KafkaSettings, producer: AIOKafkaProducer
+) -> None:
     """Nothing to read ends at once."""
+    await producer.partitions_for(settings.topic("decisions"))  # waits until brokers know it
     async with KafkaReader(settings, ["decisions"]) as reader:
         assert await reader.newest("decisions", 5) == []
         assert [record async for record in reader.read_to(await reader.ends("decisions"))] == []

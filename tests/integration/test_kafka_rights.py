@@ -22,6 +22,8 @@ from controller.settings import TopicNames
 from schemas.terms import CommandStatus, CommandVerb
 from tests.live import Client, DaemonProcess, quick_plan
 
+pytestmark = pytest.mark.one_worker
+
 admin: Any = confluent_kafka.admin  # its types do not name what the module offers
 GUIDE = (Path(__file__).parents[2] / "ops" / "security.md").read_text(encoding="utf-8")
 FLAG = "new-checkout"

@@ -156,6 +156,7 @@ async def test_only_newer_documents_of_the_right_flag_are_given(
     assert set(replica.feed.corrupt) == {"b", "d"}
 
 
+@pytest.mark.rare
 async def test_a_broker_restart_is_survived(
     own_kafka: LocalKafka, topic_prefix: str, follow: Callable[[KafkaSettings], Replica]
 ) -> None:

@@ -70,6 +70,7 @@ async def test_missing_topics_are_made_as_they_must_be(kafka: str, topic_prefix:
     assert await policies(kafka, *names) == expected
 
 
+@pytest.mark.rare
 @pytest.mark.parametrize("is_limit_set", [False, True])
 async def test_records_from_the_future_are_refused_unless_the_broker_says_otherwise(
     topic_prefix: str, is_limit_set: bool

@@ -22,6 +22,7 @@ from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
 from controller.web.server import HttpServer
 from tests.builders import T0, make_rollout
+from tests.reports import no_reports
 
 USERS = [f"user-{number}" for number in range(300)]  # the client takes 4 ms an evaluation
 
@@ -41,7 +42,14 @@ async def client(board: FlagBoard) -> AsyncIterator[OpenFeatureClient]:
     It blocks: call it in a thread.
     """
     server = HttpServer(
-        make_app(board, Health(()), Metrics(version="1"), describe=lambda rollout: b"{}"), port=0
+        make_app(
+            board,
+            Health(()),
+            Metrics(version="1"),
+            describe=lambda rollout: b"{}",
+            reports=no_reports(),
+        ),
+        port=0,
     )
     await server.start()
     provider = OFREPProvider(f"http://127.0.0.1:{server.port}")

@@ -22,6 +22,7 @@ from controller.web.flags import FlagBoard
 from controller.web.server import HttpServer
 from tests.builders import T0, make_rollout
 from tests.flag_clients import details_of, installed_ofrep_clients, line_of, ofrep_client
+from tests.reports import no_reports
 
 USERS = [f"user-{number}" for number in range(10_000)]
 
@@ -40,7 +41,13 @@ async def served() -> AsyncIterator[tuple[FlagBoard, str]]:
     """A trusted board behind the real server, and its address."""
     board = FlagBoard(generation=Generation.V3)
     board.trust()
-    app = make_app(board, Health(()), Metrics(version="1"), describe=lambda rollout: b"{}")
+    app = make_app(
+        board,
+        Health(()),
+        Metrics(version="1"),
+        describe=lambda rollout: b"{}",
+        reports=no_reports(),
+    )
     server = HttpServer(app, port=0)
     await server.start()
     yield board, f"http://127.0.0.1:{server.port}"

@@ -40,6 +40,16 @@ async def test_another_kafka_cluster_is_refused(store: RedisConnection) -> None:
         await StoredIdentity(store).check(replace(OURS, cluster_id="two"), 1)
 
 
+async def test_names_alone_tell_whose_keys_may_be_read(store: RedisConnection) -> None:
+    """Without Kafka the cluster is not known; keys without an identity are nobody's."""
+    stored = StoredIdentity(store)
+    before = await stored.is_of("", ["production"])
+    await stored.check(OURS, 1)
+    asked = [("", ["production"]), ("", ["prod", "production"]), ("", ["staging"]), ("x.", ["one"])]
+    assert [await stored.is_of(*one) for one in asked] == [True, True, False, False]
+    assert before is False
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [

@@ -205,3 +205,22 @@ async def test_audiences_are_not_given_to_everybody(
     assert await found(redis_client) == [b"false", b"0"]
     ended = make_rollout(plan=rollout.plan, revision=2, phase=RolledBack(T0, "breach"))
     assert await serve(plane, ended) == Served(0.0, None)
+
+
+async def test_a_retired_flag_has_no_keys_and_a_late_writer_changes_nothing(
+    plane: RedisPlane, redis_client: redis.asyncio.Redis
+) -> None:
+    """Readers find no switch. A process that stood still must not switch it on again."""
+    late = make_rollout(revision=4, percent=100.0)
+    await serve(plane, late)
+    await plane.retire(late.flag_key, 5)
+    assert await found(redis_client) == [None, None]
+    await plane.serve(late)
+    assert await found(redis_client) == [None, None]
+    assert 0 < await redis_client.ttl("flag:new-checkout:rolloutd") <= 25 * 3600
+    started = make_rollout(revision=6, percent=10.0)
+    served = await serve(plane, started)
+    assert (served.percent, served.difference, served.edited_by) == (10.0, None, None)
+    assert await redis_client.ttl("flag:new-checkout:rolloutd") == -1
+    await plane.retire(late.flag_key, 5)  # late, too
+    assert await plane.look(started) == served

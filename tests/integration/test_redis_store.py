@@ -27,7 +27,7 @@ from schemas.totals import (
     encode_progress,
 )
 from tests.brokers import RedisServer
-from tests.builders import T0, make_rollout
+from tests.builders import T0, make_plan, make_rollout
 from tests.integration.redis_data import FIELD, HASH, KEY, fields
 
 OURS = Identity("one", "", "production")
@@ -262,3 +262,33 @@ async def test_a_discarded_flag_leaves_nothing(store: RedisConnection) -> None:
     assert list(await rollouts.flag_keys()) == ["other"]
     assert await client.exists(f"{store.prefix}ro:{{new-checkout}}") == 0
     assert (await rollouts.load("new-checkout")).token == 0
+
+
+async def test_a_buried_flag_leaves_its_answers_for_a_day_and_one_number(
+    store: RedisConnection,
+) -> None:
+    """Everything else of a thousand flags is gone, and the next rollout counts on from there."""
+    rollouts, client = RedisRollouts(store), store.client
+    before = {key async for key in client.scan_iter()}
+    for number in range(20):
+        flag = f"f{number}"
+        rollout = make_rollout(flag_key=flag, plan=make_plan(flag_key=flag), revision=number)
+        saved = await rollouts.save(
+            flag, expected_token=0, rollout=rollout, tests=b"x" * 5_000, answer=("c", b"yes")
+        )
+        assert saved
+        assert not await rollouts.bury(flag, expected_token=7, revision=number)
+        assert await rollouts.bury(flag, expected_token=1, revision=number)
+        assert await rollouts.bury(flag, expected_token=1, revision=number)  # after a crash
+    assert await rollouts.flag_keys() == []
+    left = {key async for key in client.scan_iter()} - before
+    assert left == {b"rolloutd:ro:{#}"} | {
+        b"rolloutd:ro:{f%d}:retired" % number for number in range(20)
+    }
+    for key in left - {b"rolloutd:ro:{#}"}:
+        assert 0 < await client.ttl(key) <= 25 * 3600
+    assert await rollouts.answer_to("f3", "c") == b"yes"
+    stored = await rollouts.load("f3")
+    assert (stored.rollout, stored.token) == (None, 0)
+    assert (stored.retired_revision, stored.last_revision) == (3, 19)
+    assert (await rollouts.load("never-started")).last_revision == 19

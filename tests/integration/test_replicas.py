@@ -41,13 +41,10 @@ async def until_shared(daemons: list[DaemonProcess], seconds: float = 180.0) -> 
     raise AssertionError(f"partitions owned: {counts}")
 
 
+@pytest.mark.rare
 @pytest.mark.parametrize(
     ("replicas", "is_static"),
-    [
-        (2, False),
-        pytest.param(3, False, marks=pytest.mark.rare),
-        pytest.param(2, True, marks=pytest.mark.rare),
-    ],
+    [(2, False), (3, False), (2, True)],
 )
 async def test_replicas_share_the_work(
     kafka: str, tmp_path: Path, replicas: int, is_static: bool

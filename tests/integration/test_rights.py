@@ -24,13 +24,15 @@ from controller.adapters.redis.claims import RedisClaims
 from controller.adapters.redis.connection import RedisConnection, RightMissing
 from controller.adapters.redis.identity import Identity, StoredIdentity
 from controller.adapters.redis.plane import RedisPlane
+from controller.adapters.redis.relay import RedisRelay
+from controller.adapters.redis.reports import RedisReports
 from controller.adapters.redis.rollouts import RedisRollouts
 from controller.adapters.redis.server_check import check_server
 from controller.adapters.redis.totals import RedisTotals
 from controller.deciding.flag.flag_inbox import NewTotals
 from controller.errors import FlagPlaneUnavailable, StoreUnavailable
 from controller.health import Scope
-from controller.ports import OutboxEntry
+from controller.ports import CourseKey, OutboxEntry
 from schemas.totals import PartitionCounts, encode_progress
 from tests.brokers import RedisServer, free_port, redis_binary
 from tests.builders import make_rollout
@@ -39,6 +41,7 @@ from tests.unit.deciding.worker_world import WATCHED, World, start
 GUIDE = (Path(__file__).parents[2] / "ops" / "security.md").read_text(encoding="utf-8")
 PARTITION = "flag.evaluations/3/1"
 FIELDS = encode_progress(PartitionCounts(end=5, counted=5))
+COURSE = CourseKey("start-1", 0)
 IDENTITY = Identity("one", "", "production")
 
 Call = Callable[[RedisConnection, RedisTotals, RedisRollouts], Awaitable[object]]
@@ -81,11 +84,17 @@ async def prune(store: RedisConnection, totals: RedisTotals, rollouts: RedisRoll
     await rollouts._prune_answers("f")
 
 
+def reports(store: RedisConnection) -> RedisReports:
+    """Return the reports in this store."""
+    return RedisReports(store, keep_seconds=60)
+
+
 #: Every call there is, in an order in which each can work, by the name of what is called.
 CALLS: dict[str, Call] = {
     "check_server": lambda store, totals, rollouts: check_server(store),
     "identity.check": lambda store, totals, rollouts: StoredIdentity(store).check(IDENTITY, 1),
     "identity.recheck": lambda store, totals, rollouts: StoredIdentity(store).recheck(IDENTITY, 1),
+    "identity.is_of": lambda store, totals, rollouts: StoredIdentity(store).is_of("", ["one"]),
     "identity.environment_at": lambda store, totals, rollouts: StoredIdentity(store).environment_at(
         "rolloutd:"
     ),
@@ -115,7 +124,24 @@ CALLS: dict[str, Call] = {
     "claims.claim": lambda store, totals, rollouts: RedisClaims(store).claim([0, 3], b"1 a"),
     "claims.claims": lambda store, totals, rollouts: RedisClaims(store).claims(),
     "claims.drop_claims": lambda store, totals, rollouts: RedisClaims(store).drop_claims([3]),
+    "relay.write": lambda store, totals, rollouts: RedisRelay(store).write({"f": 3}),
+    "relay.read": lambda store, totals, rollouts: RedisRelay(store).read(),
+    "relay.drop": lambda store, totals, rollouts: RedisRelay(store).drop(["f"]),
+    "reports.write": lambda store, totals, rollouts: reports(store).write(
+        "f", b"{}", COURSE, {9: b"a"}, [8]
+    ),
+    "reports.read": lambda store, totals, rollouts: reports(store).read("f"),
+    "reports.course": lambda store, totals, rollouts: reports(store).course("f", COURSE),
+    "reports.append_news": lambda store, totals, rollouts: reports(store).append_news(
+        "f", "alerts", [b"{}"]
+    ),
+    "reports.news": lambda store, totals, rollouts: reports(store).news("f", "alerts"),
+    "reports.discard": lambda store, totals, rollouts: reports(store).discard("f", [COURSE]),
     "totals.discard": lambda store, totals, rollouts: totals.discard(PARTITION),
+    "rollouts.bury": lambda store, totals, rollouts: rollouts.bury(
+        "f", expected_token=1, revision=1
+    ),
+    "rollouts.unlist": lambda store, totals, rollouts: rollouts.unlist("g"),
     "rollouts.discard": lambda store, totals, rollouts: rollouts.discard("f"),
 }
 
@@ -127,6 +153,8 @@ def test_every_call_is_tried() -> None:
         "rollouts": RedisRollouts,
         "identity": StoredIdentity,
         "claims": RedisClaims,
+        "relay": RedisRelay,
+        "reports": RedisReports,
     }
     calls = {"check_server", "ask_time"}
     for prefix, adapter in adapters.items():
@@ -180,7 +208,7 @@ async def test_each_listed_right_is_needed_and_named(own_redis: RedisServer, rig
     """Without any one of them some call fails, in words that name the command."""
     rules = [word for word in rules_of("rolloutd") if word != right]
     await grant(own_redis, "rolloutd", rules)
-    store = RedisConnection.connect(url_of(own_redis, "rolloutd"), deadline_seconds=0.3)
+    store = RedisConnection.connect(url_of(own_redis, "rolloutd"), deadline_seconds=5.0)
     totals, rollouts = RedisTotals(store), RedisRollouts(store)
     said: list[str] = list(await warnings_of(store))
     for call in CALLS.values():

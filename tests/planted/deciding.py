@@ -7,7 +7,7 @@ from tests.planted import Bug
 DECIDING = "controller/deciding"
 ACTUATION = "controller/actuating/reconciler.py"
 ACTUATION_TESTS = "tests/unit/actuating/test_reconciler.py"
-WORKER_TESTS = "tests/unit/deciding/flag/test_flag_worker.py"
+WORKER_TESTS = "tests/unit/deciding/flag"
 WORKERS_TESTS = "tests/unit/deciding/test_deciding.py"
 CONTAINMENT = "tests/unit/deciding/test_containment.py"
 SAFEGUARDS = "tests/unit/deciding/flag/test_flag_worker_safeguards.py"

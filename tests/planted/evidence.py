@@ -9,6 +9,8 @@ ACTUATION = "controller/actuating/reconciler.py"
 HISTORIES = "tests/property/test_machine.py"
 ACTUATION_TESTS = "tests/unit/actuating/test_reconciler.py"
 TIMELINE_TESTS = "tests/unit/core/test_timeline.py"
+WINDOWS = "controller/core/windows.py"
+WINDOW_TESTS = "tests/unit/core/test_windows.py"
 FREEZE_TESTS = "tests/property/test_freeze_windows.py"
 SERVING = "controller/core/serving.py"
 SERVING_TESTS = "tests/unit/core/test_serving.py"
@@ -82,20 +84,41 @@ BUGS = (
     Bug(
         "settling events count",
         TIMELINE,
-        "event_time < visit.counts_from",
-        "event_time < visit.entered_at",
+        "event_time >= visit.counts_from",
+        "event_time >= visit.entered_at",
         TIMELINE_TESTS,
+    ),
+    Bug(
+        "events from outside the active windows count",
+        "controller/counting/flags_to_count.py",
+        "            begin = max(begin, OPEN_END_MS if opened is None else _up_to_ms(opened))\n",
+        "            begin = max(begin, closed)\n",
+        "tests/property/test_counting.py::test_intervals_say_what_the_timeline_says",
+    ),
+    Bug(
+        "a window opens twice where an hour comes twice",
+        WINDOWS,
+        "    if before <= after:\n        return before ",
+        "    if before <= after:\n        return after ",
+        "tests/unit/core/test_active_windows.py",
+    ),
+    Bug(
+        "a floor judges contexts that converted while it was closed",
+        "controller/core/judging/floors.py",
+        "    if (test.visit, test.opened) == (index, opened):\n",
+        "    if test.visit == index:\n",
+        "tests/unit/core/judging/test_closings.py",
     ),
     Bug(
         "a window past midnight is lost in the morning",
-        TIMELINE,
+        WINDOWS,
         "yield start, start + window.minutes * 60",
         "yield start, start + min(window.minutes, _DAY_MINUTES - window.start_minute) * 60",
-        TIMELINE_TESTS,
+        WINDOW_TESTS,
     ),
     Bug(
         "a freeze ends with the fortnight it was worked out for",
-        TIMELINE,
+        WINDOWS,
         "        end = probe = later\n",
         "        return later\n",
         FREEZE_TESTS,

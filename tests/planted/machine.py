@@ -6,13 +6,21 @@ from tests.planted import Bug
 
 TABLES = "controller/core/machine/__init__.py"
 ACTIONS = "controller/core/machine/actions.py"
+BREACHES = "controller/core/machine/breaches.py"
 COMMANDS = "controller/core/machine/commands.py"
+EVIDENCE_FLOW = "controller/core/machine/evidence_flow.py"
 GATE_FLOW = "controller/core/machine/gate_flow.py"
+HEALTH = "controller/core/machine/health.py"
+HOLDING = "controller/core/machine/holding.py"
+PLAN_ACTIONS = "controller/core/machine/plan_actions.py"
 OBSTACLES = "controller/core/machine/obstacles.py"
+REVISIONS = "controller/core/machine/revisions.py"
 TRANSITIONS = "controller/core/machine/transitions.py"
+WINDOW_TRANSITIONS = "controller/core/machine/window_transitions.py"
 
 ADVICE = "tests/property/test_advice.py"
 CONTAINMENT = "tests/unit/deciding/test_containment.py"
+GAP_HISTORIES = "tests/property/test_machine_gaps.py"
 HISTORIES = "tests/property/test_machine.py"
 I6 = "tests/property/test_machine_advice.py"
 MACHINE_TESTS = "tests/unit/core/machine"
@@ -23,16 +31,23 @@ COMMAND_AGE = (
     Bug(
         "an order that is read again lowers a later rollout",
         COMMANDS,
-        "    if command.is_backlog and command.issued_at",
-        "    if False and command.issued_at",
+        "    if command.is_backlog and is_earlier and",
+        "    if False and",
         f"{CONTAINED_REFUSALS}::test_last_week_s_roll_back_does_not_lower_this_week_s_rollout",
     ),
     Bug(
         "an operator with a slow clock is not heard",
         COMMANDS,
-        "    if command.is_backlog and command.issued_at",
-        "    if command.issued_at",
+        "    if command.is_backlog and is_earlier and",
+        "    if is_earlier and",
         f"{CONTAINED_REFUSALS}::test_an_operator_with_a_slow_clock_is_obeyed",
+    ),
+    Bug(
+        "a command for one rollout lowers another",
+        COMMANDS,
+        '    if command.for_rollout not in ("", rollout.rollout_id):',
+        "    if False:",
+        "tests/unit/core/machine/test_commands.py::test_a_command_for_one_rollout_lowers_no_other",
     ),
     Bug(
         "an order to lower never grows old",
@@ -44,11 +59,32 @@ COMMAND_AGE = (
 )
 REPORTS = (
     Bug(
+        "a second breach during a pause is not told",
+        BREACHES,
+        "return next((one for one in new if one.metric not in rollout.told_breaches), None)",
+        "return None if new else None",
+        f"{MACHINE_TESTS}/test_breaches.py",
+    ),
+    Bug(
         "repeated outcomes are found and nobody is told before the gate",
-        OBSTACLES,
-        "        if gap.kind is HealthGap.REPEATED_OUTCOMES\n        or (",
-        "        if (",
+        HEALTH,
+        "        if gap.kind is HealthGap.REPEATED_OUTCOMES\n        or (gap.kind is H",
+        "        if (gap.kind is H",
         f"{SCENARIOS}::test_the_machine_does_as_the_transcript_says",
+    ),
+    Bug(
+        "a gap that lasts is told at a gate only",
+        TABLES,
+        "case (_, EvidenceJudged(new)) if gaps := health.news(",
+        "case (Gating(), EvidenceJudged(new)) if gaps := health.news(",
+        f"{GAP_HISTORIES}::test_i17_no_gap_that_lasts_stays_untold",
+    ),
+    Bug(
+        "a gap of a moment acts",
+        HEALTH,
+        "    return lasts(rollout, judgement, gap)\n",
+        "    return True\n",
+        f"{GAP_HISTORIES}::test_i17_a_gap_of_a_moment_changes_nothing_during_a_bake",
     ),
 )
 I1 = (
@@ -74,8 +110,9 @@ I3 = (
     Bug(
         "a freeze stands before a breach",
         TABLES,
-        "if phase.is_guarded and new.breach is not None:",
-        "if phase.is_guarded and new.breach is not None and not is_frozen(rollout, now):",
+        "if (breach := breaches.due(rollout, new)) is not None:",
+        "if (\n            breach := breaches.due(rollout, new)\n"
+        "        ) is not None and not is_frozen(rollout, now):",
         f"{HISTORIES}::test_i3_a_breach_acts_at_once_in_every_live_phase",
     ),
     Bug(
@@ -96,7 +133,7 @@ I4 = (
     ),
     Bug(
         "a start read again begins its rollout anew",
-        ACTIONS,
+        PLAN_ACTIONS,
         "if previous is not None and command.command_id == previous.rollout_id:",
         "if False:",
         f"{HISTORIES}::test_i4_a_roll_back_is_final_until_another_command_starts_another_rollout",
@@ -126,9 +163,15 @@ I4 = (
     Bug(
         "a request to a person outlives its evidence",
         OBSTACLES,
-        "    return is_current(rollout, judgement) and not passes(judgement) and "
-        "may_announce(rollout, now)\n",
+        "    return judgement.statistics is not Verdict.PASS or stands(rollout, judgement)\n",
         "    return False\n",
+        f"{HISTORIES}::test_i17_what_a_person_approves_still_passed_a_minute_ago",
+    ),
+    Bug(
+        "a gap of a moment withdraws a request",
+        OBSTACLES,
+        "is not Verdict.PASS or stands(rollout, judgement)\n",
+        "is not Verdict.PASS or bool(judgement.gaps)\n",
         f"{HISTORIES}::test_i17_what_a_person_approves_still_passed_a_minute_ago",
     ),
 )
@@ -167,14 +210,14 @@ I6_BUGS = (
     ),
     Bug(
         "observed advice holds",
-        GATE_FLOW,
-        "objects and policy.mode is not AdvisorMode.OBSERVE",
-        "objects",
+        "controller/core/machine/obstacles.py",
+        "advice.choice is not AdviceChoice.PROCEED and mode is not AdvisorMode.OBSERVE",
+        "advice.choice is not AdviceChoice.PROCEED",
         f"{I6}::test_i6_observed_advice_moves_nothing",
     ),
     Bug(
         "a good opinion softens a breach",
-        GATE_FLOW,
+        EVIDENCE_FLOW,
         "    if breach.on_breach is OnBreach.PAUSE:\n",
         "    if breach.on_breach is OnBreach.PAUSE or (\n"
         "        isinstance(rollout.phase, Gating) and rollout.phase.advice and "
@@ -211,9 +254,8 @@ I7 = (
     Bug(
         "a pause keeps the revision",
         TRANSITIONS,
-        "    after = _next_revision(rollout, now, phase=Paused(since, reason, held), "
-        "hold=reason)\n",
-        "    after = replace(rollout, phase=Paused(since, reason, held), hold=reason)\n",
+        "    after = next_revision(rollout, now, phase=paused, **changes)\n",
+        "    after = replace(rollout, phase=paused, **changes)\n",
         f"{HISTORIES}::test_i7_the_revision_grows_by_one_per_transition_and_time_never_falls",
     ),
     Bug(
@@ -242,14 +284,15 @@ I16 = (
     Bug(
         "a bake has no alarm clock",
         TABLES,
-        "            soonest = [until]\n",
-        "            soonest = []\n",
+        "            soonest = [until, plan.expires_at]\n",
+        "            soonest = [plan.expires_at]\n",
         f"{HISTORIES}::test_i16_a_live_phase_has_a_deadline_and_its_tick_makes_progress",
     ),
     Bug(
         "a gate waits for ever",
         TABLES,
-        "            soonest = [first_unfrozen(rollout, max(until, now))]\n            if advice",
+        "            soonest = [first_unfrozen(rollout, max(until, now)), plan.expires_at]\n"
+        "            if advice",
         "            soonest = []\n            if advice",
         f"{HISTORIES}::test_i16_a_live_phase_has_a_deadline_and_its_tick_makes_progress",
     ),
@@ -258,7 +301,7 @@ I19 = (
     Bug(
         "a pause shortens the bake",
         ACTIONS,
-        "phase = Baking(stage, now + max(until - paused.since, timedelta(0)))",
+        "phase = Baking(stage, at + max(until - min(paused.since, at), timedelta(0)))",
         "phase = Baking(stage, until)",
         f"{HISTORIES}::test_i19_a_clock_set_back_never_shortens_a_bake",
     ),
@@ -274,15 +317,15 @@ FREEZES_AND_IDS = (
     Bug(
         "an approval goes through a freeze",
         ACTIONS,
-        "    if is_frozen(rollout, request.now):\n"
-        "        return _rejected_while_frozen(rollout, request)\n"
-        '    cause = request.cause(f"approved',
-        '    cause = request.cause(f"approved',
+        "    if (why := why_not_now(rollout, request.now)) is not None:\n"
+        "        return rejected(rollout, request, why)\n"
+        "    if gaps",
+        "    if gaps",
         f"{HISTORIES}::test_nothing_advances_in_a_freeze",
     ),
     Bug(
         "gates of one stage share an id",
-        TRANSITIONS,
+        HOLDING,
         'gate_id = f"{rollout.rollout_id}.{rollout.revision + 1}"',
         'gate_id = f"{rollout.rollout_id}.{stage}"',
         f"{HISTORIES}::test_gate_ids_name_one_gate_each",
@@ -290,12 +333,106 @@ FREEZES_AND_IDS = (
     Bug(
         "a visit is left open",
         TRANSITIONS,
-        "visits=(*_closed(rollout.visits, now), visit),",
+        "visits=(*left(rollout.visits, now), visit),",
         "visits=(*rollout.visits, visit),",
         f"{HISTORIES}::test_the_timeline_is_closed",
     ),
 )
+ACTIVE_WINDOWS = (
+    Bug(
+        "a step back serves people while it is closed",
+        REVISIONS,
+        "    if after.closed_since is not None:\n",
+        "    if False:\n",
+        f"{HISTORIES}::test_no_history_breaks_a_rule_that_is_checked_in_production",
+    ),
+    Bug(
+        "a closed night is a part of the bake",
+        WINDOW_TRANSITIONS,
+        "            return replace(phase, until=max(phase.until, since) + by)\n",
+        "            return phase\n",
+        "tests/property/test_active_windows.py",
+    ),
+    Bug(
+        "a paused rollout opens by itself",
+        "controller/core/machine/times.py",
+        "    is_kept = isinstance(rollout.phase, Paused) or rollout.freeze is not None\n",
+        "    is_kept = rollout.freeze is not None\n",
+        f"{HISTORIES}::test_no_history_breaks_a_rule_that_is_checked_in_production",
+    ),
+    Bug(
+        "a closed time is a gap",
+        "controller/core/machine/health.py",
+        "    if rollout.closed_since is not None:\n",
+        "    if False:\n",
+        f"{MACHINE_TESTS}/test_active_edges.py",
+    ),
+    Bug(
+        "an opening of a wrong clock counts nothing for a day",
+        "controller/core/future_times.py",
+        "min(one.counts_from, now + settle)",
+        "one.counts_from",
+        "tests/unit/core/test_future_times.py",
+    ),
+    Bug(
+        "harm that is counted after a closing opens first",
+        "controller/deciding/flag/flag_decision.py",
+        "            if rollout.rollout_id != event.rollout_id:\n",
+        "            if rollout.rollout_id != event.rollout_id or rollout.closed_since:\n",
+        "tests/unit/deciding/flag/test_flag_worker_windows.py",
+    ),
+)
+PLAN_CHANGES = (
+    Bug(
+        "a grown stage is served at once",
+        "controller/core/plan_changes/stages.py",
+        "if new[index].percent <= here.percent]",
+        "if new[index].percent <= 100]",
+        "tests/property/test_plan_changes.py"
+        "::test_the_present_stage_keeps_its_place_and_never_grows",
+    ),
+    Bug(
+        "a rollout climbs for ever",
+        OBSTACLES,
+        "    if climbs >= MOST_CLIMBS:\n",
+        "    if False:\n",
+        f"{MACHINE_TESTS}/test_gate.py",
+    ),
+    Bug(
+        "less careful needs no reason",
+        PLAN_ACTIONS,
+        "    if change.needs_reason and not is_reasoned:",
+        "    if change.needs_reason and change.refusals and not is_reasoned:",
+        "tests/property/test_plan_changes.py"
+        "::test_applying_never_raises_and_loses_evidence_only_where_it_says",
+    ),
+    Bug(
+        "a limit that is chosen later uses what was counted before",
+        "controller/core/judging/batches.py",
+        "    if mark == NOT_MARKED:\n",
+        "    mark = (0, 0) if mark == NOT_MARKED else mark\n    if mark == NOT_MARKED:\n",
+        "tests/unit/core/judging/test_carried_tests.py"
+        "::test_an_added_guardrail_has_a_part_of_its_own_and_begins_now",
+    ),
+    Bug(
+        "a stage that begins again breaches on its old evidence",
+        "controller/core/judging/batches.py",
+        "        if (after.stage, after.percent) <= (before.stage, before.percent):",
+        "        if (after.stage, after.percent) < (before.stage, before.percent):",
+        "tests/unit/core/judging/test_carried_tests.py"
+        "::test_a_stage_that_begins_again_takes_no_evidence_along",
+    ),
+    Bug(
+        "a freeze keeps a plan from ending",
+        "controller/core/machine/times.py",
+        "return ends_at is not None and at >= ends_at and not is_off",
+        "return ends_at is not None and at >= ends_at and not is_off and rollout.freeze is None",
+        "tests/scenarios/test_scenarios.py::test_the_machine_does_as_the_transcript_says",
+    ),
+)
 BUGS = (
+    *ACTIVE_WINDOWS,
+    *PLAN_CHANGES,
     *COMMAND_AGE,
     *REPORTS,
     *I1,

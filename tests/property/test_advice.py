@@ -403,4 +403,4 @@ def test_the_advisor_has_no_way_to_act() -> None:
     Nothing of it takes a command, a percentage or a plan.
     """
     offered = {name for name in dir(ModelAdvisor) if not name.startswith("_")}
-    assert offered == {"ask", "close", "explain", "review", "trouble"}
+    assert offered == {"ask", "close", "explain", "review", "trouble", "why_unreachable"}

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from controller.codec.command_records import UNFORESEEN, read_command
 from controller.codec.commands import command_event, to_command_received
-from controller.codec.decisions import judgement_to_json
+from controller.codec.decisions import to_judgement_record
 from controller.codec.plans import from_core_plan, to_core_plan
 from controller.codec.rollouts import read_state, rollout_from_json, rollout_to_json, state_event
 from controller.core.analysis.sequential_tests import SequentialTests
@@ -264,7 +264,7 @@ def drive(rollout: Rollout | None, at: datetime) -> None:
             totals = totals_at(step, rollout.visits[visit].percent)
             evidence = Evidence(at, {visit: totals}, (progress,), 1)
             judgement, tests = judge(rollout, evidence, tests, at)
-            judgement_to_json(judgement)
+            to_judgement_record(judgement).model_dump_json()
             rollout, _ = decide(rollout, judged(judgement, at), at)
         assert rollout is not None
         rollout = stored(rollout)

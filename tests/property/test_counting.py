@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.core.evidence import bucket_of
 from controller.core.rollout import Rollout
 from controller.core.timeline import locate
+from controller.core.visits import Closing
 from controller.counting.flags_to_count import CountedFlag, FlagsToCount
 from controller.counting.partition_totals import ReadEvaluations, ReadOutcomes
 from controller.ports import Record
@@ -21,7 +24,12 @@ from tests.records import LINES, Owner, arms_in, at_ms, evaluation_value, make_r
 
 VISITS = (
     make_visit(entered_at=T0, counts_from=T0 + MINUTE, left_at=T0 + HOUR),
-    make_visit(stage=1, entered_at=T0 + HOUR, counts_from=T0 + HOUR + MINUTE),
+    make_visit(
+        stage=1,
+        entered_at=T0 + HOUR,
+        counts_from=T0 + HOUR + MINUTE,
+        closings=(Closing(T0 + 90 * MINUTE, T0 + 95 * MINUTE), Closing(T0 + 3 * HOUR)),
+    ),
 )
 LOOKED_AT = "u125"  # for repetition, by its digest
 CONTEXTS = ["u0", "u1", LOOKED_AT]  # few, so that they meet themselves
@@ -52,7 +60,10 @@ def directory() -> FlagsToCount:
 times = st.sampled_from(
     [
         T0 + edge + timedelta(milliseconds=by)
-        for edge in (timedelta(0), MINUTE, 30 * MINUTE, HOUR, HOUR + MINUTE, 2 * HOUR)
+        for edge in (
+            *(timedelta(0), MINUTE, 30 * MINUTE, HOUR, HOUR + MINUTE),
+            *(90 * MINUTE, 95 * MINUTE, 2 * HOUR, 3 * HOUR),
+        )
         for by in (-1, 0, 1)
     ]
 )
@@ -125,15 +136,21 @@ def written(events: list[tuple[int, Evaluated | Happened | None]]) -> list[Recor
 class Recount:
     """Totals by the definitions, one after the other, from the whole history."""
 
-    arms: dict[tuple[str, int, str], ArmCounts] = field(default_factory=dict)
+    changing: dict[tuple[str, int, str], SimpleNamespace] = field(default_factory=dict)
     classes: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("counted", "quarantined", "late", "ignored"), 0)
     )
 
-    def arm(self, flag: str, visit: int, variant: str) -> ArmCounts:
-        """Return an arm's totals by the variant's name."""
+    @property
+    def arms(self) -> dict[tuple[str, int, str], ArmCounts]:
+        """Return (flag key, visit, arm) -> totals."""
+        return {name: ArmCounts(**vars(arm)) for name, arm in self.changing.items()}
+
+    def arm(self, flag: str, visit: int, variant: str) -> SimpleNamespace:
+        """Return an arm's totals by the variant's name, to be changed."""
         name = {"on": "treatment", "off": "control"}[variant]
-        return self.arms.setdefault((flag, visit, name), ArmCounts())
+        nothing = SimpleNamespace(**msgspec.structs.asdict(ArmCounts()))
+        return self.changing.setdefault((flag, visit, name), nothing)
 
     def classify(self, touched: list[tuple[str, str, datetime]]) -> list[tuple[str, int, str]]:
         """Put one record into its class and return the (flag, visit, variant) it counts for."""

@@ -17,7 +17,7 @@ from controller.codec.commands import to_command_received
 from controller.codec.plans import from_core_plan, plan_version, to_core_plan
 from controller.codec.rollouts import read_state, rollout_from_json, rollout_to_json, state_event
 from controller.core.judging.judgement import Advice
-from controller.core.plan import AdvisorPolicy, FreezeWindow, Guardrail, Plan, Stage
+from controller.core.plan import AdvisorPolicy, Guardrail, Plan, Stage, Window
 from controller.core.rollout import (
     Aborted,
     AdviceRound,
@@ -31,8 +31,8 @@ from controller.core.rollout import (
     RolledBack,
     Rollout,
     Scheduled,
-    Visit,
 )
+from controller.core.visits import Closing, Visit
 from controller.errors import CommandRefused, CommandUnreadable, ConfigInvalid, DocumentUnreadable
 from controller.plans import lint, load_plan
 from schemas.advice import AdviceAnswer, parse_form
@@ -75,6 +75,7 @@ stages = st.builds(
     min_sample=st.integers(0, 10**9),
     max_bake=durations,
     approval=st.sampled_from(Approval),
+    given_name=st.just("") | names,
 )
 
 
@@ -112,7 +113,7 @@ plain_plans = st.builds(
     ),
     freeze_windows=st.lists(
         st.builds(
-            FreezeWindow,
+            Window,
             weekdays=st.frozensets(st.integers(1, 7), min_size=1),
             start_minute=st.integers(0, 1439),
             minutes=st.integers(1, 7 * 24 * 60),
@@ -126,6 +127,7 @@ plain_plans = st.builds(
     fresh_within=st.timedeltas(timedelta(0), timedelta(days=30)),
     owner=texts,
     description=texts,
+    ends_at=st.none() | dates,
     expires_at=st.none() | dates,
     start_at=st.none() | dates,
     blind=st.booleans(),
@@ -213,7 +215,8 @@ def rollouts(draw: st.DrawFn) -> Rollout:
     """Draw a rollout in any phase; its flag is its plan's."""
     plan = draw(runnable_plans())
     indexes = st.integers(0, len(plan.stages) - 1)
-    visits = st.builds(Visit, indexes, shares, moments, moments, maybe_moments)
+    closings = st.lists(st.builds(Closing, moments, maybe_moments), max_size=2).map(tuple)
+    visits = st.builds(Visit, indexes, shares, moments, moments, maybe_moments, closings)
     return Rollout(
         flag_key=plan.flag_key,
         rollout_id=draw(lines),

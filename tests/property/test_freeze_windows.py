@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from controller.codec.plans import to_core_plan
-from controller.core.plan import FreezeWindow
-from controller.core.timeline import frozen_until
+from controller.core.plan import Window
+from controller.core.windows import frozen_until
 from controller.plans import lint
 from schemas.plan import PlanDocument
 from tests.examples import examples
@@ -26,7 +26,7 @@ FOLLOWED = timedelta(days=56)
 # --- the oracle: each window's occurrences around a moment, found by looking back day by day ----
 
 
-def plainly_until(windows: Sequence[FreezeWindow], at: datetime) -> datetime | None:
+def plainly_until(windows: Sequence[Window], at: datetime) -> datetime | None:
     """Return when the freeze around `at` ends, followed as far as `frozen_until` follows it."""
     end: datetime | None = None
     probe = at
@@ -40,7 +40,7 @@ def plainly_until(windows: Sequence[FreezeWindow], at: datetime) -> datetime | N
             return end
 
 
-def plain_end(window: FreezeWindow, at: datetime) -> datetime | None:
+def plain_end(window: Window, at: datetime) -> datetime | None:
     """Return the end of the occurrence of `window` that covers `at`, None if none does."""
     zone = ZoneInfo(window.timezone)
     today = at.astimezone(zone).date()
@@ -73,7 +73,7 @@ ODD_ZONES = (
     *("Pacific/Apia", "Africa/Casablanca", "Africa/Monrovia", "Asia/Kolkata", "America/St_Johns"),
 )
 windows = st.builds(
-    FreezeWindow,
+    Window,
     weekdays=st.frozensets(st.integers(1, 7), min_size=1),
     start_minute=st.integers(0, 1439) | st.sampled_from([0, 60, 90, 120, 150, 1380, 1439]),
     minutes=st.integers(1, 1440) | st.sampled_from([1, 60, 1440, 2880, WEEK - 1, WEEK]),
@@ -100,9 +100,9 @@ moments = st.one_of(
 
 @examples(400)
 @given(st.lists(windows, min_size=1, max_size=5), moments)
-@example([FreezeWindow(frozenset({5}), 0, 1440, "Pacific/Apia")], CHANGES[5])
-@example([FreezeWindow(frozenset(range(1, 8)), 0, 1440, "UTC")], datetime(2026, 1, 5, tzinfo=UTC))
-def test_a_freeze_ends_when_it_ends_plainly(drawn: list[FreezeWindow], at: datetime) -> None:
+@example([Window(frozenset({5}), 0, 1440, "Pacific/Apia")], CHANGES[5])
+@example([Window(frozenset(range(1, 8)), 0, 1440, "UTC")], datetime(2026, 1, 5, tzinfo=UTC))
+def test_a_freeze_ends_when_it_ends_plainly(drawn: list[Window], at: datetime) -> None:
     """Days worked out together and remembered say the same as each moment worked out by itself."""
     until, plainly = frozen_until(drawn, at), plainly_until(drawn, at)
     if plainly is None or plainly < at + FOLLOWED:
@@ -117,7 +117,7 @@ def test_a_freeze_ends_when_it_ends_plainly(drawn: list[FreezeWindow], at: datet
     st.datetimes(timezones=st.just(UTC))
     | st.sampled_from([datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]),
 )
-def test_at_any_moment_there_is_an_answer(drawn: list[FreezeWindow], at: datetime) -> None:
+def test_at_any_moment_there_is_an_answer(drawn: list[Window], at: datetime) -> None:
     """From the first datetime to the last nothing is raised, and no freeze ends in the past."""
     until = frozen_until(drawn, at)
     assert until is None or until > at

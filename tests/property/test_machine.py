@@ -29,12 +29,13 @@ from controller.core.rollout import (
     Paused,
     PublishDecision,
     RaiseAlert,
+    Retired,
     RolledBack,
     Rollout,
     Scheduled,
     Ticked,
 )
-from schemas.terms import CommandStatus, CommandVerb, HoldReason, OnBreach, Verdict
+from schemas.terms import CommandStatus, CommandVerb, HealthGap, HoldReason, OnBreach, Verdict
 from tests.property.history_checks import (
     MANY,
     answers,
@@ -59,7 +60,7 @@ RAISING_COMMANDS = {
 def test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start(
     steps: Iterator[Step],
 ) -> None:
-    """Percent rises by a passed gate of the present stage.
+    """Percent rises by a passed gate of the present stage, or to what it was before a closing.
 
     One stage at most, by a command that may, or by the start time.
     """
@@ -77,6 +78,10 @@ def test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start
             assert decision.gate_id == step.before.phase.gate_id
         elif isinstance(step.event, Ticked):
             assert step.before is not None
+            if step.before.closed_since is not None:  # an active window begins
+                assert step.after.percent == step.before.decided_percent
+                assert step.after.stage_index == step.before.stage_index
+                continue
             assert isinstance(step.before.phase, Scheduled)
             assert step.after.stage_index == 0
         else:
@@ -98,6 +103,9 @@ def test_i3_a_breach_acts_at_once_in_every_live_phase(steps: Iterator[Step]) -> 
             assert step.after is step.before
             continue
         assert step.after is not None
+        if not step.before.visits:  # paused before the start: nobody is exposed
+            assert step.after.percent == 0
+            continue
         match step.event.judgement.breach.on_breach:
             case OnBreach.ROLL_BACK:
                 assert isinstance(step.after.phase, RolledBack)
@@ -105,9 +113,12 @@ def test_i3_a_breach_acts_at_once_in_every_live_phase(steps: Iterator[Step]) -> 
             case OnBreach.STEP_BACK:
                 assert percent(step.after) < percent(step.before) or step.before.percent == 0
             case OnBreach.PAUSE:
-                assert isinstance(step.after.phase, Paused)
+                # A lasting gap may be harsher.
+                assert isinstance(step.after.phase, Paused | RolledBack)
                 assert (
-                    step.after.phase.reason is HoldReason.BREACH or step.before.stage_index is None
+                    isinstance(step.after.phase, RolledBack)
+                    or step.after.phase.reason is HoldReason.BREACH
+                    or step.before.stage_index is None
                 )
 
 
@@ -128,7 +139,7 @@ def test_i4_a_roll_back_is_final_until_another_command_starts_another_rollout(
             begun.add(step.after.rollout_id)
         elif isinstance(step.before.phase, RolledBack | Aborted):
             assert step.after.percent == 0
-            assert isinstance(step.after.phase, RolledBack | Aborted)
+            assert isinstance(step.after.phase, RolledBack | Aborted | Retired)
 
 
 @invariant(MANY)
@@ -180,6 +191,8 @@ def test_i5_lowering_always_works(steps: Iterator[Step]) -> None:
         if isinstance(step.event, CommandReceived) and step.before is not None:
             if is_for_another_time(step.event, step.before):
                 continue
+            if isinstance(step.before.phase, Retired):
+                continue  # nothing is served for it: there is nothing to lower
             if step.event.verb in (CommandVerb.ROLL_BACK, CommandVerb.ABORT):
                 assert is_accepted(step, step.event.verb)
                 assert percent(step.after) == 0
@@ -271,7 +284,7 @@ def test_the_timeline_is_closed(steps: Iterator[Step]) -> None:
             assert visits[-1].stage == step.after.stage_index
             assert (
                 visits[-1].percent
-                == step.after.percent
+                == step.after.decided_percent
                 == step.after.plan.stages[step.after.stage_index].percent
             )
         elif visits:
@@ -310,7 +323,7 @@ def test_i16_a_live_phase_has_a_deadline_and_its_tick_makes_progress(steps: Iter
         deadline = next_deadline(rollout)
         if deadline is None:
             assert rollout.freeze is not None
-            assert not isinstance(rollout.phase, Baking)
+            assert not isinstance(rollout.phase, Baking) or rollout.closed_since is not None
             continue
         after, _ = decide(rollout, Ticked(), deadline)
         assert after is not rollout
@@ -322,12 +335,15 @@ def test_i16_a_gate_left_alone_closes(steps: Iterator[Step]) -> None:
     for step in steps:
         rollout = step.after
         ticks = 0
+        closed = 0
         while rollout is not None and isinstance(rollout.phase, Gating) and rollout.freeze is None:
+            closed += rollout.closed_since is not None
             deadline = next_deadline(rollout)
             assert deadline is not None
             rollout, _ = decide(rollout, Ticked(), deadline)
             ticks += 1
-            assert ticks <= 4  # the question, the end of a freeze, the gate
+            # The question, the end of a freeze, the gate; and the edges of active windows.
+            assert ticks <= 4 + 3 * closed
 
 
 @invariant(MANY)
@@ -373,7 +389,12 @@ def test_i17_gaps_never_raise(steps: Iterator[Step]) -> None:
 
 @invariant(MANY)
 def test_i17_what_a_person_approves_still_passed_a_minute_ago(steps: Iterator[Step]) -> None:
-    """A request to a person is withdrawn when, after a minute, evidence no longer passes."""
+    """A request to a person is withdrawn when, after a minute, evidence no longer passes.
+
+    A gap that time may close has the plan's grace time as well.
+    """
+    closes = {HealthGap.NO_TRAFFIC, HealthGap.NO_OUTCOMES, HealthGap.STALE}
+    closes |= {HealthGap.MULTIPLE_EXPOSURE, HealthGap.ACTUATION_DRIFT}
     for step in steps:
         if step.before is None or not isinstance(step.before.phase, AwaitingApproval):
             continue
@@ -384,10 +405,19 @@ def test_i17_what_a_person_approves_still_passed_a_minute_ago(steps: Iterator[St
             continue
         seen = step.event.judgement
         now = max(step.now, step.before.updated_at)
-        if (
-            seen.gaps or seen.statistics is not Verdict.PASS
-        ) and now - step.before.updated_at >= timedelta(minutes=1):
-            assert step.after is not None
+        grace = step.before.plan.health_grace.total_seconds()
+        gaps = [
+            gap
+            for gap in seen.gaps
+            if gap.kind not in closes or gap.is_observed or seen.seconds_of(gap.kind) >= grace
+        ]
+        if now - step.before.updated_at < timedelta(minutes=1):
+            continue
+        assert step.after is not None
+        if seen.statistics is Verdict.PASS and not gaps and seen.breach is None:
+            is_kept = step.after is step.before or not isinstance(step.after.phase, Gating)
+            assert is_kept, "a gap of a moment withdraws nothing"
+        if gaps or seen.statistics is not Verdict.PASS:
             assert not isinstance(step.after.phase, AwaitingApproval)
             assert step.after.revision == step.before.revision + 1
 

@@ -12,9 +12,9 @@ from functools import partial
 
 import numpy as np
 import pytest
+import scipy
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
 
 from controller.core.analysis.proportion import Counts, harm_alternatives, ratio_increment
 from controller.core.analysis.sequential_tests import SequentialTests, decode_tests, encode_tests
@@ -51,7 +51,7 @@ def watch(
 
 def most_by_chance(runs: int, alpha: float) -> int:
     """Return the alarms in `runs` that a test at alpha exceeds in fewer than 1 of 1000 tries."""
-    return int(stats.binom.ppf(0.999, runs, alpha))
+    return int(scipy.stats.binom.ppf(0.999, runs, alpha))
 
 
 def alarms(runs: int, seed: int, one_run: Callable[[np.random.Generator], bool]) -> int:

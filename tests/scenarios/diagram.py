@@ -14,7 +14,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from controller.core.machine import COMMANDS, decide
-from controller.core.plan import AdvisorPolicy, Plan
+from controller.core.machine.times import is_over
+from controller.core.plan import AdvisorPolicy, Plan, Window
 from controller.core.rollout import (
     Aborted,
     AdviceReceived,
@@ -81,7 +82,7 @@ draws it again. A hold changes no phase, so it has no arrow. The transcripts in
 The table shows in which phases each command works, and the phases it may lead to. `stays`: the
 command is accepted and the phase stays. In all other phases the command is rejected. A command with
 a stale `expected_revision` is rejected too, except for `pause`, `roll_back` and `abort`. During a
-freeze every command that advances the rollout is rejected.
+freeze, and outside the plan's active windows, every command that advances the rollout is rejected.
 
 {table}
 """
@@ -137,7 +138,9 @@ def _plans() -> Iterator[Plan]:
                 stages=tuple(replace(stage, approval=approval) for stage in stages),
                 advisor=AdvisorPolicy(mode=mode),
             )
+    yield make_plan(stages=stages, active=(Window(frozenset(range(1, 8)), 0, 1440, "UTC"),))
     yield make_plan(stages=stages, expires_at=T0 + HOUR)
+    yield make_plan(stages=stages, ends_at=T0 + HOUR)
     for policy in (GapPolicy.PAUSE, GapPolicy.ROLL_BACK):
         yield make_plan(stages=stages, gap_policies=dict.fromkeys(HealthGap, policy))
 
@@ -153,6 +156,17 @@ def _events(rollout: Rollout | None) -> Iterator[tuple[str, Event, datetime]]:
                 verb, issued_at=at, expected_revision=revision, plan=replace(plan, expires_at=None)
             )
             yield str(verb), order, at
+        longer = tuple(replace(stage, bake=stage.bake + 24 * HOUR) for stage in plan.stages)
+        yield (
+            str(CommandVerb.APPLY),
+            make_command(
+                CommandVerb.APPLY,
+                issued_at=at,
+                plan=replace(plan, stages=longer, expires_at=None),
+                expected_revision=revision,
+            ),
+            at,
+        )
         starts = replace(plan, start_at=T0 + 24 * HOUR, expires_at=None)
         for verb in (CommandVerb.START, CommandVerb.RESTART):
             yield str(verb), make_command(verb, issued_at=at, plan=starts), at
@@ -179,6 +193,8 @@ def _time_word(rollout: Rollout | None, at: datetime) -> str:
         and at >= rollout.plan.expires_at
     ):
         return "expired"
+    if rollout is not None and is_over(rollout, at):
+        return "end"
     match None if rollout is None else rollout.phase:
         case Scheduled():
             return "start time"
@@ -220,6 +236,8 @@ def _other_events() -> Iterator[tuple[Rollout, str, Event, datetime]]:
 
 
 def _is_due(rollout: Rollout, at: datetime) -> bool:
+    if is_over(rollout, at):
+        return True
     is_expired = rollout.plan.expires_at is not None and at >= rollout.plan.expires_at
     return is_expired or (isinstance(rollout.phase, Gating) and at >= rollout.phase.until)
 

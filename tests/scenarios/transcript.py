@@ -5,10 +5,10 @@
                             it is the next week
     wake                    set the clock to the rollout's deadline, and tick
     tick                    time went by until now
-    judge pass|inconclusive|signal|breach|GAP     new evidence
+    judge pass|inconclusive|signal|breach|GAP [for=10m]   new evidence; for how long with that gap
     advice proceed|hold|roll_back|none            the model's answer to the last question
     restarted               another process took over
-    VERB [expected=N] [age=11m]                   a command
+    VERB [expected=N] [age=11m] [to=STAGE]        a command
 
 Answers, decisions, alerts and questions are printed in the order of the lines that caused them,
 then the state at the end of the block.
@@ -16,11 +16,13 @@ then the state at the end of the block.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
+from controller.core.analysis.sequential_tests import GapTime
 from controller.core.judging.judgement import Gap, Judgement
 from controller.core.machine import decide, next_deadline
-from controller.core.plan import DEFAULT_GAP_POLICIES, AdvisorPolicy, FreezeWindow, Plan
+from controller.core.plan import DEFAULT_GAP_POLICIES, AdvisorPolicy, Plan, Window
 from controller.core.rollout import (
     AdviceReceived,
     AdviceUnavailable,
@@ -39,6 +41,7 @@ from controller.core.rollout import (
     Scheduled,
     Ticked,
 )
+from schemas.command import TAKES_PLAN
 from schemas.fields import parse_duration
 from schemas.terms import (
     AdviceChoice,
@@ -134,6 +137,8 @@ class Player:
             words.append(f"advice round {round_.number} {'closed' if round_.is_closed else 'open'}")
         if rollout.freeze is not None:
             words.append("frozen")
+        if rollout.closed_since is not None:
+            words.append(f"closed since {_when(rollout.closed_since)}")
         deadline = next_deadline(rollout)
         if deadline is not None:
             words.append(f"until {_when(deadline)}")
@@ -154,7 +159,12 @@ class Player:
                 return Restarted()
             case "judge":
                 visit = 0 if self._rollout is None else self._rollout.visit_index
-                return EvidenceJudged(_judgement(rest[0], visit, self._now, self._plan))
+                what, *options = rest
+                lasted = dict(part.split("=", 1) for part in options).get("for", "0s")
+                seen = _judgement(what, visit, self._now, self._plan)
+                seconds = parse_duration(lasted).total_seconds()
+                times = {gap.kind: GapTime(seconds) for gap in seen.gaps}
+                return EvidenceJudged(replace(seen, gap_times=times))
             case "advice":
                 asked = self._asked
                 if asked is None:
@@ -177,43 +187,58 @@ class Player:
             reason="because",
             issued_at=self._now - parse_duration(options.get("age", "0s")),
             expected_revision=None if expected is None else int(expected),
-            plan=self._plan if verb is CommandVerb.START else None,
+            plan=self._plan if verb in TAKES_PLAN - {CommandVerb.RESTART} else None,
+            to_stage=options.get("to"),
         )
 
 
 def _plan(options: dict[str, str]) -> Plan:
-    """Return a plan of stages=10,50,100 with bake 10m after settle 1m, and max_bake=1h.
+    """Return a plan of stages=10,50,100 with bake=10m after settle 1m, and max_bake=1h.
 
+    limit=0.05 is that of the error rate;
     approval=10,50 names percentages; advisor=MODE asks twice, 5 min apart, with 30 s each;
-    on_breach=POLICY; GAP=POLICY; weekend=ZONE freezes Saturday and Sunday; start=TIME and
-    expires=TIME as Day-HH:MM.
+    on_breach=POLICY; GAP=POLICY; grace=5m for all gaps; weekend=ZONE freezes Saturday and Sunday;
+    active=9-17 is active at these hours, UTC, on Monday to Friday;
+    start=TIME, ends=TIME and expires=TIME as Day-HH:MM.
     """
     approvals = options.pop("approval", "").split(",")
     stages = tuple(
         make_stage(
             percent=float(percent),
             approval=Approval.REQUIRED if percent in approvals else Approval.NOT_REQUIRED,
+            bake=parse_duration(options.get("bake", "10m")),
             max_bake=parse_duration(options.get("max_bake", "1h")),
         )
         for percent in options.pop("stages", "10,50,100").split(",")
     )
     options.pop("max_bake", None)
+    options.pop("bake", None)
     mode = AdvisorMode(options.pop("advisor", "off"))
     advisor = AdvisorPolicy(
         mode, deadline=timedelta(seconds=30), hold_rounds=3, hold_for=timedelta(minutes=5)
     )
     zone = options.pop("weekend", None)
-    windows = () if zone is None else (FreezeWindow(frozenset({6, 7}), 0, 24 * 60, zone),)
-    guardrail = make_guardrail(on_breach=OnBreach(options.pop("on_breach", "roll_back")))
+    windows = () if zone is None else (Window(frozenset({6, 7}), 0, 24 * 60, zone),)
+    hours = [int(hour) for hour in options.pop("active", "0-0").split("-")]
+    office = Window(frozenset(range(1, 6)), 60 * hours[0], 60 * (hours[1] - hours[0]), "UTC")
+    guardrail = make_guardrail(
+        on_breach=OnBreach(options.pop("on_breach", "roll_back")),
+        limit=float(options.pop("limit", "0.05")),
+    )
+    grace = parse_duration(options.pop("grace", "5m"))
     start, expires = options.pop("start", None), options.pop("expires", None)
+    ends = options.pop("ends", None)
     policies = {HealthGap(gap): GapPolicy(policy) for gap, policy in options.items()}
     return make_plan(
         stages=stages,
         guardrails=(guardrail,),
         advisor=advisor,
         freeze_windows=windows,
+        active=(office,) if office.minutes else (),
         gap_policies={**DEFAULT_GAP_POLICIES, **policies},
+        health_grace=grace,
         start_at=None if start is None else _moment(start.split("-")),
+        ends_at=None if ends is None else _moment(ends.split("-")),
         expires_at=None if expires is None else _moment(expires.split("-")),
     )
 

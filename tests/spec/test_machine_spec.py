@@ -173,7 +173,7 @@ def test_s5_1_silence_never_advances(seen: object) -> None:
     assert moved.hold is HoldReason.HEALTH
 
 
-@pytest.mark.parametrize("safe", [Verdict.INCONCLUSIVE, Verdict.NO_DATA, Verdict.ERROR])
+@pytest.mark.parametrize("safe", [Verdict.INCONCLUSIVE, Verdict.NO_DATA])
 def test_s5_2_a_gate_asks_for_shown_not_worse(safe: Verdict) -> None:
     """At the gate: is treatment shown not worse? That harm was not found is no pass."""
     rollout = gating()

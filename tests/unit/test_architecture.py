@@ -134,9 +134,9 @@ def test_a_path_is_short(path: str) -> None:
     assert [step for step in steps if step is not last and "`" not in step] == []
 
 
-def test_ten_typical_changes_are_listed() -> None:
-    """The page says which files to open for ten typical changes."""
-    assert len(re.findall(r"^- \*\*A new ", section("To change X, open Y"), re.MULTILINE)) == 10
+def test_the_typical_changes_are_listed() -> None:
+    """The page says which files to open for at least ten typical changes."""
+    assert len(re.findall(r"^- \*\*A new ", section("To change X, open Y"), re.MULTILINE)) >= 10
 
 
 def test_the_glossary_has_one_meaning_per_word() -> None:

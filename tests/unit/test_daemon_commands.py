@@ -78,6 +78,14 @@ async def test_no_loop_is_run_twice() -> None:
     await daemon.connections.redis.close()
 
 
+async def test_what_lowers_without_kafka_runs_from_the_start() -> None:
+    """A replica that starts in an outage carries out, passes on, and reaches the flag planes."""
+    daemon = make_daemon()
+    early = {name for name, _ in daemon.parts().early}
+    assert {"direct", "relay", "actuation"} <= early
+    await daemon.connections.redis.close()
+
+
 async def test_a_released_flag_is_no_longer_ahead_of_the_clocks() -> None:
     """Its stored times are what its next owner reports."""
     clock = ManualClock(T0)

@@ -73,10 +73,24 @@ def test_a_component_says_since_when() -> None:
     health.not_ready("kafka", "silent for 6 s")
     assert health.components["kafka"].since == since == times[2]
     health.ready("kafka")
-    assert health.components["kafka"].since == times[3]
+    assert health.components["kafka"].since == times[4]
 
 
 def test_an_unannounced_part_is_a_mistake() -> None:
     """A misspelt name does not go unnoticed."""
     with pytest.raises(KeyError):
         Health(required=["event_log"]).ready("eventlog")
+
+
+def test_what_was_not_started_says_whose_answer_the_start_waits_for() -> None:
+    """A part that has reported keeps its own reason; none is called waiting after the start."""
+    health = Health(("kafka", "redis"), ("actuation",))
+    health.not_ready("kafka", "no broker")
+    health.others_wait_for("Kafka")
+    reasons = {name: one.why_not for name, one in health.components.items()}
+    waits = "not started: waits for Kafka"
+    assert reasons == {"kafka": "no broker", "redis": waits, "actuation": waits}
+    health.ready("redis")
+    health.others_wait_for("")
+    reasons = {name: one.why_not for name, one in health.components.items()}
+    assert reasons == {"kafka": "no broker", "redis": None, "actuation": "not started"}

@@ -49,6 +49,7 @@ LONGER_FUNCTIONS = {
 WIDER_FILES = (
     "schemas/json/",
     "schemas/asyncapi.yaml",
+    "schemas/openapi.yaml",
     "controller/adapters/llm/prompt_texts/",  # sent to models as they are, and hashed
 )
 WIDTH_SUFFIXES = (".py", ".md", ".yml", ".yaml", ".toml", ".lua", ".mjs", ".go", ".html")

@@ -7,13 +7,23 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import structlog
+from aiokafka import errors as kafka_errors
 
-from controller.logs import QUIET_LIBRARIES, LibraryHandler, LogStream, configure_logs
+from controller.logs import (
+    PASSING_ERRORS,
+    QUIET_LIBRARIES,
+    LibraryHandler,
+    LogStream,
+    configure_logs,
+    set_level,
+)
 from controller.settings import LogSettings
+from schemas.terms import DecisionKind, HealthGap, Verdict
 
 Lines = Callable[[], list[dict[str, Any]]]
 
@@ -50,6 +60,7 @@ def _as_it_was() -> Iterator[None]:
     root = logging.getLogger()
     level = root.level
     yield
+    set_level("info")
     structlog.reset_defaults()
     logging.captureWarnings(capture=False)
     root.setLevel(level)
@@ -87,6 +98,37 @@ def test_a_line_is_one_json_object(pipe: Pipe) -> None:
     assert "\x1b" not in line
 
 
+def test_a_line_for_people_has_plain_values(pipe: Pipe) -> None:
+    """The word of an enum and the time of a moment, also inside others; no Python object."""
+
+    def say() -> None:
+        log = structlog.get_logger().bind(flag_key="new-checkout")
+        log.info(
+            "decision_made",
+            decision=DecisionKind.ROLL_BACK,
+            gaps=[HealthGap.STALE],
+            metrics={"error_rate": {"harm": Verdict.FAIL, "e_value": 1.5}},
+            at=datetime(2026, 1, 5, tzinfo=UTC),
+            advice=None,
+            is_by_command=True,
+        )
+        try:
+            int("odd")
+        except ValueError:
+            log.exception("it_broke")
+
+    text = written(LogSettings(format="console"), pipe, say)
+    line = text.splitlines()[0]
+    assert "decision='roll_back'" in line
+    assert "gaps=['stale']" in line
+    assert "metrics={'error_rate': {'harm': 'fail', 'e_value': 1.5}}" in line
+    assert "at='2026-01-05 00:00:00+00:00'" in line
+    assert "advice=None" in line
+    assert "is_by_command=True" in line
+    assert "<" not in line
+    assert "ValueError: invalid literal" in text
+
+
 def test_only_the_asked_level_and_above(pipe: Pipe) -> None:
     """At `warning`, what is less severe is not written."""
 
@@ -122,6 +164,40 @@ def test_libraries_speak_in_the_same_stream(pipe: Pipe) -> None:
         ("library_logged", "py.warnings", "warning"),
     ]
     assert lines[0]["message"] == "Heartbeat failed: session expired"
+
+
+def test_what_passes_by_itself_is_an_error_only_once_it_lasts(pipe: Pipe) -> None:
+    """A fresh Kafka has no coordinator and no leaders for a second; one without for long is ill."""
+    clock = [0.0]
+    handler = LibraryHandler(lambda: clock[0])
+    library = logging.getLogger("aiokafka.consumer.group_coordinator")
+
+    def at(seconds: float, message: str) -> None:
+        clock[0] = seconds
+        handler.handle(library.makeRecord(library.name, logging.ERROR, "", 0, message, (), None))
+
+    def say() -> None:
+        at(0, "Group Coordinator Request failed: [Error 15] GroupCoordinatorNotAvailableError")
+        at(1, "Failed fetch offsets from 1: [Error 6] NotLeaderForPartitionError: TopicPartition()")
+        at(5, "Group Coordinator Request failed: [Error 15] GroupCoordinatorNotAvailableError")
+        at(6, "[Error 30] GroupAuthorizationFailedError")
+        at(11, "Group Coordinator Request failed: [Error 15] GroupCoordinatorNotAvailableError")
+        at(
+            60,
+            "Failed fetch offsets from 1: [Error 6] NotLeaderForPartitionError: TopicPartition()",
+        )
+
+    lines = [json.loads(line) for line in written(LogSettings(), pipe, say).splitlines()]
+    assert [line["message"].partition("] ")[2] for line in lines] == [
+        "GroupAuthorizationFailedError",
+        "GroupCoordinatorNotAvailableError",
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(PASSING_ERRORS))
+def test_the_errors_that_pass_are_those_that_the_client_retries(name: str) -> None:
+    """They have these names in the client library."""
+    assert getattr(kafka_errors, name).retriable
 
 
 def test_an_exception_is_told_with_its_trace(pipe: Pipe) -> None:
@@ -226,3 +302,59 @@ def test_a_process_whose_output_is_not_read_ends(pipe: Pipe) -> None:
     finally:
         process.kill()
     assert (process.returncode, errors) == (0, b"")
+
+
+def test_repeated_lines_become_one_with_their_number(pipe: Pipe) -> None:
+    """A thousand times the same warning is two lines: the first, and the number of the others."""
+
+    def say() -> None:
+        log = structlog.get_logger().bind(flag_key="f")
+        for number in range(1_000):
+            log.warning("store_unavailable", error=f"no answer for {number} s")
+
+    first, last = (json.loads(line) for line in written(LogSettings(), pipe, say).splitlines())
+    assert (first["event"], "repeated" in first) == ("store_unavailable", False)
+    assert (last["event"], last["repeated"], last["flag_key"]) == ("store_unavailable", 999, "f")
+    assert last["timestamp"] >= first["timestamp"]
+
+
+def test_a_library_that_repeats_itself_is_one_line(pipe: Pipe) -> None:
+    """So is what aiokafka says at every try, whatever port or number it names."""
+
+    def say() -> None:
+        for number in range(50):
+            logging.getLogger("aiokafka").error("Unable to connect to 127.0.0.1:%d", 9000 + number)
+
+    lines = [json.loads(line) for line in written(LogSettings(), pipe, say).splitlines()]
+    assert [line.get("repeated") for line in lines] == [None, 49]
+
+
+def test_the_level_changes_while_the_process_runs(pipe: Pipe) -> None:
+    """Also for loggers that were bound before, and for libraries."""
+
+    def say() -> None:
+        log = structlog.get_logger().bind(part="somewhere")
+        log.debug("too_fine")
+        set_level("debug")
+        log.debug("fine")
+        set_level("error")
+        log.warning("too_mild")
+        logging.getLogger("aiokafka").warning("too mild")
+
+    lines = written(LogSettings(), pipe, say).splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["fine"]
+
+
+def test_a_terminal_gets_lines_for_people_and_a_pipe_gets_json(pipe: Pipe) -> None:
+    """By default; `log.format` decides where it is set."""
+    near, far = os.openpty()
+    stream = configure_logs(LogSettings(), far)
+    structlog.get_logger().info("daemon_started")
+    stream.close()
+    os.close(far)
+    text = os.read(near, 10_000).decode()
+    os.close(near)
+    assert "daemon_started" in text
+    assert not text.startswith("{")
+    [line] = written(LogSettings(), pipe, lambda: structlog.get_logger().info("x")).splitlines()
+    assert json.loads(line)["event"] == "x"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from controller.planes import planes_without_audiences
+from controller.planes import _configured, planes_without_audiences
 from controller.settings import Settings
 
 
@@ -20,3 +20,9 @@ def test_planes_of_shares_are_named_and_only_those_that_are_configured() -> None
     }
     settings = Settings.model_validate({"planes": planes})
     assert planes_without_audiences(settings.planes) == ["file:relay", "redis", "http:hook"]
+
+
+def test_every_plane_lets_go_of_a_retired_flag() -> None:
+    """One that has neither method would go on serving it, and nobody would be told."""
+    for kind in _configured(Settings().planes):
+        assert hasattr(kind.plane, "retire") or hasattr(kind.plane, "drop"), kind.name

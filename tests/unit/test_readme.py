@@ -15,13 +15,14 @@ NOW_MS = round(datetime(2026, 11, 21, 3, 0, 5, tzinfo=UTC).timestamp() * 1000)
 
 
 def shown_events() -> dict[str, tuple[bytes, bytes]]:
-    """Return topic -> (key, value) of the records that the README pipes into kcat."""
+    """Return topic -> (key, value) of the records that the README pipes into kcat at `NOW_MS`."""
     commands = re.findall(
         r"echo '(.*?)' \| tr -d '\\n' \|\n\s+kcat -P \S+ \S+ -t (\S+)", README, re.DOTALL
     )
     events = {}
     for text, topic in commands:
-        key, value = text.replace("\n", "").split(":", 1)
+        dated = text.replace("'$(date -u +%FT%TZ)'", "2026-11-21T03:00:04Z")
+        key, value = dated.replace("\n", "").split(":", 1)
         events[topic] = (key.encode(), value.encode())
     return events
 

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 
 from prometheus_client import generate_latest
 from prometheus_client.samples import Sample
 
+from controller.core.rollout import AwaitingApproval, RolledBack
 from controller.health import Health, Scope
+from controller.scraped_metrics import MOST_ROLLOUTS, SHOWN_AFTER_END
 from controller.telemetry import Metrics
-from schemas.terms import CommandStatus, CommandVerb, RecordClass
+from schemas.terms import Arm, CommandStatus, CommandVerb, HoldReason, RecordClass
+from tests.builders import T0, make_judgement, make_plan, make_rollout
+
+SECOND = timedelta(seconds=1)
 
 
 def samples_of(metrics: Metrics) -> list[Sample]:
@@ -130,3 +136,54 @@ def test_faults_and_clocks_are_read_where_they_live() -> None:
         assert line in text
     names = [family.name for family in metrics.registry.collect()]
     assert len(names) == len(set(names))
+
+
+def test_each_rollout_shows_where_it_is_and_why_it_waits() -> None:
+    """Phase, stage and hold have one series each; an alert rule can be written for them."""
+    metrics = Metrics(version="1")
+    waiting = AwaitingApproval(stage=0, gate_id="g", since=T0, reason=HoldReason.APPROVAL)
+    rollout = make_rollout(phase=waiting, hold=HoldReason.APPROVAL)
+    judgement = make_judgement(exposures={Arm.TREATMENT: 12, Arm.CONTROL: 100})
+    metrics.watch(rollouts=lambda: [rollout], judgement_of=lambda _: judgement)
+    value = metrics.registry.get_sample_value
+    flag = {"flag_key": rollout.flag_key}
+    assert value("rolloutd_rollout_phase", {**flag, "phase": "awaiting_approval"}) == 1
+    assert value("rolloutd_rollout_phase", {**flag, "phase": "baking"}) is None
+    assert value("rolloutd_rollout_stage", flag) == 1
+    assert value("rolloutd_rollout_hold", {**flag, "hold": "approval"}) == 1
+    assert value("rolloutd_rollout_contexts", {**flag, "arm": "treatment"}) == 12
+    estimates = [
+        sample for sample in samples_of(metrics) if sample.name == "rolloutd_rollout_estimate"
+    ]
+    assert {(one.labels["metric"], one.labels["arm"]) for one in estimates} >= {
+        (judgement.metrics[0].metric, "treatment")
+    }
+
+
+def test_a_rollout_that_ended_long_ago_has_no_series() -> None:
+    """A rollback is seen for a day; what was counted ends with the rollout."""
+    metrics = Metrics(version="1")
+    ended = make_rollout(phase=RolledBack(at=T0, reason="harm"), updated_at=T0)
+    metrics.watch(rollouts=lambda: [ended], judgement_of=lambda _: make_judgement())
+    value, flag = metrics.registry.get_sample_value, {"flag_key": ended.flag_key}
+    metrics._rollouts.now = lambda: T0 + SHOWN_AFTER_END / 2
+    assert value("rolloutd_rollout_phase", {**flag, "phase": "rolled_back"}) == 1
+    assert value("rolloutd_rollout_stage", flag) is None
+    assert value("rolloutd_rollout_contexts", {**flag, "arm": "treatment"}) is None
+    metrics._rollouts.now = lambda: T0 + SHOWN_AFTER_END
+    assert value("rolloutd_rollout_phase", {**flag, "phase": "rolled_back"}) is None
+
+
+def test_the_number_of_rollouts_with_series_is_bounded() -> None:
+    """Those that changed last have series."""
+    metrics = Metrics(version="1")
+    rollouts = [
+        make_rollout(plan=make_plan(flag_key=f"flag-{number}"), updated_at=T0 + number * SECOND)
+        for number in range(MOST_ROLLOUTS + 10)
+    ]
+    metrics.watch(rollouts=lambda: rollouts)
+    phases = [one for one in samples_of(metrics) if one.name == "rolloutd_rollout_phase"]
+    assert len(phases) == MOST_ROLLOUTS
+    flags = {one.labels["flag_key"] for one in phases}
+    assert f"flag-{MOST_ROLLOUTS + 9}" in flags
+    assert "flag-0" not in flags

@@ -1,1 +1,1 @@
-"""What adapters that call over HTTP share: TLS, bounded answers, and when to call again."""
+"""Shared by adapters that call over HTTP: TLS, bounded answers, and when to call again."""

@@ -118,6 +118,11 @@ class HttpPlane:
         """Close every connection."""
         await self._http.aclose()
 
+    async def retire(self, flag_key: str, revision: int) -> None:
+        """Leave the flag there as it is, and forget what is remembered of it here."""
+        self._memories.pop(flag_key, None)
+        self._flag_cooldowns.pop(flag_key, None)
+
     async def look(self, rollout: Rollout) -> Served:
         return (await self._look(rollout)).short_of(serving(rollout).beyond_share)
 

@@ -1,4 +1,4 @@
-"""How a template is written: a YAML file that words the calls, checked as a whole before the first.
+"""The form of a template: a YAML file with the calls to make, checked before the first call.
 
 Belongs here: the form of a template, and what may stand where. The form is explained in
 `ops/planes.md`. Templates for systems that are known to us are beside this file, in `templates/`.

@@ -1,4 +1,4 @@
-"""What a consumer of aiokafka gets from brokers, made safe, and what it gives out, made small.
+"""Makes safe what a consumer of aiokafka receives, and small what it gives out.
 
 Belongs here: the one place that reaches into how aiokafka takes records in and gives them out. It
 decides what aiokafka unpacks, what a record becomes, and how many come at a time. Which ones come,

@@ -409,13 +409,11 @@ class KafkaEventLog:
         consumer = self._member.consumer
         if consumer is None or partition not in self._partitions.owned:
             return None
-        kafka_partition = KafkaPartition(*partition)
         try:
-            stable: int | None = consumer.last_stable_offset(kafka_partition)
-            end: int | None = consumer.highwater(kafka_partition)
+            end: int | None = consumer.highwater(KafkaPartition(*partition))
         except Exception:  # it is being assigned at this moment
             return None
-        return end if stable is None or stable < 0 else stable
+        return end
 
     async def committed(self, partition: TopicPartition) -> int | None:
         async def request(consumer: AIOKafkaConsumer) -> int | None:

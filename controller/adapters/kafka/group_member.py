@@ -29,6 +29,7 @@ from controller.adapters.kafka.client import (
     reason_of,
     stop_in_time,
 )
+from controller.adapters.kafka.connection_pace import pace_connections
 from controller.adapters.kafka.consumer_records import Guard, leave_bare, name_faults
 from controller.errors import BrokenInvariant, EventLogUnavailable
 from controller.ports import TopicPartition
@@ -154,7 +155,7 @@ class GroupMember:
 
     def _new_consumer(self) -> AIOKafkaConsumer:
         settings = self._settings
-        return AIOKafkaConsumer(
+        consumer = AIOKafkaConsumer(
             **client_options(settings),
             group_id=self._group_id,
             group_instance_id=settings.static_member_id,
@@ -168,6 +169,8 @@ class GroupMember:
             max_poll_interval_ms=_MAX_POLL_INTERVAL_MS,
             fetch_max_wait_ms=round(settings.fetch_max_wait_seconds * 1000),
         )
+        pace_connections(consumer._client)
+        return consumer
 
     async def _close(self) -> None:
         """Give everything back and stop the consumer.

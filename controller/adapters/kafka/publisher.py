@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -26,8 +27,10 @@ from controller.adapters.kafka.client import (
     reason_of,
     stop_in_time,
 )
+from controller.adapters.kafka.connection_pace import pace_connections
 from controller.adapters.kafka.topics import partition_of
 from controller.adapters.kafka.trimming import trim
+from controller.codec.tombstones import tombstone_headers
 from controller.errors import EventLogUnavailable
 from controller.ports import ClockReading, OutboxEntry
 from controller.settings import KafkaSettings
@@ -40,7 +43,10 @@ TopicRecord = tuple[str, bytes | None, bytes | None]
 #: An effect's id and the SHA-256 of its content.
 _Identity = tuple[str, bytes]
 
-_HEADERS = list(HEADERS)  # everything we write is a structured CloudEvent
+Headers = list[tuple[str, bytes]]
+
+_HEADERS: Headers = list(HEADERS)  # all but tombstones is a structured CloudEvent
+_NO_HEADERS: Mapping[int, Headers] = MappingProxyType({})
 _MOST_ACKNOWLEDGED = 10_000  # identities that are remembered; the oldest are forgotten first
 _HEADER_BYTES = 256  # of a record and its batch, beside key and value
 # Of the newest acknowledgements the quickest one says best what the brokers' clock shows.
@@ -79,9 +85,14 @@ class KafkaPublisher:
     def partition_of(self, key: str, partitions: int) -> int:
         return partition_of(key, partitions)
 
+    def most_bytes(self, key: str) -> int:
+        """Return the size of the largest value that is written with this key."""
+        return self._settings.max_record_bytes - len(key.encode()) - _HEADER_BYTES
+
     async def publish(self, entries: Sequence[OutboxEntry]) -> None:
         identities = [(entry.effect_id, hashlib.sha256(entry.value).digest()) for entry in entries]
         records: list[TopicRecord] = []
+        headers: dict[int, Headers] = {}
         sent: list[tuple[OutboxEntry, _Identity]] = []
         too_large: list[str] = []
         for entry, identity in zip(entries, identities, strict=True):
@@ -91,9 +102,11 @@ class KafkaPublisher:
             if value is None:
                 too_large.append(entry.effect_id)
             else:
-                records.append((entry.topic, entry.key.encode(), value))
+                if (revision := entry.tombstone_of) is not None:
+                    headers[len(records)] = tombstone_headers(revision)
+                records.append((entry.topic, entry.key.encode(), value or None))
                 sent.append((entry, identity))
-        failures = await self._send(records)
+        failures = await self._send(records, headers)
         if not failures and not too_large:
             for identity in identities:
                 self._acknowledged.pop(identity, None)
@@ -131,7 +144,7 @@ class KafkaPublisher:
 
         The state topic is never trimmed, because the state is recovered from it.
         """
-        limit = self._settings.max_record_bytes - len(entry.key.encode()) - _HEADER_BYTES
+        limit = self.most_bytes(entry.key)
         if len(entry.value) <= limit:
             return entry.value
         value = None if entry.topic == "state" else trim(entry.value, limit)
@@ -177,8 +190,10 @@ class KafkaPublisher:
 
     # --- sending ---
 
-    async def _send(self, records: Sequence[TopicRecord]) -> dict[int, str]:
-        """Write records in order per topic, all topics at once.
+    async def _send(
+        self, records: Sequence[TopicRecord], headers: Mapping[int, Headers] = _NO_HEADERS
+    ) -> dict[int, str]:
+        """Write records in order per topic, all topics at once; `headers` are those by index.
 
         Returns the reason by index for those that are not acknowledged in time.
         """
@@ -194,7 +209,7 @@ class KafkaPublisher:
         try:
             async with asyncio.TaskGroup() as group:
                 for topic, of_topic in by_topic.items():
-                    queueing = self._queue(producer, of_topic, deadline, pending, failures)
+                    queueing = self._queue(producer, of_topic, headers, deadline, pending, failures)
                     group.create_task(queueing, name=f"publish {topic}")
             if pending:
                 left = deadline - asyncio.get_running_loop().time()
@@ -213,6 +228,7 @@ class KafkaPublisher:
         self,
         producer: AIOKafkaProducer,
         records: Mapping[int, TopicRecord],
+        headers: Mapping[int, Headers],
         deadline: float,
         pending: dict[int, asyncio.Future[Any]],
         failures: dict[int, str],
@@ -226,7 +242,8 @@ class KafkaPublisher:
                 for index, (topic, key, value) in records.items():
                     sent_at = time.monotonic()
                     name = self._settings.topic(topic)
-                    pending[index] = await producer.send(name, value, key, headers=_HEADERS)
+                    of_record = headers.get(index, _HEADERS)
+                    pending[index] = await producer.send(name, value, key, headers=of_record)
                     pending[index].add_done_callback(partial(self._read_clock, sent_at))
         except TimeoutError:
             why = "the topic is missing, has no leader, or its queue is full"
@@ -249,6 +266,7 @@ class KafkaPublisher:
                 linger_ms=0,  # a rollback waits for nothing
                 max_request_size=settings.max_record_bytes,
             )
+            pace_connections(producer.client)
             try:
                 async with asyncio.timeout(settings.call_seconds):
                     await producer.start()

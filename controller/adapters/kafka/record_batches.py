@@ -1,4 +1,4 @@
-"""What brokers send us, made safe before aiokafka unpacks it: bytes in, bytes out.
+"""Makes fetched record batches safe before aiokafka unpacks them: bytes in, bytes out.
 
 aiokafka unpacks a whole batch at once, on the event loop and without a limit: one megabyte of
 compressed zeros becomes gigabytes. It also believes what a batch says of itself. So each fetched

@@ -20,6 +20,7 @@ from controller.adapters.kafka.client import (
     partition_in,
     stop_in_time,
 )
+from controller.adapters.kafka.connection_pace import pace_connections
 from controller.adapters.kafka.consumer_calls import ended_task
 from controller.adapters.kafka.consumer_records import UNREADABLE, Guard, name_faults
 from controller.log_identity import why_other_log
@@ -50,6 +51,7 @@ class StateConnection:
             isolation_level="read_uncommitted",
             fetch_max_wait_ms=round(settings.fetch_max_wait_seconds * 1000),
         )
+        pace_connections(self._consumer._client)
         self._guard = Guard(self._consumer)
         self._partitions: list[KafkaPartition] = []
         # Partition -> position at which a record could not be read.

@@ -17,12 +17,15 @@ from aiokafka.errors import KafkaError
 
 from controller.adapters.kafka.client import must_propagate
 from controller.adapters.kafka.state_connection import StateConnection
+from controller.codec.tombstones import retired_revision
 from controller.core.rollout import Rollout
+from controller.ports import RetiredFlag
 from controller.settings import KafkaSettings
 
 log = structlog.get_logger(__name__)
 
 _CORRUPT_KEPT = 1_000  # keys of records that cannot be used; any writer can invent keys
+_RETIRED_KEPT = 10_000  # retired flags whose revision is known, to refuse what comes late
 _KEY_KEPT = 500  # characters; no flag's key is longer
 
 
@@ -32,9 +35,9 @@ class KafkaStateFeed:
     `controller.ports.StateFeed`, with stop.
 
     Per flag it gives only documents with a higher revision than all before, and the newest once
-    more when it came back after the topic had lost it. A record that cannot be used (no document,
-    another flag's key, deleted) stops that flag only: `corrupt` names it until a good document
-    arrives.
+    more when it came back after the topic had lost it. For a flag that was retired it gives
+    `RetiredFlag`. A record that cannot be used (no document, another flag's key, deleted by
+    somebody else) stops that flag only: `corrupt` names it until a good document arrives.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class KafkaStateFeed:
         self._retry_seconds = retry_seconds
         self._revisions: dict[str, int] = {}  # by flag, the newest that was read
         self._last: dict[str, int] = {}  # by flag, that of the last record
+        self._retired: dict[str, None] = {}  # flags whose newest record retires them, oldest first
         self._lost: set[str] = set()  # flags whose newest document is not their last in the topic
         self._corrupt: dict[str, str] = {}
         self._caught_up = asyncio.Event()
@@ -85,7 +89,7 @@ class KafkaStateFeed:
     async def caught_up(self) -> None:
         await self._caught_up.wait()
 
-    async def documents(self) -> AsyncGenerator[Rollout, None]:
+    async def documents(self) -> AsyncGenerator[Rollout | RetiredFlag, None]:
         while True:
             try:
                 async for rollout in self._follow():
@@ -118,7 +122,7 @@ class KafkaStateFeed:
         if connection is not None:
             await connection.stop()
 
-    async def _follow(self) -> AsyncIterator[Rollout]:
+    async def _follow(self) -> AsyncIterator[Rollout | RetiredFlag]:
         """Yield until the connection is lost, which raises."""
         connection = self._connection = StateConnection(self._settings, self._retry_seconds)
         self._is_stale = False
@@ -146,7 +150,7 @@ class KafkaStateFeed:
                     corrupt=len(self._corrupt),
                 )
 
-    def _newer(self, records: Sequence[ConsumerRecord]) -> Iterator[Rollout]:
+    def _newer(self, records: Sequence[ConsumerRecord]) -> Iterator[Rollout | RetiredFlag]:
         """Yield the documents that are newer than their flags' newest.
 
         While catching up, of several documents of a flag only the newest.
@@ -169,12 +173,15 @@ class KafkaStateFeed:
             log.warning("state_overtaken", flag_key=flag_key, revision=revision, last=last)
             self._overtaken(flag_key)
 
-    def _read(self, record: ConsumerRecord) -> Rollout | None:
+    def _read(self, record: ConsumerRecord) -> Rollout | RetiredFlag | None:
         """Return the document if it is newer than its flag's newest, else None.
 
         The reason why a record cannot be used is kept in `corrupt`.
         """
         key = _key_of(record)
+        retired_as = retired_revision(record.value, record.headers)
+        if retired_as is not None and len(key) <= _KEY_KEPT:
+            return RetiredFlag(key, retired_as) if self._is_news(key, retired_as) else None
         try:
             if record.value is None:
                 raise ValueError("deleted; what was decided last stays in force")  # noqa: TRY301
@@ -195,17 +202,35 @@ class KafkaStateFeed:
                 reason=str(error)[:500],
             )
             return None
-        self._last[key] = rollout.revision
+        if not self._is_news(key, rollout.revision, is_document=True):
+            return None
+        return rollout
+
+    def _is_news(self, key: str, revision: int, *, is_document: bool = False) -> bool:
+        """Note a record that can be used; return whether it says something new about its flag."""
+        self._last[key] = revision
         newest = self._revisions.get(key, -1)
-        if rollout.revision == newest and key in self._lost:
+        if revision == newest and key in self._lost:
             self._lost.discard(key)
-            return rollout
-        if rollout.revision <= newest:
-            return None  # an old copy that was written late, or one from before a reconnection
-        self._revisions[key] = rollout.revision
+            return True
+        if revision <= newest:
+            return False  # an old copy that was written late, or one from before a reconnection
+        self._revisions[key] = revision
         self._lost.discard(key)
         self._corrupt.pop(key, None)
-        return rollout
+        self._retired.pop(key, None)
+        if not is_document:
+            self._retired[key] = None
+            self._forget_retired()
+        return True
+
+    def _forget_retired(self) -> None:
+        """Forget the flags that were retired longest ago, so that they take bounded memory."""
+        while len(self._retired) > _RETIRED_KEPT:
+            oldest = next(iter(self._retired))
+            del self._retired[oldest], self._revisions[oldest]
+            self._last.pop(oldest, None)
+            self._lost.discard(oldest)
 
 
 def _key_of(record: ConsumerRecord) -> str:

@@ -41,6 +41,12 @@ class StateTopicPlane:
         """The topic ends with something older than what was decided: it has to be said again."""
         self._standing.pop(flag_key, None)
 
+    def drop(self, flag_key: str, revision: int) -> None:
+        """Forget a flag that was retired as this revision: the topic has no document of it."""
+        standing = self._standing.get(flag_key)
+        if standing is not None and standing.revision <= revision:
+            del self._standing[flag_key]
+
     async def serve(self, rollout: Rollout) -> None:
         try:
             async with asyncio.timeout(ECHO_SECONDS), self._heard:

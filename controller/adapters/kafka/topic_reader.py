@@ -17,6 +17,7 @@ from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaConnectionError
 
 from controller.adapters.kafka.client import client_options, disconnect, reason_of
+from controller.adapters.kafka.connection_pace import pace_connections
 from controller.adapters.kafka.consumer_records import UNREADABLE, Guard, name_faults
 from controller.adapters.kafka.time_merge import TimeMerge
 from controller.adapters.kafka.topics import partition_of
@@ -46,6 +47,9 @@ class KafkaReader:
         self._topics = {logical: settings.topic(logical) for logical in topics}
         self._consumer: Any = None
         self._guard: Guard | None = None
+        # Topic to partition numbers, as at the start. The client refreshes, and so knows, only the
+        # topics that it is reading.
+        self._numbers: dict[str, set[int]] = {}
 
     async def __aenter__(self) -> Self:
         settings = self._settings
@@ -57,6 +61,7 @@ class KafkaReader:
             isolation_level="read_committed",
             fetch_max_wait_ms=round(settings.fetch_max_wait_seconds * 1000),
         )
+        pace_connections(self._consumer._client)
         self._guard = Guard(self._consumer)
         try:
             async with asyncio.timeout(settings.start_seconds):
@@ -66,7 +71,7 @@ class KafkaReader:
                 # that is requested.
                 present = await self._consumer.topics()
                 for name in set(self._topics.values()) & set(present):
-                    await self._consumer._client._wait_on_metadata(name)
+                    self._numbers[name] = await self._consumer._client._wait_on_metadata(name)
         except Exception as error:
             await self._close()
             raise self._unavailable("connecting", error) from error
@@ -105,23 +110,61 @@ class KafkaReader:
         return KafkaPartition(self._topics[topic], partition_of(key, len(self._partitions(topic))))
 
     async def ends(self, *topics: str) -> dict[KafkaPartition, int]:
-        """Return the offset behind the last record, of every partition."""
+        """Return the offset behind the last record, of every partition, in the topics' order."""
         partitions = [partition for topic in topics for partition in self._partitions(topic)]
-        return await self._ask(
+        found: Offsets = await self._ask(
             self._consumer.end_offsets(partitions), "asking for the end of a topic"
         )
+        return {partition: found[partition] for partition in partitions}
 
     async def offsets_at(self, at: datetime, *topics: str) -> dict[KafkaPartition, int]:
-        """Return every partition's first offset with a timestamp not before `at`, else its end."""
+        """Return every partition's first offset with a timestamp not before `at`, else its end.
+
+        Some brokers, such as that of the demo, do not look times up and say that there is no such
+        record. That is believed only where the last record is older.
+        """
         ends = await self.ends(*topics)
         times = dict.fromkeys(ends, round(at.timestamp() * 1000))
         offsets: Mapping[KafkaPartition, Any] = await self._ask(
             self._consumer.offsets_for_times(times), "asking for the offsets of a time"
         )
-        return {
+        found = {
             partition: end if offsets.get(partition) is None else offsets[partition].offset
             for partition, end in ends.items()
         }
+        starts = await self._starts(list(ends))
+        lows = {one: starts[one] for one, end in ends.items() if found[one] == end > starts[one]}
+        at_ms = times[next(iter(times))] if times else 0
+        last = {one: ends[one] - 1 for one in lows}
+        newest = [one async for one in self._between(last, {one: ends[one] for one in lows})]
+        for record in newest:
+            if record.timestamp >= at_ms:
+                one = KafkaPartition(record.topic, record.partition)
+                found[one] = await self._first_at(one, at_ms, lows[one], record.offset)
+        return found
+
+    async def first_times(self, starts: Offsets, ends: Offsets) -> dict[KafkaPartition, int]:
+        """Return the timestamp of the first record from `starts` on, in ms, of each partition.
+
+        A partition that has no record before `ends` is not among them, and neither is one whose
+        first record is not there any more.
+        """
+        firsts = {one: min(starts[one] + 1, ends[one]) for one in starts}
+        records = [record async for record in self._between(starts, firsts)]
+        return {KafkaPartition(one.topic, one.partition): one.timestamp for one in records}
+
+    async def _first_at(self, partition: KafkaPartition, at_ms: int, low: int, high: int) -> int:
+        """Return the first offset from `low` on whose record is not older, at most `high`.
+
+        The timestamps of a partition are taken as rising.
+        """
+        while low < high:
+            middle = (low + high) // 2
+            is_older = True  # also a hole, where there is no record
+            async for record in self._between({partition: middle}, {partition: middle + 1}):
+                is_older = record.timestamp < at_ms
+            low, high = (middle + 1, high) if is_older else (low, middle)
+        return low
 
     async def _starts(self, partitions: Sequence[KafkaPartition]) -> dict[KafkaPartition, int]:
         return await self._ask(
@@ -138,10 +181,8 @@ class KafkaReader:
 
     def _partitions(self, topic: str) -> list[KafkaPartition]:
         name = self._topics[topic]
-        return [
-            KafkaPartition(name, number)
-            for number in sorted(self._consumer.partitions_for_topic(name) or ())
-        ]
+        numbers = self._consumer.partitions_for_topic(name) or self._numbers[name]
+        return [KafkaPartition(name, number) for number in sorted(numbers)]
 
     def _unavailable(self, doing: str, error: BaseException) -> EventLogUnavailable:
         no_broker = isinstance(error, KafkaConnectionError)
@@ -158,6 +199,7 @@ class KafkaReader:
     async def in_time_order(self, starts: Offsets, ends: Offsets) -> AsyncIterator[ConsumerRecord]:
         """Yield the records from `starts` to before `ends`, merged by their timestamps.
 
+        Of records of the same millisecond the one whose partition comes first in `ends` is first.
         See `TimeMerge`. How much is read ahead of the others is bounded per partition.
         """
         consumer, loop = self._consumer, asyncio.get_running_loop()

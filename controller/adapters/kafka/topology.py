@@ -19,6 +19,7 @@ from controller.adapters.kafka.client import (
     must_propagate,
     reason_of,
 )
+from controller.adapters.kafka.connection_pace import pace_connections
 from controller.adapters.kafka.metadata_request import Topic, look_up
 from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
@@ -116,6 +117,7 @@ class KafkaTopology:
         client = AIOKafkaClient(
             **{**client_options(self._settings), "metadata_max_age_ms": 300_000}
         )
+        pace_connections(client)
         try:
             await client.bootstrap()
         except BaseException:

@@ -151,6 +151,14 @@ class ModelAdvisor:
             if one.rollout <= len(ordered)
         ]
 
+    async def why_unreachable(self, seconds: float) -> str | None:
+        """Return why the server does not answer within `seconds`, None when it does."""
+        try:
+            await self.server.models(seconds=seconds)
+        except AdviceUnavailableError as error:
+            return str(error)
+        return None
+
     async def close(self) -> None:
         """Close every connection; a question still out ends in AdviceUnavailableError."""
         await self.server.close()

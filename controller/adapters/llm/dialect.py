@@ -1,4 +1,4 @@
-"""What differs between model servers: addresses, the body of a request, and the form of an answer.
+"""The differences between model servers: addresses, bodies of requests, forms of answers.
 
 A new kind of server is a class with these methods and one line in `advisor.DIALECTS`.
 """

@@ -47,6 +47,19 @@ class Circuit:
             else None
         )
 
+    @property
+    def why_failing(self) -> str | None:
+        """Why the circuit opened; None once an answer has come since, or the server answers."""
+        return None if self._open_until is None else self.why_open or self._last_trouble
+
+    def note_answering(self) -> None:
+        """Note that the server answers again, though no question has gone out since.
+
+        The next failure opens the circuit at once.
+        """
+        if self._open_until is not None and self.why_open is None:
+            self._open_until, self._failures = None, self._limit - 1
+
     def check(self) -> None:
         """Raise AdviceUnavailableError while no question may go out."""
         if (why := self.why_open) is not None:

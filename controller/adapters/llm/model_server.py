@@ -84,8 +84,25 @@ class ModelServer:
 
     @property
     def trouble(self) -> str | None:
-        """Why the model is not asked now; None while it is."""
-        return self._circuit.why_open
+        """Why the model does not answer, as far as is known; None while it does."""
+        return self._circuit.why_failing
+
+    async def recheck(self, seconds: float) -> None:
+        """See whether a server that failed answers again; one that works is left alone.
+
+        Without it, the trouble would last until the next gate asks.
+        """
+        if self._circuit.why_failing is None or self._circuit.why_open is not None:
+            return
+        deadline = asyncio.get_running_loop().time() + seconds
+        try:
+            with only_advice_errors():
+                await self._exchange.send(
+                    b"GET", self._dialect.models_address(self._base), None, deadline
+                )
+        except AdviceUnavailableError:
+            return
+        self._circuit.note_answering()
 
     async def complete(
         self,

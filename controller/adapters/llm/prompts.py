@@ -29,8 +29,9 @@ from controller.core.judging.judgement import Advice, Judgement, MetricReport
 from controller.core.metrics import kind_to_show
 from controller.core.metrics.kind import ArmSummary
 from controller.core.plan import Plan, Stage
-from controller.core.rollout import AskAdvice, Rollout, Visit
+from controller.core.rollout import AskAdvice, Rollout
 from controller.core.serving import decided_share
+from controller.core.visits import Visit
 from schemas.advice import ANOMALIES_SCHEMA, ANSWER_SCHEMA, EXPLANATION_SCHEMA
 from schemas.terms import Arm, Verdict
 
@@ -90,7 +91,7 @@ def gate_prompt(rollout: Rollout, question: AskAdvice) -> Prompt:
         next_step=_share_of(following[0], following[0].percent)
         if following
         else "the rollout is complete",
-        gathered=_duration(judgement.at - visit.counts_from),
+        gathered=_duration(visit.counted_until(judgement.at)),
         bake=_duration(stage.bake),
         min_sample=stage.min_sample,
         exposures=", ".join(f"{arm} {judgement.exposures.get(arm, 0)}" for arm in Arm),
@@ -223,7 +224,6 @@ _SAFE_WORDS = {
     Verdict.FAIL: "worse than tolerated",
     Verdict.INCONCLUSIVE: "not decided yet",
     Verdict.NO_DATA: "nothing measured",
-    Verdict.ERROR: "could not be judged",
 }
 
 

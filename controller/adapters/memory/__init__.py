@@ -11,6 +11,7 @@ from controller.adapters.memory.event_log import MemoryBroker, MemoryEventLog
 from controller.adapters.memory.flag_plane import MemoryFlagPlane
 from controller.adapters.memory.outage import Outage
 from controller.adapters.memory.publishing import MemoryPublisher, MemoryStateFeed
+from controller.adapters.memory.reports import MemoryReports
 from controller.adapters.memory.rollouts import MemoryRollouts
 from controller.adapters.memory.totals import MemoryTotals
 
@@ -21,6 +22,7 @@ __all__ = [
     "MemoryEventLog",
     "MemoryFlagPlane",
     "MemoryPublisher",
+    "MemoryReports",
     "MemoryRollouts",
     "MemoryStateFeed",
     "MemoryTotals",

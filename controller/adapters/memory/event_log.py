@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -121,7 +122,9 @@ class MemoryBroker:
 
     def read(self, partition: TopicPartition, offset: int, count: int) -> list[Record]:
         """Return at most `count` records from `offset` on."""
-        return [record for record in self._records[partition] if record.offset >= offset][:count]
+        records = self._records[partition]
+        begin = bisect_left(records, offset, key=lambda record: record.offset)
+        return records[begin : begin + count]
 
     def committed(self, group: str) -> dict[TopicPartition, int]:
         """Return the committed offsets of a group, to read and to write."""

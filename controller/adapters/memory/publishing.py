@@ -1,4 +1,4 @@
-"""What is published and followed, in memory: `Publisher` and `StateFeed` of `controller.ports`."""
+"""`Publisher` and `StateFeed` of `controller.ports` in memory."""
 
 from __future__ import annotations
 

@@ -40,11 +40,16 @@ class MemoryRollouts:
     def __init__(self) -> None:
         self.outage = Outage(StoreUnavailable)
         self._flags: dict[str, _Flag] = {}
+        self._buried: dict[str, tuple[int, dict[str, bytes]]] = {}  # revision and answers
 
     async def load(self, flag_key: str) -> StoredRollout:
         self.outage.before()
         self.outage.after()
-        flag = self._flags.get(flag_key, _Flag())
+        if flag_key not in self._flags:
+            retired, _ = self._buried.get(flag_key, (0, {}))
+            last = max((revision for revision, _ in self._buried.values()), default=0)
+            return StoredRollout(None, 0, b"", [], retired_revision=retired, last_revision=last)
+        flag = self._flags[flag_key]
         return StoredRollout(
             None if flag.trouble else flag.rollout,
             flag.token,
@@ -122,7 +127,22 @@ class MemoryRollouts:
     async def answer_to(self, flag_key: str, command_id: str) -> bytes | None:
         self.outage.before()
         self.outage.after()
-        return self._flags.get(flag_key, _Flag()).answers.get(command_id)
+        _, buried = self._buried.get(flag_key, (0, {}))
+        return {**buried, **self._flags.get(flag_key, _Flag()).answers}.get(command_id)
+
+    async def bury(self, flag_key: str, *, expected_token: int, revision: int) -> bool:
+        self.outage.before()
+        flag = self._flags.get(flag_key)
+        is_done = flag is None or flag.token == expected_token
+        if flag is not None and is_done:
+            self._buried[flag_key] = (revision, flag.answers)
+            del self._flags[flag_key]
+        self.outage.after()
+        return is_done
+
+    async def unlist(self, flag_key: str) -> None:
+        self.outage.before()
+        self.outage.after()
 
     async def remove_effects(self, flag_key: str, fields: Sequence[str]) -> None:
         for name in fields:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from controller.adapters.redis.connection import RedisConnection
+from controller.adapters.redis.shared_hash import SharedHash
 
 #: Digits of a partition's number. A longer field was not written by us.
 MAX_PARTITION_DIGITS = 9
@@ -17,39 +18,20 @@ class RedisClaims:
     """
 
     def __init__(self, connection: RedisConnection) -> None:
-        self._connection = connection
-
-    @property
-    def _key(self) -> str:
-        return f"{self._connection.prefix}claims"
+        self._hash = SharedHash(connection, "claims")
 
     async def claim(self, partitions: Sequence[int], value: bytes) -> None:
         """Write one value for each command partition."""
-        mapping = {str(partition): value for partition in partitions}
-        await self._connection.call(
-            "claim partitions",
-            lambda: self._connection.client.hset(self._key, mapping=mapping),
-            times_deadline=0.5,
-        )
+        await self._hash.write({str(partition): value for partition in partitions})
 
     async def claims(self) -> Mapping[int, bytes]:
         """Return the newest claim of every command partition."""
-        stored: Mapping[bytes, bytes] = await self._connection.call(
-            "read the claims",
-            lambda: self._connection.client.hgetall(self._key),
-            times_deadline=0.5,
-        )
         return {
             int(field): value
-            for field, value in stored.items()
+            for field, value in (await self._hash.read()).items()
             if field.isdigit() and len(field) <= MAX_PARTITION_DIGITS
         }
 
     async def drop_claims(self, partitions: Sequence[int]) -> None:
         """Delete the claims of command partitions."""
-        fields = [str(partition) for partition in partitions]
-        await self._connection.call(
-            "drop claims",
-            lambda: self._connection.client.hdel(self._key, *fields),
-            times_deadline=0.5,
-        )
+        await self._hash.drop(str(partition) for partition in partitions)

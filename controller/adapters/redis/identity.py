@@ -6,7 +6,7 @@ first to come writes its name, and all others compare.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -136,6 +136,18 @@ class StoredIdentity:
         if not stored:
             await self.check(identity, epoch)
         return why
+
+    async def is_of(self, topic_prefix: str, environments: Collection[str]) -> bool:
+        """Return whether the keys are of an environment of these names; for reading alone.
+
+        The Kafka cluster is not compared: it may be away. Keys without an identity are nobody's.
+        Raises StoreUnavailable.
+        """
+        stored = await self._read()
+        return (
+            _text_in(stored, "topic_prefix") == topic_prefix
+            and _text_in(stored, "environment") in environments
+        )
 
     async def environment_at(self, prefix: str) -> str | None:
         """Return the environment whose data are under another prefix.

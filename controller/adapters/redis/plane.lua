@@ -13,7 +13,7 @@ end
 local revision, percent = tonumber(ARGV[1]), tonumber(ARGV[4])
 local stored = redis.call('MGET', KEYS[1], KEYS[2], KEYS[3])
 local switch, share = stored[1] or '', stored[2] or ''
-local marked, marked_switch, marked_share = string.match(stored[3] or '', '^(%d+) (%S+) (%S+)$')
+local marked, marked_switch, marked_share = string.match(stored[3] or '', '^(%d+) (%S*) (%S*)$')
 if marked then
   if tonumber(marked) > revision then return 'newer' end
   -- Two documents of one revision cannot both be right; the lower percentage harms no user.

@@ -35,6 +35,17 @@ from controller.settings.planes import RedisPlaneSettings
 
 _SCRIPT = resources.files("controller.adapters.redis").joinpath("plane.lua").read_text()
 
+#: Delete a retired flag's switch and share, unless a newer revision wrote them. The marker goes a
+#: day later: until then it stops late writers.
+_RETIRE = """#!lua
+local marked = string.match(redis.call('GET', KEYS[3]) or '', '^(%d+) ')
+if marked and tonumber(marked) > tonumber(ARGV[1]) then return 0 end
+redis.call('DEL', KEYS[1], KEYS[2])
+redis.call('SET', KEYS[3], ARGV[1] .. '  ', 'EX', ARGV[2])
+return 1
+"""
+MARKED_SECONDS = 25 * 3600
+
 #: Ends of the keys beside the switch. A flag whose own key ends so would share a key with another.
 SHARE, MARKER = ":rollout", ":rolloutd"
 
@@ -106,6 +117,7 @@ class RedisPlane:
             raise ConfigInvalid(f"planes.redis.url cannot be used: {error}") from error
         self._client = redis.asyncio.Redis.from_pool(pool)
         self._script = self._client.register_script(_SCRIPT)
+        self._retire = self._client.register_script(_RETIRE)
         self._prefix = key_prefix
         self._call_seconds = call_seconds
         self._read: dict[str, _Keys] = {}  # by flag, at the last look
@@ -159,6 +171,12 @@ class RedisPlane:
         return Served.compared(keys.percent, decided, edited_by=edited_by).short_of(
             serving(rollout).beyond_share
         )
+
+    async def retire(self, flag_key: str, revision: int) -> None:
+        """Delete what `GET` reads of a flag that was retired as this revision."""
+        self._read.pop(flag_key, None)
+        names = self._names(flag_key)
+        await self._call(self._retire(keys=names, args=[revision, MARKED_SECONDS]))
 
     async def close(self) -> None:
         """Drop all connections, within the deadline of a call. Raises FlagPlaneUnavailable."""

@@ -5,6 +5,8 @@ Belongs here: keys and calls. Does not belong here: what a document says (`codec
 | key | what |
 |---|---|
 | `<prefix>ro:{<flag>}` | `token digest document tests outbox:<n> answer:<id>`, a hash |
+| `<prefix>ro:{<flag>}:retired` | `revision answer:<id>`: what is kept for a day after `bury` |
+| `<prefix>ro:{#}` | `revision`: the highest one of all flags that were retired |
 | `<prefix>flags` | set: every flag that has a hash |
 
 Braces are literal: a key's hash tag, so that Redis Cluster spreads flags over its nodes. No command
@@ -22,8 +24,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from controller.adapters.redis.connection import RedisConnection, chunks
-from controller.adapters.redis.totals import FIELDS_PER_CALL
+from controller.adapters.redis.connection import FIELDS_PER_CALL, RedisConnection, chunks
 from controller.codec.merging import outbox_number
 from controller.codec.rollouts import read_state, rollout_from_json, rollout_to_json
 from controller.core.rollout import Rollout
@@ -33,6 +34,18 @@ from schemas.terms import NAME
 
 _log = structlog.get_logger()
 
+#: Delete a hash, if the fence is still the expected one. One write command, as in fenced_save.lua.
+_DELETE: Final = """#!lua
+if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
+return redis.call('UNLINK', KEYS[1])
+"""
+#: Raise the field `revision` of a hash to at least this number.
+_RAISE: Final = """#!lua
+local stored = tonumber(redis.call('HGET', KEYS[1], 'revision') or '0') or 0
+if tonumber(ARGV[1]) > stored then redis.call('HSET', KEYS[1], 'revision', ARGV[1]) end
+return 1
+"""
+
 #: Documents requested together at start: far more than connections, and few enough that the loop is
 #: not busy for long.
 DOCUMENTS_AT_ONCE: Final = 200
@@ -40,6 +53,9 @@ DOCUMENTS_AT_ONCE: Final = 200
 #: Answers to commands kept per flag, newest first. A command that comes back after a thousand later
 #: ones of its flag is treated as new; all that raise the percentage are too old by then.
 ANSWERS_KEPT: Final = 1_000
+#: Answers of a retired flag are kept for this long: a command may be read again for a day.
+GRAVE_SECONDS: Final = 25 * 3600
+GRAVE_ANSWERS: Final = 50
 #: After how many saves of a flag its older answers are deleted.
 ANSWERS_PRUNED_EVERY: Final = 128
 
@@ -65,6 +81,8 @@ class RedisRollouts:
         raw = await self._connection.call(
             f"load {flag_key}", lambda: self._connection.client.hgetall(key)
         )
+        if not raw:
+            return await self._buried(flag_key)
         try:
             token = int(raw.get(b"token", 0))
         except ValueError as error:
@@ -90,6 +108,53 @@ class RedisRollouts:
             trouble=trouble,
             is_newer=is_newer,
         )
+
+    async def _buried(self, flag_key: str) -> StoredRollout:
+        """Return what is known of a flag of which nothing is stored."""
+        retired = await self._revision_in(f"{self._key(flag_key)}:retired")
+        last = max(retired, await self._revision_in(self._key("#")))
+        return StoredRollout(None, 0, b"", [], retired_revision=retired, last_revision=last)
+
+    async def _revision_in(self, key: str) -> int:
+        """Return the field `revision` of a hash, 0 without one."""
+        value = await self._connection.call(
+            "read the revision of retired flags",
+            lambda: self._connection.client.hget(key, "revision"),
+        )
+        return int(value) if value is not None and value.isdigit() else 0
+
+    async def bury(self, flag_key: str, *, expected_token: int, revision: int) -> bool:
+        connection, key = self._connection, self._key(flag_key)
+        grave, purpose = f"{key}:retired", f"bury {flag_key}"
+        raw = await connection.call(purpose, lambda: connection.client.hgetall(key))
+        if raw and raw.get(b"token") != b"%d" % expected_token:
+            return False
+        kept = dict(_newest_answers(raw)[-GRAVE_ANSWERS:])
+        # The order matters: a crash after any of these leaves what `load` and a repeat need.
+        await connection.call(
+            purpose, lambda: connection.client.eval(_RAISE, 1, self._key("#"), revision)
+        )
+        if raw:
+            fields = {b"revision": b"%d" % revision, **kept}
+            await connection.call(purpose, lambda: connection.client.hset(grave, mapping=fields))
+        await connection.call(purpose, lambda: connection.client.expire(grave, GRAVE_SECONDS))
+        await connection.call(
+            purpose, lambda: connection.client.eval(_DELETE, 1, key, expected_token)
+        )
+        return await self._unlisted(flag_key)
+
+    async def unlist(self, flag_key: str) -> None:
+        await self._unlisted(flag_key)
+
+    async def _unlisted(self, flag_key: str) -> bool:
+        """Take a flag off the list unless it has a hash; return whether it has none."""
+        connection, key = self._connection, self._key(flag_key)
+        index, purpose = f"{connection.prefix}flags", f"unlist {flag_key}"
+        await connection.call(purpose, lambda: connection.client.srem(index, flag_key))
+        token = await connection.call(purpose, lambda: connection.client.hget(key, "token"))
+        if token is not None:
+            await connection.call(purpose, lambda: connection.client.sadd(index, flag_key))
+        return token is None
 
     async def discard(self, flag_key: str) -> bool:
         """Delete everything stored for a flag; return False when there was nothing.
@@ -131,10 +196,7 @@ class RedisRollouts:
         if expected_token == 0:
             # Before the hash: a crash may cut off the tail of Redis's file, and no hash may be
             # without its name in the index.
-            await self._connection.call(
-                "index the flags",
-                lambda: self._connection.client.sadd(f"{self._connection.prefix}flags", flag_key),
-            )
+            await self._list(flag_key)
         is_done, _ = await self._connection.fenced_save(
             self._key(flag_key),
             fence="token",
@@ -143,9 +205,17 @@ class RedisRollouts:
             fields=fields,
             purpose=f"save {flag_key}",
         )
+        if is_done and expected_token == 0:
+            await self._list(flag_key)  # again: an earlier rollout of it may just be unlisted
         if is_done and token % ANSWERS_PRUNED_EVERY == 0:
             await self._prune_answers(flag_key)
         return is_done
+
+    async def _list(self, flag_key: str) -> None:
+        await self._connection.call(
+            "index the flags",
+            lambda: self._connection.client.sadd(f"{self._connection.prefix}flags", flag_key),
+        )
 
     async def _prune_answers(self, flag_key: str) -> None:
         """Delete all but the newest answers. A second command on purpose: see fenced_save.lua."""
@@ -153,23 +223,22 @@ class RedisRollouts:
         raw = await self._connection.call(
             f"load {flag_key}", lambda: self._connection.client.hgetall(key)
         )
-        answers = [
-            (int(value.split(b"\n", 1)[0]), name)
-            for name, value in raw.items()
-            if name.startswith(b"answer:")
-        ]
-        for chunk in chunks([name for _, name in sorted(answers)[:-ANSWERS_KEPT]], FIELDS_PER_CALL):
+        old = [name for name, _ in _newest_answers(raw)[:-ANSWERS_KEPT]]
+        for chunk in chunks(old, FIELDS_PER_CALL):
             await self._connection.call(
                 f"prune answers of {flag_key}", partial(self._connection.client.hdel, key, *chunk)
             )
 
     async def answer_to(self, flag_key: str, command_id: str) -> bytes | None:
         key = self._key(flag_key)
-        value: bytes | None = await self._connection.call(
-            f"look up an answer of {flag_key}",
-            lambda: self._connection.client.hget(key, f"answer:{command_id}"),
-        )
-        return None if value is None else value.split(b"\n", 1)[1]
+        for place in (key, f"{key}:retired"):
+            value: bytes | None = await self._connection.call(
+                f"look up an answer of {flag_key}",
+                partial(self._connection.client.hget, place, f"answer:{command_id}"),
+            )
+            if value is not None:
+                return value.split(b"\n", 1)[1]
+        return None
 
     async def remove_effects(self, flag_key: str, fields: Sequence[str]) -> None:
         for name in fields:
@@ -204,6 +273,7 @@ class RedisRollouts:
                     # left a few unpublished.
                     if document is not None and _revision_of(document) > revisions.get(flag_key, 0):
                         newer.append(rollout_from_json(document))
+                        await asyncio.sleep(0)  # reading one takes a millisecond
                 except Exception as error:  # damage of any kind concerns this flag alone
                     self._unreadable(flag_key, str(error))
         return newer
@@ -220,6 +290,12 @@ class RedisRollouts:
         except BrokenInvariant as damage:
             return damage
         return document
+
+
+def _newest_answers(raw: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+    """Return the stored answers of a flag's hash, oldest first."""
+    answers = [each for each in raw.items() if each[0].startswith(b"answer:")]
+    return sorted(answers, key=lambda each: (int(each[1].split(b"\n", 1)[0]), each[0]))
 
 
 class _Revision(msgspec.Struct):

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
-from controller.adapters.redis.connection import RedisConnection, chunks
+from controller.adapters.redis.connection import FIELDS_PER_CALL, RedisConnection, chunks
 from controller.codec.merging import (
     Merger,
     ReadFaults,
@@ -34,8 +34,6 @@ from controller.health import Faults
 from controller.ports import NO_FENCE, StoredPartition
 from schemas.totals import FORMAT, MAX_FIELDS_PER_SAVE, PROGRESS_FIELDS, rebased_field
 
-#: Fields of one HDEL: about 1 ms of the server's one thread.
-FIELDS_PER_CALL: Final = 2_000
 #: Fields of one HSCAN of a partition's hash. With 3 KB each that is 1 MB, with filters of 64 KB
 #: each 20 MB.
 FIELDS_PER_SLICE: Final = 300

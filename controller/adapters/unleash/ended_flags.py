@@ -53,6 +53,12 @@ class EndedFlags:
         """Look at the flag at every round again."""
         self._settled.pop(rollout.flag_key, None)
 
+    def forget(self, flag_key: str) -> None:
+        """Forget a flag that was retired."""
+        self._settled.pop(flag_key, None)
+        self._due.discard(flag_key)
+        self._tried = {each for each in self._tried if each[0] != flag_key}
+
     def is_to_be_archived(self, flag_key: str) -> bool:
         """Return whether the last look found the flag due for archiving."""
         return flag_key in self._due
@@ -73,6 +79,8 @@ class EndedFlags:
     def _is_due(self, rollout: Rollout, reading: Reading) -> bool:
         if self._archive_after_days is None or not isinstance(rollout.phase, Ended):
             return False
+        if rollout.plan.active and not rollout.phase.serves_nothing:
+            return False  # it goes on opening and closing
         used_since = self._clock.now() - timedelta(days=self._archive_after_days)
         if rollout.phase.at > used_since:
             return False

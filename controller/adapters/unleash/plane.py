@@ -110,6 +110,12 @@ class UnleashPlane:
             raise
         self._refusals.pop(rollout.flag_key, None)
 
+    async def retire(self, flag_key: str, revision: int) -> None:
+        """Leave the flag in Unleash as it is, and forget what is remembered of it here."""
+        self._refusals.pop(flag_key, None)
+        self._reader.forget(flag_key)
+        self._ended.forget(flag_key)
+
     def _target(self, rollout: Rollout) -> Target:
         try:
             return target_of(rollout, stickiness=self._settings.stickiness)

@@ -44,6 +44,11 @@ class FlagReader:
         self._readings: dict[str, Reading] = {}
         self._percents: dict[str, float] = {}  # by flag: the most that may be served there
 
+    def forget(self, flag_key: str) -> None:
+        """Forget a flag that was retired."""
+        self._readings.pop(flag_key, None)
+        self._percents.pop(flag_key, None)
+
     async def read(self, target: Target) -> Reading:
         """Return the flag as it is now. Raises FlagPlaneUnavailable."""
         reading = await self._read(target, is_urgent=self.is_lowering(target))

@@ -13,7 +13,7 @@ from controller.adapters.unleash.strategies import (
     canonical_json,
     short_digest,
 )
-from controller.core.rollout import Aborted, RolledBack, Rollout
+from controller.core.rollout import Aborted, Retired, RolledBack, Rollout
 from controller.core.serving import serving
 
 
@@ -71,7 +71,7 @@ def target_of(rollout: Rollout, *, stickiness: str) -> Target:
         ),
         passive=frozenset({served.control, served.unassigned}),
         is_fractional=is_fractional(served),
-        is_off=isinstance(rollout.phase, RolledBack | Aborted),
+        is_off=isinstance(rollout.phase, RolledBack | Aborted | Retired),
         revision=rollout.revision,
         rollout=short_digest(rollout.rollout_id),
     )

@@ -1,75 +1,136 @@
 """Restarting e-processes: evidence whose change may begin at any batch.
 
-Late harm is found nearly as fast as early harm. An e-process is kept per alternative. At every
-batch a part of the prior mass starts. The mass that has not started counts as it is (unspent prior
-mass), so the expected total never grows under the null.
+An e-process is a fortune that bets against "no harm". Each alternative (a size of harm) has bets of
+its own. A bet that runs since the start of the rollout has lost nearly everything by the time that
+late harm begins, so new bets begin on the way. All bets together cost 1, and what has not been bet
+yet counts as it is. So the expected fortune never grows while there is no harm: alpha holds over
+all batches, however many bets begin and whenever they do.
+
+Bets begin at four occasions:
+
+- with the rollout: most releases that break, break at once;
+- with each later visit: a wider audience is the next most likely moment;
+- with time, a little at every batch, for harm that comes in a single batch;
+- on suspicion. The recent evidence of each alternative is its log evidence since it was last 0,
+  below which it never falls. When the highest has come to a level, a bet begins, divided over the
+  alternatives as their recent evidence is. That evidence is not counted: a bet gains from later
+  batches alone.
+
+A bet that begins with time is as small as the rollout is long. Bets on suspicion are spent where
+there is suspicion: far below a limit there is hardly any, so that after weeks the next bet is still
+a large one.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Switches = NDArray[np.bool_]
 
-#: How the prior mass of a change is divided. Most is for "broken from the start", the usual case. A
-#: part is for coarse slots of time: with few events a cheap bet matters more than an exact moment.
-#: A part is for every moment: with many events it is the reverse.
-START_MASS = 0.88
-COARSE_MASS = 0.06
-FINE_MASS = 0.06
-COARSE_SLOTS = 1000
-#: The part of the last two that is spent evenly over the planned time. The rest is for a rollout
-#: that takes longer.
-WITHIN_PLAN = 0.8
+#: How all bets are divided over the four occasions; together 1.
+START_MASS = 0.72
+VISIT_MASS = 0.04
+TIME_MASS = 0.02
+SUSPICION_MASS = 0.22
+#: What begins with time falls like t^-1.25, so it is never used up and needs no planned end.
+_TIME_SCALE_SECONDS = 5.0
+_TIME_POWER = 0.25
+#: Recent evidence at which a bet begins, each level's part of the mass, and the part of a level
+#: below which it is armed again. A low level loses little evidence and is often reached by chance.
+#: The n-th bet of a level has 1 / (n (n + 1)) of the level's mass: where chance has used up one
+#: level, the next is still full.
+LEVELS: Floats = np.array([1.5, 3.0, 5.0, 8.0])
+LEVEL_MASSES: Floats = SUSPICION_MASS * np.array([0.4, 0.3, 0.2, 0.1])
+ARMED_BELOW = 0.5
+#: Less recent evidence than this is none: what began it is over.
+_SLIGHT = 0.25
 #: e-values are reported up to e^690, short of the largest double.
 LARGEST_LOG = 690.0
 
 
-def released_mass(elapsed_seconds: float, horizon_seconds: float) -> float:
-    """Return how much of the prior mass has started by now, in [0.88, 1).
+def scheduled_mass(visit: int, elapsed_seconds: float) -> float:
+    """Return how much of all bets has begun by schedule, in [0.72, 0.78).
 
-    It depends on time alone, so it is predictable. The density of a change is even over the planned
-    time and falls like the square of time afterwards, so it is never used up. Because mass starts
-    by time and not by batch, a flag with few events pays for few restarts.
+    `visit` counts from 0, `elapsed_seconds` from the begin of the rollout. It depends on nothing
+    that was observed since the last batch, so it is predictable.
     """
     elapsed = max(0.0, elapsed_seconds)
-    slot = max(1.0, horizon_seconds / COARSE_SLOTS)
-    coarse = _changed_by(math.floor(elapsed / slot) * slot, horizon_seconds)
-    return START_MASS + COARSE_MASS * coarse + FINE_MASS * _changed_by(elapsed, horizon_seconds)
+    unspent: float = (_TIME_SCALE_SECONDS / (elapsed + _TIME_SCALE_SECONDS)) ** _TIME_POWER
+    return START_MASS + VISIT_MASS * visit / (visit + 1) + TIME_MASS * (1 - unspent)
 
 
-def _changed_by(elapsed_seconds: float, horizon_seconds: float) -> float:
-    """Return the prior probability, in [0, 1), that a change after the start has come by now."""
-    if elapsed_seconds <= horizon_seconds:
-        return WITHIN_PLAN * elapsed_seconds / horizon_seconds
-    return 1 - (1 - WITHIN_PLAN) * horizon_seconds / elapsed_seconds
+@dataclass(frozen=True, slots=True, eq=False)
+class Bets:
+    """One test's bets on harm. Arrays may have leading axes, for many tests side by side."""
 
+    evidence: Floats  # per alternative: log of what the bets are worth, -inf before the first
+    recent: Floats  # per alternative: log evidence since it was last 0, at least 0
+    scheduled: float  # mass that has begun by schedule
+    begun: Integers  # per level: how many bets suspicion has begun
+    is_armed: Switches  # per level: the recent evidence was low after the level's last bet
 
-def add_batch(log_evidence: Floats, new_mass: float, increment: Floats) -> Floats:
-    """Return each alternative's log evidence after a batch.
+    @classmethod
+    def fresh(cls, *shape: int) -> Bets:
+        """Return the bets before the first batch; the last axis of `shape` is alternatives."""
+        levels = (*shape[:-1], len(LEVELS))
+        return cls(
+            evidence=np.full(shape, -np.inf),
+            recent=np.zeros(shape),
+            scheduled=0.0,
+            begun=np.zeros(levels, np.int64),
+            is_armed=np.ones(levels, np.bool_),
+        )
 
-    `new_mass` starts before the batch, then exp(increment) multiplies all evidence. `log_evidence`
-    and `increment` are per alternative; the former is -inf before the first batch.
-    """
-    started = np.logaddexp(log_evidence, math.log(new_mass)) if new_mass > 0 else log_evidence
-    result: Floats = started + increment
-    return result
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether the recent evidence has come to a level, of any test."""
+        return bool(self.recent.max() >= LEVELS[0])
 
+    @property
+    def has_recent_evidence(self) -> bool:
+        """Whether there is any recent evidence to speak of, of any test."""
+        return bool(self.recent.max() >= _SLIGHT)
 
-def log_e_value(log_evidence: Floats, log_weights: Floats, released: float) -> float:
-    """Return the log of the mixture's e-value.
+    def after(self, increment: Floats, log_weights: Floats, scheduled: float) -> Bets:
+        """Return the bets after a batch.
 
-    `released` is the mass that has started so far. The rest counts as it is.
-    """
-    total = log_sum_exp(log_weights + log_evidence)
-    unspent = 1.0 - released
-    if unspent <= 0:
-        return total
-    low, high = sorted((total, math.log(unspent)))
-    return high + math.log1p(math.exp(low - high))
+        `increment` is the batch's log e-value per alternative, `scheduled` what `scheduled_mass`
+        gives for it. What has begun by schedule bets on this batch already, what suspicion begins
+        bets from the next one on.
+        """
+        new = scheduled - self.scheduled
+        evidence = np.logaddexp(self.evidence, math.log(new)) if new > 0 else self.evidence
+        evidence = evidence + increment
+        recent = np.maximum(self.recent + increment, 0.0)
+        highest = recent.max(axis=-1, keepdims=True)
+        reached = self.is_armed & (highest >= LEVELS)
+        begun = self.begun
+        if reached.any():
+            begun = begun + reached
+            with np.errstate(divide="ignore"):  # tests that have not reached a level
+                parts = reached * LEVEL_MASSES / np.maximum(begun * (begun + 1.0), 1.0)
+                mass = np.log(parts.sum(axis=-1, keepdims=True))
+            share = recent - np.logaddexp.reduce(recent + log_weights, axis=-1, keepdims=True)
+            evidence = np.logaddexp(evidence, mass + share)
+        is_armed = (self.is_armed & ~reached) | (highest < ARMED_BELOW * LEVELS)
+        return Bets(evidence, recent, max(scheduled, self.scheduled), begun, is_armed)
+
+    def log_e_values(self, log_weights: Floats) -> Floats:
+        """Return the log of what all bets and the rest are worth. Array: the leading axes."""
+        started = np.logaddexp.reduce(self.evidence + log_weights, axis=-1)
+        by_suspicion = (LEVEL_MASSES * self.begun / (self.begun + 1.0)).sum(axis=-1)
+        result: Floats = np.logaddexp(started, np.log(1.0 - self.scheduled - by_suspicion))
+        return result
+
+    def log_e_value(self, log_weights: Floats) -> float:
+        """Return `log_e_values` of a single test."""
+        return float(self.log_e_values(log_weights))
 
 
 def mean_log_effect(log_evidence: Floats, log_weights: Floats, log_effects: Floats) -> float:

@@ -8,13 +8,12 @@ buckets lose nothing, because each value is on one side.
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from controller.core.evidence import GAMMA, ArmTotals, Histogram, bucket_value
+from controller.core.evidence import GAMMA, Histogram, bucket_value
 
 #: Control's past must hold this many values above the quantile before a place is chosen from it.
 MIN_ABOVE = 2
@@ -39,23 +38,6 @@ class Ordered(NamedTuple):
             return None
         rank = max(1, math.ceil(q * self.total))
         return bucket_value(int(self.buckets[self.up_to.searchsorted(rank)]))
-
-
-class Spread:
-    """One arm's latencies, prepared for questions.
-
-    `every` is prepared at its first use, because only reports for people need it.
-    """
-
-    def __init__(self, arm: ArmTotals) -> None:
-        """Take an arm's histograms."""
-        self.tested = ordered(arm.latency)  # one value per context and batch
-        self._all = arm.latency_all
-
-    @cached_property
-    def every(self) -> Ordered:
-        """All values, also several of one context."""
-        return ordered(self._all)
 
 
 def ordered(histogram: Histogram) -> Ordered:

@@ -22,9 +22,10 @@ LOG_RATIOS: Floats = np.exp(np.linspace(math.log(0.05), math.log(3.0), 32))
 RATIO_WEIGHTS: Floats = np.where((LOG_RATIOS > 0.17) & (LOG_RATIOS < 2.1), 1.0, 0.1)
 RATIO_WEIGHTS /= RATIO_WEIGHTS.sum()
 
-#: Weights of log odds ratios to a limit. They are even, because a release is usually far below its
-#: limits, or far above.
-_LIMIT_LOG_WEIGHTS: Floats = np.full(len(LOG_RATIOS), -math.log(len(LOG_RATIOS)))
+#: Weights of log odds ratios below a limit. They are even, because a release is usually far below
+#: its limits. Above it the sizes of harm are those of `RATIO_WEIGHTS`.
+_BELOW_LOG_WEIGHTS: Floats = np.full(len(LOG_RATIOS), -math.log(len(LOG_RATIOS)))
+_ABOVE_LOG_WEIGHTS: Floats = np.log(RATIO_WEIGHTS)
 
 #: Log ratios, 0.09 to 11, whose likelihood is kept for estimate and interval.
 CURVE: Floats = np.linspace(-2.4, 2.4, 97)
@@ -272,7 +273,7 @@ def limit_alternatives(limit: float, is_above: bool) -> tuple[Floats, Floats, Al
     return (
         np.log(shares / limit),
         np.log((1 - shares) / (1 - limit)),
-        Alternatives(effects, _LIMIT_LOG_WEIGHTS),
+        Alternatives(effects, _ABOVE_LOG_WEIGHTS if is_above else _BELOW_LOG_WEIGHTS),
     )
 
 

@@ -15,20 +15,28 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from controller.core.analysis import sample_ratio
-from controller.core.analysis.change_point import Floats, add_batch, released_mass
-from controller.core.analysis.latency import Spread, ordered
+from controller.core.analysis.change_point import Bets, Floats, scheduled_mass
+from controller.core.analysis.latency import Ordered, ordered
 from controller.core.analysis.proportion import (
     LOG_RATIOS,
     Counts,
     comparison_increments,
     curve_increment,
     excess_increment,
+    limit_alternatives,
     limit_increment,
     rates_above,
     rates_below,
 )
-from controller.core.analysis.sequential_tests import LimitTest, RatioTest, SequentialTests
+from controller.core.analysis.sequential_tests import (
+    NOT_MARKED,
+    LimitTest,
+    RatioTest,
+    SequentialTests,
+)
 from controller.core.evidence import ArmTotals, Evidence, VisitTotals
+from controller.core.judging.carried_tests import identity_of
+from controller.core.judging.floors import check_floors
 from controller.core.judging.questions import (
     gate_margin,
     limit_share,
@@ -37,8 +45,9 @@ from controller.core.judging.questions import (
 )
 from controller.core.metrics.kind import Observed, Sample
 from controller.core.plan import Guardrail
-from controller.core.rollout import Rollout, Visit
+from controller.core.rollout import Rollout
 from controller.core.serving import decided_share
+from controller.core.visits import Visit
 from schemas.counters import TESTED_COUNTERS, Shape
 from schemas.terms import Arm
 
@@ -58,7 +67,7 @@ _ARMS = (Arm.TREATMENT, Arm.CONTROL)
 def take_evidence(
     rollout: Rollout,
     evidence: Evidence,
-    latencies: Mapping[Arm, Spread],
+    latencies: Mapping[Arm, Ordered],
     tests: SequentialTests,
     at: datetime,
 ) -> tuple[SequentialTests, str | None]:
@@ -78,7 +87,7 @@ def take_evidence(
             totals = evidence.visits[index]
             tests, visit_fall = _take_visit(rollout, tests, index, totals, latencies, at)
             fall = visit_fall if index == present else fall
-    return tests, fall
+    return replace(tests, floors=check_floors(rollout, evidence, tests, at)), fall
 
 
 def _take_visit(
@@ -86,7 +95,7 @@ def _take_visit(
     tests: SequentialTests,
     index: int,
     totals: VisitTotals,
-    present: Mapping[Arm, Spread],
+    present: Mapping[Arm, Ordered],
     at: datetime,
 ) -> tuple[SequentialTests, str | None]:
     """Return the tests after everything new in one visit's totals, and a sentence when they fell.
@@ -100,10 +109,7 @@ def _take_visit(
     before = Sample(marks, latencies or {arm: ordered(marks.arm(arm).latency) for arm in Arm})
     now = Sample(
         totals,
-        {
-            arm: present[arm].tested if is_present else ordered(totals.arm(arm).latency)
-            for arm in Arm
-        },
+        {arm: present[arm] if is_present else ordered(totals.arm(arm).latency) for arm in Arm},
     )
     fall = _fallen_counter(before, now)
     share = decided_share(rollout.plan, rollout.visits[index])
@@ -115,8 +121,8 @@ def _take_visit(
     if fall is not None:
         return tests, fall
 
-    released = _released(rollout, at)
-    tests = replace(tests, limits=_check_limits(rollout, tests, index, now, released))
+    scheduled = _scheduled(rollout, at)
+    tests = replace(tests, limits=_check_limits(rollout, tests, index, now, scheduled))
     if not _is_full(tests, before, now, at):
         return tests, None
     used_up = VisitTotals(
@@ -126,7 +132,7 @@ def _take_visit(
     tests = replace(
         tests,
         used={**tests.used, index: used_up},
-        ratios=_compare(rollout, tests, index, before, now, released),
+        ratios=_compare(rollout, tests, index, before, now, scheduled),
         latencies=now.latencies if is_present else tests.latencies,
         batches=tests.batches + 1,
         closed_at=at,
@@ -141,7 +147,7 @@ def _enter_visit(
 
     Another rollout starts all tests. Another visit starts only what shows safety.
     """
-    identity = f"{rollout.rollout_id}/{rollout.plan.version}"
+    identity = identity_of(rollout)
     if tests.identity != identity:
         tests = SequentialTests(identity=identity, closed_at=at)
     if tests.visit == present:
@@ -153,9 +159,7 @@ def _enter_visit(
     kept = {
         # A visit that is over keeps its counters for late events, and not its histograms: those
         # are most of the state's size.
-        index: VisitTotals(
-            replace(totals.treatment, latency={}), replace(totals.control, latency={})
-        )
+        index: VisitTotals(totals.treatment.without_latency(), totals.control.without_latency())
         for index, totals in tests.used.items()
         if index > present - KEPT_VISITS
     }
@@ -164,6 +168,8 @@ def _enter_visit(
         visit=present,
         event_count=0,
         last_event_at=None,
+        gap_times={},
+        judged_at=None,
         used=kept,
         latencies=None,
         ratios={index: test.in_new_visit() for index, test in tests.ratios.items()},
@@ -186,16 +192,17 @@ def _without_old_visits(test: LimitTest, present: int) -> LimitTest:
 def _oldest_in_force(rollout: Rollout, present: int) -> int:
     """Return the oldest visit whose evidence is about what is served now.
 
-    Lowering the share ends the tests and starts them again, with an alpha of their own. What caused
-    a step back must not be found a second time in the stage below. Each step back is announced, so
-    that budget is never spent in secret.
+    Lowering the share ends the tests and starts them again, with an alpha of their own. So does
+    beginning the same stage again, by `retry` or by a change of its plan. What caused a step back
+    must not be found a second time in the stage below. Each of these is announced, so that budget
+    is never spent in secret.
     """
     oldest = max(0, present - KEPT_VISITS + 1)
     for index in range(present, oldest, -1):
         before, after = rollout.visits[index - 1], rollout.visits[index]
         # A wider audience often begins at a lower percentage. That is an advance: its stage is
         # later.
-        if (after.stage, after.percent) < (before.stage, before.percent):
+        if (after.stage, after.percent) <= (before.stage, before.percent):
             return index
     return oldest
 
@@ -271,7 +278,7 @@ def _compare(
     index: int,
     before: Sample,
     now: Sample,
-    released: float,
+    scheduled: float,
 ) -> dict[int, RatioTest]:
     """Return the comparisons with control after the open batch of one visit."""
     is_present = index == tests.visit
@@ -289,7 +296,11 @@ def _compare(
         added = _added(guardrail, visit.percent, before, batch)
         harm = kind.harm_increment(before, now, guardrail.margin, added.harm)
         added = added._replace(harm=harm)
-        ratios[number] = _after(test, place, batch, added, released, is_present=is_present)
+        log_weights = kind.harm_log_weights(log_tolerated(guardrail))
+        bets = test.bets
+        if added.harm is not None:
+            bets = bets.after(added.harm, log_weights, scheduled)
+        ratios[number] = _after(test, place, batch, added, bets, is_present=is_present)
     return ratios
 
 
@@ -303,12 +314,10 @@ def _used(totals: ArmTotals, exposures: int, *, keep_latency: bool) -> ArmTotals
     return ArmTotals(**{**values, "exposures": exposures})
 
 
-def _released(rollout: Rollout, at: datetime) -> float:
-    """Return how much of the prior mass of a change has started by `at`."""
-    horizon = sum((stage.settle + stage.bake for stage in rollout.plan.stages), timedelta())
-    return released_mass(
-        (at - rollout.visits[0].entered_at).total_seconds(), max(horizon.total_seconds(), 1.0)
-    )
+def _scheduled(rollout: Rollout, at: datetime) -> float:
+    """Return how much of all bets on harm has begun by schedule at `at`."""
+    elapsed = at - rollout.visits[0].entered_at
+    return scheduled_mass(rollout.visit_index, elapsed.total_seconds())
 
 
 def _is_followed(guardrail: Guardrail, visit: Visit, *, is_present: bool) -> bool:
@@ -374,22 +383,19 @@ def _after(
     place: int | None,
     batch: Counts | None,
     added: _Added,
-    released: float,
+    bets: Bets,
     *,
     is_present: bool,
 ) -> RatioTest:
-    """Return one comparison's test after a batch.
+    """Return one comparison's test after a batch, with its bets on harm.
 
     What is shown at a gate is of the present visit alone.
     """
-    harm, safe, curve = added if is_present else _Added(harm=added.harm)
+    _, safe, curve = added if is_present else _Added()
     return RatioTest(
-        evidence=test.evidence
-        if harm is None
-        else add_batch(test.evidence, released - test.released, harm),
+        bets=bets,
         safe=test.safe if safe is None else test.safe + safe,
         curve=test.curve if curve is None else test.curve + curve,
-        released=test.released if harm is None else max(released, test.released),
         counts=Counts(*map(operator.add, test.counts, batch))
         if is_present and batch is not None
         else test.counts,
@@ -399,7 +405,7 @@ def _after(
 
 
 def _check_limits(
-    rollout: Rollout, tests: SequentialTests, index: int, now: Sample, released: float
+    rollout: Rollout, tests: SequentialTests, index: int, now: Sample, scheduled: float
 ) -> Mapping[int, LimitTest]:
     """Return the tests against each limit after what is new in treatment.
 
@@ -409,31 +415,36 @@ def _check_limits(
     limits = dict(tests.limits)
     arm, latency = now.totals.treatment, now.latencies[Arm.TREATMENT]
     for number, guardrail in enumerate(rollout.plan.guardrails):
-        if guardrail.limit is None or not guardrail.kind.has_harm_limit:
+        if guardrail.limit is None or guardrail.has_floor:
             continue
         if not _is_followed(guardrail, rollout.visits[index], is_present=index == tests.visit):
             continue
         observed = guardrail.kind.observed(arm, latency, guardrail.limit)
         test = limits.get(number) or LimitTest.fresh(len(LOG_RATIOS))
-        limits[number] = _check_limit(test, limit_share(guardrail), index, observed, released)
+        limits[number] = _check_limit(test, limit_share(guardrail), index, observed, scheduled)
     return limits
 
 
 def _check_limit(
-    test: LimitTest, share: float, index: int, observed: Observed, released: float
+    test: LimitTest, share: float, index: int, observed: Observed, scheduled: float
 ) -> LimitTest:
     """Return one limit's test after visit `index` has come to the `observed` counts.
 
     Counts that have not grown, or that contradict each other after a recount, change nothing.
     """
-    used_trials, used_events = test.used.get(index, (0, 0))
+    mark = test.used.get(index, (0, 0))
+    if mark == NOT_MARKED:
+        return replace(test, used={**test.used, index: (observed.trials, observed.events)})
+    used_trials, used_events = mark
     trials, events = observed.trials - used_trials, observed.events - used_events
     if not 0 <= events <= trials or trials == 0:
         return test
     increment = limit_increment(share, trials, events, is_above=True)
+    log_weights = limit_alternatives(share, is_above=True)[2].log_weights
+    earlier = test.recent if test.bets.has_recent_evidence else (0, 0)
     return LimitTest(
-        evidence=add_batch(test.evidence, released - test.released, increment),
-        released=max(released, test.released),
+        bets=test.bets.after(increment, log_weights, scheduled),
         harmed=test.harmed + events,
         used={**test.used, index: (observed.trials, observed.events)},
+        recent=(earlier[0] + trials, earlier[1] + events),
     )

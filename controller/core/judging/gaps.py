@@ -9,23 +9,25 @@ the state machine decide.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from controller.core.analysis import drift
+from controller.core.analysis.latency import Ordered
 from controller.core.analysis.proportion import rate_interval
 from controller.core.analysis.sample_ratio import ALPHA_SRM
 from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, VisitTotals
 from controller.core.judging.judgement import Gap
-from controller.core.plan import Plan, Stage
-from controller.core.rollout import Rollout, Visit
+from controller.core.plan import Guardrail, Plan, Stage
+from controller.core.rollout import Rollout
 from controller.core.serving import decided_share, share_before
+from controller.core.visits import Visit
 from schemas.terms import Arm, HealthGap
 
 #: A partition whose owner has not written for longer than this may have nobody counting it. Owners
 #: write every 100 ms under traffic, and as a heartbeat without.
 REPORT_WITHIN = timedelta(seconds=10)
-_NAMES_SHOWN = 8  # partitions named in a gap's detail
+_NAMES_SHOWN = 3  # partitions named in a gap's detail
 #: Probability that one health question raises a false gap over a whole rollout. A gap holds, it
 #: does not roll back.
 ALPHA_HEALTH = 0.001
@@ -40,24 +42,54 @@ SWITCHED_ABOVE = 0.01
 REPEATED_ABOVE = 0.05
 
 
-def missing_data(stage: Stage, visit: Visit, totals: VisitTotals) -> Iterator[Gap]:
+def counting_lag(plan: Plan, visit: Visit, evidence: Evidence, at: datetime) -> str | None:
+    """Return how far counting is behind, None where what is not counted did not happen.
+
+    A partition is behind if it has records to read, and the newest that it has counted is from
+    before the stage or too old.
+    """
+    behind = [
+        partition.end_offset - partition.next_offset
+        for partition in evidence.partitions
+        if partition.end_offset > partition.next_offset
+        and (
+            partition.freshest is None
+            or partition.freshest < visit.counts_from
+            or at - partition.freshest > plan.fresh_within
+        )
+    ]
+    if not behind:
+        return None
+    verb = "record is" if sum(behind) == 1 else "records are"
+    return f"counting lags, {sum(behind):,} {verb} not counted yet"
+
+
+def missing_data(
+    stage: Stage, visit: Visit, totals: VisitTotals, lag: str | None = None
+) -> Iterator[Gap]:
     """Return at most one gap per arm, the most basic one.
 
     In this order: no exposure, no outcomes or too few of them, fewer than `min_sample` contexts.
-    At 100 % nobody is left in control, so only treatment must have data.
+    At 100 % nobody is left in control, so only treatment must have data. While counting has a
+    `lag`, what is not counted may have happened all the same: then the evidence is stale. A lag
+    does not explain that treatment alone has no outcomes.
     """
     has_control = visit.percent < 100
     for arm in (Arm.TREATMENT, Arm.CONTROL) if has_control else (Arm.TREATMENT,):
         counted = totals.arm(arm)
-        if counted.exposures == 0:
+        is_treatment = arm is Arm.TREATMENT and has_control
+        if is_treatment and are_outcomes_missing(totals):
+            yield Gap(HealthGap.NO_OUTCOMES, _missing_outcomes_words(totals))
+        elif lag is not None and 0 in (counted.exposures, counted.outcomes):
+            what = "context" if counted.exposures == 0 else "outcome"
+            yield Gap(HealthGap.STALE, f"{lag}: no {what} of {arm} is counted in this stage so far")
+        elif counted.exposures == 0:
             yield Gap(HealthGap.NO_TRAFFIC, f"no context was exposed to {arm} in this stage")
         elif counted.outcomes == 0:
             yield Gap(
                 HealthGap.NO_OUTCOMES,
                 f"{counted.exposures:,} contexts saw {arm}, none reported an outcome",
             )
-        elif arm is Arm.TREATMENT and has_control and are_outcomes_missing(totals):
-            yield Gap(HealthGap.NO_OUTCOMES, _missing_outcomes_words(totals))
         elif counted.exposures < stage.min_sample:
             missing = stage.min_sample - counted.exposures
             yield Gap(
@@ -126,6 +158,21 @@ def repeated_outcomes(totals: VisitTotals) -> Iterator[Gap]:
             )
 
 
+def implausible_latency(guardrails: Iterable[Guardrail], control: Ordered) -> Iterator[Gap]:
+    """Return the gap of limits that control, too, is far beyond; at most one.
+
+    Such a limit rolls nothing back, and no gate passes until it says something again. Comparisons
+    with control go on: they do not depend on the unit.
+    """
+    for guardrail in guardrails:
+        if guardrail.limit is None:
+            continue
+        doubt = guardrail.kind.limit_doubt(guardrail.limit, control)
+        if doubt is not None:
+            yield Gap(HealthGap.IMPLAUSIBLE_LATENCY, f"{guardrail.metric}: {doubt}")
+            return
+
+
 def _has_repeated_outcomes(counted: ArmTotals) -> bool:
     each = max(counted.outcomes / max(counted.exposures, 1), 1.0)
     checked = int(counted.checked / each)
@@ -136,6 +183,18 @@ def _has_repeated_outcomes(counted: ArmTotals) -> bool:
 
 
 # --- age and completeness
+
+
+def merged(found: Iterable[Gap]) -> Iterator[Gap]:
+    """Return the gaps with those of age in one, with every reason once."""
+    stale: list[str] = []
+    for gap in found:
+        if gap.kind is not HealthGap.STALE:
+            yield gap
+        elif gap.detail not in stale:
+            stale.append(gap.detail)
+    if stale:
+        yield Gap(HealthGap.STALE, "; ".join(stale))
 
 
 def staleness(
@@ -155,8 +214,12 @@ def staleness(
         details.append(
             f"{len(evidence.partitions)} of {evidence.expected_partitions} event partitions report"
         )
-    for partition in evidence.partitions:
-        details += _partition_delays(partition, plan.fresh_within, at)
+    delays = [
+        ", ".join(found)
+        for partition in evidence.partitions
+        if (found := list(_partition_delays(partition, plan.fresh_within, at)))
+    ]
+    details += _first(delays)
     for topic, freshest in _freshest_by_topic(evidence.partitions).items():
         details += _topic_age(topic, freshest, plan.fresh_within, at)
     if not evidence.partitions and not evidence.expected_partitions:
@@ -168,9 +231,15 @@ def staleness(
         details.append(fall)
     unreadable = sorted({name for totals in evidence.visits.values() for name in totals.unreadable})
     if unreadable:
-        details.append(f"stored totals cannot be read in {', '.join(unreadable[:_NAMES_SHOWN])}")
+        details.append(f"stored totals cannot be read in {', '.join(_first(unreadable))}")
     if details:
         yield Gap(HealthGap.STALE, "; ".join(details))
+
+
+def _first(named: Sequence[str]) -> list[str]:
+    """Return the first of what is named, and how many more there are."""
+    more = len(named) - _NAMES_SHOWN
+    return [*named[:_NAMES_SHOWN], *([f"and {more} more"] if more > 0 else [])]
 
 
 def _partition_delays(

@@ -14,17 +14,21 @@ from typing import NamedTuple
 
 from controller.core.analysis import sample_ratio
 from controller.core.analysis.change_point import as_e_value
-from controller.core.analysis.latency import Spread
-from controller.core.analysis.sequential_tests import SequentialTests, VisitHarm
+from controller.core.analysis.latency import Ordered, ordered
+from controller.core.analysis.sequential_tests import GapTime, SequentialTests, VisitHarm
 from controller.core.evidence import Evidence, VisitTotals
 from controller.core.judging import gaps
 from controller.core.judging.batches import take_evidence
+from controller.core.judging.gap_times import follow
 from controller.core.judging.judgement import Gap, Harm, Judgement, MetricReport
 from controller.core.judging.questions import alpha_shares
 from controller.core.judging.reports import harm_e_value, report
 from controller.core.plan import Guardrail
-from controller.core.rollout import Rollout, Visit
+from controller.core.rollout import Rollout
+from controller.core.visits import Visit
 from schemas.terms import Arm
+
+_NEW = GapTime()
 
 
 class Observation(NamedTuple):
@@ -32,7 +36,7 @@ class Observation(NamedTuple):
 
     visit: Visit
     totals: VisitTotals
-    latencies: Mapping[Arm, Spread]
+    latencies: Mapping[Arm, Ordered]
     tests: SequentialTests
     fall: str | None  # the sentence about totals that fell back; None: they did not
 
@@ -50,7 +54,7 @@ def observe(
             f"rollout {rollout.rollout_id} of {rollout.flag_key} has not entered a stage yet"
         )
     totals = evidence.visits.get(rollout.visit_index, VisitTotals())
-    latencies = {arm: Spread(totals.arm(arm)) for arm in Arm}
+    latencies = {arm: ordered(totals.arm(arm).latency) for arm in Arm}
     tests, fall = take_evidence(rollout, evidence, latencies, tests, at)
     return Observation(rollout.visits[-1], totals, latencies, tests, fall)
 
@@ -76,13 +80,17 @@ def judge(
     exposed = sum(exposures.values())
     srm_e_value = as_e_value(sample_ratio.log_e_value(tests.srm))
     is_blind = rollout.plan.blind
+    found = tuple(
+        gaps.plane_drift(evidence)
+        if is_blind or rollout.closed_since is not None  # that nothing is counted is no gap
+        else _gaps(rollout, evidence, observation, last_event_at, srm_e_value, at)
+    )
+    tests = _gap_times(rollout, tests, found, at)
     judgement = Judgement(
         at=at,
         visit=rollout.visit_index,
         gaps=tuple(
-            gaps.plane_drift(evidence)
-            if is_blind
-            else _gaps(rollout, evidence, observation, last_event_at, srm_e_value, at)
+            replace(gap, lasted_seconds=tests.gap_times.get(gap.kind, _NEW).lasted) for gap in found
         ),
         metrics=() if is_blind else tuple(_reports(rollout, observation, at)),
         harm=Harm(
@@ -97,8 +105,26 @@ def judge(
             partition.topic_partition: partition.next_offset for partition in evidence.partitions
         },
         batches=tests.batches,
+        gap_times=tests.gap_times,
     )
     return judgement, tests
+
+
+def _gap_times(
+    rollout: Rollout, tests: SequentialTests, found: tuple[Gap, ...], at: datetime
+) -> SequentialTests:
+    """Return the tests with how long each gap has lasted.
+
+    While settling no gap has begun, and none that was there before a closing goes on after it.
+    """
+    counting_since = rollout.visits[-1].counting_since
+    if at < counting_since:
+        return tests
+    judged_at = tests.judged_at or at
+    kinds = {gap.kind for gap in found}
+    before = tests.gap_times if judged_at >= counting_since else {}
+    times = follow(before, kinds, at - judged_at, rollout.plan.health_grace)
+    return replace(tests, gap_times=times, judged_at=at)
 
 
 def _gaps(
@@ -111,16 +137,20 @@ def _gaps(
 ) -> Iterator[Gap]:
     """Yield every gap, in the order in which people read them."""
     plan, visit, totals = rollout.plan, observation.visit, observation.totals
-    yield from gaps.missing_data(plan.stages[visit.stage], visit, totals)
-    yield from gaps.staleness(plan, evidence, last_event_at, observation.fall, at)
+    lag = gaps.counting_lag(plan, visit, evidence, at)
+    missing = gaps.missing_data(plan.stages[visit.stage], visit, totals, lag)
+    stale = gaps.staleness(plan, evidence, last_event_at, observation.fall, at)
+    yield from gaps.merged((*missing, *stale))
     yield from gaps.sample_ratio(rollout, totals, srm_e_value)
     yield from gaps.multiple_exposure(totals)
     yield from gaps.repeated_outcomes(totals)
+    watched = [guardrail for _, guardrail, _ in _watched(rollout, observation.tests)]
+    yield from gaps.implausible_latency(watched, observation.latencies[Arm.CONTROL])
     yield from gaps.plane_drift(evidence)
     yield from gaps.lost_records(visit, evidence.partitions, at)
 
 
-def _watched(rollout: Rollout) -> Iterator[tuple[int, Guardrail, float]]:
+def _watched(rollout: Rollout, tests: SequentialTests) -> Iterator[tuple[int, Guardrail, float]]:
     """Yield number, guardrail and part of alpha of each guardrail that judges the present visit."""
     guardrails = rollout.plan.guardrails
     percent = rollout.visits[-1].percent
@@ -128,12 +158,12 @@ def _watched(rollout: Rollout) -> Iterator[tuple[int, Guardrail, float]]:
         zip(guardrails, alpha_shares(guardrails), strict=True)
     ):
         if guardrail.is_watched_at(percent):
-            yield number, guardrail, share
+            yield number, guardrail, tests.shares.get(number, share)
 
 
 def _reports(rollout: Rollout, observation: Observation, at: datetime) -> Iterator[MetricReport]:
     visit, plan = observation.visit, rollout.plan
-    for number, guardrail, share in _watched(rollout):
+    for number, guardrail, share in _watched(rollout, observation.tests):
         yield report(
             guardrail,
             number,
@@ -141,7 +171,7 @@ def _reports(rollout: Rollout, observation: Observation, at: datetime) -> Iterat
             observation.totals,
             observation.latencies,
             percent=visit.percent,
-            elapsed_seconds=(at - visit.counts_from).total_seconds(),
+            elapsed_seconds=visit.counted_until(at).total_seconds(),
             alpha_share=share,
             alpha=plan.alpha,
             beta=plan.beta,
@@ -154,8 +184,11 @@ def _liveness(observation: Observation, at: datetime) -> tuple[int, datetime]:
     totals = [observation.totals.arm(arm) for arm in Arm]
     count = sum(arm.evaluations + arm.outcomes for arm in totals)
     if tests.last_event_at is None:
-        return count, at if count else max(visit.counts_from, visit.entered_at)
-    return (count, at) if count > tests.event_count else (tests.event_count, tests.last_event_at)
+        return count, at if count else max(visit.counting_since, visit.entered_at)
+    if count > tests.event_count:
+        return count, at
+    last = tests.last_event_at
+    return tests.event_count, max(last, visit.counting_since) if visit.closings else last
 
 
 # --- harm alone
@@ -189,7 +222,7 @@ def check_harm(
             harm_e_value(guardrail, number, tests),
             1 / (rollout.plan.alpha * share),
         )
-        for number, guardrail, share in _watched(rollout)
+        for number, guardrail, share in _watched(rollout, tests)
     )
     return signals, tests
 

@@ -8,9 +8,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from controller.core.metrics.kind import ArmSummary
 from schemas.terms import AdviceChoice, Arm, HealthGap, MetricRole, OnBreach, Verdict
+
+if TYPE_CHECKING:
+    from controller.core.analysis.sequential_tests import GapTime
+
+
+def difference(arms: Mapping[Arm, ArmSummary]) -> tuple[float | None, float | None]:
+    """Return the interval of treatment's value minus control's, in the metric's unit.
+
+    None: not bounded. Both arms' intervals hold at once with probability 1 - 2 alpha, at any time,
+    so this does too.
+    """
+    treatment, control = arms.get(Arm.TREATMENT), arms.get(Arm.CONTROL)
+    if treatment is None or control is None:
+        return None, None
+    low = None if treatment.low is None or control.high is None else treatment.low - control.high
+    high = None if treatment.high is None or control.low is None else treatment.high - control.low
+    return low, high
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +59,13 @@ class MetricReport:
 
     @property
     def difference_low(self) -> float | None:
-        """The least by which treatment's value may exceed control's, in the metric's unit.
-
-        None: not bounded. Both arms' intervals hold at once with probability 1 - 2 alpha, at any
-        time, so this does too.
-        """
-        low, high = self._end(Arm.TREATMENT, "low"), self._end(Arm.CONTROL, "high")
-        return None if low is None or high is None else low - high
+        """The least by which treatment's value may exceed control's, see `difference`."""
+        return difference(self.arms)[0]
 
     @property
     def difference_high(self) -> float | None:
-        """The most by which treatment's value may exceed control's, see `difference_low`."""
-        high, low = self._end(Arm.TREATMENT, "high"), self._end(Arm.CONTROL, "low")
-        return None if low is None or high is None else high - low
-
-    def _end(self, arm: Arm, name: str) -> float | None:
-        end: float | None = getattr(self.arms[arm], name) if arm in self.arms else None
-        return end
+        """The most by which treatment's value may exceed control's, see `difference`."""
+        return difference(self.arms)[1]
 
     @property
     def is_breach(self) -> bool:
@@ -75,6 +83,8 @@ class Gap:
     is_observed: bool = False
     #: SRM only: treatment is far below its share, as when it crashes before it can report.
     treatment_missing: bool = False
+    #: For how long it was found without a break.
+    lasted_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +111,12 @@ class Judgement:
     #: "topic/partition" -> offset to read next.
     offsets: Mapping[str, int] = field(default_factory=dict)
     batches: int = 0  # closed by the sequential tests so far
+    #: The gaps of this visit, also those that are gone for less than the plan's grace time.
+    gap_times: Mapping[HealthGap, GapTime] = field(default_factory=dict)
+
+    def seconds_of(self, kind: HealthGap) -> float:
+        """Return for how long a kind of gap has lasted; 0 for one that is not there."""
+        return self.gap_times[kind].lasted if kind in self.gap_times else 0.0
 
     @property
     def breach(self) -> MetricReport | None:
@@ -118,7 +134,7 @@ class Judgement:
         judging = [metric for metric in self.metrics if metric.role is not MetricRole.OBSERVE]
         verdicts = {Verdict.FAIL for metric in judging if metric.harm is Verdict.FAIL}
         verdicts |= {metric.safe for metric in judging if metric.role is MetricRole.GUARDRAIL}
-        for worst in (Verdict.FAIL, Verdict.ERROR, Verdict.NO_DATA, Verdict.INCONCLUSIVE):
+        for worst in (Verdict.FAIL, Verdict.NO_DATA, Verdict.INCONCLUSIVE):
             if worst in verdicts:
                 return worst
         return Verdict.PASS

@@ -15,10 +15,11 @@ or above with probability at most beta. All guardrails must pass, so beta needs 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
+from controller.core.metrics.kind import MetricKind
 from controller.core.plan import Guardrail
 from schemas.terms import MetricRole
 
@@ -76,6 +77,56 @@ def gate_margin(guardrail: Guardrail, percent: float) -> float:
     if guardrail.in_points:
         return (guardrail.margin or 0.0) * max(1.0, _ladder(percent) / GATE_MARGINS[-1][1])
     return max(_ladder(percent), math.expm1(log_tolerated(guardrail)))
+
+
+def gate_bound(kind: MetricKind, margin: float, *, in_points: bool) -> str:
+    """Return how much worse than control a gate with this margin lets treatment be, in words."""
+    if in_points:
+        return f"control {'-' if margin < 0 else '+'} {100 * abs(margin):.3g} pp"
+    # A fall is measured as control's rate over treatment's.
+    ratio = 1 / (1 + margin) if kind.is_better_when_higher else 1 + margin
+    return f"{ratio:.3g} times control"
+
+
+def worst_left(
+    guardrail: Guardrail, ratio_high: float | None, difference_high: Callable[[], float | None]
+) -> str | None:
+    """Return the worst that treatment may still be, in the unit of the margin; None: unbounded.
+
+    It is the end of the interval that a report has for this unit, so that the same number stands
+    everywhere. Of latencies nothing is said: their ratio is one of counts above a place. The
+    difference is asked for only where it is said, because it costs both arms' intervals.
+    """
+    if not guardrail.kind.is_share:
+        return None
+    ratio_worst = None if ratio_high is None else ratio_high - 1
+    worst = difference_high() if guardrail.in_points else ratio_worst
+    if worst is None:
+        return None
+    return gate_bound(guardrail.kind, worst, in_points=guardrail.in_points)
+
+
+def gate_margin_origin(guardrail: Guardrail, percent: float) -> str:
+    """Return in words why the gate of a stage at `percent` has the margin that it has."""
+    margin = gate_margin(guardrail, percent)
+    if guardrail.gate_margin is not None:
+        return "the plan's gate_margin"
+    if guardrail.in_points:
+        widened = margin / (guardrail.margin or margin)
+        if widened <= 1:
+            return "the plan's own margin"
+        return (
+            f"{widened:.3g} times the plan's {100 * (guardrail.margin or 0):.3g} pp, because the "
+            f"stage serves {percent:g} %; from 50 % on it is the plan's own"
+        )
+    if margin > _ladder(percent):
+        return "the plan's own margin"
+    steps = (gate_bound(guardrail.kind, at, in_points=False) for _, at in GATE_MARGINS)
+    first, second, last = steps
+    return (
+        f"it follows from the stage's {percent:g} %: {first} up to 1 %, {second} at 10 %, {last} "
+        "from 50 % on"
+    )
 
 
 def log_tolerated_at_gate(guardrail: Guardrail, percent: float) -> float:

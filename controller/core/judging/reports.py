@@ -10,16 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from controller.core.analysis.change_point import (
-    as_e_value,
-    log_e_value,
-    log_sum_exp,
-    mean_log_effect,
-)
-from controller.core.analysis.latency import Spread, margin_buckets
+from controller.core.analysis.change_point import as_e_value, log_sum_exp, mean_log_effect
+from controller.core.analysis.latency import Ordered, margin_buckets
 from controller.core.analysis.proportion import (
     SAFE_LOG_WEIGHTS,
-    Counts,
     RatioEstimate,
     excess_growth,
     harm_alternatives,
@@ -31,16 +25,23 @@ from controller.core.analysis.proportion import (
     safe_growth,
     trials_until,
 )
-from controller.core.analysis.sequential_tests import LimitTest, RatioTest, SequentialTests
+from controller.core.analysis.sequential_tests import (
+    FloorTest,
+    LimitTest,
+    RatioTest,
+    SequentialTests,
+)
 from controller.core.evidence import VisitTotals, bucket_of
-from controller.core.judging.judgement import MetricReport
+from controller.core.judging.judgement import MetricReport, difference
 from controller.core.judging.questions import (
     MIN_HARM_RATIO,
     MIN_HARMED,
     NEGLIGIBLE_WEIGHT,
+    gate_bound,
     gate_margin,
     limit_share,
     log_tolerated,
+    worst_left,
 )
 from controller.core.metrics.kind import ArmSummary, Observed
 from controller.core.plan import Guardrail
@@ -71,9 +72,10 @@ class _Check:
 
     guardrail: Guardrail
     limit: LimitTest | None
+    floor: FloorTest | None
     ratio: RatioTest | None
     totals: VisitTotals
-    latencies: Mapping[Arm, Spread]
+    latencies: Mapping[Arm, Ordered]
     elapsed_seconds: float
     alpha: float
     beta: float
@@ -82,7 +84,7 @@ class _Check:
     def observed(self) -> Observed:
         """Return treatment's observations and events, as its limit counts them."""
         trials, events = self.guardrail.kind.observed(
-            self.totals.treatment, self.latencies[Arm.TREATMENT].tested, self.guardrail.limit
+            self.totals.treatment, self.latencies[Arm.TREATMENT], self.guardrail.limit
         )
         return Observed(trials, min(events, trials))
 
@@ -92,7 +94,7 @@ def report(
     number: int,
     tests: SequentialTests,
     totals: VisitTotals,
-    latencies: Mapping[Arm, Spread],
+    latencies: Mapping[Arm, Ordered],
     *,
     percent: float,
     elapsed_seconds: float,
@@ -107,21 +109,23 @@ def report(
     """
     test = tests.ratios.get(number)
     has_control = percent < 100
-    margin = gate_margin(guardrail, percent) if guardrail.margin is not None else None
+    is_compared = guardrail.margin is not None and has_control
     check = _Check(
         guardrail=guardrail,
         limit=tests.limits.get(number),
+        floor=tests.floors.get(number),
         ratio=test,
         totals=totals,
         latencies=latencies,
         elapsed_seconds=elapsed_seconds,
         alpha=alpha,
         beta=beta,
-        gate_margin=margin if has_control else None,
+        gate_margin=gate_margin(guardrail, percent) if is_compared else None,
     )
     ratio = ratio_estimate(test.curve, alpha) if test is not None and has_control else None
     estimate, low, high = (None, None, None) if ratio is None else ratio
-    answers = _safety_answers(check, ratio)
+    arms = _Arms(check)
+    answers = _safety_answers(check, ratio, arms)
     threshold = 1 / (alpha * alpha_share)
     e_value = harm_e_value(guardrail, number, tests)
     harm, safe, reason = _verdicts(check, answers, e_value, threshold)
@@ -132,7 +136,7 @@ def report(
         on_breach=guardrail.on_breach,
         harm=harm,
         safe=safe,
-        arms=_Arms(check),
+        arms=arms,
         e_value=e_value,
         threshold=threshold,
         e_value_safe=as_e_value(min(log_safes)) if log_safes else None,
@@ -153,7 +157,10 @@ def _verdicts(
 ) -> tuple[Verdict, Verdict, str]:
     """Return the verdict on harm, the verdict on safety, and the sentence."""
     verdicts = [answer.verdict for answer in answers]
-    has_data = any(verdict is not Verdict.NO_DATA for verdict in verdicts)
+    # What is not compared at 100 % is no question, so it is no data either.
+    asked = [answer.verdict for answer in answers if answer.log_e_value is not None]
+    has_data = any(verdict is not Verdict.NO_DATA for verdict in asked)
+    has_data = has_data or (not asked and check.observed().trials > 0)
     harm = Verdict.INCONCLUSIVE if has_data else Verdict.NO_DATA
     reason = "; ".join(answer.words for answer in answers)
     if e_value < threshold:
@@ -174,24 +181,26 @@ def harm_e_value(guardrail: Guardrail, number: int, tests: SequentialTests) -> f
     """Return the e-value of harm: the mean over the guardrail's questions."""
     e_values = []
     if guardrail.limit is not None:
-        e_values.append(as_e_value(_log_limit_harm(guardrail, tests.limits.get(number))))
+        test = tests.floors.get(number) if guardrail.has_floor else tests.limits.get(number)
+        e_values.append(as_e_value(_log_limit_harm(guardrail, test)))
     if guardrail.margin is not None:
         e_values.append(as_e_value(_log_comparison_harm(guardrail, tests.ratios.get(number))))
     return sum(e_values) / len(e_values)
 
 
-def _log_limit_harm(guardrail: Guardrail, test: LimitTest | None) -> float:
+def _log_limit_harm(guardrail: Guardrail, test: LimitTest | FloorTest | None) -> float:
     if test is None:
         return 0.0
-    weights = limit_alternatives(limit_share(guardrail), is_above=True)[2].log_weights
-    return log_e_value(test.evidence, weights, test.released)
+    is_above = not guardrail.has_floor
+    weights = limit_alternatives(limit_share(guardrail), is_above=is_above)[2].log_weights
+    return test.log_e_value(weights)
 
 
 def _log_comparison_harm(guardrail: Guardrail, test: RatioTest | None) -> float:
     if test is None:
         return 0.0
     weights = guardrail.kind.harm_log_weights(log_tolerated(guardrail))
-    return log_e_value(test.evidence, weights, test.released)
+    return test.bets.log_e_value(weights)
 
 
 def _worst(verdicts: list[Verdict]) -> Verdict:
@@ -208,7 +217,7 @@ def _harm_answers(check: _Check) -> list[HarmAnswer]:
     """Return each question's evidence of harm, in the order of `harm_e_value`'s."""
     answers = []
     if check.guardrail.limit is not None:
-        answers.append(_over_limit(check))
+        answers.append(_below_floor(check) if check.floor is not None else _over_limit(check))
     if check.guardrail.margin is not None:
         answers.append(_worse_than_control(check))
     return answers
@@ -219,14 +228,49 @@ def _over_limit(check: _Check) -> HarmAnswer:
     # The tests search for a beginning too: what broke a minute ago is found although the stage's
     # own average is still within the limit.
     is_over = bool(trials) and events / trials > limit_share(check.guardrail)
-    when = (
-        "over the limit" if is_over else "over the limit of late, though not on the stage's average"
-    )
+    words = f"{_limit_words(check)}: over the limit"
+    if not is_over and check.limit is not None:
+        words = _recent_words(check, check.limit)
     harmed = 0 if check.limit is None else check.limit.harmed
+    doubt = check.guardrail.kind.limit_doubt(
+        check.guardrail.limit or 0.0, check.latencies[Arm.CONTROL]
+    )
     return HarmAnswer(
         _log_limit_harm(check.guardrail, check.limit),
-        _too_few(harmed),
-        f"{_limit_words(check)}: {when}",
+        doubt or _too_few(harmed),
+        words,
+    )
+
+
+def _recent_words(check: _Check, test: LimitTest) -> str:
+    """Return what breached the limit a while ago although the whole stage's share is within it."""
+    guardrail, (trials, events), (of, bad) = check.guardrail, check.observed(), test.recent
+    what = guardrail.kind.limit_words(guardrail.limit or 0.0)
+    stage = f"; {_percent(events / trials)} over the whole stage" if trials else ""
+    return (
+        f"{_percent(bad / max(of, 1))} of the last {of:,} {guardrail.kind.unit_words} {what} "
+        f"({bad:,}), "
+        f"limit {_percent(limit_share(guardrail))}{stage}"
+    )
+
+
+def _below_floor(check: _Check) -> HarmAnswer:
+    guardrail, test = check.guardrail, check.floor
+    veto = None
+    if test is None or test.trials == 0:
+        trials = events = 0
+        veto = "no user has had its time to convert yet"
+    else:
+        trials, events = test.trials, test.events
+        if not test.is_reported:
+            veto = "no user of either arm has converted: is the conversion reported?"
+    words = guardrail.kind.limit_words(guardrail.limit or 0.0)
+    minutes = guardrail.within.total_seconds() / 60
+    return HarmAnswer(
+        _log_limit_harm(guardrail, test),
+        veto,
+        f"{words}: {_percent(events / max(trials, 1))} ({events:,} of {trials:,} users exposed "
+        f"{minutes:g} min ago or earlier), at least {_percent(limit_share(guardrail))}: below it",
     )
 
 
@@ -240,16 +284,16 @@ def _worse_than_control(check: _Check) -> HarmAnswer:
         return HarmAnswer(log_harm, veto, words)
     alternatives = harm_alternatives(log_tolerated(guardrail))
     effect = math.exp(
-        mean_log_effect(test.evidence, alternatives.log_weights, alternatives.log_effects)
+        mean_log_effect(test.bets.evidence, alternatives.log_weights, alternatives.log_effects)
     )
     if veto is None and effect < MIN_HARM_RATIO and not guardrail.in_points:
         veto = f"it is about {_percent(effect - 1)} worse, less than {_percent(MIN_HARM_RATIO - 1)}"
     than = "control" if not guardrail.in_points else f"control + {_points(guardrail.margin or 0)}"
-    place, stage = guardrail.kind.place_words(test.place), _both(guardrail, test.counts)
     return HarmAnswer(
         log_harm,
         veto,
-        f"{place}treatment is about {effect:.2f} times as bad as {than}; this stage {stage}",
+        f"treatment is about {effect:.2f} times as bad as {than}; in this stage "
+        f"{_both(check, test)}",
     )
 
 
@@ -263,13 +307,15 @@ def _too_few(harmed: int) -> str | None:
 # --- is it shown not to be worse
 
 
-def _safety_answers(check: _Check, ratio: RatioEstimate | None) -> list[SafetyAnswer]:
+def _safety_answers(
+    check: _Check, ratio: RatioEstimate | None, arms: Mapping[Arm, ArmSummary]
+) -> list[SafetyAnswer]:
     """Return each question's answer on safety."""
     answers = []
     if check.guardrail.limit is not None:
         answers.append(_against_limit(check))
     if check.guardrail.margin is not None:
-        answers.append(_against_control(check, ratio))
+        answers.append(_against_control(check, ratio, arms))
     return answers
 
 
@@ -279,38 +325,41 @@ def _against_limit(check: _Check) -> SafetyAnswer:
     words = _limit_words(check)
     trials, events = check.observed()
     if trials == 0:
-        return SafetyAnswer(Verdict.NO_DATA, 0.0, f"{words}: nothing measured")
+        return SafetyAnswer(Verdict.NO_DATA, 0.0, f"nothing measured yet, {words}")
     increment = limit_increment(share, trials, events, is_above=is_floor)
     log_weights = limit_alternatives(share, is_above=is_floor)[2].log_weights
     log_safe, threshold = log_sum_exp(log_weights + increment), -math.log(check.beta)
     if log_safe >= threshold:
-        return SafetyAnswer(Verdict.PASS, log_safe, f"{words}: shown")
+        return SafetyAnswer(Verdict.PASS, log_safe, f"confirmed: {words}")
     growth = limit_growth(share, (events + 0.5) / (trials + 1), is_above=is_floor)
     missing = trials_until(increment, log_weights, growth, threshold)
     outlook = (
-        "not at this rate"
-        if missing is None
-        else _outlook(missing, "treatment", trials, check.elapsed_seconds)
+        "not at this rate" if missing is None else _outlook(check, missing, "treatment", trials)
     )
-    return SafetyAnswer(Verdict.INCONCLUSIVE, log_safe, f"{words}: not shown yet, {outlook}")
+    return SafetyAnswer(Verdict.INCONCLUSIVE, log_safe, f"not confirmed yet: {words}; {outlook}")
 
 
 def _limit_words(check: _Check) -> str:
-    """Return both counts and the limit in words."""
+    """Return both counts and the limit in words; without data the limit alone."""
     kind, (trials, events) = check.guardrail.kind, check.observed()
+    share = _percent(limit_share(check.guardrail))
     what = kind.limit_words(check.guardrail.limit or 0.0)
     if trials == 0:
-        return what
-    bound = "at least" if kind.is_better_when_higher else "limit"
-    share = _percent(limit_share(check.guardrail))
-    return f"{what}: {_percent(events / trials)} ({events:,} of {trials:,}), {bound} {share}"
+        return kind.bound_words(check.guardrail.limit or 0.0, share)
+    limit = f"{'at least' if kind.is_better_when_higher else 'limit'} {share}"
+    return (
+        f"{_percent(events / trials)} of treatment's {kind.unit_words} {what} "
+        f"({events:,} of {trials:,}), {limit}"
+    )
 
 
-def _against_control(check: _Check, ratio: RatioEstimate | None) -> SafetyAnswer:
+def _against_control(
+    check: _Check, ratio: RatioEstimate | None, arms: Mapping[Arm, ArmSummary]
+) -> SafetyAnswer:
     """Return whether treatment is shown not to be worse than control by the gate's margin."""
     guardrail, test, margin = check.guardrail, check.ratio, check.gate_margin
     if margin is None:
-        return SafetyAnswer(Verdict.PASS, None, "no control at 100 %, not asked")
+        return SafetyAnswer(Verdict.PASS, None, "not compared: no control at 100 %")
     if test is None or test.counts.n_t == 0 or test.counts.n_c == 0:
         return SafetyAnswer(Verdict.NO_DATA, 0.0, "nothing to compare yet")
     log_safe = log_sum_exp(test.safe) - math.log(len(test.safe))
@@ -321,20 +370,18 @@ def _against_control(check: _Check, ratio: RatioEstimate | None) -> SafetyAnswer
         log_safe = max(
             log_safe + math.log1p(-NEGLIGIBLE_WEIGHT), log_negligible + math.log(NEGLIGIBLE_WEIGHT)
         )
-    words = f"{guardrail.kind.place_words(test.place)}{_both(guardrail, test.counts)}"
-    bound = (
-        f"below control's + {_points(margin)}"
-        if guardrail.in_points
-        else f"below {1 + margin:.2f} times control's"
-    )
+    words = _both(check, test)
+    side = "above" if guardrail.kind.is_better_when_higher else "below"
+    limit = gate_bound(guardrail.kind, margin, in_points=guardrail.in_points)
+    bound = f"{side} the gate's margin ({limit})"
     if log_safe >= threshold:
-        return SafetyAnswer(Verdict.PASS, log_safe, f"{words}: shown {bound}")
+        return SafetyAnswer(Verdict.PASS, log_safe, f"confirmed {bound}: {words}")
     outlook = _comparison_outlook(check, test, margin, ratio_threshold)
-    if guardrail.kind.is_share and ratio is not None and ratio.high is not None:
-        worst = test.counts.k_c / max(test.counts.n_c, 1) * (ratio.high - 1)
-        outlook = f"{outlook}; a harm above +{100 * worst:.2g} pp is excluded by now"
+    high = ratio.high if ratio else None
+    if (worst := worst_left(guardrail, high, lambda: difference(arms)[1])) is not None:
+        outlook = f"{outlook}; anything worse than {worst} is ruled out already"
     return SafetyAnswer(
-        Verdict.INCONCLUSIVE, log_safe, f"{words}: not shown {bound} yet, {outlook}"
+        Verdict.INCONCLUSIVE, log_safe, f"not confirmed {bound} yet: {words}; {outlook}"
     )
 
 
@@ -351,29 +398,38 @@ def _comparison_outlook(check: _Check, test: RatioTest, margin: float, log_thres
     if missing is None:
         return "out of reach"
     # Where a fall is the harm, the counts have the arms exchanged.
-    unit = "control" if check.guardrail.kind.is_better_when_higher else "treatment"
-    return f"{_outlook(missing, unit, n_t, check.elapsed_seconds)} if it is as good as control"
+    arm = "control" if check.guardrail.kind.is_better_when_higher else "treatment"
+    return f"{_outlook(check, missing, arm, n_t)} if it is as good as control"
 
 
-def _outlook(missing: int, arm: str, counted: int, elapsed_seconds: float) -> str:
-    """Return how many more contexts it takes, and how long that is at the traffic so far."""
-    words = f"about {missing:,} more {arm} contexts"
-    if counted <= 0 or elapsed_seconds <= 0:
+def _outlook(check: _Check, missing: int, arm: str, counted: int) -> str:
+    """Return how many more observations it takes, and how long at the traffic so far."""
+    words = f"about {missing:,} more {check.guardrail.kind.unit_words} in {arm}"
+    if counted <= 0 or check.elapsed_seconds <= 0:
         return words
-    seconds = missing * elapsed_seconds / counted
+    seconds = missing * check.elapsed_seconds / counted
     for unit, length in (("days", 86_400.0), ("h", 3_600.0), ("min", 60.0), ("s", 1.0)):
         if seconds >= 1.5 * length or unit == "s":
-            return f"{words}, {seconds / length:,.0f} {unit} at this traffic"
+            return f"{words} ({seconds / length:,.0f} {unit} at this traffic)"
     raise AssertionError("seconds are the last unit")
 
 
-def _both(guardrail: Guardrail, counts: Counts) -> str:
-    """Return both arms' rates side by side."""
-    n_t, k_t, n_c, k_c = counts.swapped() if guardrail.kind.is_better_when_higher else counts
+def _both(check: _Check, test: RatioTest) -> str:
+    """Return both arms' rates side by side.
+
+    A test takes whole batches, so the newest events are in the arms' totals only. Where both are of
+    the same kind the totals are shown, as in the table and in the sentence about the limit. A
+    latency's place was another one in each batch, so only the test has its counts.
+    """
+    kind = check.guardrail.kind
+    n_t, k_t, n_c, k_c = test.counts
+    if kind.is_share:
+        n_t, k_t = kind.observed(check.totals.treatment, check.latencies[Arm.TREATMENT], None)
+        n_c, k_c = kind.observed(check.totals.control, check.latencies[Arm.CONTROL], None)
     rate_t, rate_c = k_t / max(n_t, 1), k_c / max(n_c, 1)
     return (
-        f"{_percent(rate_t)} of treatment ({k_t:,} of {n_t:,}) against {_percent(rate_c)} of "
-        f"control ({k_c:,} of {n_c:,})"
+        f"{kind.place_words(test.place)}{_percent(rate_t)} of treatment's {kind.unit_words} "
+        f"({k_t:,} of {n_t:,}) against {_percent(rate_c)} of control's ({k_c:,} of {n_c:,})"
     )
 
 

@@ -3,11 +3,13 @@
 Two tables are the whole of it. `decide` says what evidence, time and advice do; `COMMANDS` says
 what operators' commands do. Rows of `decide` are tried from the top, and the first that fits wins.
 
-- `gate_flow.py`, `actions.py`: what the rows do
-- `transitions.py`: the only file here that changes a rollout (`core/future_times.py` corrects the
-  times that a wrong clock wrote)
-- `announcements.py`: decisions, alerts and answers, with their texts
-- `obstacles.py`, `times.py`: questions that the rows ask
+- `evidence_flow.py`, `gate_flow.py`, `window_flow.py`, `actions.py`, `plan_actions.py`: what the
+  rows do
+- `transitions.py`, `holding.py`, `retirement.py`, `plan_transitions.py`, `window_transitions.py`:
+  the only files here that change a rollout (`core/future_times.py` corrects the times that a wrong
+  clock wrote), by `revisions.py`
+- `announcements.py`, `lowering_alerts.py`: decisions, alerts and answers, with their texts
+- `obstacles.py`, `breaches.py`, `health.py`, `times.py`: questions that the rows ask
 """
 
 from __future__ import annotations
@@ -15,12 +17,35 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
-from controller.core.machine import actions, announcements, gate_flow, obstacles, transitions
+from controller.core.machine import (
+    actions,
+    announcements,
+    breaches,
+    evidence_flow,
+    gate_flow,
+    health,
+    holding,
+    obstacles,
+    plan_actions,
+    retirement,
+    transitions,
+    window_flow,
+)
+from controller.core.machine.announcements import with_evidence
 from controller.core.machine.cause import Cause
 from controller.core.machine.commands import Request, Table, carry_out, table_of
 from controller.core.machine.gate_flow import hold_back
-from controller.core.machine.times import first_unfrozen, is_expired, is_frozen
+from controller.core.machine.times import (
+    first_free,
+    first_unfrozen,
+    has_just_expired,
+    is_frozen,
+    is_over,
+    may_start,
+    window_boundary,
+)
 from controller.core.rollout import (
+    Aborted,
     AdviceReceived,
     AdviceRound,
     AdviceUnavailable,
@@ -28,19 +53,22 @@ from controller.core.rollout import (
     Baking,
     CommandReceived,
     CommandUnusable,
+    Completed,
     Event,
     EvidenceJudged,
     Gating,
+    Paused,
     Restarted,
+    Retired,
+    RolledBack,
     Rollout,
     Scheduled,
     Ticked,
     Transition,
-    Waiting,
 )
-from schemas.terms import CommandVerb, DecisionKind, HoldReason, PhaseName
+from schemas.terms import CommandVerb, PhaseName
 
-__all__ = ["COMMANDS", "decide", "hold_back", "is_frozen", "next_deadline"]
+__all__ = ["COMMANDS", "decide", "hold_back", "is_frozen", "next_deadline", "with_evidence"]
 
 
 def decide(rollout: Rollout | None, event: Event, now: datetime) -> Transition:
@@ -51,25 +79,26 @@ def decide(rollout: Rollout | None, event: Event, now: datetime) -> Transition:
     received_at, now = now, now if rollout is None else max(now, rollout.updated_at)
     if isinstance(event, CommandReceived):
         return carry_out(rollout, Request(event, now, received_at), COMMANDS)
-    if rollout is None:
-        return Transition(None)
+    if rollout is None or isinstance(rollout.phase, Retired):
+        return Transition(rollout)
     match (rollout.phase, event):
-        # A regression is final: no advice, approval, freeze, pause or lag stands before it.
-        case (phase, EvidenceJudged(new)) if phase.is_guarded and new.breach is not None:
-            return gate_flow.act_on_breach(rollout, new.breach, new, now)
-        case (_, EvidenceJudged(new)) if (gap := obstacles.urgent_gap(rollout, new)) is not None:
-            return gate_flow.act_on_gap(rollout, gap, new, now)
+        # A regression is final: no advice, approval, freeze, pause or lag stands before it. During
+        # the pause that one has caused, people are told of each other one that would pause.
+        case (_, EvidenceJudged(new)) if (breach := breaches.due(rollout, new)) is not None:
+            return evidence_flow.act_on_breach(rollout, breach, new, now)
+        case (_, EvidenceJudged(new)) if (gap := health.urgent_gap(rollout, new)) is not None:
+            return evidence_flow.act_on_gap(rollout, gap, new, now)
         # Time. Evidence that comes before the tick of a deadline does not slip past it.
-        case (phase, Ticked() | EvidenceJudged()) if isinstance(phase, Waiting) and is_expired(
-            rollout, now
-        ):
-            cause = Cause("the plan has expired; its owner decides")
-            return transitions.pause(rollout, HoldReason.EXPIRED, cause, now)
-        case (Scheduled(start_at=due), Ticked()) if now >= due and not is_frozen(rollout, now):
-            cause = Cause("the start time has come")
-            return transitions.enter(rollout, 0, DecisionKind.START, cause, now)
+        case (_, Ticked() | EvidenceJudged()) if is_over(rollout, now):
+            return transitions.end(rollout, Cause("the plan's end (ends_at) has come"), now)
+        case (_, Ticked() | EvidenceJudged()) if has_just_expired(rollout, now):
+            return transitions.expire(rollout, now)
+        case _ if (closed := window_flow.close_or_open(rollout, event, now)) is not None:
+            return closed
+        case (Scheduled(start_at=due), Ticked()) if now >= due and may_start(rollout, now):
+            return transitions.start_as_scheduled(rollout, now)
         case (Baking(stage=stage, until=until), Ticked()) if now >= until:
-            return Transition(transitions.open_gate(rollout, stage, now, rollout.hold))
+            return Transition(holding.open_gate(rollout, stage, now, rollout.hold))
         case (Gating(until=until) as gate, Ticked() | EvidenceJudged()) if (
             now >= until and not is_frozen(rollout, now)
         ):
@@ -87,11 +116,13 @@ def decide(rollout: Rollout | None, event: Event, now: datetime) -> Transition:
             return Transition(gate_flow.close_round(rollout, gate, answer, now))
         case (Gating(advice=AdviceRound(is_closed=False)) as gate, Restarted()):
             return Transition(gate_flow.reopen_round(rollout, gate, now))
-        # Problems that an operator must fix are reported before the bake ends.
-        case (Baking(), EvidenceJudged(new)) if obstacles.is_reported_in_bake(rollout, new):
-            return gate_flow.report_in_bake(rollout, new, now)
-        case (Baking(), EvidenceJudged(new)) if obstacles.is_resolved_in_bake(rollout, new, now):
-            return Transition(transitions.release(rollout, now))
+        # Evidence that cannot be judged is told wherever it lasts, and told again when it is over.
+        case (_, EvidenceJudged(new)) if gaps := health.news(rollout, new):
+            return evidence_flow.tell_gaps(rollout, gaps, new, now)
+        case (Baking() | Paused(), EvidenceJudged(new)) if health.is_over(rollout, new):
+            return evidence_flow.tell_gaps_over(rollout, new, now)
+        case (Paused(), EvidenceJudged(new)) if over := breaches.over(rollout, new):
+            return evidence_flow.tell_breaches_over(rollout, over, new, now)
         # The gate itself.
         case (Gating() as gate, EvidenceJudged(new)) if obstacles.is_current(rollout, new):
             return gate_flow.judge_gate(rollout, gate, new, now)
@@ -106,7 +137,7 @@ def decide(rollout: Rollout | None, event: Event, now: datetime) -> Transition:
 # The columns are aligned for the reader: the formatter leaves the table alone.
 # fmt: off
 V = CommandVerb
-SCHEDULED, BAKING, GATING, AWAITING, PAUSED, COMPLETED, ROLLED_BACK, ABORTED = PhaseName
+SCHEDULED, BAKING, GATING, AWAITING, PAUSED, COMPLETED, ROLLED_BACK, ABORTED, RETIRED = PhaseName
 NO_ROLLOUT: Final = None
 STAYS: Final = ()
 STAGE = (BAKING, GATING, AWAITING)
@@ -118,11 +149,11 @@ ENDED = (COMPLETED, *OFF)
 #: What each command does in each phase; one without a row is rejected.
 COMMANDS: Final[Table] = table_of((
     # command          in phases              does                  leads to
-    (V.START,          (NO_ROLLOUT, *ENDED),  actions.begin,        (SCHEDULED, BAKING)),
-    (V.RESTART,        ENDED,                 actions.begin,        (SCHEDULED, BAKING)),
+    (V.START, (NO_ROLLOUT, *ENDED, RETIRED),  plan_actions.begin,   (SCHEDULED, BAKING)),
+    (V.RESTART,        ENDED,                 plan_actions.begin,   (SCHEDULED, BAKING)),
     (V.PAUSE,          WAITING,               actions.pause,        (PAUSED,)),
     (V.PAUSE,          (PAUSED,),             actions.accept_pause, STAYS),
-    (V.PAUSE,          ENDED,                 actions.accept_ended, STAYS),
+    (V.PAUSE,          ENDED,                 actions.pause_ended,  STAYS),
     (V.RESUME,         (PAUSED,),             actions.resume,       (SCHEDULED, BAKING)),
     (V.APPROVE,        (AWAITING,),           actions.approve,      (BAKING, COMPLETED)),
     (V.REJECT,         (AWAITING,),           actions.reject,       (PAUSED,)),
@@ -136,26 +167,42 @@ COMMANDS: Final[Table] = table_of((
     (V.ABORT,          (*LIVE, COMPLETED),    actions.abort,        (ABORTED,)),
     (V.ROLL_BACK,      OFF,                   actions.accept_off,   STAYS),
     (V.ABORT,          OFF,                   actions.accept_off,   STAYS),
-    (V.FREEZE,         LIVE,                  actions.freeze,       STAYS),
-    (V.UNFREEZE,       LIVE,                  actions.unfreeze,     STAYS),
+    (V.FREEZE,         (*LIVE, COMPLETED),    actions.freeze,       STAYS),
+    (V.UNFREEZE,       (*LIVE, COMPLETED),    actions.unfreeze,     STAYS),
+    (V.APPLY,          (SCHEDULED, BAKING),   plan_actions.apply,   STAYS),
+    (V.APPLY,          (GATING,),             plan_actions.apply,   (GATING, BAKING)),
+    (V.APPLY,          (AWAITING,),           plan_actions.apply,   (AWAITING, BAKING)),
+    (V.APPLY,          (PAUSED, COMPLETED),   plan_actions.apply,   STAYS),
+    (V.RETRY,          (*STAGE, PAUSED),      actions.retry,        (BAKING,)),
+    (V.RETIRE,         ENDED,                 retirement.retire,    (RETIRED,)),
+    (V.RETIRE,         (RETIRED,),    retirement.accept_retired,    STAYS),
 ))
 # fmt: on
 
 
-def next_deadline(rollout: Rollout) -> datetime | None:
-    """Return when `decide` wants a `Ticked` at the latest, None when time alone moves nothing."""
-    now = rollout.updated_at
+def next_deadline(rollout: Rollout, at: datetime | None = None) -> datetime | None:
+    """Return when `decide` wants a `Ticked` at the latest, None when time alone moves nothing.
+
+    `at` is the present time; None: that of the last transition. A window that began and ended since
+    then is no deadline any more.
+    """
+    now, plan = max(at or rollout.updated_at, rollout.updated_at), rollout.plan
+    ends = [plan.ends_at, window_boundary(rollout, now)]
     match rollout.phase:
+        case RolledBack() | Aborted() | Retired():
+            return None
+        case Paused() | Completed():
+            soonest = []
+        case _ if rollout.closed_since is not None:
+            soonest = [plan.expires_at]
         case Scheduled(start_at=start_at):
-            soonest = [first_unfrozen(rollout, max(start_at, now))]
+            soonest = [first_free(rollout, max(start_at, now)), plan.expires_at]
         case Baking(until=until):
-            soonest = [until]
+            soonest = [until, plan.expires_at]
         case Gating(until=until, advice=advice):
-            soonest = [first_unfrozen(rollout, max(until, now))]
+            soonest = [first_unfrozen(rollout, max(until, now)), plan.expires_at]
             if advice is not None and not advice.is_closed:
                 soonest.append(advice.until)
-        case AwaitingApproval():
-            soonest = []
         case _:
-            return None
-    return min((at for at in (*soonest, rollout.plan.expires_at) if at is not None), default=None)
+            soonest = [plan.expires_at]
+    return min((at for at in (*soonest, *ends) if at is not None), default=None)

@@ -1,15 +1,16 @@
-"""What is announced of a transition: decisions for the audit log, alerts, answers to commands.
+"""The announcements of a transition: decisions for the audit log, alerts, answers to commands.
 
 The texts for people stand here. What happens, and when, is decided elsewhere in the package.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
-from controller.core.judging.judgement import Judgement
+from controller.core.judging.judgement import Judgement, MetricReport
 from controller.core.machine.cause import Cause
-from controller.core.machine.obstacles import gaps_to_fix
+from controller.core.machine.health import action_for, is_alarming
 from controller.core.rollout import (
     CONTROLLER,
     AnswerCommand,
@@ -26,7 +27,6 @@ from schemas.terms import (
     CommandStatus,
     DecisionKind,
     FlagType,
-    HealthGap,
     HoldReason,
     Severity,
 )
@@ -38,16 +38,6 @@ AFTER_COMPLETION: Mapping[FlagType, str] = {
     FlagType.OPS: "keep the flag: `rolloutctl kill` switches it off at once",
     FlagType.PERMISSION: "keep the flag: `rolloutctl kill` takes it from everybody at once",
 }
-
-_REPEATS_ACTION = (
-    "find who sends outcomes a second time: a replay into the live topic, or producers "
-    "without enable.idempotence; "
-    "the share falls as new outcomes come in, and `promote` does not wait for that"
-)
-_DRIFT_ACTION = (
-    "check that the planes serve the flag and that the apps follow them; if apps ask less often "
-    "than once per settle, lengthen settle"
-)
 
 # --- decisions ---
 
@@ -76,53 +66,44 @@ def decision(before: Rollout, after: Rollout, kind: DecisionKind, cause: Cause) 
 # --- alerts ---
 
 
-def _alert(
+def alert(
     rollout: Rollout,
     kind: AlertKind,
     severity: Severity,
     summary: str,
     action: str,
     judgement: Judgement | None,
+    of: str = "",
 ) -> RaiseAlert:
-    """Return an alert; there is one page per kind and visit."""
+    """Return an alert; there is one page per kind and visit, and per `of` where it is given."""
     key = f"{rollout.flag_key}/{rollout.rollout_id}/{len(rollout.visits)}/{kind}"
-    return RaiseAlert(kind, severity, summary, action, key, judgement)
+    return RaiseAlert(kind, severity, summary, action, f"{key}/{of}" if of else key, judgement)
 
 
-def rolled_back(before: Rollout, after: Rollout, cause: Cause) -> RaiseAlert:
-    """Return the alert that 0 % is served because of a fault."""
-    summary = f"{before.flag_key} rolled back from {before.served_words} to 0 %: {cause.reason}"
-    action = "find the cause; then start a new rollout"
-    kind = AlertKind.ROLLED_BACK
-    return _alert(after, kind, Severity.CRITICAL, summary, action, cause.judgement)
-
-
-def stepped_back(before: Rollout, after: Rollout, cause: Cause) -> RaiseAlert:
-    """Return the alert that a guardrail led back to the stage below."""
-    summary = (
-        f"{before.flag_key} stepped back from {before.served_words} to "
-        f"{after.served_words}: {cause.reason}"
-    )
-    action = "find the cause before it goes on"
-    kind = AlertKind.STEPPED_BACK
-    return _alert(after, kind, Severity.CRITICAL, summary, action, cause.judgement)
+def not_there_yet(after: Rollout, command: CommandReceived) -> tuple[RaiseAlert, ...]:
+    """Return the alert that a rollout begins without something that it needs, none without that."""
+    if not command.missing:
+        return ()
+    summary = f"{after.flag_key} was started without: {'; '.join(command.missing)}"
+    action = "check `rolloutctl doctor`; pause or abort if the rollout must not run without it"
+    return (alert(after, AlertKind.PREFLIGHT, Severity.WARNING, summary, action, None),)
 
 
 def completed(after: Rollout, cause: Cause) -> RaiseAlert:
     """Return the message that the plan has reached its end, and what is left to do."""
     summary = f"{after.flag_key} completed at {after.served_words}"
     action = AFTER_COMPLETION[after.plan.flag_type]
-    return _alert(after, AlertKind.COMPLETED, Severity.INFO, summary, action, cause.judgement)
+    return alert(after, AlertKind.COMPLETED, Severity.INFO, summary, action, cause.judgement)
 
 
-def moved_past_gate(after: Rollout, command: CommandReceived) -> RaiseAlert:
+def moved_past_gate(after: Rollout, cause: Cause) -> RaiseAlert:
     """Return the alert that an operator advanced a rollout whose stage was not judged."""
     summary = (
-        f"{after.flag_key} was moved past a gate to {after.served_words} by "
-        f"{command.issuer}: {command.reason}"
+        f"{after.flag_key} was moved to {after.served_words} without a passed gate"
+        f"{cause.by_words}: {cause.reason}"
     )
-    action = "watch it: this stage was not judged"
-    return _alert(after, AlertKind.FORCED, Severity.WARNING, summary, action, None)
+    action = "watch it: the stage before this one was not judged to its end"
+    return alert(after, AlertKind.FORCED, Severity.WARNING, summary, action, cause.judgement)
 
 
 def asks_for_approval(after: Rollout, reason: HoldReason, cause: Cause) -> RaiseAlert:
@@ -131,17 +112,28 @@ def asks_for_approval(after: Rollout, reason: HoldReason, cause: Cause) -> Raise
     kind = AlertKind.ADVISOR_HOLDS if is_advised else AlertKind.APPROVAL_NEEDED
     summary = f"{after.flag_key} at {after.served_words} waits for a person: {cause.reason}"
     action = f"approve or reject revision {after.revision}"
-    return _alert(after, kind, Severity.WARNING, summary, action, cause.judgement)
+    return alert(after, kind, Severity.WARNING, summary, action, cause.judgement)
 
 
-def paused(before: Rollout, after: Rollout, kind: AlertKind, cause: Cause) -> RaiseAlert:
-    """Return the alert that the controller paused the rollout; `kind` unless its plan expired."""
+def breach(after: Rollout, found: MetricReport, judgement: Judgement) -> RaiseAlert:
+    """Return the alert that another guardrail is breached while a breach pauses the rollout."""
+    summary = (
+        f"{after.flag_key} is paused at {after.served_words}, and guardrail {found.metric} is "
+        f"breached: {found.reason}"
+    )
+    action = "check every guardrail that is breached; then resume, promote or roll back"
+    severity = Severity.CRITICAL
+    return alert(after, AlertKind.BREACH, severity, summary, action, judgement, found.metric)
+
+
+def breach_over(after: Rollout, metric: str, judgement: Judgement) -> RaiseAlert:
+    """Return the message that a guardrail is not breached any more; the pause stays."""
+    summary = (
+        f"{after.flag_key} at {after.served_words}: guardrail {metric} is not breached any more; "
+        f"it stays paused"
+    )
     action = "check the evidence; then resume, promote or roll back"
-    if after.hold is HoldReason.EXPIRED:
-        kind, action = AlertKind.PLAN_EXPIRED, "decide, as its owner: promote, roll back or abort"
-    severity = Severity.CRITICAL if after.hold is HoldReason.BREACH else Severity.WARNING
-    summary = f"{before.flag_key} paused at {before.served_words}: {cause.reason}"
-    return _alert(after, kind, severity, summary, action, cause.judgement)
+    return alert(after, AlertKind.BREACH, Severity.INFO, summary, action, judgement, metric)
 
 
 def hold_alerts(after: Rollout, cause: Cause) -> tuple[Effect, ...]:
@@ -153,27 +145,46 @@ def hold_alerts(after: Rollout, cause: Cause) -> tuple[Effect, ...]:
     elif after.hold is HoldReason.ADVISOR:
         kind, severity = AlertKind.ADVISOR_HOLDS, Severity.INFO
         action = "read the advice"
-    elif after.hold is HoldReason.HEALTH and judgement is not None and _is_alarming(judgement):
-        kind, severity = AlertKind.HEALTH_GAP, Severity.WARNING
-        action = _health_action(judgement)
+    elif after.hold is HoldReason.HEALTH and judgement is not None:
+        return (health_gap(after, cause),) if any(map(is_alarming, judgement.gaps)) else ()
     else:
         return ()
     summary = f"{after.flag_key} holds at {after.served_words}: {cause.reason}"
-    return (_alert(after, kind, severity, summary, action, judgement),)
+    return (alert(after, kind, severity, summary, action, judgement),)
 
 
-def _is_alarming(judgement: Judgement) -> bool:
-    return any(gap.kind is not HealthGap.BELOW_MIN_SAMPLE for gap in judgement.gaps)
+def health_gap(after: Rollout, cause: Cause) -> RaiseAlert:
+    """Return the alert that the evidence cannot be judged."""
+    assert cause.judgement is not None
+    summary = f"{after.flag_key} cannot be judged at {after.served_words}: {cause.reason}"
+    action = action_for(cause.judgement.gaps)
+    return alert(after, AlertKind.HEALTH_GAP, Severity.WARNING, summary, action, cause.judgement)
 
 
-def _health_action(judgement: Judgement) -> str:
-    """Return what to do about a gap that an operator must fix, else about missing events."""
-    kinds = {gap.kind for gap in gaps_to_fix(judgement)}
-    if HealthGap.ACTUATION_DRIFT in kinds:
-        return _DRIFT_ACTION
-    if HealthGap.REPEATED_OUTCOMES in kinds:
-        return _REPEATS_ACTION
-    return "check that events arrive in both arms"
+def health_gap_over(after: Rollout, cause: Cause) -> RaiseAlert:
+    """Return the message that the evidence can be judged again; its dedup key is the gap's."""
+    summary = f"{after.flag_key} at {after.served_words}: {cause.reason}"
+    kind, action = AlertKind.HEALTH_GAP, "nothing is left to do about it"
+    return alert(after, kind, Severity.INFO, summary, action, cause.judgement)
+
+
+def with_evidence(
+    effects: Iterable[Effect], newest: Judgement | None, trouble: str | None = None
+) -> tuple[Effect, ...]:
+    """Return the effects; decisions and alerts without evidence of their own get the newest.
+
+    So commands, ticks and deadlines say too what was counted when they came. Without any, decisions
+    say why: `trouble`.
+    """
+    return tuple(_with_evidence(effect, newest, trouble) for effect in effects)
+
+
+def _with_evidence(effect: Effect, newest: Judgement | None, trouble: str | None) -> Effect:
+    if not isinstance(effect, PublishDecision | RaiseAlert) or effect.judgement is not None:
+        return effect
+    if newest is None and isinstance(effect, PublishDecision):
+        return replace(effect, evidence_trouble=trouble)
+    return replace(effect, judgement=newest)
 
 
 # --- answers to commands ---

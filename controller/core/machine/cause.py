@@ -18,3 +18,17 @@ class Cause:
     reason: str
     judgement: Judgement | None = None  # the evidence, where evidence is the cause
     command: CommandReceived | None = None  # the command, where an operator is the cause
+
+    @classmethod
+    def of_command(cls, command: CommandReceived, what: str = "") -> Cause:
+        """Return the cause of what a command does: `what`, then the reason that its issuer gave."""
+        given = command.reason.strip()
+        reason = ": ".join(words for words in (what, given) if words) or "no reason was given"
+        if command.missing:
+            reason += f"; not there yet: {'; '.join(command.missing)}"
+        return cls(reason, command=command)
+
+    @property
+    def by_words(self) -> str:
+        """` by ada` where an operator is the cause, else nothing."""
+        return "" if self.command is None else f" by {self.command.issuer}"

@@ -1,6 +1,7 @@
 """Carries out a command: the checks that come first, then its row of the table.
 
-The table itself, `COMMANDS`, is in `__init__.py`; what each row does is in `actions.py`.
+The table itself, `COMMANDS`, is in `__init__.py`; what each row does is in `actions.py`
+and `plan_actions.py`.
 """
 
 from __future__ import annotations
@@ -10,16 +11,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from controller.core.machine import announcements
+from controller.core.command_ages import CLOCK_TOLERANCE, COMMAND_MAX_AGE, LOWERING_MAX_AGE
+from controller.core.machine import announcements, four_eyes
 from controller.core.machine.cause import Cause
-from controller.core.rollout import (
-    CLOCK_TOLERANCE,
-    COMMAND_MAX_AGE,
-    LOWERING_MAX_AGE,
-    CommandReceived,
-    Rollout,
-    Transition,
-)
+from controller.core.machine.obstacles import MOST_VISITS
+from controller.core.machine.times import is_over
+from controller.core.rollout import CommandReceived, Retired, Rollout, Transition
 from schemas.terms import ALWAYS_ACCEPTED, CommandVerb, PhaseName
 
 #: Commands that raise the percentage or open the way to it. All others only ever make the rollout
@@ -33,11 +30,29 @@ RAISING = frozenset(
         CommandVerb.PROMOTE,
         CommandVerb.PROMOTE_FULL,
         CommandVerb.UNFREEZE,
+        CommandVerb.APPLY,
+        CommandVerb.RETRY,
     }
 )
 STARTING = frozenset({CommandVerb.START, CommandVerb.RESTART})
 
+#: Where the verbs fit that most phases reject.
+_FITS = {
+    CommandVerb.APPROVE: "it asks for approval once its gate has passed",
+    CommandVerb.REJECT: "it asks for approval once its gate has passed",
+    CommandVerb.RESUME: "nothing is paused",
+    CommandVerb.RETIRE: "let it complete, abort it or roll it back first",
+}
 ALREADY_STARTED = "this command has started its rollout already"
+#: Without a plan the name of the control variant is not known: there is nothing to serve.
+NOTHING_TO_LOWER = (
+    "the flag has no rollout: rolloutd serves nothing for it, and apps use their own default; "
+    "switch it off there, or start a rollout with a start_at in the future, which serves 0 %"
+)
+TOO_MANY_VISITS = (
+    f"the rollout has entered its stages {MOST_VISITS} times, the most that it may: roll back or "
+    f"abort, and start a new rollout"
+)
 OUTDATED = (
     f"issued more than {COMMAND_MAX_AGE.seconds // 60} min ago: a late command must not raise "
     f"the percentage; send it again"
@@ -57,9 +72,9 @@ class Request:
         """Whether the command is too old to raise the percentage."""
         return self.received_at - self.command.issued_at > COMMAND_MAX_AGE
 
-    def cause(self, reason: str | None = None) -> Cause:
-        """Return the cause of what the command does; its own reason unless another is given."""
-        return Cause(self.command.reason if reason is None else reason, command=self.command)
+    def cause(self, what: str = "") -> Cause:
+        """Return the cause of what the command does: `what`, then the issuer's reason."""
+        return Cause.of_command(self.command, what)
 
 
 #: Takes the rollout, which is None only for `begin`.
@@ -100,7 +115,17 @@ def carry_out(rollout: Rollout | None, request: Request, table: Table) -> Transi
     row = table.get((verb, None if rollout is None else rollout.phase.name))
     if rollout is not None and (why := _why_not(rollout, request)) is not None:
         return rejected(rollout, request, why)
-    return (reject_for_phase if row is None else row.action)(rollout, request)
+    done_so = (reject_for_phase if row is None else row.action)(rollout, request)
+    if rollout is not None and _is_one_visit_too_many(rollout, done_so.after, verb):
+        return rejected(rollout, request, TOO_MANY_VISITS)
+    return done_so
+
+
+def _is_one_visit_too_many(before: Rollout, after: Rollout | None, verb: CommandVerb) -> bool:
+    """Return whether a command adds a visit past the bound. Lowering is never refused for that."""
+    if after is None or verb is CommandVerb.STEP_BACK:
+        return False
+    return len(after.visits) > max(MOST_VISITS, len(before.visits))
 
 
 # --- checks before the table ---
@@ -121,7 +146,9 @@ def _why_not(rollout: Rollout, request: Request) -> str | None:
         return None
     if command.expected_revision not in (None, rollout.revision):
         return stale(command, rollout.revision)
-    return OUTDATED if is_late else None
+    if verb in RAISING and is_over(rollout, request.now):
+        return "the plan's end (ends_at) has come: start another rollout"
+    return OUTDATED if is_late else four_eyes.why_not(rollout, command)
 
 
 def _why_not_this_rollout(rollout: Rollout, request: Request) -> str | None:
@@ -133,6 +160,8 @@ def _why_not_this_rollout(rollout: Rollout, request: Request) -> str | None:
     because its issuer has seen the rollout.
     """
     command = request.command
+    if command.for_rollout not in ("", rollout.rollout_id):
+        return "meant for an earlier rollout: another one has begun; send it again for this one"
     if command.expected_revision == rollout.revision:
         return None
     issued = command.issued_at.isoformat(timespec="seconds")
@@ -140,7 +169,8 @@ def _why_not_this_rollout(rollout: Rollout, request: Request) -> str | None:
     if request.received_at - command.issued_at > LOWERING_MAX_AGE:
         hours = LOWERING_MAX_AGE // timedelta(hours=1)
         return f"issued at {issued}, more than {hours} h ago: too old to be carried out; {again}"
-    if command.is_backlog and command.issued_at < rollout.started_at - CLOCK_TOLERANCE:
+    is_earlier = command.issued_at < rollout.started_at - CLOCK_TOLERANCE
+    if command.is_backlog and is_earlier and not command.for_rollout:
         began = rollout.started_at.isoformat(timespec="seconds")
         return (
             f"issued at {issued}, before this rollout began at {began}: meant for an earlier one; "
@@ -163,7 +193,10 @@ def stale(command: CommandReceived, revision: int) -> str:
 def done(transition: Transition, request: Request) -> Transition:
     """Return the transition with the answer that the command was carried out."""
     assert transition.after is not None
-    answer = announcements.accepted(request.command, transition.after)
+    missing, gaps = "; ".join(request.command.missing), "; ".join(request.command.gaps)
+    reason = f"done; not there yet: {missing}" if missing else "done"
+    reason += f"; at this moment the evidence cannot be judged: {gaps}" if gaps else ""
+    answer = announcements.accepted(request.command, transition.after, reason)
     return Transition(transition.after, (*transition.effects, answer))
 
 
@@ -184,16 +217,28 @@ def reject_for_phase(rollout: Rollout | None, request: Request) -> Transition:
     accepted again.
     """
     verb = request.command.verb
-    if rollout is None:
-        why = "the flag has no rollout: start one"
+    phase = "" if rollout is None else rollout.phase.name.replace("_", " ")
+    if rollout is None and verb in ALWAYS_ACCEPTED:
+        why = NOTHING_TO_LOWER
+    elif rollout is None:
+        left = "nothing is left to retire" if verb is CommandVerb.RETIRE else "start one"
+        why = f"the flag has no rollout: {left}"
+    elif isinstance(rollout.phase, Retired):
+        why = "the flag is retired: rolloutd serves nothing for it; start a new rollout"
     elif rollout.has_ended:
-        why = f"the rollout has ended ({rollout.phase.name}): start or restart"
+        why = f"the rollout has ended ({phase}): start or restart"
     elif verb in STARTING:
         if request.command.command_id == rollout.rollout_id:
             return nothing_to_do(rollout, request, ALREADY_STARTED)
-        why = f"a rollout is under way ({rollout.phase.name}): abort it first"
+        why = (
+            f"a rollout is under way ({phase}): `apply` changes its plan; to start anew, abort it "
+            f"first"
+        )
     elif verb is CommandVerb.STEP_BACK:
         why = "no stage lies below: roll back, or abort"
     else:
-        why = f"{verb} does not fit a rollout that is {rollout.phase.name}"
+        fits = _FITS.get(verb, "see `status`")
+        if phase == "paused" and verb is not CommandVerb.RETIRE:
+            fits = "try `resume`"
+        why = f"can't {verb.replace('_', ' ')}: the rollout is {phase} ({fits})"
     return rejected(rollout, request, why)

@@ -1,6 +1,7 @@
 """Handles evidence, time and advice at a gate: health, statistics, freeze, advice, people.
 
-They are considered in this order. Also here: what evidence does before the gate, and after it.
+They are considered in this order. Also here: what evidence does after the gate. What does not wait
+for a gate is in `evidence_flow.py`.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from controller.core.judging.judgement import Gap, Judgement, MetricReport
-from controller.core.machine import announcements, transitions
+from controller.core.judging.judgement import Judgement
+from controller.core.machine import announcements, health, holding, transitions
 from controller.core.machine.cause import Cause
-from controller.core.machine.obstacles import gaps_to_fix, passes, why_not
+from controller.core.machine.obstacles import holds, passes, why_not, why_not_again
 from controller.core.machine.times import is_frozen, may_announce
 from controller.core.rollout import (
     AdviceReceived,
@@ -22,62 +23,24 @@ from controller.core.rollout import (
     Event,
     EvidenceJudged,
     Gating,
-    Paused,
     Rollout,
     Transition,
 )
 from schemas.terms import (
-    AdviceChoice,
     AdvisorMode,
-    AlertKind,
     Approval,
     DecisionKind,
-    GapPolicy,
-    HealthGap,
     HoldReason,
-    OnBreach,
 )
 
-# --- what does not wait for the gate ---
-
-
-def act_on_breach(
-    rollout: Rollout, breach: MetricReport, judgement: Judgement, now: datetime
-) -> Transition:
-    """Do what the guardrail's policy says about a regression; below the first stage is only 0 %."""
-    cause = Cause(f"guardrail {breach.metric}: {breach.reason}", judgement)
-    if breach.on_breach is OnBreach.PAUSE:
-        if isinstance(rollout.phase, Paused) and rollout.phase.reason is HoldReason.BREACH:
-            return Transition(rollout)
-        return transitions.pause(rollout, HoldReason.BREACH, cause, now)
-    if breach.on_breach is OnBreach.STEP_BACK and (rollout.stage_index or 0) > 0:
-        return transitions.step_back(rollout, cause, now)
-    return transitions.roll_back(rollout, cause, now)
-
-
-def act_on_gap(rollout: Rollout, gap: Gap, judgement: Judgement, now: datetime) -> Transition:
-    """Pause or roll back for a gap, as the plan says.
-
-    A treatment that went missing rolls back: it may have crashed before it could report.
-    """
-    cause = Cause(f"{gap.kind}: {gap.detail}", judgement)
-    if rollout.plan.gap_policies[gap.kind] is GapPolicy.ROLL_BACK or gap.treatment_missing:
-        return transitions.roll_back(rollout, cause, now)
-    alert = AlertKind.SRM if gap.kind is HealthGap.SRM else AlertKind.PAUSED
-    return transitions.pause(rollout, HoldReason.HEALTH, cause, now, alert)
-
-
-def report_in_bake(rollout: Rollout, judgement: Judgement, now: datetime) -> Transition:
-    """Hold during the bake for the gaps that an operator has to fix, and no others."""
-    reason, why = why_not(replace(judgement, gaps=gaps_to_fix(judgement)))
-    return announce_hold(rollout, reason, Cause(why, judgement), now)
+# --- holds ---
 
 
 def announce_hold(rollout: Rollout, reason: HoldReason, cause: Cause, now: datetime) -> Transition:
     """Announce once why nothing moves, and another reason only a minute later."""
     if rollout.hold is reason or (rollout.hold is not None and not may_announce(rollout, now)):
         return Transition(rollout)
-    held = transitions.set_hold(rollout, reason, cause, now)
+    held = holding.set_hold(rollout, reason, cause, now)
     assert held.after is not None
     return Transition(held.after, (*held.effects, *announcements.hold_alerts(held.after, cause)))
 
@@ -88,18 +51,30 @@ def hold_back(rollout: Rollout, why: str, judgement: Judgement | None, now: date
     is_recent = rollout.hold is not None and not may_announce(rollout, now)
     if rollout.hold is HoldReason.HEALTH or is_recent or rollout.has_ended:
         return Transition(rollout)
-    cause = Cause(f"everything else has passed; {why}", judgement)
-    return transitions.set_hold(rollout, HoldReason.HEALTH, cause, now)
+    what = "everything else has passed"
+    if rollout.closed_since is not None:
+        what = "an active window of the plan has begun"
+    cause = Cause(f"{what}; {why}", judgement)
+    return holding.set_hold(rollout, HoldReason.HEALTH, cause, now)
 
 
 # --- the gate ---
 
 
 def judge_gate(rollout: Rollout, gate: Gating, judgement: Judgement, now: datetime) -> Transition:
-    """Close the gate, or hold for the first thing that stands in the way."""
-    for gap in judgement.gaps:
-        if rollout.plan.gap_policies[gap.kind] is GapPolicy.PAUSE:
-            return act_on_gap(rollout, gap, judgement, now)
+    """Close the gate, or hold for the first thing that stands in the way.
+
+    Either ends the gaps that people were told of and that no longer stand in it: they are told so.
+    """
+    after, effects = _judge(rollout, gate, judgement, now)
+    if not rollout.told_gaps or after is None or after.told_gaps:
+        return Transition(after, effects)
+    cause = Cause(health.over_words(rollout.told_gaps), judgement)
+    over = announcements.health_gap_over(rollout, cause)
+    return Transition(after, (*effects[:1], over, *effects[1:]))
+
+
+def _judge(rollout: Rollout, gate: Gating, judgement: Judgement, now: datetime) -> Transition:
     if not passes(judgement):
         reason, why = why_not(judgement)
         return announce_hold(rollout, reason, Cause(why, judgement), now)
@@ -117,7 +92,7 @@ def _consider_advice(
     Whatever it answers, it can only add a hold to what would happen without it.
     """
     policy, round_ = rollout.plan.advisor, gate.advice
-    if policy.mode is AdvisorMode.OFF:
+    if rollout.advisor_mode is AdvisorMode.OFF:
         return _consider_people(rollout, gate, judgement, now)
     if round_ is None:
         return _ask(rollout, gate, 1, judgement, now)
@@ -127,7 +102,7 @@ def _consider_advice(
         return _consider_people(rollout, gate, judgement, now)
     if round_.number >= policy.hold_rounds:
         cause = Cause("advice held in every round it has; a person decides", judgement)
-        return transitions.await_approval(rollout, gate, HoldReason.ADVISOR, cause, now)
+        return holding.await_approval(rollout, gate, HoldReason.ADVISOR, cause, now)
     if now >= round_.held_until:
         return _ask(rollout, gate, round_.number + 1, judgement, now)
     return announce_hold(rollout, HoldReason.ADVISOR, Cause(_advice_words(round_), judgement), now)
@@ -143,12 +118,17 @@ def _advice_words(round_: AdviceRound) -> str:
 def _consider_people(
     rollout: Rollout, gate: Gating, judgement: Judgement, now: datetime
 ) -> Transition:
-    """Ask for approval when everything else has passed; advance where none is required."""
+    """Ask for approval when everything else has passed; advance where none is required.
+
+    A rollout that goes up and down pauses in place of another climb.
+    """
     if rollout.plan.stages[gate.stage].approval is Approval.REQUIRED:
         cause = Cause("everything else has passed; the plan asks for approval", judgement)
-        return transitions.await_approval(rollout, gate, HoldReason.APPROVAL, cause, now)
+        return holding.await_approval(rollout, gate, HoldReason.APPROVAL, cause, now)
+    if (too_often := why_not_again(rollout, gate.stage + 1)) is not None:
+        return transitions.pause(rollout, HoldReason.OSCILLATES, Cause(too_often, judgement), now)
     why = "the gate has passed"
-    if gate.advice is not None and gate.advice.answer is None:
+    if rollout.has_advisor and gate.advice is not None and gate.advice.answer is None:
         why = "the gate has passed; no advice came, the statistics decide alone"
     return transitions.advance(rollout, Cause(why, judgement), now)
 
@@ -156,12 +136,13 @@ def _consider_people(
 def close_undecided(rollout: Rollout, gate: Gating, event: Event, now: datetime) -> Transition:
     """Pause at the gate's deadline; a gate that a freeze kept from closing gets its time again."""
     if rollout.hold is HoldReason.FROZEN:
-        return Transition(transitions.renew_gate(rollout, gate, now))
+        return Transition(holding.renew_gate(rollout, gate, now))
     why = "the gate is still undecided at max_bake"
     if isinstance(event, EvidenceJudged) and not passes(event.judgement):
         why = f"{why}: {why_not(event.judgement)[1]}"
     elif rollout.hold is not None:
-        why = f"{why}, held for {rollout.hold}"
+        told = f" ({', '.join(sorted(rollout.told_gaps))})" if rollout.told_gaps else ""
+        why = f"{why}, held for {rollout.hold}{told}"
     return transitions.pause(rollout, HoldReason.MAX_BAKE, Cause(why), now)
 
 
@@ -171,7 +152,7 @@ def withdraw_request(
     """Withdraw the request to a person and open a new gate: its evidence is out of date."""
     reason, why = why_not(judgement)
     cause = Cause(f"no longer asks for approval: {why}", judgement)
-    after = transitions.open_gate(rollout, waiting.stage, now, reason)
+    after = holding.open_gate(rollout, waiting.stage, now, reason, judgement)
     decision = announcements.decision(rollout, after, DecisionKind.HOLD, cause)
     return Transition(after, (decision, *announcements.hold_alerts(after, cause)))
 
@@ -185,7 +166,7 @@ def _ask(
     until = now + rollout.plan.advisor.deadline
     earlier = None if gate.advice is None else gate.advice.answer
     question = AskAdvice(gate.gate_id, number, until, judgement, earlier)
-    asked = transitions.set_advice(rollout, gate, AdviceRound(number, until))
+    asked = holding.set_advice(rollout, gate, AdviceRound(number, until))
     return Transition(asked, (question,))
 
 
@@ -203,17 +184,12 @@ def close_round(
     assert gate.advice is not None
     policy = rollout.plan.advisor
     advice = answer.advice if isinstance(answer, AdviceReceived) else None
-    objects = advice is not None and advice.choice is not AdviceChoice.PROCEED
-    is_missing = advice is None and policy.mode is AdvisorMode.REQUIRED
-    holds = is_missing or (objects and policy.mode is not AdvisorMode.OBSERVE)
-    held_until = now + policy.hold_for if holds else None
+    held_until = now + policy.hold_for if holds(advice, policy.mode) else None
     closed = replace(gate.advice, answer=advice, is_closed=True, held_until=held_until)
-    return transitions.set_advice(rollout, gate, closed)
+    return holding.set_advice(rollout, gate, closed)
 
 
 def reopen_round(rollout: Rollout, gate: Gating, now: datetime) -> Rollout:
     """Return the rollout without its open question: the next judgement asks it again."""
     assert gate.advice is not None
-    earlier = gate.advice.number - 1
-    advice = replace(gate.advice, number=earlier, is_closed=True, held_until=now)
-    return transitions.set_advice(rollout, gate, advice if earlier else None)
+    return holding.set_advice(rollout, gate, holding.round_to_ask_again(gate.advice, now))

@@ -1,21 +1,71 @@
-"""Interprets a judgement for a rollout: whether it passes, what stands in the way, what is urgent.
+"""Interprets a judgement for a rollout: whether it passes, and what stands in the way.
 
-Questions only: nothing here changes a rollout.
+Questions only: nothing here changes a rollout. What gaps in the evidence lead to is in `health.py`,
+and breached guardrails in `breaches.py`.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
+from itertools import pairwise
+from typing import Final
 
-from controller.core.judging.judgement import Gap, Judgement
-from controller.core.machine.times import may_announce
-from controller.core.rollout import Paused, Rollout
-from schemas.terms import GapPolicy, HealthGap, HoldReason, Verdict
+from controller.core.judging.judgement import Advice, Judgement
+from controller.core.machine.health import gap_words, stands
+from controller.core.machine.times import first_start, is_frozen, may_announce, opens_words
+from controller.core.plan import Plan
+from controller.core.rollout import Rollout
+from controller.core.windows import is_active, opens_at
+from schemas.terms import AdviceChoice, AdvisorMode, HoldReason, Verdict
+
+#: Every transition writes all visits of its rollout, so what adds one ends here, except lowering. A
+#: rollout that climbs 100 stages without a repeat has 100.
+MOST_VISITS: Final = 200
+#: So often a gate leads up to the same stage. A rollout that came down from it each time does not
+#: get better by itself.
+MOST_CLIMBS: Final = 5
+
+
+def why_over(plan: Plan, now: datetime) -> str | None:
+    """Return what is over of the plan, so that it can serve nothing more; None: nothing is."""
+    if plan.ends_at is not None and now >= plan.ends_at:
+        return "the plan's end has passed: give it a later ends_at"
+    if plan.expires_at is not None and now >= plan.expires_at:
+        return "the plan has expired: give it a later expires_at"
+    if opens_at(plan.active, max(plan.start_at or now, now)) is None:
+        return "no active window of the plan comes any more: give it later ones"
+    return None
+
+
+def why_no_start(plan: Plan, now: datetime) -> str | None:
+    """Return why no rollout can start by this plan any more, None where one can."""
+    if (why := why_over(plan, now)) is not None:
+        return why
+    if first_start(plan, max(plan.start_at or now, now)) is None:
+        return "freeze windows cover every active window to come: give the plan later ones"
+    return None
+
+
+def why_not_now(rollout: Rollout, now: datetime) -> str | None:
+    """Return why no command may let more people see treatment now, None where one may."""
+    if is_frozen(rollout, now):
+        return "frozen: nothing advances; unfreeze, or wait for the window to end"
+    if not is_active(rollout.plan.active, now):
+        words = opens_words(rollout, now)
+        return f"{words}: nothing advances outside the active windows of the plan"
+    if rollout.closed_since is not None:
+        return "closed, though an active window has begun: it opens first, a paused one by `resume`"
+    return None
 
 
 def is_current(rollout: Rollout, judgement: Judgement) -> bool:
-    """Return whether the judgement is of the present visit; an earlier one proves nothing."""
-    return judgement.visit == rollout.visit_index
+    """Return whether the judgement is of the present visit; an earlier one proves nothing.
+
+    Nor does one from before the visit counts again, after it was closed.
+    """
+    visit = rollout.present_visit
+    is_settling = visit is not None and bool(visit.closings) and judgement.at < visit.counting_since
+    return judgement.visit == rollout.visit_index and not is_settling
 
 
 def passes(judgement: Judgement) -> bool:
@@ -26,9 +76,34 @@ def passes(judgement: Judgement) -> bool:
 def no_longer_passes(rollout: Rollout, judgement: Judgement, now: datetime) -> bool:
     """Return whether what a person is asked to approve has ceased to pass.
 
-    Evidence on the edge is given a minute before the request is withdrawn.
+    Evidence on the edge is given a minute before the request is withdrawn, and a gap that time may
+    close the plan's `health_grace`. Meanwhile an approval is refused, see `actions.approve`.
     """
-    return is_current(rollout, judgement) and not passes(judgement) and may_announce(rollout, now)
+    if not is_current(rollout, judgement) or not may_announce(rollout, now):
+        return False
+    return judgement.statistics is not Verdict.PASS or stands(rollout, judgement)
+
+
+def why_not_again(rollout: Rollout, stage_index: int) -> str | None:
+    """Return why no gate may lead up to a stage, None when one may: it was there too often."""
+    stages = rollout.plan.stages
+    if stage_index >= len(stages):
+        return None
+    entered = pairwise(visit.stage for visit in rollout.visits)
+    climbs = sum(before < stage_index == after for before, after in entered)
+    if climbs >= MOST_CLIMBS:
+        name = stages[stage_index].name
+        return f"the rollout went up to stage {name} {climbs} times and came down again each time"
+    if len(rollout.visits) >= MOST_VISITS:
+        return f"the rollout has entered its stages {len(rollout.visits)} times"
+    return None
+
+
+def holds(advice: Advice | None, mode: AdvisorMode) -> bool:
+    """Return whether an answer, or that there is none, holds a gate."""
+    if advice is None:
+        return mode is AdvisorMode.REQUIRED
+    return advice.choice is not AdviceChoice.PROCEED and mode is not AdvisorMode.OBSERVE
 
 
 def why_not(judgement: Judgement) -> tuple[HoldReason, str]:
@@ -37,7 +112,7 @@ def why_not(judgement: Judgement) -> tuple[HoldReason, str]:
     Its gaps, else the metrics that did not pass.
     """
     if judgement.gaps:
-        return HoldReason.HEALTH, "; ".join(f"{gap.kind}: {gap.detail}" for gap in judgement.gaps)
+        return HoldReason.HEALTH, "; ".join(gap_words(judgement, gap) for gap in judgement.gaps)
     failing = [
         metric
         for metric in judgement.metrics
@@ -51,65 +126,7 @@ def _statistical_hold(judgement: Judgement) -> HoldReason:
     match judgement.statistics:
         case Verdict.FAIL:
             return HoldReason.SIGNAL
-        case Verdict.INCONCLUSIVE:
-            return HoldReason.INCONCLUSIVE
         case Verdict.NO_DATA:
             return HoldReason.HEALTH
         case _:
-            return HoldReason.FAILING
-
-
-# --- gaps that are not left to the gate ---
-
-
-def urgent_gap(rollout: Rollout, judgement: Judgement) -> Gap | None:
-    """Return the gap to act on at once, None without one.
-
-    At a gate that is a gap whose policy is to roll back. A broken split is bad at any moment, so it
-    is urgent during the bake too. While paused it is urgent only if it lowers the percentage:
-    nothing else moves then anyway.
-    """
-    if not rollout.phase.is_guarded:
-        return None
-    policies = rollout.plan.gap_policies
-    splits = [
-        gap
-        for gap in judgement.gaps
-        if gap.kind is HealthGap.SRM and policies[gap.kind] is not GapPolicy.WAIT
-    ]
-    lowering = [
-        gap
-        for gap in judgement.gaps
-        if policies[gap.kind] is GapPolicy.ROLL_BACK and (rollout.phase.is_at_gate or gap in splits)
-    ]
-    lowering += [gap for gap in splits if gap.treatment_missing]
-    pausing = [] if isinstance(rollout.phase, Paused) else splits
-    return next(iter((*lowering, *pausing)), None)
-
-
-def gaps_to_fix(judgement: Judgement) -> tuple[Gap, ...]:
-    """Return the gaps that time does not close, so that an operator has to fix them.
-
-    Those are exposures that do not follow the decision, and outcomes that are sent twice.
-    """
-    return tuple(
-        gap
-        for gap in judgement.gaps
-        if gap.kind is HealthGap.REPEATED_OUTCOMES
-        or (gap.kind is HealthGap.ACTUATION_DRIFT and gap.is_observed)
-    )
-
-
-def is_reported_in_bake(rollout: Rollout, judgement: Judgement) -> bool:
-    """Return whether a gap that an operator must fix is to be reported before the bake ends."""
-    return is_current(rollout, judgement) and rollout.hold is None and bool(gaps_to_fix(judgement))
-
-
-def is_resolved_in_bake(rollout: Rollout, judgement: Judgement, now: datetime) -> bool:
-    """Return whether the gap reported during the bake is closed, for a minute at least."""
-    return (
-        is_current(rollout, judgement)
-        and rollout.hold is HoldReason.HEALTH
-        and may_announce(rollout, now)
-        and not gaps_to_fix(judgement)
-    )
+            return HoldReason.INCONCLUSIVE

@@ -1,20 +1,18 @@
 """The metric `conversion:<name>`: the share of exposed contexts that convert; higher is better.
 
 Conversions come late, so they are compared with everyone exposed so far who had not converted. One
-share per visit makes both arms' exposures equally old, so the delay cancels out.
+share per visit makes both arms' exposures equally old, so the delay cancels out. An absolute limit
+is a floor, which is judged by contexts that had time to convert (`core/judging/floors.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from controller.core.analysis.latency import Ordered, Spread
-from controller.core.analysis.proportion import Counts, rate_interval
 from controller.core.evidence import ArmTotals
+from controller.core.metrics import arithmetic
 from controller.core.metrics.kind import (
     NOTHING_MEASURED,
     ArmSummary,
@@ -32,6 +30,12 @@ from controller.core.metrics.virtual import (
 )
 from schemas import metric_names
 from schemas.metric_names import CONVERSION_PREFIX
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from controller.core.analysis.latency import Ordered
+    from controller.core.analysis.proportion import Counts
 
 
 def _conversion_of(metric: str) -> str:
@@ -111,8 +115,8 @@ class Conversion(MetricKind):
     # To tolerate that nearly all conversions are lost is no comparison, and its ratio of rates is
     # nearly infinite.
     largest_margin = 0.999
-    has_harm_limit = False
     where_to_search = "the journey to it"
+    unit_words = "users"
     virtual = VirtualConversions
 
     @property
@@ -130,7 +134,7 @@ class Conversion(MetricKind):
         """Return the contexts that could still convert and those that did; the fall is the harm."""
         n_t, k_t = self._converted(before.totals.treatment, now.totals.treatment)
         n_c, k_c = self._converted(before.totals.control, now.totals.control)
-        return Counts(n_t, k_t, n_c, k_c).swapped()
+        return arithmetic.Counts(n_t, k_t, n_c, k_c).swapped()
 
     def _converted(self, before: ArmTotals, now: ArmTotals) -> tuple[int, int]:
         earlier = before.converted.get(self.conversion, 0)
@@ -138,14 +142,16 @@ class Conversion(MetricKind):
 
     def limit_words(self, limit: float) -> str:
         """Return what is compared with the limit."""
-        return f"treatment converting {self.conversion}"
+        return f"reached {self.conversion}"
 
     def summary(
-        self, arm: ArmTotals, latency: Spread, slow_above: int | None, alpha: float
+        self, arm: ArmTotals, latency: Ordered, slow_above: int | None, alpha: float
     ) -> ArmSummary:
         """Return the share of exposed contexts that converted."""
         trials = arm.exposures
         events = min(arm.converted.get(self.conversion, 0), trials)
         if trials == 0:
             return NOTHING_MEASURED
-        return ArmSummary(trials, events, events / trials, *rate_interval(events, trials, alpha))
+        return ArmSummary(
+            trials, events, events / trials, *arithmetic.rate_interval(events, trials, alpha)
+        )

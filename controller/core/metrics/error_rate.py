@@ -1,20 +1,19 @@
-"""The metric `error_rate`: the share of contexts whose requests fail.
+"""The metric `error_rate`: the share of user actions that fail.
 
-The unit of the tests is the context: those with an outcome that have not failed before in their
-visit, and those of them that fail now. People see the share of requests.
+A user action is the requests of one context that are counted in the same batch. It fails with the
+context's first failed request in its visit of the stage. After that the context does not count any
+more: the failures of one context depend on each other. Tests, tables and sentences have this one
+rate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from controller.core.analysis.latency import Ordered, Spread
-from controller.core.analysis.proportion import Counts, rate_interval
 from controller.core.evidence import ArmTotals
+from controller.core.metrics import arithmetic
 from controller.core.metrics.kind import (
     NOTHING_MEASURED,
     ArmSummary,
@@ -34,6 +33,12 @@ from schemas import metric_names
 
 #: The effect of a simulation: control's error rate times a factor.
 ERRORS = "errors"
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from controller.core.analysis.latency import Ordered
+    from controller.core.analysis.proportion import Counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,7 @@ class VirtualErrors(VirtualMetric):
 
 @dataclass(frozen=True, slots=True)
 class ErrorRate(MetricKind):
-    """The share of contexts that fail."""
+    """The share of user actions that fail."""
 
     names = metric_names.ERROR_RATE
     alpha_weight = 0.65
@@ -100,7 +105,7 @@ class ErrorRate(MetricKind):
     ) -> Counts | None:
         """Return the new contexts at risk and first errors of both arms."""
         old, new = before.totals, now.totals
-        return Counts(
+        return arithmetic.Counts(
             new.treatment.at_risk - old.treatment.at_risk,
             new.treatment.first_errors - old.treatment.first_errors,
             new.control.at_risk - old.control.at_risk,
@@ -109,31 +114,25 @@ class ErrorRate(MetricKind):
 
     def limit_words(self, limit: float) -> str:
         """Return what is compared with the limit."""
-        return "treatment failing"
+        return "failed"
 
     def summary(
-        self, arm: ArmTotals, latency: Spread, slow_above: int | None, alpha: float
+        self, arm: ArmTotals, latency: Ordered, slow_above: int | None, alpha: float
     ) -> ArmSummary:
-        """Return the share of failed requests.
+        """Return the rate that the tests judge, which is not that of requests.
 
-        The estimate counts requests, because people see that share elsewhere. The interval counts
-        contexts, whose errors are independent; where a context had several errors, it is scaled in
-        proportion.
+        An app that sends several requests per user has another rate of failed requests. To show
+        that one beside the tests' sentences would contradict them.
         """
-        if arm.outcomes == 0:
-            return NOTHING_MEASURED
-        errors = min(arm.errors, arm.outcomes)
-        estimate = errors / arm.outcomes
         if arm.at_risk == 0:
-            return ArmSummary(arm.outcomes, errors, estimate, 0.0, 1.0)
-        first_errors = min(arm.first_errors, arm.at_risk)
-        low, high = rate_interval(first_errors, arm.at_risk, alpha)
-        repeats = estimate / (first_errors / arm.at_risk) if first_errors else 1.0
+            return NOTHING_MEASURED
+        failed = min(arm.first_errors, arm.at_risk)
+        low, high = arithmetic.rate_interval(failed, arm.at_risk, alpha)
         return ArmSummary(
-            arm.outcomes,
-            errors,
-            estimate,
-            min(low * repeats, estimate),
-            max(min(high * repeats, 1.0), estimate),
-            repeats=errors / first_errors if first_errors else 1.0,
+            arm.at_risk,
+            failed,
+            failed / arm.at_risk,
+            low,
+            high,
+            repeats=arm.errors / failed if failed else 1.0,
         )

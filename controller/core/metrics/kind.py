@@ -14,15 +14,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from controller.core.analysis.change_point import Floats
-from controller.core.analysis.latency import Ordered, Spread
-from controller.core.analysis.proportion import Counts, harm_alternatives
 from controller.core.evidence import ArmTotals, VisitTotals
+from controller.core.metrics import arithmetic
 from controller.core.metrics.virtual import VirtualMetric
 from schemas.metric_names import SMALLEST_LIMIT, MetricNames, Unit
 from schemas.terms import Arm
+
+if TYPE_CHECKING:
+    from controller.core.analysis.change_point import Floats
+    from controller.core.analysis.latency import Ordered
+    from controller.core.analysis.proportion import Counts
 
 
 class Fault(NamedTuple):
@@ -36,12 +39,12 @@ class Fault(NamedTuple):
 class ArmSummary:
     """One arm of one metric, in the metric's own unit (share in [0, 1], or milliseconds)."""
 
-    trials: int  # observations behind the estimate
+    trials: int  # observations behind the estimate, in the kind's `unit_words`
     events: int  # of them bad ones (errors, slow requests), or good ones (conversions)
     estimate: float | None  # None: nothing measured
     low: float | None  # interval at the plan's alpha, valid at any time
     high: float | None
-    # errors per context that failed: by how much counting requests would overstate the evidence
+    # failed requests per context that failed
     repeats: float = 1.0
 
 
@@ -78,12 +81,13 @@ class MetricKind(ABC):
     takes_points: ClassVar[bool] = False
     #: A relative margin of this or more is no comparison.
     largest_margin: ClassVar[float] = 10.0
-    #: Whether treatment beyond the limit is harm. False: the limit is only shown to be kept.
-    has_harm_limit: ClassVar[bool] = True
     #: Whether events of a visit that is over still reach the tests.
     counts_late_events: ClassVar[bool] = True
     #: Treatment below this rate passes a gate whatever control's rate is; None: no such rate.
     negligible_rate: ClassVar[float | None] = None
+    #: What one observation is, in the plural, for people. A user action is the requests of one user
+    #: that are counted in the same batch (about 100 ms).
+    unit_words: ClassVar[str] = "user actions"
     #: Where people should search for the cause of a regression.
     where_to_search: ClassVar[str]
     #: How a simulation draws this kind.
@@ -122,6 +126,14 @@ class MetricKind(ABC):
         """Return the share of events at which an absolute limit lies."""
         return limit
 
+    def limit_doubt(self, limit: float, control: Ordered) -> str | None:
+        """Return why the limit says nothing about the release; None when it does.
+
+        That is when control's values, too, are so far beyond it that they cannot be what the plan's
+        author meant. `control` has the latencies of the present visit.
+        """
+        return None
+
     # --- counting and testing
 
     @property
@@ -153,7 +165,7 @@ class MetricKind(ABC):
 
     def harm_log_weights(self, log_tolerated: float) -> Floats:
         """Return the weights of the alternatives that the test of harm bets on."""
-        return harm_alternatives(log_tolerated).log_weights
+        return arithmetic.harm_alternatives(log_tolerated).log_weights
 
     def harm_increment(
         self, before: Sample, now: Sample, margin: float, of_rates: Floats | None
@@ -168,13 +180,17 @@ class MetricKind(ABC):
 
     @abstractmethod
     def limit_words(self, limit: float) -> str:
-        """Return what is compared with the limit, such as `treatment failing`."""
+        """Return what is compared with the limit: `failed` in `2 % of 50 user actions failed`."""
+
+    def bound_words(self, limit: float, share: str) -> str:
+        """Return the limit by itself; `share` is the share that it allows, in words."""
+        return f"{'at least' if self.is_better_when_higher else 'limit'} {share}"
 
     def place_words(self, place: int | None) -> str:
         """Return where control's tail begins, to stand before a sentence; often empty."""
         return ""
 
-    def harm_words(self, latencies: Mapping[Arm, Spread]) -> str | None:
+    def harm_words(self, latencies: Mapping[Arm, Ordered]) -> str | None:
         """Return what to say of harm whose size the test does not tell, None when it tells it."""
         return None
 
@@ -182,7 +198,7 @@ class MetricKind(ABC):
 
     @abstractmethod
     def summary(
-        self, arm: ArmTotals, latency: Spread, slow_above: int | None, alpha: float
+        self, arm: ArmTotals, latency: Ordered, slow_above: int | None, alpha: float
     ) -> ArmSummary:
         """Return an arm in the metric's unit, with an interval at `alpha`.
 

@@ -11,21 +11,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from controller.core.analysis.change_point import Floats
-from controller.core.analysis.latency import (
-    Ordered,
-    Spread,
-    margin_buckets,
-    quantile_bucket,
-    quantile_interval,
-)
-from controller.core.analysis.proportion import Counts
-from controller.core.analysis.slowness import SHAPE_LOG_WEIGHTS, slowness_increment
 from controller.core.evidence import (
     GAMMA,
     HIGHEST_BUCKET,
@@ -34,6 +21,7 @@ from controller.core.evidence import (
     bucket_of,
     bucket_value,
 )
+from controller.core.metrics import arithmetic
 from controller.core.metrics.kind import (
     NOTHING_MEASURED,
     ArmSummary,
@@ -46,6 +34,14 @@ from controller.core.metrics.virtual import Bounds, Draw, DrawnArm, ExampleHarm,
 from schemas import metric_names
 from schemas.metric_names import DISTRIBUTION, QUANTILE_PREFIX, SMALLEST_LIMIT
 from schemas.terms import Arm
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from controller.core.analysis.change_point import Floats
+    from controller.core.analysis.latency import Ordered
+    from controller.core.analysis.proportion import Counts
 
 # --- simulation
 
@@ -128,17 +124,17 @@ class VirtualLatency(VirtualMetric):
             if one.limit is not None:
                 buckets.add(bucket_of(one.limit))
             middle_bucket = bucket_of(self.quantile_ms(quantile_of(one.metric)))
-            above = _NEAR + margin_buckets(one.margin or 0) + 1
+            above = _NEAR + arithmetic.margin_buckets(one.margin or 0) + 1
             buckets.update(range(middle_bucket - _NEAR, middle_bucket + above))
-        return np.array(
+        return arithmetic.np.array(
             sorted(bucket for bucket in buckets if LOWEST_BUCKET <= bucket <= HIGHEST_BUCKET),
-            dtype=np.int64,
+            dtype=arithmetic.np.int64,
         )
 
     def up_to(self, latencies_ms: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the share of control's values at or below each latency."""
-        z = (np.log(latencies_ms) - math.log(self.p50_ms)) / self._log_spread
-        return np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in z.tolist()])
+        z = (arithmetic.np.log(latencies_ms) - math.log(self.p50_ms)) / self._log_spread
+        return arithmetic.np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in z.tolist()])
 
 
 class _LatencyDraw:
@@ -161,13 +157,13 @@ class _LatencyDraw:
         """Return the probability of each bucket, from the bucket below it on."""
         shares = self._shares.get((slower, tail))
         if shares is None:
-            edges = np.exp(self._buckets * math.log(GAMMA))
+            edges = arithmetic.np.exp(self._buckets * math.log(GAMMA))
             up_to = self._control.up_to(edges / slower)
             if tail != 1.0:
                 slow = self._control.up_to(edges / slower / tail)
                 up_to = (1 - TAIL_PART) * up_to + TAIL_PART * slow
             up_to[-1] = 1.0
-            shares = self._shares[slower, tail] = np.diff(up_to, prepend=0.0)
+            shares = self._shares[slower, tail] = arithmetic.np.diff(up_to, prepend=0.0)
         return shares
 
 
@@ -183,6 +179,13 @@ def _normal_quantile(share: float) -> float:
 
 
 # --- what both metrics share
+
+#: A median above a minute, and above ten times the limit, in the arm that nothing was changed in:
+#: the limit is about other values than those that are sent. Milliseconds sent as seconds are a
+#: thousand times too large.
+_IMPLAUSIBLE_MS = 60_000.0
+_FAR_BEYOND = 10
+_LEAST_VALUES = 3  # as many as a breach needs in treatment
 
 
 def quantile_of(metric: str) -> float:
@@ -218,6 +221,16 @@ class _Latency(MetricKind, ABC):
         """Return the share of values that may lie above the limit."""
         return round(1 - self.quantile, 9)
 
+    def limit_doubt(self, limit: float, control: Ordered) -> str | None:
+        """Return that control's median is implausible, as when milliseconds are sent as seconds."""
+        implausible = bucket_of(max(_IMPLAUSIBLE_MS, _FAR_BEYOND * limit))
+        if control.total < _LEAST_VALUES or 2 * control.above(implausible) <= control.total:
+            return None
+        return (
+            f"control's median, too, is {control.quantile(0.5) or 0.0:,.3g} ms, where the limit is "
+            f"{limit:g} ms: are milliseconds sent as seconds?"
+        )
+
     def observed(self, arm: ArmTotals, latency: Ordered, limit: float | None) -> Observed:
         """Return the values, and those above the limit's bucket.
 
@@ -231,7 +244,7 @@ class _Latency(MetricKind, ABC):
         """Return the new values, and those above `place`; treatment's place has the margin."""
         if place is None:
             return None
-        above_place = {Arm.TREATMENT: place + margin_buckets(margin), Arm.CONTROL: place}
+        above_place = {Arm.TREATMENT: place + arithmetic.margin_buckets(margin), Arm.CONTROL: place}
         (n_t, k_t), (n_c, k_c) = (
             (
                 now.latencies[arm].total - before.latencies[arm].total,
@@ -239,37 +252,43 @@ class _Latency(MetricKind, ABC):
             )
             for arm, bucket in above_place.items()
         )
-        return Counts(n_t, k_t, n_c, k_c)
+        return arithmetic.Counts(n_t, k_t, n_c, k_c)
 
     def place(self, control_past: Ordered, previous: int | None) -> int | None:
         """Return the bucket of control's quantile so far."""
-        place = quantile_bucket(control_past, self.quantile)
+        place = arithmetic.quantile_bucket(control_past, self.quantile)
         return previous if place is None else place
 
     def limit_words(self, limit: float) -> str:
         """Return what is compared with the limit."""
-        return f"treatment above {limit:g} ms"
+        return f"took more than {limit:g} ms"
+
+    def bound_words(self, limit: float, share: str) -> str:
+        """Return the limit as the plan writes it, with the share of slower ones that it allows."""
+        return f"limit {limit:g} ms (at most {share} slower)"
 
     def place_words(self, place: int | None) -> str:
         """Return where control's tail begins."""
-        return "" if place is None else f"above control's {bucket_value(place):.3g} ms: "
+        if place is None:
+            return ""
+        quantile = f"p{100 * self.quantile:g}".replace(".", "")
+        return f"slower than control's {quantile} ({bucket_value(place):.3g} ms): "
 
     def summary(
-        self, arm: ArmTotals, latency: Spread, slow_above: int | None, alpha: float
+        self, arm: ArmTotals, latency: Ordered, slow_above: int | None, alpha: float
     ) -> ArmSummary:
         """Return the quantile in ms.
 
-        The estimate is of every value, the interval of one value per context and batch. Events are
-        the values above `slow_above`.
+        It has one value per context and batch, as the tests have, so that no table contradicts
+        their sentences. Events are the values above `slow_above`.
         """
-        every = latency.every
-        if every.total == 0:
+        if latency.total == 0:
             return NOTHING_MEASURED
-        estimate = every.quantile(self.quantile)
-        low, high = quantile_interval(latency.tested, self.quantile, alpha)
+        estimate = latency.quantile(self.quantile)
+        low, high = arithmetic.quantile_interval(latency, self.quantile, alpha)
         return ArmSummary(
-            trials=every.total,
-            events=0 if slow_above is None else every.above(slow_above),
+            trials=latency.total,
+            events=0 if slow_above is None else latency.above(slow_above),
             estimate=estimate,
             low=low if low is None or estimate is None else min(low, estimate),
             high=high if high is None or estimate is None else max(high, estimate),
@@ -304,15 +323,17 @@ class LatencyDistribution(_Latency):
 
     def harm_log_weights(self, log_tolerated: float) -> Floats:
         """Return the weights of the shapes of a regression."""
-        return SHAPE_LOG_WEIGHTS
+        return arithmetic.SHAPE_LOG_WEIGHTS
 
     def harm_increment(
         self, before: Sample, now: Sample, margin: float, of_rates: Floats | None
     ) -> Floats | None:
         """Return the log e-value per shape, None while control's past is too short."""
-        return slowness_increment(before.latencies, now.latencies, margin_buckets(margin))
+        return arithmetic.slowness_increment(
+            before.latencies, now.latencies, arithmetic.margin_buckets(margin)
+        )
 
-    def harm_words(self, latencies: Mapping[Arm, Spread]) -> str:
+    def harm_words(self, latencies: Mapping[Arm, Ordered]) -> str:
         """Return three quantiles of both arms: shapes tell no single size."""
         return f"treatment is slower than control: {_quantiles(latencies)} in this stage"
 
@@ -322,14 +343,11 @@ def latency_kind(metric: str) -> MetricKind:
     return LatencyDistribution(metric) if metric == DISTRIBUTION else LatencyQuantile(metric)
 
 
-def _quantiles(latencies: Mapping[Arm, Spread]) -> str:
+def _quantiles(latencies: Mapping[Arm, Ordered]) -> str:
     """Return both arms' quantiles side by side, for people."""
     words = []
     for name, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
-        both = []
-        for arm in (Arm.TREATMENT, Arm.CONTROL):
-            spread = latencies[arm]
-            both.append((spread.every if spread.every.total else spread.tested).quantile(q))
+        both = [latencies[arm].quantile(q) for arm in (Arm.TREATMENT, Arm.CONTROL)]
         values = " against ".join("nothing" if ms is None else f"{ms:.3g} ms" for ms in both)
         words.append(f"{name} {values}")
     return ", ".join(words)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, Self
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from controller.core.evidence import ArmTotals
 from schemas.counters import add_by_key
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Bounds(Protocol):

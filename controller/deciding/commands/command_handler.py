@@ -16,6 +16,7 @@ from controller.deciding.commands.command_partition import OpenCommands, Pending
 from controller.deciding.commands.command_refusals import CommandRefusals
 from controller.deciding.commands.command_topic import CommandTopic
 from controller.deciding.commands.passing_faults import PassingFaults
+from controller.deciding.flag.command_answers import unusable
 from controller.deciding.worker_pool import WorkerPool
 from controller.errors import BadInput, CommandRefused
 from controller.health import Scope
@@ -87,7 +88,7 @@ class CommandHandler:
                 self._refusals.add(Refusal(command, record, fault))
                 return False
             # The flag's worker answers, and stores the answer: a repeat gets the same.
-            event = CommandUnusable(fault.command_id, fault.verb, fault.reason)
+            event = unusable(fault)
         except BadInput as fault:
             self._refusals.add(Refusal(command, record, fault))
             return False

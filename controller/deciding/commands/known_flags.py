@@ -29,11 +29,12 @@ class KnownFlags:
         self._stored_at = float("-inf")  # monotonic seconds
 
     def has(self, flag_key: str) -> bool:
-        """Return whether a flag may have a rollout."""
+        """Return whether a flag may have a rollout, or was retired: its answers are kept."""
         return (
             flag_key in self._pool
             or flag_key in self._registered
             or flag_key in self._stored
+            or self._registry.retired_revision(flag_key) is not None
             or self._commands[flag_key] > 0
         )
 

@@ -56,6 +56,7 @@ class ExplanationQueue:
         if (
             alert.kind not in EXPLAINED
             or alert.judgement is None
+            or (alert.kind is AlertKind.HEALTH_GAP and alert.severity is Severity.INFO)  # over
             or rollout.plan.advisor.mode is AdvisorMode.OFF
         ):
             return

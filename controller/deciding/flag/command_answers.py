@@ -14,10 +14,12 @@ from datetime import datetime
 
 import structlog
 
+from controller.codec.commands import to_command_received
 from controller.core.rollout import AnswerCommand, CommandReceived, CommandUnusable
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.flag.outbox import Outbox
 from controller.deciding.flag.store_trouble import StoreTrouble
+from controller.errors import CommandRefused
 from controller.ports import OutboxEntry
 from schemas.terms import ALWAYS_ACCEPTED
 
@@ -129,9 +131,26 @@ def digest_of(command: Command) -> str:
     else:
         plan = None if command.plan is None else command.plan.version
         request += [command.issuer, command.reason, command.expected_revision, plan]
+        if command.to_stage is not None:
+            request.append(command.to_stage)
         if command.verb in ALWAYS_ACCEPTED:
             request.append(command.issued_at.timestamp())
     return hashlib.sha256(json.dumps(request).encode()).hexdigest()[:32]
+
+
+def unusable(fault: CommandRefused) -> CommandUnusable:
+    """Return a refused command as the core's event.
+
+    It has the digest of what it requests wherever that can be told, so that its sender, who knows
+    nothing else, finds the answer.
+    """
+    digest = ""
+    if fault.command is not None:
+        try:
+            digest = digest_of(to_command_received(fault.command))
+        except (ValueError, ArithmeticError, LookupError):
+            digest = ""  # a plan that cannot be converted has no version
+    return CommandUnusable(fault.command_id, fault.verb, fault.reason, digest)
 
 
 def read_answer(answer: bytes) -> EarlierUse:
@@ -149,6 +168,11 @@ def answer_key(answer: AnswerCommand) -> str:
     if not answer.event:
         return answer.command_id
     return _second_key(answer.command_id, answer.digest)
+
+
+def answer_keys(command: Command) -> tuple[str, str]:
+    """Return the keys under which a command's answer may be stored, the more exact one first."""
+    return _second_key(command.command_id, digest_of(command)), command.command_id
 
 
 def _second_key(command_id: str, digest: str) -> str:

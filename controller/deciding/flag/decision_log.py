@@ -9,6 +9,7 @@ import structlog
 from controller.core.rollout import (
     AnswerCommand,
     AskAdvice,
+    Baking,
     Effect,
     Gating,
     PublishDecision,
@@ -33,6 +34,7 @@ class DecisionLog:
         self, before: Rollout | None, after: Rollout | None, effects: Sequence[Effect]
     ) -> None:
         """Log and count effects that were saved, with the rollout before and after them."""
+        is_by_command = any(isinstance(effect, AnswerCommand) for effect in effects)
         for effect in effects:
             match effect:
                 case PublishDecision():
@@ -43,19 +45,25 @@ class DecisionLog:
                     self._record_answer(effect)
                 case RaiseAlert():
                     self._metrics.alerts.of(effect.kind, effect.severity).inc()
-                    if after is not None and self._dependencies.explanations is not None:
-                        self._dependencies.explanations.request(after, effect)
+                    self._request_explanation(after, effect, is_by_command=is_by_command)
                 case AskAdvice():
                     self._logger.info("advice_asked", gate_id=effect.gate_id, round=effect.round)
-        if (
-            before is not None
-            and after is not None
-            and isinstance(before.phase, Gating)
-            and not isinstance(after.phase, Gating)
-        ):
+        if before is None or after is None:
+            return
+        if isinstance(before.phase, Baking) and isinstance(after.phase, Gating):
+            self._logger.info("gate_opened", **gate_line(after, after.phase))
+        if isinstance(before.phase, Gating) and not isinstance(after.phase, Gating):
             self._metrics.gate_duration_seconds.observe(
                 (after.updated_at - before.phase.since).total_seconds()
             )
+
+    def _request_explanation(
+        self, after: Rollout | None, alert: RaiseAlert, *, is_by_command: bool
+    ) -> None:
+        """Ask for a guess at the cause, except where an operator is the cause."""
+        queue = self._dependencies.explanations
+        if after is not None and queue is not None and not is_by_command:
+            queue.request(after, alert)
 
     def _record_answer(self, answer: AnswerCommand) -> None:
         self._metrics.commands.of(answer.verb or UNKNOWN_VERB, answer.status).inc()
@@ -66,6 +74,19 @@ class DecisionLog:
             status=answer.status,
             reason=answer.reason,
         )
+
+
+def gate_line(rollout: Rollout, gate: Gating) -> dict[str, object]:
+    """Return the keys of the line that says that a bake is over: no decision reports that."""
+    return {
+        "rollout_id": rollout.rollout_id,
+        "revision": rollout.revision,
+        "phase": gate.name,
+        "stage": gate.stage + 1,
+        "gate_id": gate.gate_id,
+        "percent": rollout.percent,
+        "undecided_until": gate.until.isoformat(),
+    }
 
 
 def decision_line(decision: PublishDecision, rollout: Rollout | None) -> dict[str, object]:
@@ -84,7 +105,7 @@ def decision_line(decision: PublishDecision, rollout: Rollout | None) -> dict[st
             "phase": rollout.phase.name,
         }
     if decision.stage is not None:
-        line["stage"] = decision.stage
+        line["stage"] = decision.stage + 1
     if decision.gate_id is not None:
         line["gate_id"] = decision.gate_id
     if decision.advice is not None:

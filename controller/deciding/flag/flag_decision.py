@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Final
 
 from controller.core.analysis.sequential_tests import SequentialTests
 from controller.core.evidence import Evidence
 from controller.core.invariants import Step
+from controller.core.judging.carried_tests import carried_tests
 from controller.core.judging.gate import check_harm, judge
 from controller.core.judging.judgement import Judgement
-from controller.core.machine import decide, hold_back
+from controller.core.machine import decide, hold_back, with_evidence
+from controller.core.machine.health import is_alarming
 from controller.core.rollout import (
     AnswerCommand,
     CommandReceived,
@@ -30,11 +33,23 @@ from controller.deciding.flag.flag_inbox import NewTotals
 from controller.deciding.flag.flag_state import FlagState
 from controller.deciding.flag.safeguards import OUTBOX_FULL, Safeguards
 from controller.ports import Clock
-from schemas.terms import CommandStatus
+from schemas.terms import CommandStatus, CommandVerb
 
-#: While a stage bakes, only harm can change the phase, so only harm is tested; that costs a third
-#: of a full judgement. Gaps, intervals and texts are computed this often.
+#: While a stage bakes, only harm has to act at once, so only harm is tested; that costs a third of
+#: a full judgement. Gaps, which act when they have lasted, intervals and texts are computed this
+#: often.
 JUDGED_EVERY_SECONDS = 1.0
+#: Whoever sends one of these acts on the evidence, or in spite of it.
+_TELLS_GAPS: Final = frozenset(
+    {
+        CommandVerb.APPROVE,
+        CommandVerb.PROMOTE,
+        CommandVerb.PROMOTE_FULL,
+        CommandVerb.RESUME,
+        CommandVerb.RETRY,
+        CommandVerb.ROLL_BACK,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +69,9 @@ class EvidenceJudge:
         self._judged_at = float("-inf")  # monotonic seconds
         #: The newest full judgement, perhaps of an earlier rollout.
         self.judgement: Judgement | None = None
+        self._rollout_id = ""  # of the rollout that it is about
+        #: Why no evidence could be had when a command needed it; None: it was not tried, or it was.
+        self.trouble: str | None = None
 
     def judge(
         self, rollout: Rollout, evidence: Evidence, tests: SequentialTests, now: datetime
@@ -69,8 +87,21 @@ class EvidenceJudge:
             if not any(signal.is_possible for signal in signals):
                 return None, tests
         self.judgement, tests = judge(rollout, evidence, tests, now)
+        self._rollout_id = rollout.rollout_id
         self._judged_at = self._clock.monotonic()
         return self.judgement, tests
+
+    def observe(
+        self, rollout: Rollout, evidence: Evidence, tests: SequentialTests, now: datetime
+    ) -> None:
+        """Judge evidence to show it alone: the tests stay as they are, and nothing is decided."""
+        self.judgement, _ = judge(rollout, evidence, tests, now)
+        self._rollout_id = rollout.rollout_id
+
+    def newest_of(self, rollout: Rollout | None) -> Judgement | None:
+        """Return the newest full judgement of a rollout; None: it was not judged here yet."""
+        is_of_it = rollout is not None and rollout.rollout_id == self._rollout_id
+        return self.judgement if is_of_it else None
 
 
 class FlagDecider:
@@ -101,19 +132,43 @@ class FlagDecider:
                 return PendingSave(rollout, (), tests)
             decided = EvidenceJudged(judgement)
         else:
-            decided = event
+            decided = self._with_gaps(event)
         if binding is not None and binding.refusal:
             answer = _bound(self._rejected(decided, binding.refusal), binding)
             return PendingSave(rollout, (answer,), tests)
         after, effects = decide(rollout, decided, now)
+        if rollout is not None and after is not None and after.rollout_id == rollout.rollout_id:
+            tests = carried_tests(tests, rollout, after)
         decision = PendingSave(after, effects, tests)
         if (why := self._safeguards.why_not_raise(after)) is not None:
             decision = self._held_back(decided, judgement, why, now)
+        if rollout is not None and after is not None and after.rollout_id == rollout.rollout_id:
+            newest = self._judge.newest_of(rollout)
+            effects = with_evidence(decision.effects, newest, self._judge.trouble)
+            decision = replace(decision, effects=effects)
         decision = self._checked(decided, decision, now)
         if binding is not None:
             effects = tuple(_bound(effect, binding) for effect in decision.effects)
             decision = replace(decision, effects=effects)
         return decision
+
+    def _with_gaps(self, event: Event) -> Event:
+        """Return a command with the gaps of the newest evidence; other events as they are.
+
+        That a sample is still small is no news but for an approval, which it refuses. While it is
+        closed nothing is counted, which is no gap.
+        """
+        rollout = self._state.rollout
+        newest = self._judge.newest_of(rollout)
+        if not isinstance(event, CommandReceived) or event.verb not in _TELLS_GAPS:
+            return event
+        if rollout is None or rollout.closed_since is not None:
+            return event
+        if newest is None or newest.visit != rollout.visit_index:
+            return event
+        is_approval = event.verb is CommandVerb.APPROVE
+        gaps = [gap for gap in newest.gaps if is_approval or is_alarming(gap)]
+        return replace(event, gaps=tuple(f"{gap.kind}: {gap.detail}" for gap in gaps))
 
     def _held_back(
         self, event: Event, judgement: Judgement | None, why: str, now: datetime

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from controller.core.evidence import Evidence
-from controller.core.rollout import CommandReceived, Event
+from controller.core.rollout import CommandReceived, Event, Ticked
 from schemas.terms import ALWAYS_ACCEPTED, FINAL, CommandVerb
 
 _NOT_OVERTAKEN = FINAL | {CommandVerb.START, CommandVerb.RESTART}
@@ -78,6 +78,11 @@ class FlagInbox:
             self.urgent.set()
         assert queued.done is not None
         return queued.done
+
+    def poke(self) -> None:
+        """Wake the worker, so that it looks for newer documents of its flag. Returns at once."""
+        self._events.append(Queued(Ticked(), _now()))
+        self._filled.set()
 
     def put_refusal(self, event: Event) -> asyncio.Future[None]:
         """Queue an event behind everything else. The future is done once its outcome is saved."""

@@ -16,6 +16,7 @@ import structlog
 
 from controller.codec.outbox import Message
 from controller.core.analysis.sequential_tests import SequentialTests, decode_tests, encode_tests
+from controller.core.machine.retirement import retired_at
 from controller.core.rollout import AnswerCommand, AskAdvice, Baking, Effect, Rollout
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.flag.command_answers import answer_key
@@ -79,6 +80,8 @@ class FlagState:
         self.tests = SequentialTests()
         self.bake = BakeClock(dependencies.clock)
         self._token = 0  # of the last save; the store compares it
+        self._is_loaded = False
+        self._last_revision = 0  # of a flag that has nothing: the highest that it may have had
         self._tests_saved_at = 0.0
         self._logger = structlog.get_logger().bind(flag_key=flag_key)
 
@@ -151,20 +154,62 @@ class FlagState:
                 answer = (answer_key(message), entry.value)
         return entries, answer
 
+    # --- retired flags ---
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it was loaded, and nothing is stored of the flag."""
+        return self._is_loaded and self.rollout is None and self._token == 0
+
+    @property
+    def last_revision(self) -> int:
+        """The highest revision that a flag without a rollout may have had before."""
+        return max(
+            self._last_revision, self._dependencies.registry.retired_revision(self._flag_key) or 0
+        )
+
+    async def bury(self) -> bool:
+        """Delete what is stored of a retired flag; False: somebody has saved since."""
+        rollout = self.rollout
+        assert rollout is not None
+        return await self._dependencies.rollouts.bury(
+            self._flag_key, expected_token=self._token, revision=rollout.revision
+        )
+
+    def _newest_of_topic(self, stored: StoredRollout) -> Rollout | None:
+        """Return the newest rollout by the state topic, None where it has none.
+
+        What the topic says of a retired flag counts too: Redis may have fallen back to an older
+        document, and the topic may end with an old document that was written late.
+        """
+        registry = self._dependencies.registry
+        newest = registry.newest(self._flag_key)
+        if newest is not None and newest.revision <= stored.retired_revision:
+            self._logger.warning("retired_flag_in_topic", revision=newest.revision)
+            registry.retire(self._flag_key, stored.retired_revision)
+            registry.republish(self._flag_key)
+            return None
+        retired_as = registry.retired_revision(self._flag_key) or 0
+        if stored.rollout is not None and stored.rollout.revision < retired_as:
+            now = self._dependencies.clock.now()
+            return retired_at(stored.rollout, retired_as, "the state topic says so", now)
+        return newest
+
     # --- loading ---
 
-    async def load(self) -> bool:
-        """Read what is stored; return whether it was damaged and had to be replaced.
+    async def load(self) -> str:
+        """Read what is stored; return what had happened to it, if it had to be replaced.
 
+        Empty: nothing. "damaged": it could not be read. "lost": Redis had none, or an older one.
         A newer document of the state topic wins: Redis may have lost its last second, or
         everything. Raises DocumentUnreadable where no readable document is known, or where a newer
         release wrote the stored one.
         """
         stored = await self.read()
-        newest = self._dependencies.registry.newest(self._flag_key)
+        newest = self._newest_of_topic(stored)
         lost = self._lost(stored, newest)
-        is_damaged = bool(stored.trouble)
-        if is_damaged:
+        what_happened = "damaged" if stored.trouble else ""
+        if what_happened:
             newest = self._replacement(stored, newest)
             self._logger.error(
                 "recovered_from_damage", error=stored.trouble, revision=newest.revision
@@ -177,13 +222,18 @@ class FlagState:
                 "recovered_from_state_topic", revision=newest.revision, token=stored.token
             )
             await self._restore(newest, lost, stored.token)
+            what_happened = what_happened or "lost"
             stored = await self.read()
             lost = self._lost(stored, newest)
         self.rollout, self._token = stored.rollout, stored.token
+        self._last_revision, self._is_loaded = stored.last_revision, True
+        if self.rollout is not None:
+            # This replica's settings count, not those of the replica that saved it.
+            self.rollout = replace(self.rollout, has_advisor=self._dependencies.has_advisor)
         self.tests = self._decoded(stored.tests)
         self.bake.follow(stored.rollout, self._dependencies.clock.now())
         self._outbox.reload(stored.outbox, lost)
-        return is_damaged
+        return what_happened
 
     async def read(self) -> StoredRollout:
         """Return what is stored, as soon as Redis answers."""

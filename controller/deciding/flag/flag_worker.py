@@ -32,6 +32,7 @@ from controller.core.rollout import (
     Event,
     RaiseAlert,
     Restarted,
+    Retired,
     Rollout,
     Ticked,
 )
@@ -46,10 +47,12 @@ from controller.deciding.flag.outbox import EffectEncoder, Outbox
 from controller.deciding.flag.safeguards import Safeguards
 from controller.deciding.flag.store_trouble import StoreTrouble
 from controller.health import Scope
-from schemas.terms import AlertKind, Severity
+from schemas.terms import AlertKind, CommandVerb, Severity
 
 #: A deadline that changed nothing, while frozen for example, is checked again this often.
 TICK_EVERY_SECONDS = 0.1
+#: A command waits so long for evidence that was not given yet.
+OBSERVED_WITHIN_SECONDS = 0.5
 #: What is left of a wait may be less than a clock can measure. Waiting for it would never end.
 SHORTEST_WAIT_SECONDS = 1e-6
 #: The reporter of documents that cannot be read at start-up. It is over once a worker has read one.
@@ -94,6 +97,21 @@ class FlagWorker:
         return self._judge.judgement
 
     @property
+    def is_retired(self) -> bool:
+        """Whether the flag was retired, everybody was told, and nothing waits here."""
+        is_over = self.rollout is not None and isinstance(self.rollout.phase, Retired)
+        return is_over and not len(self.outbox) and not len(self.inbox)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is stored of the flag, and nothing waits here."""
+        return self._state.is_empty and not len(self.outbox) and not len(self.inbox)
+
+    async def bury(self) -> bool:
+        """Delete what is stored of a retired flag. Raises StoreUnavailable."""
+        return await self._state.bury()
+
+    @property
     def unsaved(self) -> str | None:
         """Why nothing is decided, once the store has failed for too long; None while it works."""
         return self._store.reason
@@ -109,6 +127,10 @@ class FlagWorker:
         """
         refusal = CommandUnusable(command.command_id, command.verb, why, digest_of(command))
         return self.inbox.put_refusal(refusal)
+
+    def poke(self) -> None:
+        """Look whether something newer was decided elsewhere. Returns at once."""
+        self.inbox.poke()
 
     def abandon(self) -> None:
         """Drop what waits: the replica that runs the flag now reads it from the command topic."""
@@ -131,8 +153,11 @@ class FlagWorker:
         if rollout is None:
             return
         suffix = "" if alert.explanation is None else "/explained"
-        effect_id = f"{alert.dedup_key}/{rollout.revision}{suffix}"
+        occasion = f"/{alert.occasion}" if alert.occasion else ""
+        effect_id = f"{alert.dedup_key}/{rollout.revision}{occasion}{suffix}"
         if not self.outbox.has(effect_id):
+            if alert.judgement is None:
+                alert = replace(alert, judgement=self._judge.newest_of(rollout))
             self.outbox.add([self._encoder.encode(alert, rollout, effect_id)])
 
     # --- the loop ---
@@ -191,11 +216,12 @@ class FlagWorker:
             await self.inbox.wait(wait)
 
     def _seconds_to_deadline(self) -> float | None:
-        deadline = None if self.rollout is None else next_deadline(self.rollout)
+        now = self._clock.now()
+        deadline = None if self.rollout is None else next_deadline(self.rollout, now)
         if deadline is None:
             return None
         since_tick = self._clock.monotonic() - self._ticked_at
-        wait = max((deadline - self._clock.now()).total_seconds(), TICK_EVERY_SECONDS - since_tick)
+        wait = max((deadline - now).total_seconds(), TICK_EVERY_SECONDS - since_tick)
         return wait if wait > SHORTEST_WAIT_SECONDS else 0.0
 
     async def _handle(self, event: Event | NewTotals) -> tuple[Effect, ...]:
@@ -209,6 +235,14 @@ class FlagWorker:
                 binding = await self._answers.bind(event)
                 if binding is None:
                     return ()
+                if isinstance(event, CommandReceived):
+                    event = replace(
+                        event,
+                        has_advisor=self._dependencies.has_advisor,
+                        last_revision=self._state.last_revision,
+                    )
+                    event = await self._with_missing(event)
+                    await self._observe()
             now = self._clock.now()
             decision = self._decider.decide(event, binding, now)
             if decision is None:
@@ -219,6 +253,37 @@ class FlagWorker:
             if any(isinstance(effect, AskAdvice) for effect in decision.effects):
                 # The question may be saved and was never sent: decide again as after a restart.
                 event = Restarted()
+
+    async def _with_missing(self, command: CommandReceived) -> CommandReceived:
+        """Return a start with what the rollout will need and is not there; others as they are."""
+        preflight, rollout = self._dependencies.preflight, self.rollout
+        plan = command.plan or (None if rollout is None else rollout.plan)
+        is_start = command.verb in (CommandVerb.START, CommandVerb.RESTART)
+        if preflight is None or plan is None or not is_start:
+            return command
+        if rollout is not None and not rollout.has_ended:
+            return command  # it is refused
+        return replace(command, missing=await preflight.missing(plan))
+
+    async def _observe(self) -> None:
+        """Read and judge the evidence where a command came before any was given.
+
+        Briefly: a command that lowers must not wait for it.
+        """
+        rollout, reader = self.rollout, self._dependencies.evidence
+        if reader is None or rollout is None or rollout.stage_index is None:
+            return
+        if self._judge.newest_of(rollout) is not None:
+            return
+        self._judge.trouble = None
+        try:
+            async with asyncio.timeout(OBSERVED_WITHIN_SECONDS):
+                evidence = await reader.read(rollout)
+            self._judge.observe(rollout, evidence, self._state.tests, self._clock.now())
+        except Exception as trouble:  # also a mistake of ours: the command is what counts
+            why = str(trouble) or f"no answer within {OBSERVED_WITHIN_SECONDS:g} s"
+            self._judge.trouble = f"what was counted could not be read: {why}"
+            self._logger.warning("evidence_not_at_hand", error=repr(trouble))
 
     async def _save(self, decision: PendingSave) -> bool:
         """Save state and effects, then perform them. False: not known to be saved."""
@@ -237,19 +302,20 @@ class FlagWorker:
 
     async def _load(self) -> None:
         """Read what is stored, and serve it. Raises DocumentUnreadable."""
-        is_damaged = await self._state.load()
+        what_happened = await self._state.load()
         if self.rollout is not None:
             self._dependencies.registry.update_own(self.rollout)
-            if is_damaged:
-                self._alert_recovery(self.rollout)
+            # After a loss of all of Redis, flags whose rollout has ended are not worth an alert.
+            if what_happened == "damaged" or (what_happened and not self.rollout.has_ended):
+                self._alert_recovery(self.rollout, what_happened)
 
-    def _alert_recovery(self, rollout: Rollout) -> None:
+    def _alert_recovery(self, rollout: Rollout, what_happened: str) -> None:
         kind = AlertKind.FLAG_BROKEN
         self.alert(
             RaiseAlert(
                 kind,
                 Severity.WARNING,
-                f"what was stored of {self.flag_key} was damaged; it goes on from revision "
+                f"what was stored of {self.flag_key} was {what_happened}; it goes on from revision "
                 f"{rollout.revision}, at {rollout.served_words}",
                 "check that this is where it should be; roll back if not",
                 f"{self.flag_key}/{rollout.rollout_id}/{len(rollout.visits)}/{kind}",

@@ -20,6 +20,7 @@ import structlog
 from controller.codec.outbox import Message, outbox_entry
 from controller.core.rollout import Rollout
 from controller.deciding.dependencies import WorkerDependencies
+from controller.deciding.flag.news import NewsKeeper
 from controller.errors import EventLogUnavailable, StoreUnavailable
 from controller.ports import Clock, OutboxEntry
 from controller.retrying import until_done
@@ -66,6 +67,7 @@ class Outbox:
         self._filled = asyncio.Event()
         self._trying_since: float | None = None  # monotonic seconds
         self._published: set[OutboxEntry] = set()  # and not yet known to be removed
+        self._news = NewsKeeper(dependencies.reports, dependencies.faults)
         self._logger = structlog.get_logger().bind(flag_key=flag_key)
 
     def __len__(self) -> int:
@@ -120,6 +122,7 @@ class Outbox:
             if not self._entries:
                 self._trying_since = None
                 self._filled.clear()
+                await self._news.keep_until(self._filled)
                 await self._filled.wait()
             if self._trying_since is None:
                 self._trying_since = self._dependencies.clock.monotonic()
@@ -142,8 +145,10 @@ class Outbox:
         new = [entry for entry in batch if entry not in self._published]
         if new:
             await self._dependencies.publisher.publish(new)
+            self._news.add(new)
             self._published.update(entry for entry in new if entry.field)
             self._forget({id(entry) for entry in new if not entry.field})
+        await self._news.keep()
         fields = [entry.field for entry in batch if entry.field]
         if fields:
             await self._dependencies.rollouts.remove_effects(self._flag_key, fields)

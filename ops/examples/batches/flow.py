@@ -19,6 +19,7 @@ from collections import Counter, deque
 from itertools import count
 from typing import Any
 
+from last_known_provider import LastKnownProvider
 from openfeature import api
 from openfeature.contrib.provider.ofrep import OFREPProvider
 from openfeature.evaluation_context import EvaluationContext
@@ -43,7 +44,7 @@ warm: dict[str, list[float]] = {}  # what caching keeps
 def is_on(flag: str, batch_id: str, default: bool) -> bool:
     """Return whether a step is switched on for a batch.
 
-    `default` while nobody rolls its flag out, and when nobody answers.
+    `default` while nobody rolls its flag out, and for a new batch when nobody answers.
     """
     return api.get_client().get_boolean_value(
         flag, default, EvaluationContext(targeting_key=batch_id)
@@ -112,7 +113,7 @@ def nightly_orders() -> None:
 
 def main() -> None:
     """Run the flow."""
-    api.set_provider(OFREPProvider(os.environ["ROLLOUTD_URL"], timeout=1.0))
+    api.set_provider(LastKnownProvider(OFREPProvider(os.environ["ROLLOUTD_URL"], timeout=1.0)))
     api.add_hooks([telemetry])
     nightly_orders()
 

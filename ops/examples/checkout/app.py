@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Response
+from last_known_provider import LastKnownProvider
 from openfeature import api
 from openfeature.contrib.provider.ofrep import OFREPProvider
 from openfeature.evaluation_context import EvaluationContext
@@ -29,7 +30,8 @@ _LOST_BY_A_BUG = 0.4
 def make_app() -> FastAPI:
     """Return the app, wired up by the environment."""
     emitter = Emitter(os.environ["KAFKA"], source="/checkout-api")
-    api.set_provider(OFREPProvider(os.environ["ROLLOUTD_URL"], timeout=1.0))
+    # Users keep their checkout while rolloutd restarts; OFREP's provider alone keeps nothing.
+    api.set_provider(LastKnownProvider(OFREPProvider(os.environ["ROLLOUTD_URL"], timeout=1.0)))
     api.add_hooks([EvaluationHook(emitter)])
     flags = api.get_client()
     is_bad = os.environ.get("BAD", "") not in ("", "0")

@@ -206,10 +206,14 @@ async def test_decided_and_not_actuated_is_an_alarm_once() -> None:
             {},
             0.0,
         )
+        assert [alert.severity for _, alert in told.alerts[1:]] == [Severity.INFO]
         plane.outage.is_down = True
-        actuation.request(decided(percent=50, revision=2))
+        plane.meddle("new-checkout", 5)
         await asyncio.sleep(30)
-    assert len(told.alerts) == 2  # another outage is another alarm
+    alerts = [alert for _, alert in told.alerts]
+    assert [alert.severity for alert in alerts[2:]] == [Severity.CRITICAL]
+    assert len({alert.dedup_key for alert in alerts}) == 1
+    assert len({alert.occasion for alert in alerts}) == 3  # another outage is another alarm
 
 
 @in_virtual_time

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import astuple
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.authoring.plan_draft import BOUNDS, FORM, TEMPLATES, PlanAnswer, Risk, draft_plan
+from controller.authoring.plan_draft import (
+    BOUNDS,
+    FORM,
+    TEMPLATES,
+    Bounds,
+    PlanAnswer,
+    Risk,
+    draft_plan,
+)
+from controller.codec.plans import to_core_plan
 from controller.plans import lint_text
+from controller.plans.templates import template
+from schemas.terms import Approval
 from tests.unit.authoring.conftest import scripted
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
@@ -23,6 +36,7 @@ SLOW: dict[str, Any] = {
     "error_rate_limit_percent": 1,
     "error_rate_margin_percent": 5,
     "latency_margin_percent": 5,
+    "latency_limit_ms": 200,
 }
 
 
@@ -80,6 +94,72 @@ async def test_a_careful_draft_is_taken(risk: Risk) -> None:
     assert "drafted by the model tiny" in origin
 
 
+def strictness(stages: list[tuple[float, float, bool]], limits: list[float]) -> list[float]:
+    """Return what makes a plan strict, each the stricter the smaller it is.
+
+    `stages` are (percent, hours, approval); `limits` whatever is tolerated at most.
+    """
+    first_approval = next((i for i, (*_, asks) in enumerate(stages) if asks), len(stages))
+    shortest = min(hours for _, hours, _ in stages)
+    return [stages[0][0], -len(stages), -shortest, float(first_approval > 1), *limits]
+
+
+def of_bounds(bounds: Bounds) -> list[float]:
+    """Return the strictness of the boldest plan within bounds."""
+    stages: list[tuple[float, float, bool]] = [
+        (bounds.first_percent, bounds.bake_hours, bounds.needs_approval)
+    ] * bounds.stages
+    return strictness(stages, list(astuple(bounds)[3:-1]))
+
+
+def of_template(risk: Risk) -> list[float]:
+    """Return the strictness of the template of a risk."""
+    answer = TEMPLATES[risk]
+    stages = [(one.percent, one.bake_hours, one.approval) for one in answer.stages]
+    limits: list[float] = [
+        answer.error_rate_margin_percent,
+        answer.latency_margin_percent,
+        answer.error_rate_limit_percent,
+        answer.latency_limit_ms,
+    ]
+    return strictness([(float(p), float(h), a) for p, h, a in stages], limits)
+
+
+def of_plan(name: str) -> list[float]:
+    """Return the strictness of a plan template of the package."""
+    plan = to_core_plan(template(name, "new-checkout"))
+    error, latency = plan.guardrails
+    stages = [
+        (one.percent, one.bake.total_seconds() / 3600, one.approval is Approval.REQUIRED)
+        for one in plan.stages
+    ]
+    assert error.margin is not None
+    assert error.limit is not None
+    assert latency.margin is not None
+    assert latency.limit is not None
+    limits = [100 * error.margin, 100 * latency.margin, 100 * error.limit, latency.limit]
+    return strictness(stages, limits)
+
+
+@pytest.mark.parametrize(("higher", "lower"), list(pairwise(reversed(Risk))))
+def test_a_higher_risk_is_never_looser(higher: Risk, lower: Risk) -> None:
+    """In no stage, bake, margin or limit, whoever drafts it.
+
+    The boldest draft for a risk is at least as strict as the template of the lower one.
+    """
+    for strict, loose in (
+        (of_template(higher), of_bounds(BOUNDS[higher])),
+        (of_bounds(BOUNDS[higher]), of_template(lower)),
+    ):
+        assert all(a <= b + 1e-9 for a, b in zip(strict, loose, strict=True)), (strict, loose)
+
+
+def test_a_high_risk_is_no_looser_than_the_canary_template() -> None:
+    """`canary` is for small changes."""
+    pairs = zip(of_bounds(BOUNDS[Risk.HIGH]), of_plan("canary"), strict=True)
+    assert all(a <= b + 1e-9 for a, b in pairs)
+
+
 BOLD: dict[str, tuple[dict[str, Any], str]] = {
     "starts high": (
         {"stages": [{**SLOW["stages"][0], "percent": 2}, *SLOW["stages"][1:]]},
@@ -104,8 +184,10 @@ BOLD: dict[str, tuple[dict[str, Any], str]] = {
         {"stages": [{**stage, "bake_hours": 1} for stage in SLOW["stages"]]},
         "bakes less than 12 h",
     ),
-    "tolerates much": ({"latency_margin_percent": 90}, "margin exceeds 20 %"),
-    "limits loosely": ({"error_rate_limit_percent": 40}, "limit exceeds 5 %"),
+    "tolerates much": ({"latency_margin_percent": 90}, "margin of the latency exceeds 20 %"),
+    "tolerates failures": ({"error_rate_margin_percent": 20}, "of the error rate exceeds 10 %"),
+    "limits loosely": ({"error_rate_limit_percent": 2}, "limit of the error rate exceeds 1 %"),
+    "waits long": ({"latency_limit_ms": 2000}, "limit of the latency exceeds 1000 ms"),
     "asks nobody": (
         {"stages": [{**stage, "approval": False} for stage in SLOW["stages"]]},
         "nobody approves",

@@ -12,8 +12,16 @@ from controller.authoring.story import STEPS_FOR_GAPS, changelog, explain_rollou
 from controller.codec.decisions import to_judgement_record
 from controller.core.judging.judgement import Gap, Judgement
 from schemas.decision import Decision, PlanReference
-from schemas.terms import DecisionKind, HealthGap, PhaseName
-from tests.builders import HOUR, T0, make_breach, make_judgement, make_rollout
+from schemas.terms import Arm, DecisionKind, HealthGap, PhaseName, Verdict
+from tests.builders import (
+    HOUR,
+    T0,
+    make_arm_summary,
+    make_breach,
+    make_judgement,
+    make_report,
+    make_rollout,
+)
 from tests.unit.authoring.conftest import ScriptedServer, scripted
 
 
@@ -60,9 +68,75 @@ async def test_without_a_model_the_records_speak() -> None:
     """
     told = await explain_rollout(None, make_rollout(), [STARTED, ROLLED_BACK])
     assert told.subject is ROLLED_BACK
-    assert "guardrail error_rate: 10 % against 1 %" in told.guess.content.likely_cause
+    assert told.guess.content.likely_cause == (
+        "What treatment runs and control does not: error_rate is bad in treatment, while control, "
+        "served at the same time, is not. The records name no cause beyond the evidence above."
+    )
     assert "failed requests" in told.guess.content.next_steps[0]
     assert "no model" in told.guess.origin
+
+
+async def test_where_nothing_was_stopped_no_cause_is_made_up() -> None:
+    """A rollout that was only started has no cause of trouble, and nobody has to be asked."""
+    told = await explain_rollout(None, make_rollout(), [STARTED])
+    assert told.guess.content.likely_cause == (
+        "None to explain: by the records nothing stopped this rollout."
+    )
+    assert told.guess.content.next_steps == ["read the evidence: rolloutctl decisions new-checkout"]
+
+
+BAD_CONTROL = make_breach(
+    arms={arm: make_arm_summary(events=100, estimate=0.1) for arm in Arm}, limit=0.05
+)
+
+
+@pytest.mark.parametrize(
+    ("decision", "cause"),
+    [
+        (make_decision("roll_back", 2, issuer="ada", reason="5xx"), "requested it: ada. "),
+        (
+            make_decision("hold", 2, issuer="ada", phase=PhaseName.SCHEDULED),
+            "None to explain: the rollout waits for its start.",
+        ),
+        (make_decision("end", 2), "The plan's ends_at was reached. Nothing was wrong."),
+        (
+            make_decision("roll_back", 2, make_judgement(metrics=(BAD_CONTROL,))),
+            "Perhaps not the release: control is beyond the limit of error_rate too.",
+        ),
+        (
+            make_decision("hold", 2, make_judgement(gaps=(Gap(HealthGap.STALE, "40 s old"),))),
+            "could not be judged (stale), which says nothing about the release",
+        ),
+        (
+            make_decision(
+                "pause", 2, make_judgement(metrics=(make_report(safe=Verdict.INCONCLUSIVE),))
+            ),
+            "Too little evidence so far: neither harm nor safety is shown for error_rate.",
+        ),
+        (make_decision("pause", 2), "Unknown: it was decided without evidence"),
+    ],
+)
+async def test_the_cause_is_not_the_decision_again(decision: Decision, cause: str) -> None:
+    """It says where the cause lies, or that the records name none."""
+    told = await explain_rollout(None, make_rollout(), [STARTED, decision])
+    assert cause in told.guess.content.likely_cause
+    assert decision.reason not in told.guess.content.likely_cause
+
+
+async def test_earlier_rollouts_of_the_flag_are_told_with_what_became_of_each() -> None:
+    """A restart begins a new rollout; why the last one ended is what people ask then."""
+    older = [
+        one.model_copy(update={"rollout_id": f"start-{number}"})
+        for number in (8, 9)
+        for one in (STARTED, ROLLED_BACK)
+    ]
+    told = await explain_rollout(None, make_rollout(), [*older, STARTED])
+    assert told.decisions == [STARTED]
+    assert [one.last.rollout_id for one in told.earlier] == ["start-8", "start-9"]
+    document = told.earlier[1].document()
+    assert (document["rollout_id"], document["plan"]) == ("start-9", "three-steps")
+    assert document["last"]["reason"] == "guardrail error_rate: 10 % against 1 %"
+    assert document["last"]["kind"] == "roll_back"
 
 
 async def test_a_model_adds_its_guess() -> None:
@@ -102,6 +176,14 @@ async def test_gaps_name_what_to_look_at() -> None:
         [make_decision("hold", 2, gap, reason="no_outcomes: no outcome for 5 min")],
     )
     assert "request.outcomes" in told.guess.content.next_steps[0]
+
+
+async def test_who_decided_is_asked_before_the_evidence() -> None:
+    """A command's decision has evidence, too; its gaps are not why the operator sent it."""
+    gaps = tuple(Gap(kind, "as measured") for kind in HealthGap)
+    rolled_back = make_decision("roll_back", 2, make_judgement(gaps=gaps), issuer="ada")
+    told = await explain_rollout(None, make_rollout(), [rolled_back])
+    assert told.guess.content.next_steps[0] == "ask ada, who sent the command"
 
 
 @pytest.mark.parametrize("kind", HealthGap)

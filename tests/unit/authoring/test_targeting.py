@@ -20,7 +20,9 @@ from openfeature.evaluation_context import EvaluationContext
 
 from controller.authoring.targeting import (
     OPERATORS,
+    Attribute,
     ConditionAnswer,
+    Segments,
     Suggestion,
     by_words,
     draft_audience,
@@ -390,6 +392,37 @@ def test_the_template_knows_whole_words_only() -> None:
         condition("tier", "in", "pro"),
     ]
     assert by_words("professionals in Denmark", SEGMENTS) == []
+
+
+@pytest.mark.parametrize(
+    ("description", "countries", "tiers"),
+    [
+        ("pro users in DE, not in us", ["de"], ["pro"]),
+        ("pro users not in us or de", ["fr"], ["pro"]),
+        ("pro users, not in us, de", ["fr"], ["pro"]),
+        ("not in us, only pro", ["de", "fr"], ["pro"]),
+        ("everybody except us; pro", ["de", "fr"], ["pro"]),
+        ("users who don't live in us", ["de", "fr"], None),
+        ("us but not de", ["us"], None),
+        ("de, but not de", ["fr", "us"], None),
+        ("without us, de and fr", None, None),
+    ],
+)
+def test_the_template_never_turns_a_negation_around(
+    description: str, countries: list[str] | None, tiers: list[str] | None
+) -> None:
+    """Who is ruled out is drafted as a list of the others, or nothing is drafted."""
+    segments = Segments(
+        attributes={
+            "country": Attribute(values=["de", "fr", "us"]),
+            "tier": Attribute(values=["free", "pro"]),
+        },
+        samples=[{}],
+    )
+    expected = [("country", countries), ("tier", tiers)]
+    assert [(one.attribute, sorted(one.values)) for one in by_words(description, segments)] == [
+        (attribute, values) for attribute, values in expected if values is not None
+    ]
 
 
 @given(st.text(max_size=200))

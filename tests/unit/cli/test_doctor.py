@@ -107,6 +107,17 @@ def test_what_is_wrong_is_said_with_its_remedy(replica: Callable[[bytes], str]) 
     assert "fix: rolloutd repair flag checkout" in said
 
 
+def test_a_replica_that_takes_no_commands_says_so_before_the_emergency() -> None:
+    """With the setting that it needs; nothing of replicas that do, and of older ones."""
+
+    def said(**more: Any) -> str:
+        return " ".join(line.plain for line in lines_of({**HEALTHY, **more}))
+
+    assert "http.command_token_file" in said(takes_commands=False)
+    assert "http.command_token_file" not in said(takes_commands=True)
+    assert "http.command_token_file" not in said()
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"[]", b"{}", b"<html>", b"[" * 100_000, b'{"components": 1}', b"x" * 2_000_000]
 )

@@ -6,15 +6,21 @@ And plans, which need no Kafka.
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from controller.cli.common import EXIT_CONFIG, EXIT_REJECTED, EXIT_USAGE
+from controller.cli.examples import EXAMPLES
 from controller.cli.operator import app
 from controller.plans import templates
 from schemas.terms import CommandVerb
+from tests.live import quick_plan
 
 BROKEN_PLAN = """name: broken
 flag: new-checkout
@@ -49,9 +55,51 @@ def test_every_verb_has_its_command(verb: CommandVerb) -> None:
     assert "Usage" in out
 
 
+def commands_of(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each command that the help lists, with its full name."""
+    for name in group.commands:
+        command = group.load(name) if hasattr(group, "load") else group.commands[name]
+        if hasattr(command, "commands"):
+            yield from commands_of(command, f"{prefix}{name} ")
+        elif not command.hidden:
+            yield f"{prefix}{name}", command
+
+
+def test_every_command_has_an_example_that_can_be_typed() -> None:
+    """The help of each command ends with an example, and its options exist."""
+    listed = dict(commands_of(get_command(app)))
+    without = {name for name in listed if name not in EXAMPLES}
+    assert without <= {"advisor eval", "advisor check"}, without
+    for name, lines in EXAMPLES.items():
+        for line in lines:
+            words = shlex.split(line)
+            assert words[: len(name.split())] == name.split()
+            listed[name].make_context(name, words[len(name.split()) :]).close()
+
+
+def test_switches_are_shown_without_a_type() -> None:
+    """A reader of the help does not look for a value of --json."""
+    _, out, _ = run("pause", "--help")
+    assert "--json" in out
+    assert "<bool>" not in out
+    assert "Example: rolloutctl pause new-checkout" in out
+    assert "<bool>" not in run("--help")[1] + run("plan", "--help")[1]
+
+
+@pytest.mark.parametrize("alias", ["roll-back", "undo", "list"])
+def test_an_alias_works_and_is_not_listed(alias: str) -> None:
+    """What people type by habit is accepted, and the help stays short."""
+    code, out, _ = run(alias, "--help")
+    assert (code, "Usage" in out) == (0, True)
+    _, listing, _ = run("--help")
+    assert f" {alias} " not in listing
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["stop", "new-checkout"], "`pause` keeps the percentage, `rollback` and `abort` serve"),
+        (["freeze", "new-checkout"], "why nothing may advance"),
         (["promote", "new-checkout"], "needs --reason"),
         (["promote-full", "new-checkout", "--reason", " "], "needs --reason"),
         (["freeze", "--all"], "needs --reason"),
@@ -61,18 +109,40 @@ def test_every_verb_has_its_command(verb: CommandVerb) -> None:
             ["freeze", "--all", "--reason", "x", "--id", "one"],
             "--id and --expected-revision are one flag's",
         ),
-        (["pause", "not a key"], "is no flag key"),
+        (["pause", "not a key"], "is not a flag key"),
         (["pause", "new-checkout", "--id", "not an id"], "id: "),
         (["pause", "new-checkout", "--as", ""], "issuer: "),
-        (["approve", "a/b"], "is no flag key"),
-        (["status", "a/b"], "is no flag key"),
-        (["decisions", "a\x1bb"], "is no flag key"),
+        (["approve", "a/b"], "is not a flag key"),
+        (["status", "a/b"], "is not a flag key"),
+        (["decisions", "a\x1bb"], "is not a flag key"),
         (["start", "canary"], "say which flag with --flag"),
         (["start", "no-such-plan"], "there is no such file, and no template"),
+        (["start", "canry"], "no template of that name; did you mean canary?"),
+        (["plan", "templates", "canry"], "did you mean canary? there are: "),
+        (["rollback", "--all"], "rollback is for one flag at a time, so it has no --all"),
+        (["kill", "new-checkout", "--all"], "lists the flags"),
+        (["rolbak", "new-checkout"], "No such command 'rolbak'. Did you mean rollback? "),
+        (["setp-back", "new-checkout"], "Did you mean step-back? "),
+        (["lst"], "Did you mean status? "),
+        (["suggest", "pln"], "Did you mean plan? "),
         (["plan", "lint", "no-such-plan"], "there is no such file"),
         (["plan", "templates", "no-such"], "there is no template"),
         (["pause"], "Missing argument"),
-        (["frobnicate"], "No such command"),
+        (["frobnicate"], "No such command 'frobnicate'. There are: start, pause, "),
+        (
+            ["step-back", "new-checkout", "--to", "10%"],
+            (
+                "step-back --to 10% needs --reason: the audit log keeps why stages were left out; "
+                "nothing was sent"
+            ),
+        ),
+        (
+            ["promote", "new-checkout", "--to", "50%"],
+            (
+                "promote --to 50% needs --reason: the audit log keeps why this stage's gate was "
+                "skipped; nothing was sent"
+            ),
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_as_usage(arguments: list[str], words: str) -> None:
@@ -205,3 +275,22 @@ def test_lint_warns_of_planes_that_cannot_serve_a_plan(plan_file: Path, tmp_path
     assert code == 0
     assert "warning: redis, http:ld cannot serve control arms of equal size" in err
     assert run("plan", "lint", str(plan_file))[2] == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["pause", "resume", "retry", "rollback", "abort", "kill", "step-back"]
+)
+def test_commands_that_never_ask_take_yes_all_the_same(name: str) -> None:
+    """Whoever is in a hurry adds it: the flag must come down, not an error of usage."""
+    command = dict(commands_of(get_command(app)))[name]
+    for option in ("-y", "--yes"):
+        context = command.make_context(name, ["new-checkout", option])
+        assert context.params["flag"] == "new-checkout"
+
+
+def test_a_restart_takes_no_plan_of_another_flag(plan_file: Path) -> None:
+    """It was taken for the flag that was typed, with the other's variants and guardrails."""
+    plan_file.write_text(quick_plan("new-checkout").model_dump_json())
+    code, _, err = run("restart", "another-flag", "--plan", str(plan_file))
+    assert code == EXIT_USAGE
+    assert "is a plan of the flag new-checkout, and this is for another-flag" in err

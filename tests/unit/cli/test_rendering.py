@@ -7,24 +7,31 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from controller.cli import event_view, rendering, status_view
 from controller.cli.operator_client import Event, as_decision, as_rollout, read_event
-from controller.cli.situation import Situation
 from controller.codec.alerts import alert_event
 from controller.codec.decisions import decision_event, to_judgement_record
 from controller.codec.rollouts import state_event, to_state
 from controller.core.judging.judgement import Gap
 from controller.core.rollout import (
+    Aborted,
     AwaitingApproval,
+    Completed,
     Gating,
+    Phase,
     PublishDecision,
     RaiseAlert,
     RolledBack,
+    Scheduled,
 )
+from controller.reporting.evidence_words import harm_words
+from controller.reporting.situation import Situation
+from controller.reporting.views import summary
 from schemas.command import Command
 from schemas.result import Result
 from schemas.terms import (
@@ -137,6 +144,59 @@ def test_a_breach_is_told_in_the_view_of_the_flag() -> None:
     assert "because" in text
 
 
+def test_evidence_says_how_old_it_is_and_a_daemon_s_newer_one_is_shown() -> None:
+    """Numbers of an earlier decision are called that; a daemon has those of now."""
+    breached = (make_breach(metric="latency_p99"),)
+    event = make_decision_event(judgement=make_judgement(at=T0, metrics=breached))
+    decision = as_decision(event)
+    assert decision is not None
+    one = replace(make_situation(), decisions=(decision,))
+    assert "when last decided, 1m ago; --daemon URL, or ROLLOUTCTL_DAEMON" in shown(one, 200)
+    newer = to_judgement_record(make_judgement(at=one.now - timedelta(seconds=3)))
+    text = shown(replace(one, newest=newer), 200)
+    assert "as of 3s ago" in text
+    assert "when last decided" not in text
+    assert "latency_p99" not in text  # it was in the older judgement only
+    of_another_visit = newer.model_copy(update={"visit": 7})
+    assert "when last decided" in shown(replace(one, newest=of_another_visit), 200)
+
+
+def test_a_stage_without_a_decision_says_where_its_evidence_is() -> None:
+    """During a long bake a daemon has the numbers, and nothing else has."""
+    baking = Situation(make_rollout(), (), T0 + MINUTE)
+    assert "no decision in this stage yet; --daemon URL" in shown(baking, 200)
+
+
+def test_the_table_says_why_and_never_wraps_in_a_pipe() -> None:
+    """The last column has the cause of an ended rollout and the hold of one under way."""
+    stream = io.StringIO()
+    ended = make_situation(phase=RolledBack(T0, "too many errors " * 20), hold=None)
+    held = make_situation(flag_key="other")
+    console = rendering.make_console(stream, is_colored=False)
+    console.print(status_view.status_table([ended, held]))
+    header, *rows = stream.getvalue().splitlines()
+    assert header.split()[-1] == "REASON"
+    assert len(rows) == 2
+    assert "a signal regressed: because; waits for evidence" in rows[0]
+    assert rows[1].count("rolled back") == 1
+    assert "too many errors too many errors" in rows[1]
+
+
+@pytest.mark.parametrize(
+    ("excess", "words"),
+    [
+        (2.9, "about 3 more than at control's rate"),
+        (-2.2, "about 2 fewer than at control's rate"),
+        (0.2, "as many as at control's rate"),
+    ],
+)
+def test_harm_is_told_in_whole_failures(excess: float, words: str) -> None:
+    """Nobody has had 0.9 failures."""
+    record = to_judgement_record(make_judgement())
+    harm = record.harm.model_copy(update={"excess_failed_requests": excess})
+    assert words in harm_words(record.model_copy(update={"harm": harm}))
+
+
 def test_gaps_are_told() -> None:
     """A gap in the evidence is named with its numbers."""
     judgement = make_judgement(gaps=(Gap(HealthGap.STALE, "the freshest event is 90 s old"),))
@@ -148,14 +208,33 @@ def test_gaps_are_told() -> None:
     assert "stale: the freshest event is 90 s old" in text
 
 
+@pytest.mark.parametrize("hold", [None, *HoldReason])
+@pytest.mark.parametrize(
+    "phase",
+    [Scheduled(T0), GATING, Completed(T0), RolledBack(T0, "a test"), Aborted(T0, "a test")],
+    ids=lambda phase: str(phase.name),
+)
+def test_machines_read_one_spelling_everywhere(phase: Phase, hold: HoldReason | None) -> None:
+    """Phase, hold and answer are the same in the terminal's JSON, the API and the state topic."""
+    one = Situation(make_rollout(phase=phase, hold=hold), (), T0)
+    state = to_state(one.rollout).model_dump(mode="json")
+    terminal = json.loads(rendering.to_json(status_view.status_document(one, state)))
+    api = summary(one.rollout, T0).model_dump(mode="json")
+    assert terminal["phase"] == api["phase"] == state["phase"]["name"]
+    assert terminal["hold"] == api["hold"] == state["hold"]
+    assert terminal["hold_words"] == api["hold_words"]
+    assert terminal["safe_to_advance"] == api["safe_to_advance"]["answer"]
+    assert " " not in terminal["safe_to_advance"]
+
+
 def test_status_for_machines_holds_the_document_as_published() -> None:
     """The JSON form has the state document, the answer and the evidence, under stable names."""
     one = make_situation()
     state = to_state(one.rollout).model_dump(mode="json")
     document = json.loads(rendering.to_json(status_view.status_document(one, state)))
     assert list(document) == [
-        "flag", "at", "safe_to_advance", "reason", "waits_for", "hold", "frozen", "overdue",
-        "stage", "stages", "since",
+        "flag", "at", "safe_to_advance", "reason", "waits_for", "phase", "hold", "hold_words",
+        "frozen", "closed", "overdue", "stage", "stages", "since",
         "state", "judgement", "advice", "advice_agreement",
     ]  # fmt: skip
     assert document["safe_to_advance"] == "no"

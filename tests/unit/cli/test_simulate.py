@@ -57,7 +57,7 @@ def test_both_worlds_are_told_in_words(plan_file: str) -> None:
     assert "treatment as good as control" in out
     assert "with errors=x5@stage2" in out
     assert re.search(r"harm found +5 of 5", out)
-    assert "assumed, since nobody said: latency p50" in out
+    assert "assumed, because not stated: latency p50" in out
 
 
 def test_json_has_the_same_figures(plan_file: str) -> None:
@@ -69,6 +69,21 @@ def test_json_has_the_same_figures(plan_file: str) -> None:
     healthy = told["scenarios"][0]
     assert healthy["promoted"]["total"] == 3
     assert [stage["percent"] for stage in healthy["stages"]] == [10, 100]
+
+
+def test_the_assumed_begin_and_the_windows_are_named(plan_file: str) -> None:
+    """Whoever reads durations of days learns from when on, and what closes; open time is beside."""
+    with Path(plan_file).open("a") as plan:
+        plan.write("active: [{days: [mon, tue], from: 09:00, lasts: 45m}]\n")
+    arguments = (plan_file, "--traffic", "50/s", "--runs", "2")
+    words = " ".join(run(*arguments)[1].split())
+    assert re.search(r"begin Mon [0-9-]+ 09:00 UTC \(assumed: the plan has no start_at\)", words)
+    assert "; active mon tue from 09:00 for 45m UTC" in words
+    assert "PLANNED OPEN MEDIAN" in words
+    first = json.loads(run(*arguments, "--json")[1])["scenarios"][0]["stages"][0]
+    assert first["open_seconds"]["median"] < 2 * first["planned_seconds"] < first["seconds"]["p90"]
+    linted = CliRunner().invoke(app, ["plan", "lint", *arguments[:3]]).stdout
+    assert "active mon tue from 09:00 for 45m UTC" in " ".join(linted.split())
 
 
 def test_the_page_needs_nothing_from_elsewhere(plan_file: str, tmp_path: Path) -> None:
@@ -88,18 +103,18 @@ def test_the_page_needs_nothing_from_elsewhere(plan_file: str, tmp_path: Path) -
     ("arguments", "words"),
     [
         ([], "say how much traffic there is"),
-        (["--traffic", "many"], "is no rate"),
+        (["--traffic", "many"], "is not a rate"),
         (["--traffic", "0/s"], "without traffic nothing"),
-        (["--traffic", "5/s", "--error-rate", "2"], "is no share"),
+        (["--traffic", "5/s", "--error-rate", "2"], "is not a share"),
         (["--traffic", "5/s", "--latency", "40ms"], "not two latencies"),
         (["--traffic", "5/s", "--latency", "90ms,40ms"], "p50 lies above 0 and below p99"),
-        (["--traffic", "5/s", "--effect", "errors"], "is no effect"),
+        (["--traffic", "5/s", "--effect", "errors"], "is not an effect"),
         (["--traffic", "5/s", "--effect", "mood=x2"], "is not known"),
         (["--traffic", "5/s", "--effect", "errors=x0.5"], "does no harm"),
         (["--traffic", "5/s", "--effect", "conversion:bought=x2"], "does no harm"),
         (["--traffic", "5/s", "--effect", "errors=x2@stage3"], "has stages 1 to 2"),
-        (["--traffic", "5/s", "--effect", "errors=x2@5furlongs"], "is no duration"),
-        (["--traffic", "5/s", "--conversion", "bought"], "is no share"),
+        (["--traffic", "5/s", "--effect", "errors=x2@5furlongs"], "is not a duration"),
+        (["--traffic", "5/s", "--conversion", "bought"], "is not a share"),
         (
             ["--traffic", "5/s", "--html", "/no/such/directory/page.html", "--runs", "1"],
             "cannot be written",
@@ -141,10 +156,10 @@ def test_virtual_rollouts_begin_on_a_monday_morning(now: datetime, day: int) -> 
     ("arguments", "words"),
     [
         ([], "--from"),
-        (["--from", "yesterday"], "is no time"),
+        (["--from", "yesterday"], "is not a time"),
         (["--from", "1h", "--to", "2h"], "--from lies before --to"),
-        (["--from", "2h", "--every", "1d"], "write a duration from 100ms to 10m"),
-        (["--from", "2h", "--flag", "a/b"], "is no flag key"),
+        (["--from", "2h", "--every", "1d"], "write a duration from 100ms to 1m"),
+        (["--from", "2h", "--flag", "a/b"], "is not a flag key"),
     ],
 )
 def test_a_backtest_that_cannot_be_meant_is_refused(
@@ -154,3 +169,14 @@ def test_a_backtest_that_cannot_be_meant_is_refused(
     result = CliRunner().invoke(app, ["backtest", plan_file, *arguments], env={"COLUMNS": "100"})
     assert result.exit_code == EXIT_USAGE
     assert words in result.stderr
+
+
+def test_a_long_simulation_tells_how_far_it_is_in_a_pipe(
+    plan_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a terminal there is a line now and then, on standard error; none with --json."""
+    monkeypatch.setattr("controller.cli.simulation.PROGRESS_EVERY_SECONDS", 0.0)
+    arguments = ("simulate", plan_file, "--traffic", "20/s", "--runs", "5")
+    result = CliRunner().invoke(app, list(arguments))
+    assert "healthy: 1 of 5 rollouts simulated" in result.stderr
+    assert "simulated" not in CliRunner().invoke(app, [*arguments, "--json"]).stderr

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,24 @@ from controller.cli.operator import app
 from controller.cli.verdict_lines import MAX_LINE_BYTES, Bench
 
 LATENCY = {"gamma": 1.02, "buckets": {"198": 6, "231": 4}}
+
+
+PAGE = Path(__file__).parents[3] / "ops" / "verdict.md"
+
+
+def test_the_sample_of_the_page_is_what_the_command_answers() -> None:
+    """Its totals, given to the command, yield its lines; `…` stands for what was left out."""
+    block = re.search(r"```console\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None
+    totals, answers = block[1].split("$ rolloutctl verdict --stdin < totals.jsonl\n")
+    lines = re.sub(r"\n +", "", totals.partition("\n")[2])
+    ran = CliRunner().invoke(app, ["verdict", "--stdin"], input=lines)
+    assert ran.exit_code == 0, ran.output
+    shown = re.sub(r"\n +", "", answers).splitlines()
+    assert len(shown) == len(ran.stdout.splitlines()) == 2
+    for written, answered in zip(shown, ran.stdout.splitlines(), strict=True):
+        parts = [re.escape(part) for part in written.split("…")]
+        assert re.fullmatch(".*".join(parts), answered), (written, answered)
 
 
 def make_line(look: int = 1, failed: int = 0, **overrides: Any) -> dict[str, Any]:
@@ -107,7 +127,7 @@ def test_a_stream_waits_for_something_to_compare() -> None:
 @pytest.mark.parametrize(
     ("line", "field", "words"),
     [
-        ("{", "line", "is no JSON"),
+        ("{", "line", "is not JSON"),
         ('"s1"', "line", "expected object"),
         (make_line(share=1.5), "share", "<= 1.0"),
         (make_line(alpha=0), "alpha", "> 0.0"),

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from controller.codec import command_records
 from controller.codec.command_records import read_command
-from controller.codec.commands import command_event, to_command_received
+from controller.codec.commands import command_event, peek_command, to_command_received
 from controller.codec.plans import to_core_plan
 from controller.core.rollout import (
     CONTROLLER,
@@ -73,6 +74,15 @@ def test_command_in_every_form_is_the_same_command() -> None:
         == bare_as_json
         == Command.model_validate(FIELDS)
     )
+
+
+@pytest.mark.parametrize("spelling", ["rollback", "roll-back", "Roll Back", "ROLL_BACK", "kill"])
+def test_a_verb_by_hand_is_read_in_any_usual_spelling(spelling: str) -> None:
+    """In an emergency nobody looks up whether it has a hyphen."""
+    command = read({"verb": spelling}, key=b"f")
+    assert command.verb is CommandVerb.ROLL_BACK
+    value = json.dumps({"verb": spelling}).encode()
+    assert peek_command(value, (), b"f") == ("f", CommandVerb.ROLL_BACK, 0)
 
 
 def test_event_lends_its_id_and_time() -> None:
@@ -263,3 +273,16 @@ def test_command_becomes_the_cores_event() -> None:
     assert replace(event, plan=None) == make_command(
         "start", command_id="c-1", reason="why", issued_at=T0 - timedelta(seconds=1)
     )
+
+
+@pytest.mark.parametrize("verb", ["start", "apply"])
+def test_a_plan_too_large_for_the_state_record_is_refused(
+    verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With both sizes and what to shorten: the state could not be passed to other replicas."""
+    fields = {**FIELDS, "verb": verb, "plan": PLAN}
+    read(fields)
+    monkeypatch.setattr(command_records, "MAX_PLAN_BYTES", 500)
+    with pytest.raises(CommandRefused, match="bytes with its defaults, at most 500 fit") as refused:
+        read(fields)
+    assert "shorten variants' values" in refused.value.reason

@@ -1,6 +1,7 @@
 """The state document: round trips, and what is refused with the reason."""
 
 import json
+from datetime import date
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from controller.codec.cloud_events import source_of
 from controller.codec.outbox import outbox_entry
 from controller.codec.rollouts import read_state, rollout_from_json, rollout_to_json, state_event
+from controller.core.plan import Window
 from controller.core.rollout import (
     Aborted,
     AdviceRound,
@@ -32,6 +34,7 @@ from tests.builders import (
     make_advice,
     make_plan,
     make_rollout,
+    make_visit,
 )
 
 GATING = Gating(
@@ -79,6 +82,27 @@ def test_another_environments_document_is_refused() -> None:
     assert read_state(early, ("production",)) == rollout
 
 
+def test_a_document_from_before_active_windows_is_read() -> None:
+    """Version 3 has neither windows nor closings: such a rollout is always active."""
+    fields = json.loads(rollout_to_json(make_rollout()))
+    fields["schema_version"] = 3
+    del fields["closed_since"], fields["plan"]["active"]
+    for visit in fields["visits"]:
+        del visit["closings"]
+    assert rollout_from_json(json.dumps(fields).encode()) == make_rollout()
+
+
+def test_a_closed_rollout_is_published_with_0_percent_and_read_back() -> None:
+    """Followers see since when it is closed; what was decided stays in its visit."""
+    visit = make_visit().closed(T0 + HOUR).opened(T0 + 9 * HOUR).closed(T0 + 10 * HOUR)
+    window = Window(frozenset({1}), 540, 60, "UTC", date(2026, 1, 5), date(2026, 2, 5))
+    rollout = make_rollout(plan=make_plan(active=(window,)), percent=0.0, visits=(visit,))
+    fields = json.loads(rollout_to_json(rollout))
+    assert (fields["percent"], fields["visits"][0]["percent"]) == (0, 10)
+    assert fields["closed_since"] == "2026-01-05T19:00:00Z"
+    assert rollout_from_json(rollout_to_json(rollout)) == rollout
+
+
 def test_pinned_version_outlives_a_change_of_the_hash() -> None:
     """The version a rollout started with is read back, whatever this release would compute."""
     rollout = make_rollout(plan=make_plan(version="of-an-old-release"))
@@ -88,7 +112,7 @@ def test_pinned_version_outlives_a_change_of_the_hash() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema_version": 3},
+        {"schema_version": 6},
         {"schema_version": None},
         {"schema_version": "1"},
         {"percent": "all"},

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom
 
 from controller.core.analysis import drift
 from controller.core.analysis.sequential_tests import SequentialTests
@@ -170,7 +170,10 @@ def test_the_e_value_expects_no_more_than_it_stakes(
     true_share = decided if decided <= 1 - drift.STRAGGLERS else served
     counts = np.arange(contexts + 1)
     logs = np.array([drift.log_e_value(before, decided, k, contexts - k) for k in map(int, counts)])
-    assert float(np.exp(binom.logpmf(counts, contexts, true_share) + logs).sum()) <= 1 + 1e-9
+    assert (
+        float(np.exp(scipy.stats.binom.logpmf(counts, contexts, true_share) + logs).sum())
+        <= 1 + 1e-9
+    )
 
 
 def test_alpha_is_shared_out_over_all_visits() -> None:

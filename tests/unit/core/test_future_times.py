@@ -24,7 +24,7 @@ from controller.core.rollout import (
     Ticked,
 )
 from schemas.terms import HoldReason
-from tests.builders import HOUR, MINUTE, T0, make_command, make_rollout
+from tests.builders import HOUR, MINUTE, T0, make_command, make_rollout, make_visit
 
 DAY = timedelta(days=1)
 FULL = 11 * MINUTE  # settle and bake of the builders' stages
@@ -111,3 +111,13 @@ def test_every_phase_keeps_its_distances(phase: Phase, expected: Phase) -> None:
     good = healed(rollout, T0)
     assert good.phase == expected
     assert good.freeze == Freeze(T0, "ada", "x")
+
+
+def test_an_opening_of_a_wrong_clock_counts_again_after_one_settle() -> None:
+    """Events count again a settle from now at the latest, not on the day that the clock showed."""
+    visit = make_visit().closed(T0 + HOUR).opened(T0 + DAY)
+    rollout = make_rollout(visits=(visit,), updated_at=T0 + DAY - MINUTE)
+    now = T0 + 2 * HOUR
+    good = healed(rollout, now).visits[-1]
+    assert good.closings[-1].since == T0 + HOUR
+    assert good.counting_since == now + MINUTE

@@ -257,4 +257,4 @@ def test_what_raises_is_forbidden_and_what_lowers_is_not() -> None:
 
 def test_every_rule_has_a_label() -> None:
     """The counter knows each rule by its name."""
-    assert len(set(RULES)) == len(RULES) == 11
+    assert len(set(RULES)) == len(RULES) == 12

@@ -371,3 +371,44 @@ async def test_lag_is_the_logs_also_while_nothing_can_be_saved() -> None:
         bench.totals.outage.is_down = False
         await until(bench.is_all_saved, 20)
         await until(lambda: max(view.unsaved_seconds for view in ingest.views()) == 0)
+
+
+async def test_saves_go_on_while_the_log_takes_no_commit() -> None:
+    """Committed offsets are for lag tools alone: what hangs there must not delay what is judged."""
+    bench = Bench(pacing=make_pacing(commit_seconds=0))
+    async with bench.running():
+        _, log = bench.members[0]
+        asked = asyncio.Event()
+
+        async def hang(_: object) -> None:
+            asked.set()
+            await asyncio.Event().wait()
+
+        log.commit = hang  # type: ignore[method-assign, assignment]
+        bench.evaluate("a")
+        await until(asked.is_set)
+        for number in range(3):
+            bench.evaluate(f"u{number}")
+            await until(bench.is_all_saved)
+
+
+async def test_a_save_waits_briefly_to_learn_whether_records_were_lost() -> None:
+    """Offsets without a record are checked with the log's begin, which a hanging log never tells.
+
+    The check is made again before the next save.
+    """
+    bench = Bench(pacing=make_pacing(holes_seconds=0.01))
+    async with bench.running():
+        _, log = bench.members[0]
+        bench.evaluate("a")
+        await until(bench.is_all_saved)
+
+        async def hang(_: object) -> tuple[int, int]:
+            await asyncio.Event().wait()
+            raise AssertionError("unreachable")
+
+        log.bounds, bounds = hang, log.bounds  # type: ignore[method-assign, assignment]
+        bench.broker.skip((EVALUATIONS, 0), 3)
+        bench.evaluate("b")
+        await until(bench.is_all_saved)
+        log.bounds = bounds  # type: ignore[method-assign]

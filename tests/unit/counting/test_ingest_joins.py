@@ -242,7 +242,7 @@ async def test_unknown_flags_cost_one_counter() -> None:
     async with bench.running() as ingest:
         await until(bench.is_all_saved)
         assert ingest.flags_to_count.unknown_flags == 2000
-        assert len(ingest.flags_to_count.unknown_names) == 10
+        assert len(ingest.flags_to_count.unknown_names) <= 10
     assert bench.progress(EVALUATIONS).ignored == 2000
     assert sum(len(name) + len(value) for name, value in bench.stored(EVALUATIONS).items()) < 400
 

@@ -79,6 +79,27 @@ def test_superseded_rollouts_are_swept() -> None:
     assert counting.arms[TREATMENT].exposures == 1
 
 
+def test_what_is_stored_of_a_retired_flag_is_swept_and_its_events_are_unknown() -> None:
+    """Whoever counts the partition next drops it; an older document does not bring it back."""
+    counting = Counting(evaluations=True)
+    counting.batch(evaluation("a", "on"))
+    assert any("start-1" in name for name in counting.stored)
+    directory = FlagsToCount(unknown_names_limit=5)
+    directory.count_for(make_rollout(revision=3))
+    assert directory.retire("new-checkout", 4) is not None
+    assert directory.count_for(make_rollout(revision=3)) is None
+    counting.directory = directory
+    counting.owner = counting.load()
+    counting.owner.totals.flags.drop_superseded()
+    counting.batch(evaluation("a", "on"))
+    assert not any(
+        "start-1" in name or b"start-1" in value for name, value in counting.stored.items()
+    )
+    assert directory.most_unknown() == {"new-checkout": 1}
+    assert directory.retire("new-checkout", 3) is None
+    assert directory.count_for(make_rollout(revision=5)) is not None
+
+
 # --- where arms are stored ---
 
 

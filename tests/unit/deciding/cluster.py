@@ -15,6 +15,7 @@ from controller.adapters.memory import (
     MemoryBroker,
     MemoryEventLog,
     MemoryPublisher,
+    MemoryReports,
     MemoryRollouts,
     MemoryTotals,
 )
@@ -148,6 +149,7 @@ class Replica:
         self.actuation: Any = NoDrift()
         dependencies = WorkerDependencies(
             rollouts=cluster.rollouts,
+            reports=MemoryReports(),
             publisher=cluster.publisher,
             advisor=MemoryAdvisor(),
             clock=cluster.clock,

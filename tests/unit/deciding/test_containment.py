@@ -279,6 +279,28 @@ async def test_a_damaged_document_is_replaced_by_the_state_topic_s_and_said_loud
 
 
 @in_virtual_time
+@pytest.mark.parametrize("has_ended", [False, True])
+async def test_a_rollout_that_redis_lost_is_restored_and_said(has_ended: bool) -> None:
+    """Redis has been emptied: the live rollout goes on, with an alert; an ended one needs none."""
+    cluster, flag = Cluster(), FLAGS[0]
+    async with cluster.replica():
+        cluster.order("start", flag)
+        await cluster.passes(3)
+        if has_ended:
+            cluster.order("abort", flag)
+            await cluster.passes(3)
+    rollout = await cluster.stored(flag)
+    assert rollout is not None
+    cluster.newest[flag] = rollout
+    await cluster.rollouts.discard(flag)
+    before = alerts(cluster).count("flag_broken")
+    async with cluster.replica():
+        await cluster.passes(3)
+        assert await cluster.stored(flag) == rollout
+    assert alerts(cluster).count("flag_broken") - before == (0 if has_ended else 1)
+
+
+@in_virtual_time
 @pytest.mark.parametrize("is_newer", [True, False])
 async def test_a_flag_that_cannot_be_read_stands_still_alone(is_newer: bool) -> None:
     """A newer release's document is never overwritten; a damaged one stops its flag alone."""

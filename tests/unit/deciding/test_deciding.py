@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import structlog
 
+from controller.codec.commands import to_command_received
 from controller.core.rollout import Baking, RolledBack
 from controller.deciding.commands import command_follower, command_partition
+from controller.deciding.flag.command_answers import digest_of, read_answer
 from controller.errors import CommandRefused
-from tests.unit.deciding.cluster import FLAGS, TOPIC, Cluster, Replica
+from schemas.command import Command
+from tests.unit.deciding.cluster import FLAGS, PLAN, TOPIC, Cluster, Replica
 from tests.virtual_time import in_virtual_time
 
 
@@ -101,6 +104,25 @@ async def test_what_cannot_be_read_is_refused_and_work_goes_on() -> None:
         assert [record.offset for record, _ in replica.refused] == [0]
         assert cluster.results() == {"c1": "accepted"}
         assert cluster.committed(flag) == 2
+
+
+@in_virtual_time
+async def test_a_refused_plan_is_answered_under_what_the_command_requests() -> None:
+    """Its sender, who knows the request alone, recognizes the stored answer as its own."""
+    cluster, flag = Cluster(), FLAGS[0]
+    async with cluster.replica():
+        cluster.order("start", flag)
+        await cluster.passes(2)
+        stages = [{"percent": 50, "bake": "1h"}, {"percent": 10, "bake": "1h"}]
+        plan = {**PLAN, "flag": flag, "stages": stages}
+        record = cluster.order("apply", flag, plan=plan)
+        await cluster.passes(2)
+        assert cluster.results()["c2"] == "rejected"
+        stored = await cluster.rollouts.answer_to(flag, "c2")
+    assert stored is not None
+    assert record.value is not None
+    sent = to_command_received(Command.model_validate_json(record.value))
+    assert read_answer(stored).is_of(sent, digest_of(sent))
 
 
 @in_virtual_time

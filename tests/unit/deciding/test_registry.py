@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from controller.core.rollout import Rollout
+from controller.core.rollout import Retired, Rollout
 from controller.deciding.registry import RolloutRegistry
-from tests.builders import make_plan, make_rollout
+from tests.builders import T0, make_plan, make_rollout
 
 
 class Own:
@@ -63,3 +63,34 @@ def test_an_overtaken_document_is_published_again() -> None:
     registry.on_overtaken(flags.append)
     registry.republish("new-checkout")
     assert flags == ["new-checkout"]
+
+
+def test_a_retired_flag_is_let_go_and_late_documents_are_refused() -> None:
+    """Whoever serves or counts is told once; only a newer rollout brings the flag back."""
+    registry = RolloutRegistry()
+    given: list[int] = []
+    retired: list[tuple[str, int]] = []
+    registry.subscribe(lambda rollout: given.append(rollout.revision))
+    registry.on_retired(lambda flag_key, revision: retired.append((flag_key, revision)))
+    registry.update(make_rollout(revision=4))
+    registry.retire("new-checkout", 5)
+    registry.retire("new-checkout", 5)
+    registry.update(make_rollout(revision=4))
+    assert registry.newest("new-checkout") is None
+    assert registry.flag_keys == []
+    assert retired == [("new-checkout", 5)]
+    assert registry.retired_revision("new-checkout") == 5
+    registry.update(make_rollout(revision=6))
+    registry.retire("new-checkout", 5)  # late, too
+    assert given == [4, 6]
+    assert registry.newest("new-checkout") is not None
+    assert registry.retired_revision("new-checkout") is None
+
+
+def test_a_document_that_is_retired_retires_its_flag() -> None:
+    """Redis may have it before the state topic has the tombstone."""
+    registry = RolloutRegistry()
+    registry.update(make_rollout(revision=4))
+    registry.update(make_rollout(revision=5, percent=0.0, phase=Retired(T0, "because")))
+    assert registry.newest("new-checkout") is None
+    assert registry.retired_revision("new-checkout") == 5

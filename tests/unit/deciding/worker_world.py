@@ -11,7 +11,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from controller.adapters.memory import MemoryAdvisor, MemoryPublisher, MemoryRollouts
+from controller.adapters.memory import MemoryAdvisor, MemoryPublisher, MemoryReports, MemoryRollouts
 from controller.core.evidence import ArmTotals, Evidence, VisitTotals
 from controller.core.judging.judgement import Advice
 from controller.core.plan import AdvisorPolicy, Plan
@@ -93,6 +93,7 @@ class World:
         self.rollouts = MemoryRollouts()
         self.publisher = MemoryPublisher()
         self.advisor = advisor or MemoryAdvisor()
+        self.reports = MemoryReports()
         self.transitions: list[Rollout] = []
         self.newest = newest
         self.contexts = 1000
@@ -103,6 +104,7 @@ class World:
         """Return what the worker is given."""
         fields: dict[str, Any] = {
             "rollouts": self.rollouts,
+            "reports": self.reports,
             "publisher": self.publisher,
             "advisor": self.advisor,
             "clock": self.clock,

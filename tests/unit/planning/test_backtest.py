@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from controller.core.plan import Guardrail, Plan
-from controller.planning.backtest import Backtest, Source
+from controller.planning.backtest import Backtest, Replay, Source
 from controller.ports import Record
-from schemas.terms import Approval, DecisionKind, PhaseName
+from schemas.terms import Approval, DecisionKind, GapPolicy, HealthGap, PhaseName
 from tests.builders import HOUR, MINUTE, T0, make_plan, make_stage
 from tests.records import at_ms, evaluation_value, make_record, outcome_value
 
@@ -129,11 +129,11 @@ def test_outcomes_without_flags_are_joined_to_their_exposures() -> None:
 def test_another_split_than_the_plans_is_not_held_against_the_records() -> None:
     """Served were 20 %, the stage has 50.
 
-    Judged by what was there, and on request refused as a broken split.
+    Judged by what was there, and on request refused as a broken split, which in the end rolls back.
     """
     assert DecisionKind.ADVANCE in kinds(gone_through(short_plan(), 600, share=0.2))
     paused = gone_through(short_plan(), 600, share=0.2, counts_split=True)
-    assert kinds(paused) == [DecisionKind.START, DecisionKind.PAUSE]
+    assert kinds(paused) == [DecisionKind.START, DecisionKind.PAUSE, DecisionKind.ROLL_BACK]
 
 
 def test_silence_waits_for_its_deadline_only() -> None:
@@ -161,3 +161,62 @@ def test_approvals_are_given_at_once() -> None:
     test = gone_through(short_plan(stages=stages), 300)
     assert test.rollout is not None
     assert test.rollout.phase.name is PhaseName.COMPLETED
+
+
+def test_a_breach_is_found_while_the_rollout_is_paused() -> None:
+    """Guardrails stay armed in a pause, so the backtest goes on after one."""
+    policies = dict.fromkeys(HealthGap, GapPolicy.PAUSE)
+    plan = short_plan(health_grace=20 * SECOND, fresh_within=20 * SECOND, gap_policies=policies)
+    test = Backtest(plan, T0, [EVALUATIONS, OUTCOMES], exact_limit=1000, window_ms=1_800_000)
+    replay = Replay(test, T0, SECOND)
+    healthy, harmed = list(slices(180)), list(slices(180, worse=20))
+    # Nothing comes for a minute, which pauses; when events come again, treatment fails.
+    for batch in (*healthy[:60], *harmed[120:]):
+        for source, records in batch.items():
+            for record in records:
+                replay.take(datetime.fromtimestamp(record.timestamp / 1000, UTC), [source], record)
+    replay.end(T0 + 180 * SECOND)
+    assert kinds(test) == [DecisionKind.START, DecisionKind.PAUSE, DecisionKind.ROLL_BACK]
+    assert test.decisions[-1].at > T0 + 2 * MINUTE
+
+
+def test_a_context_is_at_risk_once_in_a_batch_as_long_as_the_daemons() -> None:
+    """Ten requests of one user in a second are ten user actions, not one."""
+    test = Backtest(short_plan(), T0, [EVALUATIONS, OUTCOMES], exact_limit=1000, window_ms=60_000)
+    at = at_ms(T0) + 20_000
+    flags = (("new-checkout", "on"),)
+    outcomes = [
+        make_record(
+            n, outcome_value("u", time_ms=at + 100 * n, flags=flags), timestamp_ms=at + 100 * n
+        )
+        for n in range(10)
+    ]
+    test.advance(T0 + 21 * SECOND, {OUTCOMES: outcomes})
+    assert test.totals().treatment.at_risk == 10
+
+
+def test_a_time_in_the_future_is_refused_and_costs_no_exposure() -> None:
+    """One producer with a wrong clock must not expire what outcomes are joined to."""
+    test = Backtest(short_plan(), T0, [EVALUATIONS, OUTCOMES], exact_limit=1000, window_ms=60_000)
+    at = at_ms(T0) + 20_000
+    seen = [
+        make_record(0, evaluation_value("u", "on", time_ms=at), timestamp_ms=at),
+        make_record(1, evaluation_value("v", "on", time_ms=at + 10**8), timestamp_ms=at + 10**8),
+    ]
+    happened = [make_record(0, outcome_value("u", time_ms=at + 5), timestamp_ms=at + 5)]
+    test.advance(T0 + 21 * SECOND, {EVALUATIONS: seen, OUTCOMES: happened})
+    assert test.records.refused == 1
+    assert test.totals().treatment.outcomes == 1
+
+
+def test_outcomes_are_joined_however_many_exposures_a_slice_has() -> None:
+    """Exposures are indexed by the ten thousand; the outcomes wait for all of them."""
+    test = Backtest(short_plan(), T0, [EVALUATIONS, OUTCOMES], exact_limit=1000, window_ms=60_000)
+    at = at_ms(T0) + 20_000
+    seen = [
+        make_record(n, evaluation_value(f"u{n}", "on", time_ms=at), timestamp_ms=at)
+        for n in range(20_001)
+    ]
+    happened = [make_record(0, outcome_value("u20000", time_ms=at + 5), timestamp_ms=at + 5)]
+    test.advance(T0 + 21 * SECOND, {EVALUATIONS: seen, OUTCOMES: happened})
+    assert test.totals().treatment.outcomes == 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from controller.core.evidence import bucket_of
 from controller.planning.external_totals import ArmSums, Stream, Watched, add_totals, begin
@@ -240,7 +240,7 @@ def test_users_who_come_back_make_no_more_false_alarms_than_alpha(
         is_rolled_back(coming_back(np.random.default_rng([7, run]), shares), alpha)
         for run in range(runs)
     )
-    assert false <= stats.binom.ppf(0.999, runs, alpha)
+    assert false <= scipy.stats.binom.ppf(0.999, runs, alpha)
 
 
 def test_harm_is_found_among_users_who_come_back() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import numpy as np
 import pytest
 
-from controller.core.plan import Guardrail, Plan
-from controller.planning.outlook import HARMED_RUNS, HEALTHY_RUNS, MOST_LOOKS, outlook
-from tests.builders import HOUR, T0, make_plan, make_stage, make_traffic
+from controller.core.plan import Guardrail, Plan, Window
+from controller.planning.outlook import HARMED_RUNS, HEALTHY_RUNS, MOST_LOOKS, _stricter, outlook
+from controller.planning.simulation import run_once
+from controller.planning.virtual_traffic import TrafficSource, example_harms
+from tests.builders import HOUR, MINUTE, T0, make_plan, make_stage, make_traffic
 
 
 def steps(guardrail: Guardrail, **overrides: object) -> Plan:
@@ -53,11 +56,61 @@ def test_a_gate_that_waits_long_is_told() -> None:
     assert "at 5 contexts/s, where 1h 1m are planned" in words
 
 
+@pytest.mark.parametrize(("margin", "is_slow"), [(None, False), (0.1, True)])
+def test_time_outside_active_windows_is_not_called_waiting(
+    margin: float | None, is_slow: bool
+) -> None:
+    """Two hours a day: a stage that bakes for five takes three days, and exactly as planned.
+
+    A gate that waits in open time is told as before.
+    """
+    window = Window(frozenset(range(1, 8)), 9 * 60, 120, "UTC")  # T0 is 9:00
+    guardrail = Guardrail("error_rate", limit=None if margin else 0.02, margin=margin)
+    rate = 5.0 if is_slow else 200.0
+    bake = HOUR if is_slow else 5 * HOUR
+    stages = (make_stage(bake=bake, max_bake=50 * HOUR),)
+    plan = steps(guardrail, stages=stages, active=(window,))
+    words = [words for at, words in told(plan, rate) if at == ("stages", 0)]
+    assert len(words) == is_slow
+    assert all("inside the active windows at 5 contexts/s, where 1h 1m" in one for one in words)
+    source = TrafficSource(make_traffic(rate), plan)
+    run = run_once(plan, source, T0, np.random.default_rng(1))
+    assert run.stage_times[0] > 24 * HOUR
+    assert is_slow or run.open_times[0] < 5 * HOUR + 10 * MINUTE
+
+
 def test_a_limit_far_above_control_lets_a_doubled_error_rate_pass() -> None:
     """Twice control's errors stay below the limit: promoted, and said."""
     [(at, words)] = told(steps(Guardrail("error_rate", limit=0.05)), 200.0)
     assert at == ("guardrails",)
     assert "a release that fails twice as often as control is promoted in 3 of 3" in words
+    assert "tighten the limit, or compare with control, as in `error_rate < control + 10%`" in words
+
+
+@pytest.mark.parametrize(
+    ("guardrails", "said"),
+    [
+        (
+            [Guardrail("latency_p99", limit=300.0)],
+            "tighten the limit, or compare with control, as in `latency_p99 < control + 10%`",
+        ),
+        (
+            [Guardrail("latency_p99", margin=0.1), Guardrail("error_rate", limit=0.01)],
+            "lower the margin of latency_p99, or let more traffic or time come to each stage",
+        ),
+        (
+            [Guardrail("conversion:buy", limit=0.01)],
+            "tighten the limit, or compare with control, as in `conversion:buy > control - 10%`",
+        ),
+    ],
+)
+def test_what_a_plan_has_already_is_not_recommended(guardrails: list[Guardrail], said: str) -> None:
+    """The advice is about the metric of the harm, and about nothing that the plan does."""
+    watching = [one for one in guardrails if one.metric == guardrails[0].metric]
+    assert _stricter(watching) == said
+    plan = make_plan(guardrails=tuple(guardrails))
+    harms = {one.metric: own for _, _, own in example_harms(plan) for one in own}
+    assert harms == {one.metric: [one] for one in guardrails}
 
 
 def test_a_limit_below_control_is_a_false_alarm() -> None:

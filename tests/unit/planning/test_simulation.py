@@ -8,7 +8,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from controller.core.plan import AdvisorPolicy, FreezeWindow, Guardrail, Plan
+from controller.core.plan import AdvisorPolicy, Guardrail, Plan, Window
 from controller.planning.figures import Part, simulate, spread
 from controller.planning.simulation import Run, run_once
 from controller.planning.virtual_traffic import Effect, TrafficSource, VirtualTraffic
@@ -45,6 +45,12 @@ def test_a_healthy_release_is_promoted_in_the_planned_time() -> None:
     assert (run.ended, run.found_at) == ("completed", None)
     assert run.stage_times == {0: HOUR + MINUTE, 1: HOUR + MINUTE, 2: HOUR + MINUTE}
     assert run.path == [(timedelta(0), 10.0), (HOUR + MINUTE, 50.0), (2 * HOUR + 2 * MINUTE, 100.0)]
+
+
+def test_a_plan_that_ends_by_itself_is_tried_to_its_last_stage() -> None:
+    """What a stage shows does not depend on a date in the calendar."""
+    run = ran(three_steps(ends_at=T0 + HOUR), traffic=make_traffic(200.0))
+    assert run.ended == "completed"
 
 
 def test_harm_from_a_stage_on_is_found_there_and_counted() -> None:
@@ -100,10 +106,21 @@ def test_the_model_agrees_and_people_approve_at_once() -> None:
 
 def test_freeze_windows_hold_in_virtual_time() -> None:
     """What is frozen when its gate would pass goes on when the window ends."""
-    window = FreezeWindow(frozenset({1}), 9 * 60 + 30, 5 * 60, "UTC")  # T0 is a Monday, 9:00
+    window = Window(frozenset({1}), 9 * 60 + 30, 5 * 60, "UTC")  # T0 is a Monday, 9:00
     run = ran(three_steps(freeze_windows=(window,)))
     assert run.ended == "completed"
     assert run.stage_times[0] == pytest.approx(timedelta(hours=5, minutes=30), abs=30 * MINUTE)
+
+
+def test_active_windows_hold_in_virtual_time() -> None:
+    """Three bakes of an hour, each of which takes more than one window of 45 minutes a day."""
+    window = Window(frozenset(range(1, 8)), 9 * 60, 45, "UTC")  # T0 is 9:00
+    run = ran(three_steps(active=(window,)))
+    assert run.ended == "completed"
+    assert timedelta(days=3) < run.at - T0 < timedelta(days=7)
+    assert {percent for _, percent in run.path} >= {0.0, 100.0}
+    found = ran(three_steps(active=(window,)), Effect("errors", 5.0))
+    assert (found.ended, found.is_found) == ("rolled_back", True)
 
 
 def test_a_breach_that_only_pauses_is_a_find_too() -> None:

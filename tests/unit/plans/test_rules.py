@@ -1,10 +1,12 @@
 """The rules that a plan must keep to work."""
 
+import re
 from typing import Any
 
 import pytest
 
 from controller.plans import (
+    advice_beyond_max_bake,
     lint,
 )
 from schemas.plan import PlanDocument
@@ -91,6 +93,26 @@ def test_good_plan_has_no_findings() -> None:
         ({"guardrails": ["error_rate < control + 10%"]}, "no guardrail watches the stage of 100 %"),
         (
             {
+                "stages": [stage(bake="30m"), stage(percent=100)],
+                "guardrails": ["conversion:buy > 2%"],
+            },
+            "nothing can roll back the stage of 10 %: its first contexts have until 30m to convert",
+        ),
+        (
+            {"guardrails": [{"metric": "error_rate", "limit": "1%", "within": "1h"}]},
+            "error_rate has no time to convert",
+        ),
+        (
+            {
+                "guardrails": [
+                    "error_rate < 1%",
+                    {"metric": "conversion:buy", "compare": {"margin": 0.05}, "within": "1h"},
+                ]
+            },
+            "only a `limit` needs the time",
+        ),
+        (
+            {
                 "guardrails": [
                     "latency_p99 < 1s",
                     {"metric": "error_rate", "compare": {"margin": 0.1}, "to_percent": 100},
@@ -126,6 +148,12 @@ def test_good_plan_has_no_findings() -> None:
         ),
         ({"blind": True}, "a blind plan looks at no guardrail"),
         ({"expires_at": "2026-01-05T08:00:00Z"}, "has expired"),
+        ({"ends_at": "2026-01-05T08:00:00Z"}, "end has passed"),
+        (
+            {"start_at": "2027-01-02T00:00:00Z", "ends_at": "2027-01-01T00:00:00Z"},
+            "ends before it starts",
+        ),
+        ({"stages": [stage(percent=1, name="a"), stage(percent=100, name="a")]}, "is called a"),
         ({"expires_at": "2026-01-07T08:00:00Z"}, "expires before it can be through"),
         (
             {"start_at": "2027-01-01T00:00:00Z", "expires_at": "2027-01-02T00:00:00Z"},
@@ -183,6 +211,8 @@ def test_plan_that_cannot_work_is_refused(overrides: dict[str, Any], said: str) 
         },
         {"guardrails": [], "blind": True},
         {"guardrails": ["latency_p99 < 200ms", "error_rate < control + 10%"]},
+        {"guardrails": ["conversion:buy > 2%"]},
+        {"guardrails": [{"metric": "conversion:buy", "limit": "2%", "within": "23h"}]},
         {
             "guardrails": [
                 "latency_p99 < 200ms",
@@ -220,9 +250,38 @@ def test_doubtful_plan_is_warned_about(overrides: dict[str, Any], said: str) -> 
     assert not findings[0].is_error
 
 
+@pytest.mark.parametrize("metric", ["latency_p99", "conversion:buy"])
+def test_who_writes_percentage_points_is_shown_spellings_that_work(metric: str) -> None:
+    """Each spelling in the message is accepted as it stands."""
+    sign = "> control -" if metric.startswith("conversion") else "< control +"
+    plan = {**PLAN, "guardrails": ["error_rate < 1%", f"{metric} {sign} 1pp"]}
+    (finding,) = lint(PlanDocument.model_validate(plan))
+    spellings = re.findall(r"`([^`]+)`", finding.fix)
+    assert spellings
+    for spelling in spellings:
+        document = PlanDocument.model_validate(
+            {**PLAN, "guardrails": ["error_rate < 1%", spelling]}
+        )
+        assert not any(found.is_error for found in lint(document)), spelling
+
+
 # --- audiences and variants ---
 
 BETA = {"beta": [{"attribute": "plan", "in": ["pro"]}]}
+
+
+def test_time_that_advice_adds_to_max_bake_is_told() -> None:
+    """A limit in the plan that a model makes longer is named with what it adds."""
+    plan = {**PLAN, "stages": [stage(percent=100, bake="1m", settle="1s", max_bake="2m")]}
+    assert not lint(PlanDocument.model_validate(plan)), "nobody speaks of a model"
+    asks = {**plan, "advisor": {"mode": "can_hold"}}
+    (finding,) = lint(PlanDocument.model_validate(asks))
+    (by_settings,) = advice_beyond_max_bake(PlanDocument.model_validate(plan))
+    assert by_settings == finding
+    assert finding.path == ("stages", 0, "max_bake")
+    assert "may stay open for 30m 30s longer than max_bake" in finding.message
+    assert "without a model max_bake is kept" in finding.fix
+    assert not lint(PlanDocument.model_validate({**plan, "advisor": {"mode": "off"}}))
 
 
 def rings(*stages: tuple[float, str | None]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -62,7 +63,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.metrics = Metrics(version="test")
-        self.health = Health(REQUIRED, (*OPTIONAL, "advisor"))
+        self.health = Health(REQUIRED, (*OPTIONAL, "advisor"), now=lambda: T0)
         self.faults = Faults(lambda: T0)
         self.reporter = Reporter(self.metrics, self.health, self.faults)
         self.health.ready("http")
@@ -131,6 +132,11 @@ def test_everything_well_is_ready_and_working() -> None:
             "flag.evaluations/0 was last saved 6 s ago",
         ),
         (
+            {"partitions": [make_view(saved_seconds=6.0, save_trouble="OOM: maxmemory")]},
+            "saves",
+            "flag.evaluations/0 was last saved 6 s ago: OOM: maxmemory",
+        ),
+        (
             {"partitions": [make_view(state=PartitionState.STOPPED, trouble="damaged")]},
             "counting",
             "flag.evaluations/0: damaged",
@@ -163,6 +169,47 @@ def test_each_failure_is_told_by_its_component(
     """With the reason in one sentence; and it is over when it is over."""
     bench = Bench()
     assert bench.not_ready(make_signs(**overrides))[component] == why
+    assert bench.not_ready(make_signs()) == {}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "component", "seconds"),
+    [
+        ({"brokers": {STATE_TOPIC: 4.5}}, "kafka", 4.5),
+        ({"brokers": {STATE_TOPIC: 4.5}}, "state", 4.5),
+        ({"brokers": {STATE_TOPIC: 0.0, "events": 9.0}}, "kafka", 9.0),
+        ({"partitions": [], "brokers": {"events": 9.0}}, "counting", 9.0),
+        ({"store_seconds": 5.0}, "redis", 5.0),
+        ({"partitions": [make_view(saved_seconds=6.0)]}, "saves", 6.0),
+        ({"effects": 3, "effects_seconds": 5.0}, "outbox", 5.0),
+    ],
+)
+def test_a_silence_began_before_it_was_noticed(
+    overrides: dict[str, Any], component: str, seconds: float
+) -> None:
+    """`since` is when the dependency went away, and stays so while it is away."""
+    bench = Bench()
+    bench.not_ready(make_signs())
+    bench.not_ready(make_signs(**overrides))
+    bench.not_ready(make_signs(**overrides))
+    assert bench.health.components[component].since == T0 - timedelta(seconds=seconds)
+
+
+def test_a_group_that_rebalances_is_no_broker_that_is_silent() -> None:
+    """A broker that was frozen answers at once, and forms its groups again ten seconds later."""
+    bench = Bench()
+    away = make_signs(
+        brokers={STATE_TOPIC: 90.0}, unassigned={"events": 91.0, "commands": 91.0}, partitions=[]
+    )
+    assert bench.not_ready(away)["kafka"] == (
+        "no broker has answered about the state topic for 90 s; no broker has answered about "
+        "events for 91 s; no broker has answered about commands for 91 s"
+    )
+    back = make_signs(brokers={STATE_TOPIC: 0.2}, unassigned={"events": 92.0}, partitions=[])
+    assert bench.not_ready(back) == {
+        "counting": "brokers answer, and the consumer group of events has assigned no partitions "
+        "for 92 s: it rebalances"
+    }
     assert bench.not_ready(make_signs()) == {}
 
 

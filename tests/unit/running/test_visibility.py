@@ -241,7 +241,7 @@ def test_whatever_blinds_the_guardrails_is_alerted_within_ten_seconds(
     assert (alert.kind, alert.severity) == (AlertKind.UNWATCHED, Severity.CRITICAL)
     assert why in alert.summary
     assert "10 % is served" in alert.summary
-    assert "rolloutctl roll-back new-checkout" in alert.action
+    assert "rolloutctl rollback new-checkout" in alert.action
     assert [line["event"] for line in lines] == ["fault_contained", "rollout_unwatched"]
     assert bench.unwatched == 1
     fresh = Bench()
@@ -327,6 +327,8 @@ def test_a_rollout_that_leaves_while_unwatched_is_closed() -> None:
     bench.rollout, bench.newest = None, make_rollout(phase=RolledBack(T0, "guardrail"))
     bench.passes(1)
     assert [alert.severity for alert in bench.raised] == [Severity.CRITICAL, Severity.INFO]
+    assert bench.raised[-1].action == "nothing"
+    assert bench.alerts._waiting[-1].rollout is bench.newest  # a pager reads its percentage
 
 
 def test_the_next_rollout_of_a_flag_is_judged_afresh() -> None:
@@ -407,22 +409,22 @@ def test_who_has_just_taken_a_flag_over_waits_ten_seconds() -> None:
 
 
 def test_the_remedy_is_one_that_can_be_carried_out() -> None:
-    """A roll-back by command waits for Redis, and for a replica that reads commands."""
+    """A rollback by Kafka waits for Redis, and for a replica that reads commands."""
     bench = Bench()
     bench.passes(20)
     bench.is_readable, bench.store_trouble = False, "Redis gave no answer"
     bench.seconds_to_alert()
     (alert,) = bench.raised
-    assert "free or restore Redis; until then lower the flag in its flag plane" in alert.action
-    assert "rolloutctl roll-back" not in alert.action
+    assert "free or restore Redis; until then lower the flag over HTTP" in alert.action
+    assert "rolloutctl rollback" not in alert.action
     other = Bench()
     rollout, other.rollout = other.rollout, None
     assert rollout is not None
     other.newest = rollout
     other.holders = [Holder("new-checkout", rollout, False, "no replica runs this flag: nobody")]
     other.seconds_to_alert()
-    assert "lower the flag in its flag plane" in other.raised[0].action
-    assert "rolloutctl roll-back" not in other.raised[0].action
+    assert "lower the flag over HTTP" in other.raised[0].action
+    assert "rolloutctl rollback" not in other.raised[0].action
 
 
 def test_a_look_a_moment_ago_with_nothing_wrong_is_sight() -> None:

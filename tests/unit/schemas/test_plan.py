@@ -78,7 +78,8 @@ def test_duration_is_written_in_whole_units() -> None:
     [
         ("error_rate < 1%", {"metric": "error_rate", "limit": 0.01}),
         ("error_rate<0.5 %", {"metric": "error_rate", "limit": 0.005}),
-        ("error_rate < 0.01", None),
+        ("error_rate < 0.01", {"metric": "error_rate", "limit": 0.01}),
+        ("error_rate < 1", None),
         ("latency_p99 < 200ms", {"metric": "latency_p99", "limit": 200.0}),
         ("latency_p999 < 1.5s", {"metric": "latency_p999", "limit": 1500.0}),
         ("latency_p99 < 200", None),
@@ -111,7 +112,12 @@ def test_duration_is_written_in_whole_units() -> None:
         ("error_rate < control - 10%", None),
         ("conversion:purchase < 2%", None),
         ("error_rate < 1% and < 2%", None),
-        ("error_rate <= 1%", None),
+        ("error_rate <= 1%", {"metric": "error_rate", "limit": 0.01}),
+        (
+            "conversion:purchase >= control - 5%",
+            {"metric": "conversion:purchase", "compare": {"margin": 0.05}},
+        ),
+        ("error_rate =< 1%", None),
         ("error_rate", None),
         ("error_rate < ", None),
         ("error_rate < control", None),
@@ -126,6 +132,74 @@ def test_guardrail_shorthand(line: str, fields: dict[str, Any] | None) -> None:
     else:
         assert guardrail_from_shorthand(line) == fields
         assert plan_with(guardrails=[line]).guardrails == [GuardrailDocument.model_validate(fields)]
+
+
+@pytest.mark.parametrize(
+    ("line", "rewrite"),
+    [
+        ("latency_p99 < 300", "300 has no unit: write 300ms"),
+        ("error_rate < 1", "1 has no unit: write 1%"),
+        ("error_rate < control", "write `error_rate < control + 10%`"),
+        ("conversion:bought > control", "write `conversion:bought > control - 10%`"),
+        ("conversion:bought ~ 2%", "`conversion:bought > control - 5%`"),
+        ("conversion:bought > some", "write it as in `conversion:bought > 2%`"),
+        ("latency_p99 < fast", "write it as in `latency_p99 < 200ms`"),
+        (
+            "conversion:bought < 2%",
+            "is better when higher: write it as in `conversion:bought > 2%`",
+        ),
+        ("p99_latency < 300ms", "did you mean latency_p99?"),
+        ("latency.P95 < 300ms", "did you mean latency_p95?"),
+        ("error-rate < 1%", "did you mean error_rate?"),
+    ],
+)
+def test_a_refused_guardrail_says_what_to_write(line: str, rewrite: str) -> None:
+    """What could mean two things is refused with the text that means one."""
+    with pytest.raises(ValueError) as refusal:
+        guardrail_from_shorthand(line)
+    assert rewrite in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ({"percent": "5%"}, {"percent": 5}),
+        ({"percent": "0.5 %"}, {"percent": 0.5}),
+        ({"approval": True}, {"approval": "required"}),
+        ({"approval": "Yes"}, {"approval": "required"}),
+        ({"approval": False}, {"approval": "not_required"}),
+        ({"approval": "no"}, {"approval": "not_required"}),
+    ],
+)
+def test_what_is_unambiguous_is_accepted_in_a_stage(
+    written: dict[str, Any], meant: dict[str, Any]
+) -> None:
+    """A percentage with its sign, and yes and no to an approval, mean one thing each."""
+    stage = {"percent": 5, "bake": "1h"}
+    plans = [plan_with(stages=[{**stage, **fields}]) for fields in (written, meant)]
+    assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize("day", ["friday", "Friday", "FRI", "fri"])
+def test_a_day_is_named_in_full_or_short(day: str) -> None:
+    """The name of a weekday means that day, however it is written."""
+    window = {"days": [day], "from": "17:00", "to": "18:00"}
+    assert plan_with(freeze_windows=[window]).freeze_windows[0].days == ["fri"]
+
+
+@pytest.mark.parametrize(
+    "stage", [{"percent": "5"}, {"percent": "five"}, {"approval": "maybe"}, {"approval": 1}]
+)
+def test_what_is_ambiguous_is_refused_in_a_stage(stage: dict[str, Any]) -> None:
+    """What is not clearly a percentage, yes or no is not guessed at."""
+    with pytest.raises(ValidationError):
+        plan_with(stages=[{"percent": 5, "bake": "1h", **stage}])
+
+
+def test_a_metric_of_ones_own_has_a_way() -> None:
+    """There are no numeric metrics of one's own; the refusal says what works instead."""
+    with pytest.raises(ValidationError, match="Use a metric of your own"):
+        GuardrailDocument.model_validate({"metric": "queue_time", "limit": "1%"})
 
 
 def test_unknown_metric_names_the_near_one() -> None:

@@ -25,7 +25,7 @@ def test_document_says_what_an_app_needs_at_its_top() -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"schema_version": 3},
+        {"schema_version": 6},
         {"schema_version": 0},
         {"percent": 100.01},
         {"percent": -1},

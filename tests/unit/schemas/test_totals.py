@@ -216,7 +216,7 @@ def test_an_open_loss_ends_with_the_next_record() -> None:
     counts = PartitionCounts()
     counts.end_loss(7)
     counts.note_loss(5, None)
-    assert counts.has_open_loss
+    assert counts.losses == [(5, None)]
     counts.end_loss(3)
     counts.end_loss(9)
     assert counts.losses == [(5, 5)]

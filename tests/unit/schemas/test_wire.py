@@ -167,13 +167,22 @@ def test_an_outcome_gives_what_became_of_the_request() -> None:
 
 def test_an_outcome_may_say_next_to_nothing() -> None:
     """A success without flags is joined by context."""
-    told = ended({})
+    told = ended({"feature_flag.context.id": "u-42"})
     assert (told.context_id, list(told.flags), told.is_error, told.latency_ms) == (
         "u-42",
         [],
         False,
         None,
     )
+
+
+@pytest.mark.parametrize("data", [{}, {"duration": 0.2}, {"http.response.status_code": 500}])
+def test_an_outcome_that_says_nothing_is_refused(data: dict[str, Any]) -> None:
+    """It would count as a success, although its sender meant something else."""
+    with pytest.raises(RecordRefused) as refused:
+        ended(data)
+    assert refused.value.reason is QuarantineReason.INVALID
+    assert "http.server.request.duration" in refused.value.detail
 
 
 NO_FLAG = {"feature_flag.result.variant": "on"}

@@ -19,7 +19,8 @@ from controller.telemetry import Metrics
 from controller.web.app import make_app
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
-from tests.builders import T0, make_rollout
+from tests.builders import T0, make_judgement, make_rollout
+from tests.reports import make_report, reports_of
 
 
 class HandClock:
@@ -30,6 +31,12 @@ class HandClock:
 
     def __call__(self) -> float:
         return self.seconds
+
+
+EVENTS: dict[str | None, bytes] = {
+    None: b'{"flag":null}',
+    "new-checkout": b'{"flag":"new-checkout"}',
+}
 
 
 @dataclass
@@ -44,17 +51,13 @@ class Surface:
     faults: Faults
 
 
-#: What was seen of a flag at the last look.
-LOOKS = {"new-checkout": b'{"verdict":"inconclusive"}'}
-
-
-#: How the planes of a flag stand that this replica runs.
-STANDINGS = {
-    "new-checkout": [
-        PlaneStanding("ofrep", True, 10.0, 10.0, None, None, T0),
-        PlaneStanding("redis", False, 10.0, 25.0, "serves 25 %, decided is 10 %", T0, T0),
-    ]
-}
+#: What is known of the flag: its evidence, and how its planes stand.
+REPORT = make_report(
+    make_rollout(),
+    make_judgement(),
+    PlaneStanding("ofrep", True, 10.0, 10.0, None, None, T0),
+    PlaneStanding("redis", False, 10.0, 25.0, "serves 25 %, decided is 10 %", T0, T0),
+)
 
 
 def describe(rollout: Rollout) -> bytes:
@@ -81,8 +84,8 @@ def surface() -> Surface:
         health,
         metrics,
         describe=describe,
-        newest_evidence=LOOKS.get,
-        plane_standings=STANDINGS.get,
+        reports=reports_of({"new-checkout": REPORT}),
+        events_of=EVENTS.get,
         faults=faults,
     )
     return Surface(clock, board, health, metrics, app, faults)

@@ -1,45 +1,52 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 from starlette.routing import Route
 
-from controller.health import Scope
+from controller.health import Health, Scope
+from controller.telemetry import Metrics
 from controller.web.answers import SECURITY_HEADERS
 from controller.web.app import is_ours, make_app, make_ops_app
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
 from controller.web.views import Readyz
-from tests.builders import make_plan, make_rollout
+from tests.builders import T0, make_plan, make_rollout
+from tests.reports import no_reports
 from tests.unit.web.conftest import Surface, describe
 
 EVERY_PATH = [
+    "/",
     "/flagd/flags.json",
     "/healthz",
     "/readyz",
     "/metrics",
     "/rollouts",
     "/rollouts/new-checkout",
-    "/rollouts/new-checkout/evidence",
-    "/rollouts/new-checkout/planes",
+    "/api/v1/rollouts/new-checkout/evidence",
+    "/api/v1/rollouts/new-checkout/planes",
+    "/rollouts/new-checkout/events",
+    "/events",
 ]
 
 
 def test_no_route_changes_anything(surface: Surface) -> None:
-    """Every route is for GET and HEAD, but OFREP's two.
+    """Every route is for GET and HEAD, but OFREP's two and the check of a plan.
 
-    Which carry a context and are read-only by the protocol.
+    Which carry a context, and a plan that is not kept, and are read-only too.
     """
     posts = set()
     for route in surface.app.routes:
         assert isinstance(route, Route), "a mount or websocket would escape this test"
         assert route.methods is not None
         if route.methods != {"GET", "HEAD"}:
-            assert route.methods == {"POST"}
+            assert route.methods - {"GET", "HEAD"} == {"POST"}
             posts.add(route.path)
-    assert posts == {"/ofrep/v1/evaluate/flags", "/ofrep/v1/evaluate/flags/{key:path}"}
+    evaluations = {"/ofrep/v1/evaluate/flags", "/ofrep/v1/evaluate/flags/{key:path}"}
+    assert posts == evaluations | {"/ui/plan"}
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"])
@@ -54,7 +61,20 @@ async def test_other_methods_are_not_allowed(
     assert response.json()["error"]
 
 
-@pytest.mark.parametrize("path", ["/", "/nope", "/rollouts/", "/flagd/flags.yaml", "/rollouts/a/b"])
+async def test_the_index_names_every_path_with_its_purpose(
+    surface: Surface, client: httpx.AsyncClient
+) -> None:
+    """`GET /` lists what the port serves, so that nobody has to guess."""
+    response = await client.get("/")
+    assert response.status_code == 200
+    paths = response.json()["paths"]
+    routes = [route.path for route in surface.app.routes if isinstance(route, Route)]
+    assert [one["path"] for one in paths] == [path for path in routes if path != "/"]
+    assert all(one["methods"] and len(one["what"]) > 15 for one in paths)
+    assert not [one for one in paths if one["what"].startswith(("GET", "POST"))]
+
+
+@pytest.mark.parametrize("path", ["/nope", "/rollouts/", "/flagd/flags.yaml", "/rollouts/a/b"])
 async def test_other_paths_are_not_found(client: httpx.AsyncClient, path: str) -> None:
     """404 in JSON, and no redirect that would repeat the caller's Host."""
     response = await client.get(path)
@@ -71,7 +91,9 @@ async def test_a_broken_endpoint_says_nothing_of_its_inside(surface: Surface) ->
     def broken(rollout: object) -> bytes:
         raise RuntimeError("secret")
 
-    app = make_app(surface.board, surface.health, surface.metrics, describe=broken)
+    app = make_app(
+        surface.board, surface.health, surface.metrics, describe=broken, reports=no_reports()
+    )
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         response = await client.get("/rollouts")
@@ -137,7 +159,12 @@ async def test_a_foreign_host_learns_nothing(client: httpx.AsyncClient) -> None:
 async def test_all_hosts_can_be_allowed(surface: Surface) -> None:
     """`*` answers every name, for those who have a proxy in front that checks."""
     app = make_app(
-        surface.board, surface.health, surface.metrics, describe=describe, allowed_hosts=["*"]
+        surface.board,
+        surface.health,
+        surface.metrics,
+        describe=describe,
+        reports=no_reports(),
+        allowed_hosts=["*"],
     )
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app=app), base_url="http://any.example"
@@ -161,12 +188,15 @@ async def test_alive_until_an_invariant_breaks(surface: Surface, client: httpx.A
 async def test_readiness_names_what_is_missing(surface: Surface, client: httpx.AsyncClient) -> None:
     """Each component stands there with why not.
 
-    Only required ones make it unready, the others degraded.
+    Only what serves flags makes it unready, whether it has started or not; the others degraded.
     """
     response = await client.get("/readyz")
-    assert response.status_code == 503
-    event_log = response.json()["components"]["event_log"]
+    body = response.json()
+    assert (response.status_code, body["starting"], body["working"]) == (200, True, False)
+    assert (await client.get("/readyz?strict=1")).status_code == 503
+    event_log = body["components"]["event_log"]
     assert event_log.pop("since")
+    assert event_log.pop("for_seconds") >= 0
     assert event_log == {"ready": False, "required": True, "reason": "not started"}
     surface.health.ready("event_log")
     response = await client.get("/readyz")
@@ -262,11 +292,17 @@ async def test_probes_and_metrics_have_an_application_of_their_own(surface: Surf
             answer = await client.get(path)
             assert answer.status_code == 200
             _assert_guarded(answer)
+        surface.board.doubt("reading again")
         assert (await client.get("/readyz")).status_code == 503
         assert (await client.get("/rollouts")).status_code == 404
         assert (await client.get("/livez", headers={"host": "evil.example"})).status_code == 421
     main = make_app(
-        surface.board, surface.health, surface.metrics, describe=describe, has_metrics=False
+        surface.board,
+        surface.health,
+        surface.metrics,
+        describe=describe,
+        reports=no_reports(),
+        has_metrics=False,
     )
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app=main), base_url="http://localhost"
@@ -325,19 +361,74 @@ async def test_flagd_never_gets_an_empty_document_by_mistake(
     assert "flags" not in response.json()
 
 
-async def test_the_newest_look_is_shown_and_its_absence_explained(
-    surface: Surface, client: httpx.AsyncClient
+@pytest.fixture
+async def starting() -> AsyncIterator[tuple[FlagBoard, httpx.AsyncClient]]:
+    """A replica that has not read the state topic yet, and a client of it."""
+    board = FlagBoard(generation=Generation.V3)
+    app = make_app(board, Health(()), Metrics(version="1"), describe=describe, reports=no_reports())
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        yield board, client
+
+
+async def test_no_list_of_rollouts_before_any_is_known(
+    starting: tuple[FlagBoard, httpx.AsyncClient],
 ) -> None:
-    """Evidence of a flag that runs here; 404 with the reason for any other flag."""
-    shown = await client.get("/rollouts/new-checkout/evidence")
-    assert (shown.status_code, shown.json()) == (200, {"verdict": "inconclusive"})
-    assert (await client.get("/rollouts/other/evidence")).json()[
-        "error"
-    ] == "no rollout has this flag key"
-    surface.board.update(make_rollout(flag_key="elsewhere"))
-    answer = await client.get("/rollouts/elsewhere/evidence")
-    assert answer.status_code == 404
-    assert "the replica that runs this flag" in answer.json()["error"]
+    """An empty list would say that there are none: the answer is 503 with the reason."""
+    board, client = starting
+    board.update(make_rollout())  # the topic is being read: more may follow
+    api = ("/api/v1/rollouts/other/evidence", "/api/v1/rollouts/other/planes")
+    for path in ("/rollouts", "/rollouts/new-checkout", "/rollouts/other", *api):
+        response = await client.get(path)
+        assert response.status_code == 503
+        assert "state topic" in response.json()["error"]
+    board.trust()
+    assert len((await client.get("/rollouts")).json()["rollouts"]) == 1
+
+
+async def test_what_is_remembered_is_served_and_marked(
+    starting: tuple[FlagBoard, httpx.AsyncClient],
+) -> None:
+    """Over every surface, read-only; a flag that is not remembered may exist all the same."""
+    board, client = starting
+    board.remember([make_rollout(percent=100.0, revision=7)], T0)
+    since = "2026-01-05T09:00:00+00:00"
+    body = {"context": {"targetingKey": "user-1"}}
+    one = (await client.post("/ofrep/v1/evaluate/flags/new-checkout", json=body)).json()
+    assert (one["value"], one["reason"]) == (True, "STALE")
+    assert one["metadata"]["stale_since"] == since
+    bulk = (await client.post("/ofrep/v1/evaluate/flags", json=body)).json()
+    assert bulk["flags"] == [one]
+    assert (await client.get("/flagd/flags.json")).json()["metadata"]["stale_since"] == since
+    rollouts = await client.get("/rollouts")
+    assert (rollouts.json()["stale_since"], rollouts.headers["rolloutd-stale-since"]) == (
+        since,
+        since,
+    )
+    assert (await client.get("/rollouts/new-checkout")).headers["rolloutd-stale-since"] == since
+    api = ("/api/v1/rollouts/other/evidence", "/api/v1/rollouts/other/planes")
+    for path in ("/rollouts/other", *api):
+        assert (await client.get(path)).status_code == 503
+    other = await client.post("/ofrep/v1/evaluate/flags/other", json=body)
+    assert other.status_code == 503
+    assert "not known yet" in other.json()["errorDetails"]
+    ready = await client.get("/readyz")
+    assert (ready.status_code, ready.json()["working"]) == (200, False)
+    board.trust()
+    assert (await client.get("/rollouts/other")).status_code == 404
+    assert "rolloutd-stale-since" not in (await client.get("/rollouts")).headers
+
+
+async def test_what_became_of_events_is_shown(client: httpx.AsyncClient) -> None:
+    """Of one flag, and of all; a flag that no event names is unknown."""
+    shown = await client.get("/rollouts/new-checkout/events")
+    assert (shown.status_code, shown.json()) == (200, {"flag": "new-checkout"})
+    assert (await client.get("/events")).json() == {"flag": None}
+    answer = await client.get("/rollouts/other/events")
+    assert (answer.status_code, answer.json()["error"]) == (
+        404,
+        "no rollout has this flag key, and no event names it",
+    )
 
 
 async def test_rollouts_are_shown_as_on_the_state_topic(
@@ -377,29 +468,3 @@ async def test_head_is_answered_as_get(client: httpx.AsyncClient) -> None:
 def test_a_document_is_json(surface: Surface) -> None:
     """The fixture's documents are what the tests above compare."""
     assert json.loads(describe(make_rollout())) == {"flag_key": "new-checkout", "revision": 1}
-
-
-async def test_the_planes_of_a_flag_are_shown(surface: Surface, client: httpx.AsyncClient) -> None:
-    """Each plane with what was read there and why it differs.
-
-    A flag of another replica, and an unknown one, are told apart.
-    """
-    surface.board.update(make_rollout(plan=make_plan(flag_key="elsewhere")))
-    shown = (await client.get("/rollouts/new-checkout/planes")).json()
-    assert (shown["flag"], shown["is_converged"]) == ("new-checkout", False)
-    assert shown["planes"][1] == {
-        "plane": "redis",
-        "is_converged": False,
-        "decided_percent": 10.0,
-        "percent": 25.0,
-        "reason": "serves 25 %, decided is 10 %",
-        "since": "2026-01-05T09:00:00Z",
-        "checked_at": "2026-01-05T09:00:00Z",
-    }
-    elsewhere, unknown = (
-        await client.get("/rollouts/elsewhere/planes"),
-        await client.get("/rollouts/nope/planes"),
-    )
-    assert (elsewhere.status_code, unknown.status_code) == (404, 404)
-    assert "another replica runs this flag" in elsewhere.json()["error"]
-    assert "no rollout has this flag key" in unknown.json()["error"]

@@ -2,18 +2,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from controller.adapters.memory import MemoryStateFeed
-from controller.core.rollout import Aborted, Completed, Paused, Phase, RolledBack, Scheduled
+from controller.core.rollout import (
+    Aborted,
+    Completed,
+    Paused,
+    Phase,
+    Retired,
+    RolledBack,
+    Scheduled,
+)
 from controller.core.serving import percent_to_serve
 from controller.ports import FlagPlane, Served
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard, WhenStale
 from schemas.terms import HoldReason
-from tests.builders import T0, make_plan, make_rollout
+from tests.builders import HOUR, T0, make_plan, make_rollout, make_visit
 from tests.unit.web.conftest import HandClock, Surface
 
 
@@ -88,6 +97,18 @@ def test_only_what_cannot_become_worse_may_be_kept_by_clients() -> None:
         assert flag is not None
         reasons.append(json.loads(flag.evaluate("user-1"))["reason"])
     assert reasons == ["SPLIT", "SPLIT", "STATIC"]
+
+
+def test_a_completed_rollout_that_is_closed_may_not_be_kept_by_clients() -> None:
+    """It serves 0 % outside its active windows, and opens again in the morning."""
+    board = make_board()
+    visits = (make_visit(left_at=T0, percent=100.0).closed(T0),)
+    closed = make_rollout(phase=Completed(T0), percent=0.0, visits=visits)
+    board.update(closed)
+    flag = board.get("new-checkout")
+    assert flag is not None
+    answer = json.loads(flag.evaluate("user-1"))
+    assert (answer["variant"], answer["reason"]) == ("off", "SPLIT")
 
 
 @pytest.mark.parametrize(("percent", "variant"), [(3.75, "off"), (3.76, "on")])
@@ -339,3 +360,45 @@ def test_nothing_is_served_while_stale_where_that_is_wanted() -> None:
     assert "another replica" in (board.why_not or "")
     board.note_silence(1.0)
     assert board.why_not is None
+
+
+def test_what_is_lowered_unsaved_ends_with_its_command() -> None:
+    """A refused command lowers nothing; an accepted one is served as it was saved."""
+    board = FlagBoard(generation=Generation.V3)
+    board.trust()
+    decided = make_rollout(percent=50.0, revision=3)
+    board.update(decided)
+    unsaved = replace(decided, revision=4, percent=0.0, phase=RolledBack(T0, "errors"))
+    board.lower_unsaved(unsaved)
+    assert board.percents()[decided.flag_key] == 0
+    board.end_unsaved(decided.flag_key, decided)
+    assert board.percents()[decided.flag_key] == 50
+    board.lower_unsaved(unsaved)
+    saved = replace(unsaved, phase=RolledBack(T0 + HOUR, "errors"))
+    board.update(saved)
+    board.end_unsaved(decided.flag_key, saved)
+    assert board.rollout(decided.flag_key) is saved
+    board.end_unsaved(decided.flag_key, decided)  # nothing is unsaved any longer
+    assert board.rollout(decided.flag_key) is saved
+
+
+def test_a_retired_flag_is_not_found_any_more_and_clients_are_told() -> None:
+    """A tombstone that comes late ends no newer rollout."""
+    board = make_board()
+    board.update(make_rollout(revision=7, percent=100.0))
+    board.trust()
+    with board.changes() as changed:
+        board.drop("new-checkout", 6)
+        assert not changed.is_set()
+        board.drop("new-checkout", 8)
+        assert changed.is_set()
+    assert board.rollout("new-checkout") is None
+    assert board.percents() == {}
+
+
+def test_a_flag_that_redis_knows_as_retired_is_not_remembered() -> None:
+    """A restart without Kafka serves nothing for it, whatever the file says."""
+    board = make_board()
+    board.remember([make_rollout(revision=7, percent=100.0)], T0)
+    board.remember([make_rollout(revision=8, percent=0.0, phase=Retired(T0, "gone"))], T0)
+    assert board.rollout("new-checkout") is None

@@ -21,6 +21,7 @@ from controller.web.answers import MAX_BODY_BYTES, BodyRefused, read_body
 from controller.web.app import make_app
 from schemas.terms import Operator
 from tests.builders import T0, make_plan, make_rollout, make_stage
+from tests.reports import no_reports
 from tests.unit.web.conftest import Surface
 
 ONE = "/ofrep/v1/evaluate/flags/new-checkout"
@@ -197,6 +198,7 @@ async def test_one_client_cannot_ask_for_everything_all_the_time(surface: Surfac
         Health([]),
         Metrics(version="1", is_compiled=False, planes=[]),
         describe=rollout_to_json,
+        reports=no_reports(),
         max_bulk_per_second=1.0,
     )
     statuses = []

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pytest
 
 from controller.adapters.kafka.state_feed import KafkaStateFeed
+from controller.codec.tombstones import tombstone_headers
 from controller.core.rollout import Rollout
 from controller.settings import KafkaSettings
 from tests.builders import make_rollout
@@ -19,6 +20,7 @@ class FakeRecord(NamedTuple):
     value: bytes | None
     partition: int = 0
     offset: int = 0
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 def written(flag_key: str, revision: int, *, is_good: bool = True) -> FakeRecord:
@@ -98,5 +100,36 @@ def test_what_the_topic_lost_is_reported_and_given_again_when_it_is_back() -> No
     assert reader.given(written("f", 2)) == []
     assert reader.given(written("f", 3)) == [3]
     assert reader.given(written("f", 3)) == []
+    reader.feed._report_overtaken()
+    assert reader.overtaken == ["f"]
+
+
+def retired(flag_key: str, revision: int) -> FakeRecord:
+    """Return the tombstone of a flag."""
+    return FakeRecord(flag_key.encode(), None, headers=tuple(tombstone_headers(revision)))
+
+
+def test_a_tombstone_retires_its_flag_and_an_older_document_behind_it_is_late() -> None:
+    """Whoever reads the topic later must not get the flag back, so it is reported."""
+    reader = Reader()
+    assert reader.given(written("f", 3), retired("f", 4), written("f", 2)) == [3, 4]
+    reader.feed._report_overtaken()
+    assert reader.overtaken == ["f"]
+    assert reader.given(retired("f", 4)) == [4]
+    assert reader.given(written("f", 5)) == [5]
+
+
+def test_a_record_without_a_value_by_somebody_else_retires_nothing() -> None:
+    """Only our header says that a flag was retired: a mistake with Kafka's tools ends nothing."""
+    reader = Reader()
+    assert reader.given(written("f", 3), FakeRecord(b"f", None)) == [3]
+    assert "deleted" in reader.feed.corrupt["f"]
+    assert reader.given(FakeRecord(b"f", None, headers=(("rolloutd-retired", b"four"),))) == []
+
+
+def test_an_old_tombstone_ends_no_newer_rollout() -> None:
+    """One that is written late is reported as an old document is."""
+    reader = Reader()
+    assert reader.given(written("f", 5), retired("f", 4)) == [5]
     reader.feed._report_overtaken()
     assert reader.overtaken == ["f"]

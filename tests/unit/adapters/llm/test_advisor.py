@@ -327,6 +327,23 @@ def test_open_circuit_lets_one_probe_through() -> None:
     assert circuit.why_open is None
 
 
+def test_a_failing_server_is_said_until_it_answers() -> None:
+    """After the circuit's time it is still not known to work: an answer to anything shows it.
+
+    The next failure then opens the circuit at once.
+    """
+    circuit, clock = make_circuit()
+    fail(circuit, ServerTrouble("no key", is_lasting=True))
+    circuit.note_answering()
+    assert circuit.why_failing == "no request for another 60 s after: no key"
+    clock.advance(timedelta(seconds=60))
+    assert (circuit.why_open, circuit.why_failing) == (None, "no key")
+    circuit.note_answering()
+    assert circuit.why_failing is None
+    fail(circuit)
+    assert circuit.why_failing == "no request for another 60 s after: it hangs"
+
+
 def test_failed_probe_opens_again() -> None:
     """One failure of the probe is enough for another wait."""
     circuit, clock = make_circuit()

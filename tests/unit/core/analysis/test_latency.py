@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from controller.core.analysis.latency import (
     margin_buckets,
@@ -89,8 +89,8 @@ def kept_places(
     total, buckets = sum(histogram.values()), sorted(histogram)
 
     def is_kept(above: int) -> bool:
-        mixture = stats.betabinom.logpmf(above, total, 20.0, 20.0 * q / (1 - q))
-        return bool(mixture - stats.binom.logpmf(above, total, 1 - q) < np.log(1 / alpha))
+        mixture = scipy.stats.betabinom.logpmf(above, total, 20.0, 20.0 * q / (1 - q))
+        return bool(mixture - scipy.stats.binom.logpmf(above, total, 1 - q) < np.log(1 / alpha))
 
     up_to = np.cumsum([histogram[bucket] for bucket in buckets])
     above = [total - int(count) for count in up_to]

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from controller.core.analysis.change_point import Floats, log_sum_exp
 from controller.core.analysis.proportion import (
@@ -42,7 +42,7 @@ def expectation(
     """Return the exact expectation of exp(increment) per alternative, over one batch."""
     total = np.zeros(len(log_ratios))
     for k_t, k_c in itertools.product(range(n_t + 1), range(n_c + 1)):
-        probability = stats.binom.pmf(k_t, n_t, p_t) * stats.binom.pmf(k_c, n_c, p_c)
+        probability = scipy.stats.binom.pmf(k_t, n_t, p_t) * scipy.stats.binom.pmf(k_c, n_c, p_c)
         total += probability * np.exp(
             ratio_increment(log_ratios, log_null, Counts(n_t, k_t, n_c, k_c))
         )
@@ -85,7 +85,9 @@ def test_a_margin_in_points_is_exact_whatever_was_expected(
     def expectation_of(alternatives: Floats, p_t: float) -> Floats:
         total = np.zeros(len(alternatives))
         for k_t, k_c in itertools.product(range(n_t + 1), range(n_c + 1)):
-            probability = stats.binom.pmf(k_t, n_t, p_t) * stats.binom.pmf(k_c, n_c, p_c)
+            probability = scipy.stats.binom.pmf(k_t, n_t, p_t) * scipy.stats.binom.pmf(
+                k_c, n_c, p_c
+            )
             batch = Counts(n_t, k_t, n_c, k_c)
             total += probability * np.exp(
                 excess_increment(alternatives, expected, difference, batch)
@@ -151,7 +153,7 @@ def test_limit_is_exact_on_its_edge_and_beyond(limit: float, is_above: bool) -> 
     for share in shares:
         for trials in (1, 7):
             total = sum(
-                stats.binom.pmf(events, trials, share)
+                scipy.stats.binom.pmf(events, trials, share)
                 * np.exp(limit_increment(limit, trials, events, is_above=is_above))
                 for events in range(trials + 1)
             )

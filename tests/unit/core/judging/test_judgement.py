@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import pytest
 
+from controller.core.analysis.sequential_tests import SequentialTests
+from controller.core.evidence import ArmTotals, VisitTotals
+from controller.core.judging.gate import judge
 from controller.core.judging.judgement import Judgement, MetricReport
+from controller.core.plan import Guardrail
 from schemas.terms import MetricRole, OnBreach, Verdict
-from tests.builders import make_judgement, make_report
+from tests.builders import (
+    HOUR,
+    MINUTE,
+    T0,
+    make_evidence,
+    make_judgement,
+    make_plan,
+    make_progress,
+    make_report,
+    make_rollout,
+)
 
 
 def judged(*metrics: MetricReport) -> Judgement:
@@ -31,7 +45,7 @@ def test_harshest_policy_comes_first() -> None:
     assert judged(pause, back).breach is back
 
 
-@pytest.mark.parametrize("safe", [Verdict.INCONCLUSIVE, Verdict.NO_DATA, Verdict.ERROR])
+@pytest.mark.parametrize("safe", [Verdict.INCONCLUSIVE, Verdict.NO_DATA])
 def test_one_guardrail_that_is_not_shown_safe_keeps_the_gate_shut(safe: Verdict) -> None:
     """The gate's verdict is the worst guardrail's, by its own name."""
     assert judged(make_report(), make_report(safe=safe)).statistics is safe
@@ -56,3 +70,35 @@ def test_observed_metric_never_counts() -> None:
     """What is only reported neither fails nor holds a gate."""
     observed = make_report(role=MetricRole.OBSERVE, harm=Verdict.FAIL, safe=Verdict.NO_DATA)
     assert judged(make_report(), observed).statistics is Verdict.PASS
+
+
+def test_a_gap_of_many_partitions_names_three() -> None:
+    """The rest is a number: nobody reads the names of sixteen partitions."""
+    late = [
+        make_progress(topic_partition=f"flag.evaluations/{number}", reported_at=T0 + MINUTE)
+        for number in range(16)
+    ]
+    seen = make_evidence(partitions=tuple(late), expected_partitions=16)
+    [detail] = [
+        gap.detail
+        for gap in judge(make_rollout(), seen, SequentialTests(), T0 + HOUR)[0].gaps
+        if "was last reported" in gap.detail
+    ]
+    assert detail.count("was last reported") == 3
+    assert "; and 13 more" in detail
+
+
+@pytest.mark.parametrize(
+    ("guardrail", "words"),
+    [
+        (Guardrail("latency_p99", limit=300.0), "limit 300 ms (at most 1 % slower)"),
+        (Guardrail("error_rate", limit=0.02), "limit 2 %"),
+        (Guardrail("conversion:buy", limit=0.02), "at least 2 %"),
+    ],
+)
+def test_a_limit_is_told_before_anything_is_measured(guardrail: Guardrail, words: str) -> None:
+    """In the unit in which the plan writes it."""
+    rollout = make_rollout(plan=make_plan(guardrails=(guardrail,)))
+    seen = make_evidence(visits={0: VisitTotals(ArmTotals(), ArmTotals())})
+    judgement, _ = judge(rollout, seen, SequentialTests(), T0 + HOUR)
+    assert f"nothing measured yet, {words}" in judgement.metrics[0].reason

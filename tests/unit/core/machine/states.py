@@ -19,6 +19,7 @@ from controller.core.rollout import (
     Gating,
     Paused,
     Phase,
+    Retired,
     RolledBack,
     Rollout,
     Scheduled,
@@ -56,6 +57,7 @@ PHASES: dict[PhaseName, Phase] = {
     PhaseName.COMPLETED: Completed(T0),
     PhaseName.ROLLED_BACK: RolledBack(T0, "because"),
     PhaseName.ABORTED: Aborted(T0, "because"),
+    PhaseName.RETIRED: Retired(T0, "because"),
 }
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
-from controller.core.machine import actions, decide
-from controller.core.machine.commands import table_of
+from controller.core.machine import actions, decide, next_deadline
+from controller.core.machine.commands import TOO_MANY_VISITS, table_of
+from controller.core.machine.obstacles import MOST_VISITS
+from controller.core.plan import Plan
 from controller.core.rollout import (
     AdviceUnavailable,
     AnswerCommand,
@@ -98,15 +100,15 @@ LEADS_TO: dict[tuple[PhaseName, CommandVerb], PhaseName] = {
     **{
         (phase, CommandVerb.ROLL_BACK): PhaseName.ROLLED_BACK
         for phase in PhaseName
-        if phase is not PhaseName.ABORTED
+        if phase not in (PhaseName.ABORTED, PhaseName.RETIRED)
     },
     **{
         (phase, CommandVerb.ABORT): PhaseName.ABORTED
         for phase in PhaseName
-        if phase is not PhaseName.ROLLED_BACK
+        if phase not in (PhaseName.ROLLED_BACK, PhaseName.RETIRED)
     },
     **{(phase, CommandVerb.PAUSE): PhaseName.PAUSED for phase in list(PhaseName)[:5]},
-    **{(phase, CommandVerb.PAUSE): phase for phase in list(PhaseName)[5:]},
+    **{(phase, CommandVerb.PAUSE): phase for phase in list(PhaseName)[5:8]},
     **{(phase, CommandVerb.FREEZE): phase for phase in list(PhaseName)[:5]},
     **{(phase, CommandVerb.STEP_BACK): PhaseName.BAKING for phase in list(PhaseName)[1:4]},
     **{
@@ -116,9 +118,14 @@ LEADS_TO: dict[tuple[PhaseName, CommandVerb], PhaseName] = {
     },
     **{
         (phase, verb): PhaseName.BAKING
-        for phase in list(PhaseName)[5:]
+        for phase in list(PhaseName)[5:8]
         for verb in (CommandVerb.START, CommandVerb.RESTART)
     },
+    **{(phase, CommandVerb.RETIRE): PhaseName.RETIRED for phase in list(PhaseName)[5:]},
+    (PhaseName.RETIRED, CommandVerb.START): PhaseName.BAKING,
+    **{(phase, CommandVerb.APPLY): phase for phase in list(PhaseName)[:5]},
+    **{(phase, CommandVerb.RETRY): PhaseName.BAKING for phase in list(PhaseName)[1:5]},
+    (PhaseName.COMPLETED, CommandVerb.APPLY): PhaseName.COMPLETED,
     (PhaseName.ABORTED, CommandVerb.ROLL_BACK): PhaseName.ABORTED,
     (PhaseName.ROLLED_BACK, CommandVerb.ABORT): PhaseName.ROLLED_BACK,
     (PhaseName.SCHEDULED, CommandVerb.PROMOTE): PhaseName.BAKING,
@@ -277,6 +284,19 @@ def test_an_order_for_this_rollout_lowers_it_late_and_by_a_slow_clock(
     assert status((after, effects)) is CommandStatus.ACCEPTED
 
 
+@pytest.mark.parametrize("verb", [CommandVerb.ROLL_BACK, CommandVerb.ABORT, CommandVerb.PAUSE])
+def test_a_command_for_one_rollout_lowers_no_other(verb: CommandVerb) -> None:
+    """Also where it was issued after this one began: a replica took it for the one it served."""
+    rollout = make_rollout()
+    other = issued(verb, HOUR, for_rollout="the-one-before")
+    after, effects = decide(rollout, other, LATER)
+    assert after is rollout
+    assert isinstance(effects[-1], AnswerCommand)
+    assert "another one has begun" in effects[-1].reason
+    slow = issued(verb, timedelta(hours=9), for_rollout=rollout.rollout_id, is_backlog=True)
+    assert status(decide(rollout, slow, LATER)) is CommandStatus.ACCEPTED
+
+
 def test_an_order_of_more_than_a_day_ago_is_none_for_now() -> None:
     """Whatever was read again after a day lowers nothing, also in the rollout it was for."""
     rollout = make_rollout(started_at=T0 - 90 * HOUR)
@@ -294,3 +314,104 @@ def status(outcome: tuple[Rollout | None, tuple[Effect, ...]]) -> CommandStatus:
     """Return how the command was answered."""
     (answer,) = (effect for effect in outcome[1] if isinstance(effect, AnswerCommand))
     return answer.status
+
+
+def test_a_completed_rollout_gets_another_end() -> None:
+    """Its end can come later, with a reason, or never; no stage is left to run by another plan."""
+    old = make_plan(stages=make_stages(10, 50), ends_at=T0 + HOUR, expires_at=T0 + SECOND)
+    before = make_rollout(plan=old, phase=Completed(T0), percent=50.0, updated_at=T0)
+    kept = replace(old, ends_at=None)
+
+    def applied(plan: Plan, reason: str = "", now: datetime = SOON) -> tuple[Rollout, str]:
+        command = make_command(
+            CommandVerb.APPLY, plan=plan, reason=reason, expected_revision=1, issued_at=now
+        )
+        after, effects = decide(before, command, now)
+        answer = effects[-1]
+        assert after is not None
+        assert isinstance(answer, AnswerCommand)
+        return after, answer.reason
+
+    assert applied(kept)[0] is before
+    later, _ = applied(replace(old, ends_at=T0 + 9 * HOUR), "it sells")
+    assert (later.phase, later.percent, later.revision) == (before.phase, 50.0, 2)
+    assert next_deadline(later) == T0 + 9 * HOUR
+    assert next_deadline(applied(kept, "it stays")[0]) is None
+    assert applied(replace(old, ends_at=T0 + HOUR / 2))[0].plan.ends_at == T0 + HOUR / 2
+    shorter, why = applied(replace(old, stages=make_stages(10, 20)), "less")
+    assert (shorter, "only its end and active windows can change" in why) == (before, True)
+    assert applied(kept, "too late", T0 + HOUR)[0] is before
+
+
+# --- the bound on visits ---
+
+
+def with_visits(count: int) -> Rollout:
+    """Return a rollout in its second stage that has entered its stages so often."""
+    rollout = in_phase(PhaseName.BAKING)
+    earlier = (rollout.visits[0],) * (count - 1)
+    return replace(rollout, visits=(*earlier, rollout.visits[-1]))
+
+
+def test_the_last_visit_is_reached_and_not_passed() -> None:
+    """Retries add visits up to the bound; then each is rejected with what to do."""
+    rollout = with_visits(MOST_VISITS - 2)
+    for number in range(5):
+        moved, effects = decide(rollout, make_command(CommandVerb.RETRY), SOON)
+        assert moved is not None
+        is_accepted = status((moved, effects)) is CommandStatus.ACCEPTED
+        assert is_accepted == (number < 2)
+        if not is_accepted:
+            assert moved is rollout
+            assert isinstance(effects[-1], AnswerCommand)
+            assert effects[-1].reason == TOO_MANY_VISITS
+        rollout = moved
+    assert len(rollout.visits) == MOST_VISITS
+
+
+@pytest.mark.parametrize("visits", [MOST_VISITS, MOST_VISITS + 5])
+@pytest.mark.parametrize(
+    "command",
+    [
+        make_command(CommandVerb.RETRY),
+        make_command(
+            CommandVerb.APPLY,
+            plan=make_plan(stages=make_stages(10, 40)),
+            expected_revision=1,
+        ),
+    ],
+)
+def test_commands_that_repeat_end_at_the_bound(visits: int, command: CommandReceived) -> None:
+    """Also a plan that begins the stage again."""
+    rollout = with_visits(visits)
+    assert after(rollout, command) is rollout
+
+
+@pytest.mark.parametrize("visits", [MOST_VISITS, MOST_VISITS + 5])
+@pytest.mark.parametrize(
+    "verb",
+    [CommandVerb.PROMOTE, CommandVerb.PROMOTE_FULL],
+)
+def test_promotion_to_another_stage_ends_at_the_bound(visits: int, verb: CommandVerb) -> None:
+    """The last gate may be passed all the same: completing adds no visit."""
+    rollout = with_visits(visits)
+    assert isinstance(after(rollout, make_command(verb)).phase, Completed)
+    earlier = replace(rollout, phase=Baking(0, T0 + HOUR), percent=10.0)
+    assert after(earlier, make_command(verb)) is earlier
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [CommandVerb.ROLL_BACK, CommandVerb.ABORT, CommandVerb.STEP_BACK, CommandVerb.PAUSE],
+)
+def test_lowering_is_never_refused_for_visits(verb: CommandVerb) -> None:
+    """A step back goes beyond the bound."""
+    outcome = decide(with_visits(MOST_VISITS), make_command(verb), SOON)
+    assert status(outcome) is CommandStatus.ACCEPTED
+
+
+def test_the_next_rollout_begins_with_one_visit() -> None:
+    """The bound is of one rollout, not of the flag."""
+    rollout = after(with_visits(MOST_VISITS + 5), make_command(CommandVerb.ABORT))
+    command = make_command(CommandVerb.RESTART, command_id="restart-1", issued_at=SOON)
+    assert len(after(rollout, command).visits) == 1

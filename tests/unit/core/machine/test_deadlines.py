@@ -9,7 +9,7 @@ import pytest
 
 from controller.core.audience import Audience, Condition
 from controller.core.machine import decide, is_frozen, next_deadline
-from controller.core.plan import FreezeWindow
+from controller.core.plan import Window
 from controller.core.rollout import (
     Aborted,
     AwaitingApproval,
@@ -52,7 +52,7 @@ from tests.unit.core.machine.states import (
 
 # --- deadlines ---
 
-_WEEKEND = FreezeWindow(frozenset({6, 7}), 0, 24 * 60, "UTC")
+_WEEKEND = Window(frozenset({6, 7}), 0, 24 * 60, "UTC")
 _SATURDAY, _MONDAY = T0.replace(hour=0) + timedelta(days=5), T0.replace(hour=0) + timedelta(days=7)
 
 

@@ -7,13 +7,16 @@ from datetime import timedelta
 
 import pytest
 
+from controller.core.analysis.sequential_tests import GapTime
 from controller.core.judging.judgement import Gap
 from controller.core.machine import decide
+from controller.core.machine.obstacles import MOST_CLIMBS, MOST_VISITS
 from controller.core.plan import DEFAULT_GAP_POLICIES, AdvisorPolicy
 from controller.core.rollout import (
     AdviceReceived,
     AdviceRound,
     AdviceUnavailable,
+    AnswerCommand,
     AskAdvice,
     Baking,
     Gating,
@@ -29,6 +32,7 @@ from controller.core.rollout import (
 from schemas.terms import (
     AdvisorMode,
     AlertKind,
+    CommandVerb,
     GapPolicy,
     HealthGap,
     HoldReason,
@@ -44,6 +48,7 @@ from tests.builders import (
     T0,
     make_advice,
     make_breach,
+    make_command,
     make_plan,
     make_report,
     make_rollout,
@@ -111,13 +116,12 @@ def with_policies(**policies: GapPolicy) -> Rollout:
 def test_the_harshest_of_several_gaps_counts() -> None:
     """One gap asks to wait, one to pause, one to roll back, in this order: rolled back."""
     rollout = with_policies(tainted=GapPolicy.ROLL_BACK, stale=GapPolicy.PAUSE)
-    gaps = tuple(
-        Gap(kind, "for a test")
-        for kind in (HealthGap.NO_OUTCOMES, HealthGap.STALE, HealthGap.TAINTED)
-    )
-    assert isinstance(after(rollout, judged(gaps=gaps)).phase, RolledBack)
-    assert isinstance(after(rollout, judged(gaps=gaps[:2])).phase, Paused)
-    assert after(rollout, judged(gaps=gaps[:1])).hold is HoldReason.HEALTH
+    kinds = (HealthGap.NO_OUTCOMES, HealthGap.STALE, HealthGap.TAINTED)
+    gaps = tuple(Gap(kind, "for a test") for kind in kinds)
+    times = dict.fromkeys(kinds, GapTime(lasted=300))
+    assert isinstance(after(rollout, judged(gaps=gaps, gap_times=times)).phase, RolledBack)
+    assert isinstance(after(rollout, judged(gaps=gaps[:2], gap_times=times)).phase, Paused)
+    assert after(rollout, judged(gaps=gaps[:1], gap_times=times)).hold is HoldReason.HEALTH
 
 
 def test_a_treatment_that_went_missing_rolls_back_from_everywhere() -> None:
@@ -153,7 +157,6 @@ def test_evidence_of_an_earlier_visit_passes_no_gate() -> None:
     [
         (make_report(safe=Verdict.INCONCLUSIVE), HoldReason.INCONCLUSIVE),
         (make_report(safe=Verdict.NO_DATA), HoldReason.HEALTH),
-        (make_report(safe=Verdict.ERROR), HoldReason.FAILING),
         (make_report(role=MetricRole.SIGNAL, harm=Verdict.FAIL), HoldReason.SIGNAL),
     ],
 )
@@ -196,6 +199,45 @@ def test_a_gate_has_what_max_bake_leaves_and_time_for_every_round(
     gate = after(make_rollout(plan=plan), Ticked(), T0 + 11 * MINUTE).phase
     assert isinstance(gate, Gating)
     assert (gate.since, gate.until) == (T0 + 11 * MINUTE, T0 + (11 + minutes) * MINUTE)
+
+
+def test_without_a_model_a_gate_has_what_max_bake_leaves_and_asks_nobody() -> None:
+    """Advice that nobody can give is not waited for, and not missed in the decision."""
+    plan = make_plan(stages=make_stages(10, 50, max_bake=11 * MINUTE), advisor=ADVISED)
+    rollout = make_rollout(plan=plan, has_advisor=False)
+    gating = after(rollout, Ticked(), T0 + 11 * MINUTE)
+    assert isinstance(gating.phase, Gating)
+    assert gating.phase.until == T0 + 12 * MINUTE
+    passed, effects = decide(gating, judged(), T0 + 11 * MINUTE + SECOND)
+    assert passed is not None
+    assert passed.percent == 50
+    (decision,) = [effect for effect in effects if isinstance(effect, PublishDecision)]
+    assert decision.reason == "the gate has passed"
+    paused = after(gating, Ticked(), T0 + 12 * MINUTE)
+    assert (paused.phase.name, paused.hold) == (PhaseName.PAUSED, HoldReason.MAX_BAKE)
+
+
+def test_a_model_that_is_removed_is_no_longer_waited_for() -> None:
+    """A gate whose question is open passes by the statistics; required advice still holds it."""
+    without = replace(asked(), has_advisor=False)
+    assert after(without, judged(), T0 + SECOND).percent == 50
+    required = replace(ADVISED, mode=AdvisorMode.REQUIRED)
+    still = replace(without, plan=make_plan(advisor=required))
+    assert after(still, judged(), T0 + SECOND) is still
+
+
+@pytest.mark.parametrize("verb", [CommandVerb.START, CommandVerb.RESTART])
+def test_required_advice_without_a_model_is_refused_at_the_start(verb: CommandVerb) -> None:
+    """The rollout would wait at its first gate for a person, which nobody expects then."""
+    plan = make_plan(advisor=AdvisorPolicy(mode=AdvisorMode.REQUIRED))
+    command = make_command(verb, plan=plan, has_advisor=False)
+    ended = make_rollout(plan=plan, phase=RolledBack(T0, "because"))
+    for before in (None, ended) if verb is CommandVerb.START else (ended,):
+        rollout, effects = decide(before, command, T0 + MINUTE)
+        assert rollout is before
+        (answer,) = effects
+        assert isinstance(answer, AnswerCommand)
+        assert "set advisor.url, or write `advisor: {mode: can_hold}`" in answer.reason
 
 
 def test_a_bake_ends_at_its_end() -> None:
@@ -263,3 +305,40 @@ def test_a_restart_moves_nothing_else(phase: Phase) -> None:
     """A process that takes a flag over changes nothing by that."""
     rollout = make_rollout(plan=make_plan(stages=make_stages(10, 50)), phase=phase)
     assert decide(rollout, Restarted(), T0 + 900 * HOUR) == (rollout, ())
+
+
+# --- up and down ---
+
+
+def test_a_rollout_that_goes_up_and_down_by_itself_pauses_and_tells() -> None:
+    """Steps back by a breach and advances by a gate take turns: not for ever."""
+    plan = make_plan(stages=make_stages(10, 50, 100))
+    rollout, now = make_rollout(plan=plan, phase=GATE), SOON
+    breach = make_breach(on_breach=OnBreach.STEP_BACK)
+    for _ in range(MOST_CLIMBS):
+        now += 2 * HOUR
+        gated = replace(rollout, phase=replace(GATE, since=now, until=now + HOUR))
+        moved = after(gated, judged(at=now, visit=gated.visit_index), now)
+        assert moved.percent == 50
+        evidence = judged(metrics=(breach,), at=now, visit=moved.visit_index)
+        rollout = after(moved, evidence, now)
+        assert rollout.percent == 10
+    now += 2 * HOUR
+    gated = replace(rollout, phase=replace(GATE, since=now, until=now + HOUR))
+    passed = judged(at=now, visit=gated.visit_index)
+    moved, effects = after(gated, passed, now), decide(gated, passed, now).effects
+    assert moved.hold is HoldReason.OSCILLATES
+    (alert,) = [each for each in effects if isinstance(each, RaiseAlert)]
+    assert (alert.kind, alert.severity) == (AlertKind.PAUSED, Severity.WARNING)
+    assert "went up to stage 50% 5 times and came down again each time" in alert.summary
+    assert "promote, roll back or abort" in alert.action
+    promote = make_command(CommandVerb.PROMOTE, issued_at=now)
+    assert after(moved, promote, now).percent == 50
+
+
+def test_no_gate_adds_a_visit_past_the_bound() -> None:
+    """Commands have added 200 visits: then a gate pauses, so that the document stays small."""
+    rollout = make_rollout(phase=GATE)
+    full = replace(rollout, visits=rollout.visits * MOST_VISITS)
+    moved = after(full, judged(visit=full.visit_index))
+    assert (moved.hold, len(moved.visits)) == (HoldReason.OSCILLATES, MOST_VISITS)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
+from controller.core.machine.commands import NOTHING_TO_LOWER
 from controller.deciding.commands import command_follower
 from controller.deciding.commands.command_inbox import ParsedCommand
 from controller.errors import (
@@ -176,7 +177,7 @@ async def test_commands_of_flags_that_do_not_exist_leave_nothing() -> None:
             assert list(await cluster.rollouts.flag_keys()) == [FLAGS[2]]
             reasons = {str(fault) for _, fault in replica.refused}
             assert len(replica.refused) == 501
-            assert "the flag has no rollout: start one" in reasons
+            assert NOTHING_TO_LOWER in reasons
             lanes = replica.deciding.follower.partitions
             assert not any(lane.open or lane.unknown or lane.queued for lane in lanes)
             assert not len(replica.deciding.commands)

@@ -7,23 +7,31 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
+from controller.core.evidence import Evidence
+from controller.core.plan import DEFAULT_GAP_POLICIES
 from controller.core.rollout import (
     Baking,
     Gating,
     RolledBack,
+    Rollout,
 )
 from controller.deciding.flag.flag_inbox import NewTotals
-from schemas.terms import CommandVerb
+from controller.deciding.flag.flag_worker import FlagWorker
+from controller.errors import StoreUnavailable
+from schemas.terms import CommandVerb, GapPolicy, HealthGap, HoldReason
 from tests.builders import (
     HOUR,
     MINUTE,
     T0,
     make_guardrail,
     make_plan,
+    make_progress,
     make_stages,
 )
 from tests.unit.deciding.worker_world import FLAG, WATCHED, World, look, order, start
@@ -99,6 +107,96 @@ async def test_a_breach_rolls_back_at_the_look_that_shows_it() -> None:
     assert [json.loads(entry.value)["data"]["kind"] for entry in world.published("alerts")] == [
         "rolled_back"
     ]
+
+
+@in_virtual_time
+async def test_a_command_says_what_was_counted_when_it_came() -> None:
+    """An abort's decision has the newest judgement, and its alert the harm so far.
+
+    The next rollout's start has neither: nothing was counted for it.
+    """
+    world = World()
+    async with world.worker() as worker:
+        await worker.submit(start(WATCHED))
+        await asyncio.sleep(90)
+        await look(world, worker)
+        after = timedelta(seconds=90)
+        await worker.submit(order(CommandVerb.ABORT, "abort-1", after=after, reason=""))
+        await worker.submit(start(WATCHED, command_id="start-2", issued_at=T0 + after))
+    decisions = [json.loads(entry.value)["data"] for entry in world.published("decisions")]
+    judged = [decision["judgement"] is not None for decision in decisions]
+    assert [decision["kind"] for decision in decisions] == ["start", "abort", "start"]
+    assert judged == [False, True, False]
+    (alert,) = [json.loads(entry.value)["data"] for entry in world.published("alerts")]
+    assert (alert["kind"], alert["harm"]["failed_requests"]) == ("aborted", 10)
+
+
+async def _stay_silent(world: World, worker: FlagWorker, evidence: Evidence, seconds: int) -> None:
+    """Show the worker the same totals each second, as the reader of totals does."""
+    assert worker.rollout is not None
+    (newest,) = {progress.freshest for progress in evidence.partitions}
+    for _ in range(seconds):
+        await asyncio.sleep(1)
+        now = world.clock.now()
+        progress = make_progress(freshest=newest, reported_at=now)
+        seen = replace(evidence, at=now, partitions=(progress,))
+        worker.inbox.put_totals(NewTotals(worker.rollout.rollout_id, seen))
+        await settled()
+
+
+@in_virtual_time
+async def test_a_silent_bake_is_told_and_told_again_when_it_is_over() -> None:
+    """Events stop during a bake of a day: a hold and an alert after five minutes, once.
+
+    They say what was counted. When events come again for as long, that is told too, also by a
+    worker that took the flag over in between.
+    """
+    world = World()
+    stages = make_stages(10, 50, bake=24 * HOUR, max_bake=72 * HOUR)
+    guardrails = (make_guardrail(limit=0.05, margin=None),)
+    plan = make_plan(stages=stages, guardrails=guardrails)
+    async with world.worker() as worker:
+        await worker.submit(start(plan))
+        await asyncio.sleep(90)
+        await look(world, worker)
+        last = world.evidence(await world.stored())
+        await _stay_silent(world, worker, last, 60 + 290)
+        assert world.published("alerts") == []
+        await _stay_silent(world, worker, last, 30)
+        assert (await world.stored()).hold is HoldReason.HEALTH
+        await _stay_silent(world, worker, last, 300)
+    async with world.worker() as worker:
+        for _ in range(310):
+            await asyncio.sleep(1)
+            await look(world, worker)
+        assert (await world.stored()).hold is None
+    alerts = [json.loads(entry.value)["data"] for entry in world.published("alerts")]
+    assert [(alert["kind"], alert["severity"]) for alert in alerts] == [
+        ("health_gap", "warning"),
+        ("health_gap", "info"),
+    ]
+    assert len({alert["dedup_key"] for alert in alerts}) == 1
+    assert all(alert["harm"]["failed_requests"] > 0 for alert in alerts)
+    decisions = [json.loads(entry.value)["data"] for entry in world.published("decisions")]
+    assert [decision["kind"] for decision in decisions] == ["start", "hold", "resume"]
+    assert "stale for 5 min" in decisions[1]["reason"]
+
+
+@in_virtual_time
+async def test_a_policy_acts_in_the_bake() -> None:
+    """A plan that rolls back without outcomes does so in the middle of a bake of a day."""
+    world = World()
+    stages = make_stages(10, 50, bake=24 * HOUR, max_bake=72 * HOUR)
+    policies = {**DEFAULT_GAP_POLICIES, HealthGap.STALE: GapPolicy.ROLL_BACK}
+    guardrails = (make_guardrail(limit=0.05, margin=None),)
+    plan = make_plan(stages=stages, guardrails=guardrails, gap_policies=policies)
+    async with world.worker() as worker:
+        await worker.submit(start(plan))
+        await asyncio.sleep(90)
+        await look(world, worker)
+        last = world.evidence(await world.stored())
+        await _stay_silent(world, worker, last, 60 + 320)
+        assert isinstance((await world.stored()).phase, RolledBack)
 
 
 @in_virtual_time
@@ -337,3 +435,65 @@ async def test_a_bake_that_ended_in_an_outage_is_followed_by_its_gate() -> None:
     assert isinstance(rollout.phase, Gating)
     assert rollout.phase.until - rollout.phase.since == 50 * MINUTE
     assert rollout.phase.since >= T0 + 3 * HOUR
+
+
+# --- commands before the first evidence ---
+
+
+class Counted:
+    """Evidence as Redis has it, or why it cannot be read."""
+
+    def __init__(self, world: World, trouble: Exception | None = None) -> None:
+        self.world, self.trouble = world, trouble
+
+    async def read(self, rollout: Rollout) -> Evidence:
+        """Return it."""
+        if isinstance(self.trouble, TimeoutError):
+            await asyncio.sleep(3600)
+        if self.trouble is not None:
+            raise self.trouble
+        return self.world.evidence(rollout)
+
+
+async def rolled_back_by(world: World, counted: Counted) -> dict[str, Any]:
+    """Return the decision of a worker that has never been given evidence."""
+    async with world.worker() as worker:
+        await worker.submit(start(WATCHED))
+    async with world.worker(evidence=counted) as guest:
+        await guest.submit(order(CommandVerb.ROLL_BACK, "back-1"))
+        await settled()
+    decision: dict[str, Any] = json.loads(world.published("decisions")[-1].value)["data"]
+    assert decision["kind"] == "roll_back"
+    return decision
+
+
+@in_virtual_time
+async def test_a_command_before_the_first_evidence_is_recorded_with_what_is_counted() -> None:
+    """A guest on another replica, and a worker that has just started, have judged nothing yet."""
+    world = World()
+    decision = await rolled_back_by(world, Counted(world))
+    assert decision["judgement"]["metrics"][0]["arms"]["treatment"]["trials"] > 0
+    assert decision["evidence_trouble"] is None
+
+
+@pytest.mark.parametrize(
+    ("trouble", "why"),
+    [
+        (StoreUnavailable("no answer"), "what was counted could not be read: no answer"),
+        (TimeoutError(), "what was counted could not be read: no answer within 0.5 s"),
+    ],
+)
+def test_a_command_does_not_wait_for_evidence_that_cannot_be_read(
+    trouble: Exception, why: str
+) -> None:
+    """It is carried out within half a second, and its record says why it has no evidence."""
+
+    @in_virtual_time
+    async def test() -> None:
+        world = World()
+        decision = await rolled_back_by(world, Counted(world, trouble))
+        assert world.clock.monotonic() < 1
+        assert decision["judgement"] is None
+        assert decision["evidence_trouble"] == why
+
+    test()

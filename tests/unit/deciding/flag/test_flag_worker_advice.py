@@ -7,8 +7,11 @@ import json
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
+
 from controller.adapters.memory import MemoryAdvisor
 from controller.core.judging.judgement import Explanation
+from controller.core.plan import Window
 from controller.core.rollout import (
     AwaitingApproval,
     Baking,
@@ -20,8 +23,9 @@ from controller.core.rollout import (
     Scheduled,
 )
 from controller.deciding.commentary.explanations import ExplanationQueue
+from controller.deciding.flag.flag_inbox import NewTotals
 from controller.deciding.flag.flag_worker import FlagWorker
-from schemas.terms import Approval, CommandVerb
+from schemas.terms import AdvisorMode, Approval, CommandVerb
 from tests.builders import (
     HOUR,
     MINUTE,
@@ -203,6 +207,28 @@ async def test_a_question_saved_with_a_lost_reply_is_asked() -> None:
 
 
 @in_virtual_time
+async def test_without_a_model_nobody_is_asked_or_waited_for() -> None:
+    """The replica's settings say whether there is a model, also for a rollout under way."""
+    world = World(advisor=HangingAdvisor())
+    async with world.worker(has_advisor=False) as worker:
+        await worker.submit(start(replace(PLAN, advisor=CAN_HOLD)))
+        assert worker.rollout is not None
+        assert not worker.rollout.has_advisor
+    async with world.worker(has_advisor=True) as worker:
+        assert worker.rollout is not None
+        assert worker.rollout.has_advisor
+    async with world.worker(has_advisor=False) as worker:
+        refused = start(
+            replace(PLAN, advisor=replace(CAN_HOLD, mode=AdvisorMode.REQUIRED)),
+            command_id="start-2",
+        )
+        await worker.submit(order(CommandVerb.ABORT, "abort-1"))
+        await worker.submit(refused)
+        await settled()
+    assert "rolloutd has no model" in world.results()[-1]["reason"]
+
+
+@in_virtual_time
 async def test_approval_is_asked_after_advice() -> None:
     """When advice says proceed and the plan wants a person, the person is asked.
 
@@ -227,6 +253,81 @@ async def test_approval_is_asked_after_advice() -> None:
             )
         )
         assert (await world.stored()).percent == 50
+
+
+@in_virtual_time
+async def test_an_approval_meets_the_gaps_of_the_newest_evidence() -> None:
+    """What the worker saw last counts: during a gap nobody raises by an approval."""
+    stages = make_stages(10, 50, approval=Approval.REQUIRED)
+    world = World()
+    async with world.worker() as worker:
+        await worker.submit(start(replace(PLAN, stages=stages)))
+        await asyncio.sleep(11 * 60 + 1)
+        await look(world, worker)
+        rollout = await world.stored()
+        assert isinstance(rollout.phase, AwaitingApproval)
+        await asyncio.sleep(120)
+        drift = replace(world.evidence(rollout), actuation_drift="a plane serves 5 %")
+        worker.inbox.put_totals(NewTotals(rollout.rollout_id, drift))
+        await settled()
+        assert (await world.stored()).revision == rollout.revision
+        for command_id in ("approve-1", "approve-2"):
+            await worker.submit(
+                make_command(
+                    CommandVerb.APPROVE,
+                    issued_at=world.clock.now(),
+                    command_id=command_id,
+                    expected_revision=rollout.revision,
+                )
+            )
+            if command_id == "approve-1":
+                assert (await world.stored()).percent == 10
+                await asyncio.sleep(2)
+                await look(world, worker)
+        assert (await world.stored()).percent == 50
+    assert "a plane serves 5 %" in world.results()[-2]["reason"]
+
+
+@pytest.mark.parametrize(
+    "verb", [CommandVerb.PROMOTE, CommandVerb.RETRY, CommandVerb.ROLL_BACK, CommandVerb.PAUSE]
+)
+@in_virtual_time
+async def test_who_goes_past_a_gap_is_told_which_one_is_open(verb: CommandVerb) -> None:
+    """The command is carried out; its answer names the gap, unless it moves nothing."""
+    world = World()
+    async with world.worker() as worker:
+        await worker.submit(start())
+        await asyncio.sleep(5 * 60)
+        rollout = await world.stored()
+        drift = replace(world.evidence(rollout), actuation_drift="a plane serves 5 %")
+        worker.inbox.put_totals(NewTotals(rollout.rollout_id, drift))
+        await settled()
+        await worker.submit(make_command(verb, issued_at=world.clock.now(), command_id="c-1"))
+    answer = world.results()[-1]
+    assert answer["status"] == "accepted"
+    told = "at this moment the evidence cannot be judged: actuation_drift: a plane serves 5 %"
+    assert (told in answer["reason"]) == (verb is not CommandVerb.PAUSE)
+    assert "below_min_sample" not in answer["reason"]
+
+
+@in_virtual_time
+async def test_a_rollback_while_closed_names_no_gap() -> None:
+    """What was a gap before the closing is none now: nothing is counted."""
+    world = World()
+    half = Window(frozenset(range(1, 8)), 540, 30, "UTC")
+    async with world.worker() as worker:
+        await worker.submit(start(replace(PLAN, active=(half,))))
+        await asyncio.sleep(5 * 60)
+        rollout = await world.stored()
+        drift = replace(world.evidence(rollout), actuation_drift="a plane serves 5 %")
+        worker.inbox.put_totals(NewTotals(rollout.rollout_id, drift))
+        await asyncio.sleep(30 * 60)
+        assert (await world.stored()).closed_since is not None
+        lowering = make_command(
+            CommandVerb.ROLL_BACK, issued_at=world.clock.now(), command_id="c-1"
+        )
+        await worker.submit(lowering)
+    assert world.results()[-1]["reason"] == "done"
 
 
 # --- the rest ---

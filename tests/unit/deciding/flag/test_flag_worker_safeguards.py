@@ -453,3 +453,17 @@ async def test_a_bake_ends_by_the_monotonic_clock(monkeypatch: pytest.MonkeyPatc
         assert violations(world, "I19") == 1
         await asyncio.sleep(10 * 60 + 5)
         assert isinstance((await world.stored()).phase, Gating)
+
+
+@in_virtual_time
+async def test_what_happens_again_is_another_alert() -> None:
+    """Receivers drop repeats by the id: the second time must not look like a copy of the first."""
+    world = World()
+    async with world.worker() as worker:
+        await worker.submit(start())
+        for occasion in ("first", "second", "second/over"):
+            worker.alert(replace(an_alert(), occasion=occasion))
+            await settled()
+        alerts = world.published("alerts")
+        assert len({alert.effect_id for alert in alerts}) == 3
+        assert {json.loads(alert.value)["data"]["dedup_key"] for alert in alerts} == {"key-0"}

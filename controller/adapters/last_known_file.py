@@ -1,0 +1,90 @@
+"""The file that holds what was decided last, for a restart without Kafka and Redis.
+
+Belongs here: reading and replacing the file. What is in it is `codec/last_known.py`; when it is
+written and served is `running/last_known.py`.
+
+Both methods block: call them in a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from controller.adapters.private_file import MAX_BYTES, PrivateFile, file_name
+from controller.codec.last_known import (
+    LastKnownState,
+    Origin,
+    last_known_from_bytes,
+    last_known_to_bytes,
+)
+from controller.codec.rollouts import rollout_to_json
+from controller.core.rollout import Rollout
+from controller.errors import LastKnownUnavailable
+
+
+class LastKnownFile:
+    """One replica's file. Whoever can write to it decides what is served after a restart."""
+
+    def __init__(
+        self,
+        directory: Path,
+        origin: Origin,
+        *,
+        port: int,
+        former_environments: Collection[str] = (),
+    ) -> None:
+        """Touch nothing yet. `port` tells replicas on one machine apart."""
+        self.path = directory / file_name("last-known", origin, port, "jsonl")
+        self._file = PrivateFile(self.path)
+        self._origin = origin
+        self._former_environments = former_environments
+        self._documents: dict[str, tuple[Rollout, bytes]] = {}  # as written last, by flag
+
+    def read(self) -> LastKnownState | None:
+        """Return what the file holds, None where there is none.
+
+        Raises LastKnownUnavailable, and DocumentUnreadable for a file that cannot be used.
+        """
+        content = self._file.read()
+        if content is None:
+            return None
+        return last_known_from_bytes(content, self._origin, self._former_environments)
+
+    def write(self, known_at: datetime, rollouts: Sequence[Rollout]) -> None:
+        """Replace the file. Raises LastKnownUnavailable, and leaves the old file then.
+
+        It is durable where a rollout has changed; a new time alone is not worth waiting for the
+        disk.
+        """
+        is_changed = self._encode(rollouts)
+        documents = [document for _, document in self._documents.values()]
+        content = last_known_to_bytes(self._origin, known_at, documents)
+        if len(content) > MAX_BYTES:
+            raise LastKnownUnavailable(
+                f"{self.path}: {len(rollouts)} flags take {len(content)} bytes, and {MAX_BYTES} "
+                f"are kept at most"
+            )
+        try:
+            self._file.replace(content, is_durable=is_changed)
+        except LastKnownUnavailable:
+            self._documents.clear()  # what the disk has is not known
+            raise
+
+    def _encode(self, rollouts: Sequence[Rollout]) -> bool:
+        """Encode the rollouts that changed since the last write; return whether any did."""
+        known = self._documents
+        self._documents = {
+            rollout.flag_key: written
+            if (written := known.get(rollout.flag_key)) is not None and written[0] is rollout
+            else (rollout, rollout_to_json(rollout))
+            for rollout in rollouts
+        }
+        return self._documents.keys() != known.keys() or any(
+            known[key] is not written for key, written in self._documents.items()
+        )
+
+    def clear_temporaries(self) -> None:
+        """Remove what a crash in the middle of a write left behind."""
+        self._file.clear_temporaries()

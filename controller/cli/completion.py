@@ -1,0 +1,33 @@
+"""`rolloutctl completion`: the script that lets a shell complete commands, options and flags.
+
+Which flags there are is in `known_flags.py`, which is imported while a flag is completed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+#: Set by the script when the shell asks; Typer answers.
+VARIABLE = "_ROLLOUTCTL_COMPLETE"
+
+
+#: The shells that there is a script for.
+Shell = Literal["bash", "zsh", "fish"]
+
+
+def completion(
+    shell: Annotated[Shell, typer.Argument(help="The shell that reads the script.")],
+) -> None:
+    """Print the script that makes a shell complete commands, options and flags."""
+    from typer._completion_shared import get_completion_script
+
+    typer.echo(get_completion_script(prog_name="rolloutctl", complete_var=VARIABLE, shell=shell))
+
+
+def prepare() -> None:
+    """Make Typer know the shells, so that it answers them."""
+    from typer.completion import get_completion_inspect_parameters
+
+    get_completion_inspect_parameters()

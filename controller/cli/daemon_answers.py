@@ -1,0 +1,217 @@
+"""What a daemon answers over HTTP: the newest evidence, its flag planes, and where rollouts stand.
+
+Every function returns None with the reason in words where there is no answer: the rest of a status
+is there without it. Rollouts are asked for only while Kafka is away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+from rich.text import Text
+
+from controller.text import one_line
+
+if TYPE_CHECKING:
+    from controller.core.rollout import Rollout
+    from schemas.decision import JudgementRecord
+
+Event = dict[str, Any]
+
+#: `schemas.api.BASE`, which is slow to import.
+API = "/api/v1"
+#: Short, because a person waits.
+DEADLINE_SECONDS = 2.0
+MAX_BYTES = 1_000_000
+#: Of all rollouts: 10,000 of them take about 30 MB.
+MAX_LIST_BYTES = 100_000_000
+#: Names a file with the token of `sign_in.access_file` that reads where `http.readers` is closed.
+READ_TOKEN_VARIABLE: Final = "ROLLOUTCTL_READ_TOKEN_FILE"  # noqa: S105  # a variable's name
+#: As many decisions or alerts as the API gives at once.
+MOST_NEWS = 100
+
+
+def ask_planes(daemon: str, flag: str) -> tuple[list[dict[str, Any]] | None, str]:
+    """Return one entry per plane from the daemon at this address, or None and the reason."""
+    document, why = ask_daemon(daemon, f"{API}/rollouts/{quote(flag, safe='')}/planes")
+    if document is None:
+        return None, why
+    planes = document.get("planes")
+    if not isinstance(planes, list):
+        return None, f"{daemon} does not answer as rolloutd does"
+    return [entry for entry in planes if isinstance(entry, dict)], ""
+
+
+def ask_evidence(daemon: str, flag: str) -> tuple[JudgementRecord | None, str]:
+    """Return the newest judgement of the flag's evidence, or None and the reason."""
+    from pydantic import ValidationError
+
+    from schemas.decision import JudgementRecord
+
+    document, why = ask_daemon(daemon, f"{API}/rollouts/{quote(flag, safe='')}/evidence")
+    if document is None:
+        return None, why
+    try:
+        return JudgementRecord.model_validate(document), ""
+    except ValidationError:
+        return None, f"{daemon} does not answer as rolloutd does"
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRollouts:
+    """Rollouts as a daemon knows them."""
+
+    rollouts: Mapping[str, Rollout]
+    documents: Mapping[str, Event]  # the state document of each
+    decisions: Sequence[Event]  # the newest ones, oldest first; of one rollout only
+    stale_since: str | None  # since when the daemon may lack decisions; None: it is current
+    trouble: str = ""  # why there are no decisions; empty: they were read, or not asked for
+
+
+def ask_rollout(daemon: str, flag: str) -> tuple[KnownRollouts | None, str]:
+    """Return a flag's rollout with its newest decisions, or None and the reason.
+
+    Without decisions where Redis, which has them, is away: `trouble` says so.
+    """
+    path = f"/rollouts/{quote(flag, safe='')}"
+    answer = _exchange(daemon, path)
+    rollouts = {} if answer.document is None else _rollouts_in([answer.document])
+    if answer.document is None or flag not in rollouts:
+        return None, answer.why or f"{daemon} does not answer as rolloutd does"
+    decisions, why = ask_news(daemon, flag, "decisions", MOST_NEWS)
+    trouble = "" if decisions is not None else f"last decisions: {why}"
+    documents = {flag: answer.document}
+    return KnownRollouts(rollouts, documents, decisions or [], answer.stale_since, trouble), ""
+
+
+def ask_whether_known(daemon: str, flag: str) -> tuple[bool | None, str]:
+    """Return whether a flag has a rollout; None with the reason where the daemon does not say."""
+    answer = _exchange(daemon, f"{API}/rollouts/{quote(flag, safe='')}")
+    if answer.document is not None:
+        return True, ""
+    return (False if answer.status == 404 else None), answer.why
+
+
+def ask_news(daemon: str, flag: str, topic: str, count: int) -> tuple[list[Event] | None, str]:
+    """Return the newest events of a topic about a flag, oldest first, or None and the reason.
+
+    `topic`: decisions or alerts. A daemon has at most `MOST_NEWS` of them.
+    """
+    path = f"{API}/rollouts/{quote(flag, safe='')}/{topic}?limit={min(count, MOST_NEWS)}"
+    answer = _exchange(daemon, path)
+    if answer.document is None:
+        return None, answer.why
+    events = answer.document.get(topic)
+    if not isinstance(events, list) or not all(
+        isinstance(each, dict) and {"type", "data"} <= each.keys() for each in events
+    ):
+        return None, f"{daemon} does not answer as rolloutd does"
+    return events[::-1], ""
+
+
+def ask_rollouts(daemon: str) -> tuple[KnownRollouts | None, str]:
+    """Return every rollout, or None and the reason."""
+    answer = _exchange(daemon, "/rollouts", MAX_LIST_BYTES)
+    if answer.document is None:
+        return None, answer.why
+    found = answer.document.get("rollouts")
+    if not isinstance(found, list):
+        return None, f"{daemon} does not answer as rolloutd does"
+    rollouts = _rollouts_in(found)
+    documents = {each["flag"]: each for each in found if isinstance(each, dict) and "flag" in each}
+    return KnownRollouts(rollouts, documents, [], answer.stale_since), ""
+
+
+def _rollouts_in(documents: Sequence[object]) -> dict[str, Rollout]:
+    """Return the rollouts of state documents, without those that cannot be read."""
+    from controller.codec.rollouts import rollout_from_json
+    from controller.errors import DocumentUnreadable
+
+    found = {}
+    for document in documents:
+        with suppress(DocumentUnreadable):
+            rollout = rollout_from_json(json.dumps(document).encode())
+            found[rollout.flag_key] = rollout
+    return found
+
+
+def ask_daemon(daemon: str, path: str) -> tuple[dict[str, Any] | None, str]:
+    """Return the JSON object that a daemon answers at a path, or None and the reason."""
+    answer = _exchange(daemon, path)
+    return answer.document, answer.why
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    document: Event | None
+    why: str  # there is none
+    stale_since: str | None = None
+    status: int | None = None  # of an answer that says why there is none
+
+
+def _exchange(daemon: str, path: str, most_bytes: int = MAX_BYTES) -> _Answer:
+    import httpx  # slow to load, and needed only with a daemon's address
+
+    address = f"{daemon.rstrip('/')}{path}"
+    headers, why = _headers()
+    if why:
+        return _Answer(None, why)
+    try:
+        with httpx.stream(
+            "GET", address, headers=headers, timeout=DEADLINE_SECONDS, trust_env=False
+        ) as answer:
+            body = bytearray()
+            for chunk in answer.iter_raw():
+                body += chunk
+                if len(body) > most_bytes:
+                    return _Answer(None, f"the answer is longer than {most_bytes} bytes")
+        document = json.loads(body)
+        if answer.status_code == 200 and isinstance(document, dict):
+            return _Answer(document, "", answer.headers.get("rolloutd-stale-since"))
+        why = f"{daemon} answered {answer.status_code}: {document['error']}"
+        if answer.status_code in (401, 403) and not headers:
+            why += f"; next: let {READ_TOKEN_VARIABLE} name a file with a token of its access file"
+        return _Answer(None, why, status=answer.status_code)
+    except (httpx.HTTPError, httpx.InvalidURL) as trouble:
+        why = str(trouble).rstrip(".")
+        return _Answer(
+            None,
+            f"{daemon} cannot be reached: {why}; next: see whether that replica runs, and "
+            f"whether this is its http.port",
+        )
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return _Answer(None, f"{daemon} does not answer as rolloutd does")
+
+
+def _headers() -> tuple[dict[str, str], str]:
+    """Return the headers that say who asks, none where nobody is named, or why they cannot."""
+    path = os.environ.get(READ_TOKEN_VARIABLE)
+    if not path:
+        return {}, ""
+    try:
+        words = Path(path).read_text(encoding="ascii").split()
+    except (OSError, UnicodeDecodeError) as error:
+        return {}, f"next: let {READ_TOKEN_VARIABLE} name a file with a token ({error})"
+    if len(words) != 1:
+        return {}, f"next: write one token into {path} ({READ_TOKEN_VARIABLE})"
+    return {"authorization": f"Bearer {words[0]}"}, ""
+
+
+def plane_line(plane: dict[str, Any]) -> Text:
+    """Return one line about a plane: its name, and why it does not serve what was decided."""
+    name = one_line(str(plane.get("plane")))
+    if plane.get("is_converged"):
+        return Text(f"{name}: serves {plane.get('percent')} %")
+    since = str(plane.get("since") or "")[11:19]
+    return Text(
+        f"{name}: NOT CONVERGED{f' since {since} UTC' if since else ''}: "
+        f"{one_line(str(plane.get('reason')))}",
+        "bold red",
+    )

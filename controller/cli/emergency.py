@@ -1,0 +1,197 @@
+"""Gives commands through Kafka, and those that lower to a daemon over HTTP while Kafka is away.
+
+The same command, with the same id and time, may go both ways: a flag's worker carries an id out
+once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
+
+from pydantic import ValidationError
+
+from controller.cli.operator_client import CommandResults, send_commands
+from controller.cli.rendering import dashed
+from controller.errors import EventLogUnavailable
+from controller.settings import KafkaSettings
+from controller.text import one_line
+from schemas.command import Command
+from schemas.result import Result
+from schemas.terms import ALWAYS_ACCEPTED
+
+if TYPE_CHECKING:
+    import httpx
+
+DAEMON_VARIABLE: Final = "ROLLOUTCTL_DAEMON"
+TOKEN_VARIABLE: Final = "ROLLOUTCTL_TOKEN_FILE"  # noqa: S105  # a variable's name
+#: A replica answers within 3 s, also while Redis is away.
+DEADLINE_SECONDS: Final = 8.0
+MAX_BYTES: Final = 100_000
+_PREPARED: Final = (
+    "for a replica that has this token in its http.command_token_file (without that setting it "
+    "takes no commands, and it reads it at its start only),"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """A daemon that takes commands which lower, and the token that it wants."""
+
+    url: str
+    token: str
+
+
+def known_daemon() -> tuple[Daemon | None, str]:
+    """Return the daemon that the environment names, or None and what is missing."""
+    url, path = os.environ.get(DAEMON_VARIABLE), os.environ.get(TOKEN_VARIABLE)
+    if not url or not path:
+        names = [
+            name for name, value in ((DAEMON_VARIABLE, url), (TOKEN_VARIABLE, path)) if not value
+        ]
+        return None, f"set {' and '.join(names)}, {_PREPARED}"
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        return None, f"let {TOKEN_VARIABLE} name a readable file ({error}), {_PREPARED}"
+    if not lines or not lines[0].isascii():
+        return None, f"write a token into {path} ({TOKEN_VARIABLE}), {_PREPARED}"
+    return Daemon(url.rstrip("/"), lines[0]), ""
+
+
+async def deliver(
+    commands: Sequence[Command],
+    kafka: KafkaSettings,
+    seconds: float,
+    *,
+    with_state: bool = False,
+    on_waiting: Callable[[], None] | None = None,
+) -> CommandResults:
+    """Give commands, and return the results that come within `seconds`.
+
+    `on_waiting` is called once where sent commands have no result for some seconds.
+    Commands that lower and get no result from Kafka go to the daemon over HTTP. Raises
+    EventLogUnavailable, with what to do next, when Kafka was not reached and no daemon took them.
+    """
+    is_lowering = all(command.verb in ALWAYS_ACCEPTED for command in commands)
+    daemon, missing = known_daemon() if is_lowering else (None, "")
+    try:
+        answers = await send_commands(
+            commands,
+            kafka,
+            seconds,
+            with_state=with_state,
+            gives_up_early=daemon is not None,
+            on_waiting=on_waiting,
+        )
+    except EventLogUnavailable as trouble:
+        if daemon is None:
+            raise EventLogUnavailable(f"{trouble}\n{_advice(commands, missing)}") from trouble
+        answers = CommandResults(error=str(trouble))
+        await _ask(daemon, commands, answers)
+        if not answers.results and not answers.is_pending:
+            raise EventLogUnavailable(
+                f"{trouble}\n{answers.detour}\n{_advice(commands, '')}"
+            ) from trouble
+        return answers
+    unanswered = [command for command in commands if command.id not in answers.results]
+    if daemon is not None and unanswered:
+        await _ask(daemon, unanswered, answers)
+    return answers
+
+
+def _advice(commands: Sequence[Command], missing: str) -> str:
+    """Return what to do next while Kafka is away, in one sentence."""
+    lowering = [command for command in commands if command.verb in ALWAYS_ACCEPTED]
+    if len(lowering) < len(commands):
+        return (
+            "next: restore Kafka or fix its address (--bootstrap-servers, --config), then repeat; "
+            "`rolloutctl doctor` asks a replica without Kafka; while Kafka is away only rollback, "
+            "abort, kill and pause can be given, over HTTP"
+        )
+    if missing:
+        return (
+            f"next: to send {dashed(lowering[0].verb)} without Kafka, {missing} and repeat (see "
+            f"ops/operating.md), or lower the flag in its flag plane"
+        )
+    return (
+        "next: try another replica's address in ROLLOUTCTL_DAEMON, or lower the flag in its flag "
+        "plane"
+    )
+
+
+async def _ask(daemon: Daemon, commands: Sequence[Command], answers: CommandResults) -> None:
+    """Give commands to a daemon, and note what came of it in `answers`."""
+    import httpx  # slow to load, and needed only here
+
+    async with httpx.AsyncClient(
+        timeout=DEADLINE_SECONDS,
+        trust_env=False,
+        headers={"authorization": f"Bearer {daemon.token}"},
+    ) as client:
+        asked = await asyncio.gather(*(_ask_one(client, daemon, command) for command in commands))
+    notes: list[str] = []
+    for command, (result, is_pending, note) in zip(commands, asked, strict=True):
+        if result is not None:
+            answers.results[command.id] = result
+        answers.is_pending = answers.is_pending or is_pending
+        if note not in notes:
+            notes.append(note)
+    answers.detour = "\n".join(notes)
+
+
+async def _ask_one(
+    client: httpx.AsyncClient, daemon: Daemon, command: Command
+) -> tuple[Result | None, bool, str]:
+    """Return the result of one command, whether it waits for Redis, and a note for people."""
+    import httpx
+
+    flag = quote(command.flag, safe="")
+    address = f"{daemon.url}/rollouts/{flag}/{command.verb.value.replace('_', '-')}"
+    body = {
+        "id": command.id,
+        "issuer": command.issuer,
+        "reason": command.reason,
+        "issued_at": command.issued_at.isoformat(),
+    }
+    try:
+        async with client.stream("POST", address, json=body) as answer:
+            content = b""
+            async for chunk in answer.aiter_raw():
+                content += chunk
+                if len(content) > MAX_BYTES:
+                    return None, False, f"{daemon.url} answers more than {MAX_BYTES} bytes"
+        document = json.loads(content)
+        if answer.status_code in (200, 409):
+            result = Result.model_validate(document)
+            return result, False, f"Kafka gave no result: {daemon.url} was asked over HTTP"
+        if answer.status_code == 202:
+            return None, True, f"{daemon.url}: {one_line(str(document['reason']))}"
+        return None, False, _refusal(daemon, answer.status_code, document)
+    except (httpx.HTTPError, httpx.InvalidURL) as trouble:
+        why = str(trouble) or type(trouble).__name__
+        return None, False, f"{daemon.url} cannot be reached either: {why}"
+    except (ValueError, KeyError, TypeError, RecursionError, ValidationError):
+        return None, False, f"{daemon.url} does not answer as rolloutd does"
+
+
+def _refusal(daemon: Daemon, status: int, document: object) -> str:
+    """Return why a daemon took no command, and how to fix it."""
+    why = one_line(str(document.get("error"))) if isinstance(document, dict) else ""
+    if status in (404, 405):
+        return (
+            f"{daemon.url} takes no commands over HTTP: it needs http.command_token_file, then a "
+            f"restart"
+        )
+    if status == 401:
+        return (
+            f"{daemon.url} refuses the token of {TOKEN_VARIABLE}: it has to be that of its "
+            f"http.command_token_file (tokens of sign_in.access_file are for POST /api/v1)"
+        )
+    return f"{daemon.url} answered {status}: {why}"

@@ -1,0 +1,140 @@
+"""The help of each command of `rolloutctl`: its examples, switches without a type, and hints.
+
+A hint says what a mistyped command probably meant, or which commands there are.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import Any, Final
+
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+
+_BAD: Final = '"error rate doubled in eu-west"'
+
+#: By command. Each begins with `rolloutctl` and the command's name; a test parses all of them.
+EXAMPLES: Final = {
+    "start": ("start plan.yaml", "start canary --flag new-checkout"),
+    "pause": ("pause new-checkout --reason lunch",),
+    "resume": ("resume new-checkout",),
+    "apply": ("apply plan.yaml", "apply plan.yaml --dry-run --json"),
+    "retry": ("retry new-checkout --reason 'the broken host is gone'",),
+    "step-back": ("step-back new-checkout --reason 'latency rose at 50 %'",),
+    "rollback": (f"rollback new-checkout --reason {_BAD}",),
+    "abort": ("abort new-checkout --reason 'the launch moved to May'",),
+    "kill": ("kill new-checkout",),
+    "approve": ("approve new-checkout", "approve new-checkout --expected-revision 14 --json"),
+    "reject": ("reject new-checkout --reason 'support is not ready'",),
+    "promote": (
+        "promote new-checkout --reason 'hotfix, see incident 7'",
+        "promote new-checkout --to half --reason 'ran for a month in eu-west'",
+    ),
+    "promote-full": ("promote-full new-checkout --reason 'hotfix, see incident 7'",),
+    "restart": ("restart new-checkout", "restart new-checkout --plan slower.yaml"),
+    "revive": ("revive new-checkout --reason 'the payment provider is back'",),
+    "retire": ("retire new-checkout --reason 'the code does not use it any more'",),
+    "freeze": ("freeze --all --reason 'incident 7'", "freeze new-checkout --reason 'sale week'"),
+    "unfreeze": ("unfreeze --all",),
+    "open": ("open new-checkout --daemon http://127.0.0.1:8080",),
+    "get": ("get new-checkout --daemon http://127.0.0.1:8080", "get new-checkout --watch"),
+    "status": ("status", "status new-checkout --daemon http://127.0.0.1:8080"),
+    "flags": ("flags --stale", "flags --json"),
+    "watch": ("watch new-checkout", "watch --json"),
+    "decisions": ("decisions new-checkout --last 5", "decisions new-checkout --json"),
+    "history": ("history new-checkout", "history new-checkout --last 5 --json"),
+    "alerts": ("alerts", "alerts new-checkout --last 5"),
+    "events": ("events new-checkout", "events new-checkout --context user-42", "events --watch"),
+    "quarantine": ("quarantine --last 10", "quarantine --flag new-checkout --since 2h"),
+    "doctor": ("doctor --url http://127.0.0.1:8081",),
+    "plan lint": ("plan lint plan.yaml --traffic 50/s",),
+    "plan templates": ("plan templates canary --flag new-checkout",),
+    "simulate": ("simulate plan.yaml --traffic 50/s --effect errors=x2",),
+    "backtest": ("backtest plan.yaml --from 36h",),
+    "verdict": ("verdict --stdin",),
+    "suggest plan": ("suggest plan --flag new-checkout --describe 'new payment page' --risk high",),
+    "suggest targeting": (
+        "suggest targeting --describe 'pro users in Germany' --segments segments.yaml",
+    ),
+    "explain": ("explain new-checkout",),
+    "changelog": ("changelog --since 7d",),
+    "completion": ("completion bash", "completion fish"),
+    "advisor check": ("advisor check --url http://127.0.0.1:8081/v1 --model llama-3.2-1b",),
+}
+
+
+def _nothing() -> None:
+    """Stand for the function of a group, which has none."""
+
+
+def _without_types(params: list[Any]) -> list[Any]:
+    """Return the parameters, switches without a placeholder for a value."""
+    for param in params:
+        if isinstance(param, TyperOption) and param.is_flag and param.metavar is None:
+            param.metavar = ""
+    return params
+
+
+class _Command(TyperCommand):
+    """A command whose switches are shown without a type: `--json` takes no value."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Refuse `--all` where a command is for one flag: it would be taken for another option."""
+        params = self.get_params(ctx)
+        is_for_one = any(param.name == "flag" and param.required for param in params)
+        if is_for_one and "--all" in args:
+            ctx.fail(
+                f"{self.name} is for one flag at a time, so it has no --all: name the flag. "
+                "`rolloutctl status` lists the flags. `rolloutctl freeze --all --reason WHY` keeps "
+                "every rollout from advancing."
+            )
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
+        """Return the parameters."""
+        return _without_types(super().get_params(ctx))
+
+
+class CommandGroup(TyperGroup):
+    """A group of commands whose switches are shown without a type."""
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]
+        """Return the command; for an unknown one say which was meant, or which there are."""
+        is_typing = ctx.resilient_parsing  # a shell completes what is not a command yet
+        if args and args[0] not in self.commands and args[0][:1].isalnum() and not is_typing:
+            listed = [name for name, command in self.commands.items() if not command.hidden]
+            near = difflib.get_close_matches(args[0].lower(), self.commands, n=1)
+            hint = f"There are: {', '.join(listed)}."
+            if near:
+                hint = f"Did you mean {self.own_name(near[0])}?"
+            ctx.fail(f"No such command {args[0]!r}. {hint}")
+        return super().resolve_command(ctx, args)
+
+    def own_name(self, name: str) -> str:
+        """Return the name that the help lists for a command, which may be known by others too."""
+        meant = inspect.unwrap(self.commands[name].callback or _nothing)
+        for own, command in self.commands.items():
+            if not command.hidden and inspect.unwrap(command.callback or _nothing) is meant:
+                return own
+        return name
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
+        """Return the parameters."""
+        return _without_types(super().get_params(ctx))
+
+
+def with_examples(app: typer.Typer, prefix: str = "") -> None:
+    """Add to each command of an application the examples of its name."""
+    app.info.cls = CommandGroup
+    for command in app.registered_commands:
+        command.cls = _Command
+        callback = command.callback
+        name = command.name or (callback.__name__.replace("_", "-") if callback else "")
+        lines = EXAMPLES.get(f"{prefix}{name}")
+        if lines and command.epilog is None:
+            # A blank line keeps each example on a line of its own.
+            command.epilog = "\n\n".join(f"Example: rolloutctl {line}" for line in lines)
+    for group in app.registered_groups:
+        if group.typer_instance is not None and group.name:
+            with_examples(group.typer_instance, f"{prefix}{group.name} ")

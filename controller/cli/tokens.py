@@ -1,0 +1,44 @@
+"""`rolloutd token new`: a machine's token, and the lines of the access file that let it in."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import yaml
+
+from controller.settings.access_file import parse_access
+
+#: Secret scanners find tokens by such a beginning.
+PREFIX: Final = "rolloutd_"
+_BYTES: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class NewToken:
+    """A token, and what to add to the access file."""
+
+    token: str
+    lines: str
+
+
+def make_token(name: str, role: str, flags: str, days: int) -> NewToken:
+    """Return a new random token of 256 bits. Raises ConfigInvalid for what no file may say."""
+    token = PREFIX + secrets.token_urlsafe(_BYTES)
+    until = (datetime.now(UTC) + timedelta(days=days)).replace(microsecond=0)
+    grant = {"role": role, "tokens": [name]} | ({} if flags == "*" else {"flags": [flags]})
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    document = {
+        "tokens": {name: {"sha256": digest, "expires": until.isoformat()}},
+        "grants": [grant],
+    }
+    text = yaml.safe_dump(document, sort_keys=False)
+    parse_access(text, "the new entry")
+    return NewToken(
+        token,
+        f"# Add this to sign_in.access_file, then send SIGHUP to each replica:\n{text}"
+        f"# The token, which is shown only now:",
+    )

@@ -1,0 +1,22 @@
+"""`--version` of both programs: what is needed first to compare two machines.
+
+Imports nothing of what it describes, so that it answers at once.
+"""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec
+
+
+def version_line(program: str) -> str:
+    """Return the program's version, Python's, and whether the counting loops are compiled."""
+    loops = find_spec("controller.counting.fold")
+    is_compiled = bool(loops and str(loops.origin).endswith(tuple(EXTENSION_SUFFIXES)))
+    counting = "compiled" if is_compiled else "interpreted"
+    return (
+        f"{program} {metadata.version('rolloutd')} "
+        f"(Python {platform.python_version()}, counting {counting})"
+    )

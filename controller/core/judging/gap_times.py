@@ -1,0 +1,46 @@
+"""How long each kind of gap lasts: carried from one judgement to the next.
+
+A gap of a moment is ordinary: an app restarts, a partition changes hands, nobody comes for a
+minute. What matters is a gap that stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from datetime import timedelta
+
+from controller.core.analysis.sequential_tests import GapTime
+from schemas.terms import HealthGap
+
+#: The daemon judges about once a second. After a longer break of ours nobody knows whether a gap
+#: lasted through it, so that time counts neither as lasting nor as over.
+LONGEST_BREAK = timedelta(minutes=1)
+
+
+def follow(
+    times: Mapping[HealthGap, GapTime],
+    found: Collection[HealthGap],
+    since_previous: timedelta,
+    grace: timedelta,
+) -> Mapping[HealthGap, GapTime]:
+    """Return how long each kind of gap has lasted, after a judgement that found some.
+
+    `since_previous` is the time since the judgement before it. A gap that is found again within
+    `grace` goes on if it had lasted for `grace`; a shorter one begins again. It is forgotten once
+    it has been gone for `grace`.
+    """
+    is_break = since_previous > LONGEST_BREAK
+    step = 0.0 if is_break else max(since_previous.total_seconds(), 0.0)
+    limit = grace.total_seconds()
+    after = {}
+    for kind in HealthGap:
+        before = times.get(kind)
+        if kind in found:
+            if before is None or (before.gone and before.lasted < limit):
+                after[kind] = GapTime()
+            else:
+                after[kind] = GapTime(before.lasted + (0.0 if before.gone else step))
+        elif before is not None and before.gone + step < limit:
+            after[kind] = replace(before, gone=before.gone + step)
+    return after

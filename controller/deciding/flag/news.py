@@ -1,0 +1,71 @@
+"""Keeps what was published about flags, where every replica can show it.
+
+The topics are the record; this is a copy of its newest part. So it never holds up publishing for
+long: what cannot be kept while Redis answers is not kept, and is reported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+from controller.errors import BrokenInvariant, OperatingTrouble
+from controller.health import Faults, Scope
+from controller.ports import NEWS_TOPICS, OutboxEntry, Reports
+
+#: Entries that wait for a Redis that is away. The oldest go first.
+WAITING_LIMIT: Final = 100
+#: Between two tries to write what waits, while nothing else is published.
+RETRY_SECONDS: Final = 2.0
+REPORTS: Final = "reports"
+#: The reporter of all flags: one Redis keeps the news of all of them.
+_NEWS: Final = "news"
+FIX: Final = (
+    "if Redis is full, free memory; if it denies the right, grant its user the keys of the "
+    "reports, see ops/security.md: until then "
+    "`status`, the page and the HTTP API lack the newest evidence and events"
+)
+
+
+class NewsKeeper:
+    """Keeps the newest decisions and alerts; each entry's key is its flag's."""
+
+    def __init__(self, reports: Reports, faults: Faults) -> None:
+        self._reports = reports
+        self._faults = faults
+        self._waiting: list[OutboxEntry] = []
+
+    def add(self, entries: Sequence[OutboxEntry]) -> None:
+        """Take entries that were published. Returns at once."""
+        new = {one.effect_id: one for one in entries if one.topic in NEWS_TOPICS}
+        for entry in self._waiting:
+            new.pop(entry.effect_id, None)
+        self._waiting = [*self._waiting, *new.values()][-WAITING_LIMIT:]
+
+    async def keep_until(self, ended: asyncio.Event) -> None:
+        """Write what waits, again and again, until `ended` is set or nothing waits."""
+        while self._waiting and not ended.is_set():
+            await self.keep()
+            if self._waiting:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(RETRY_SECONDS):
+                        await ended.wait()
+
+    async def keep(self) -> None:
+        """Write what waits; what Redis does not take now waits for the next time."""
+        places = dict.fromkeys((entry.key, entry.topic) for entry in self._waiting)
+        for place in places:
+            entries = [entry for entry in self._waiting if (entry.key, entry.topic) == place]
+            try:
+                await self._reports.append_news(*place, [entry.value for entry in entries])
+            except (OperatingTrouble, BrokenInvariant) as trouble:
+                self._faults.report(Scope.DEPENDENCY, REPORTS, str(trouble), FIX, reporter=_NEWS)
+                if isinstance(trouble, OperatingTrouble):
+                    return
+                # Somebody else wrote to this key; it would never be taken.
+            else:
+                self._faults.clear(Scope.DEPENDENCY, REPORTS, reporter=_NEWS)
+            done = {entry.effect_id for entry in entries}
+            self._waiting = [one for one in self._waiting if one.effect_id not in done]

@@ -1,0 +1,64 @@
+"""What a rollout will need and is not there when it starts: the model, flag planes, event topics.
+
+A start is not refused for it: apps may begin to send events after the flag is on, and a plane may
+come back. But whoever starts is told at once, and not when the first bake is over. Whether events
+of both arms arrive is asked from the end of the first settle on, see `core/judging/gaps.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, Protocol
+
+from controller.core.plan import Plan
+from controller.health import Faults, Scope
+from schemas.terms import AdvisorMode
+
+#: The model's server gets so long to answer. A start waits for it, commands of other flags do not.
+PROBE_SECONDS: Final = 1.0
+#: Named of each kind; more are counted.
+_MOST_NAMED: Final = 3
+
+
+class ModelServer(Protocol):
+    """The configured model, as far as a start has to know."""
+
+    async def why_unreachable(self, seconds: float) -> str | None:
+        """Return why the server does not answer within `seconds`, None when it does."""
+
+
+class Preflight:
+    """Looks for what a start will need. It knows this replica's faults, and asks the model."""
+
+    def __init__(self, faults: Faults, model: ModelServer | None) -> None:
+        """`model` is None where none is configured."""
+        self._faults = faults
+        self._model = model
+
+    async def missing(self, plan: Plan) -> tuple[str, ...]:
+        """Return what is not there, one phrase each; empty when all is well."""
+        missing = [*_named(self._faults, Scope.PLANE, "flag plane")]
+        if not plan.blind:
+            missing += _named(self._faults, Scope.PARTITION, "event partition")
+        if (without_advice := await self._without_advice(plan.advisor.mode)) is not None:
+            missing.append(without_advice)
+        return tuple(missing)
+
+    async def _without_advice(self, mode: AdvisorMode) -> str | None:
+        is_required = mode is AdvisorMode.REQUIRED
+        if self._model is None or not (is_required or mode is AdvisorMode.CAN_HOLD):
+            return None  # without a model, a start that requires one is refused
+        why_not = await self._model.why_unreachable(PROBE_SECONDS)
+        if why_not is None:
+            return None
+        end = "no gate can pass without it" if is_required else "gates pass without its advice"
+        return f"the model's server does not answer ({why_not}): {end}"
+
+
+def _named(faults: Faults, scope: Scope, what: str) -> Iterator[str]:
+    """Yield the faults of a scope: the first by name, and how many more there are."""
+    found = [fault for fault in faults.current if fault.scope is scope]
+    for fault in found[:_MOST_NAMED]:
+        yield f"{what} {fault.name}: {fault.why}"
+    if len(found) > _MOST_NAMED:
+        yield f"{len(found) - _MOST_NAMED} more: {what}s"

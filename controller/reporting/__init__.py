@@ -1,0 +1,1 @@
+"""What is said of rollouts to people, in one place for terminal, page and HTTP API."""

@@ -1,0 +1,119 @@
+"""How treatment compares with control in one metric, ready to be drawn and said.
+
+Pure. Does not belong here: the drawing (`web/page/drawing.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from controller.core.judging.questions import gate_bound
+from controller.core.metrics import kind_to_show
+from controller.reporting.evidence_words import value_words
+from schemas.decision import MetricRecord
+from schemas.terms import Arm
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """An interval on one axis, the line that it must stay below, and both in words.
+
+    A larger value is worse, but with `is_floor`. `low` and `high` are None where unbounded.
+    """
+
+    is_ratio: bool  # of treatment to control, on a logarithmic axis; else in the metric's unit
+    low: float | None
+    value: float | None
+    high: float | None
+    line: float | None  # the margin of the gate, or the limit
+    zero: float  # where both arms are equal
+    words: str
+    line_words: str
+    is_floor: bool = False  # treatment must stay above the line
+
+
+def comparison_of(metric: MetricRecord) -> Comparison:
+    """Return how a metric is compared: by ratio, by points, or with its limit alone."""
+    kind = kind_to_show(metric.metric)
+    margin = metric.gate_margin
+    if metric.in_points and margin is not None:
+        values = [_estimate(metric, arm) for arm in Arm]
+        value = None if None in values else values[0] - values[1]  # type: ignore[operator]
+        return Comparison(
+            is_ratio=False,
+            low=metric.difference_low,
+            value=value,
+            high=metric.difference_high,
+            line=margin,
+            zero=0.0,
+            words=f"{_points(value)}{_between(metric.difference_low, metric.difference_high)}",
+            line_words=gate_bound(kind, margin, in_points=True),
+        )
+    if margin is not None:
+        bound = gate_bound(kind, margin, in_points=False)
+        ratios = metric.ratio, metric.ratio_low, metric.ratio_high
+        value, low, high = ratios
+        shown = _ratio_words(*ratios)
+        if kind.is_better_when_higher:
+            # A fall is measured as control's rate over treatment's; people read it the other way.
+            shown = _ratio_words(_inverse(value), _inverse(high), _inverse(low))
+        return Comparison(True, low, value, high, 1 + margin, 1.0, shown, bound)
+    arm = metric.arms.get(Arm.TREATMENT)
+    low, high = (None, None) if arm is None else (arm.low, arm.high)
+    value = None if arm is None else arm.estimate
+    shown = value_words(metric.metric, value)
+    if low is not None and high is not None:
+        ends = f"{value_words(metric.metric, low)} to {value_words(metric.metric, high)}"
+        shown += f" ({ends})"
+    floor = kind.is_better_when_higher
+    return Comparison(
+        False, low, value, high, metric.limit, 0.0, shown, limit_words(metric), is_floor=floor
+    )
+
+
+def limit_words(metric: MetricRecord) -> str:
+    """Return the absolute bound of a metric, empty for none."""
+    if metric.limit is None:
+        return ""
+    sign = "≥" if kind_to_show(metric.metric).is_better_when_higher else "<"
+    return f"{sign} {value_words(metric.metric, metric.limit)}"
+
+
+def bound_words(metric: MetricRecord) -> str:
+    """Return what the gate asks of a metric: its limit and its margin."""
+    margin = metric.gate_margin
+    kind = kind_to_show(metric.metric)
+    compared = (
+        ""
+        if margin is None
+        else f"< {gate_bound(kind, margin, in_points=metric.in_points)}"
+        if not kind.is_better_when_higher
+        else f"> {gate_bound(kind, margin, in_points=metric.in_points)}"
+    )
+    return "; ".join(words for words in (limit_words(metric), compared) if words) or "–"
+
+
+def _estimate(metric: MetricRecord, arm: Arm) -> float | None:
+    measured = metric.arms.get(arm)
+    return None if measured is None else measured.estimate
+
+
+def _points(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:+.3g} pp"
+
+
+def _between(low: float | None, high: float | None) -> str:
+    return "" if low is None and high is None else f" ({_points(low)} to {_points(high)})"
+
+
+def _ratio_words(value: float | None, low: float | None, high: float | None) -> str:
+    shown = "–" if value is None else f"× {value:.3g}"
+    return shown if low is None and high is None else f"{shown} ({_number(low)} to {_number(high)})"
+
+
+def _inverse(value: float | None) -> float | None:
+    return None if not value else 1 / value
+
+
+def _number(value: float | None) -> str:
+    return "?" if value is None else f"{value:.3g}"

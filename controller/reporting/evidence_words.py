@@ -1,0 +1,157 @@
+"""The evidence of a judgement in words: the same for terminal, page and API.
+
+Pure. Does not belong here: layout (`cli/evidence_view.py`, `web/page/`).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from controller.core.judging.questions import gate_bound, gate_margin_origin
+from controller.core.metrics import kind_to_show
+from controller.core.metrics.kind import MetricKind
+from controller.core.plan import Guardrail
+from controller.core.rollout import Rollout
+from controller.text import one_line
+from schemas.decision import JudgementRecord, MetricRecord
+from schemas.terms import Arm, HealthGap, Verdict
+
+#: Is treatment worse?
+HARM_WORDS = {Verdict.FAIL: "YES", Verdict.INCONCLUSIVE: "no", Verdict.PASS: "no"}
+#: Is treatment shown not worse?
+SAFE_WORDS = {Verdict.PASS: "yes", Verdict.INCONCLUSIVE: "not yet", Verdict.FAIL: "NO"}
+
+#: Failed requests per user that failed, from which on a dashboard of requests differs visibly.
+_TOLD_REPEATS: Final = 1.1
+
+#: What keeps evidence from counting.
+GAP_WORDS = {
+    HealthGap.NO_TRAFFIC: "an arm has no traffic",
+    HealthGap.NO_OUTCOMES: "outcomes are missing",
+    HealthGap.BELOW_MIN_SAMPLE: "the sample is too small",
+    HealthGap.STALE: "the evidence is stale",
+    HealthGap.SRM: "the arms do not have the decided sizes",
+    HealthGap.MULTIPLE_EXPOSURE: "users were in both arms",
+    HealthGap.REPEATED_OUTCOMES: "outcomes arrive again",
+    HealthGap.IMPLAUSIBLE_LATENCY: "control's latency is beyond the limit, too",
+    HealthGap.ACTUATION_DRIFT: "a flag plane does not serve what was decided",
+    HealthGap.TAINTED: "records of the stage are lost",
+}
+
+
+def worse_words(metric: MetricRecord) -> str:
+    """Return the answer to "is treatment worse?"."""
+    return HARM_WORDS.get(metric.harm, metric.harm.value.replace("_", " "))
+
+
+def proven_words(metric: MetricRecord) -> str:
+    """Return the answer to "is treatment proven safe?"."""
+    return SAFE_WORDS.get(metric.safe, metric.safe.value.replace("_", " "))
+
+
+def value_words(metric: str, value: float | None) -> str:
+    """Return a value with its metric's unit, a dash for none."""
+    if value is None:
+        return "–"
+    if kind_to_show(metric).is_share:
+        return f"{100 * value:.3g} %"
+    return f"{value:,.0f} ms"
+
+
+def estimate(metric: MetricRecord, arm: Arm) -> str:
+    """Return an arm's estimate with its unit, a dash for none."""
+    measured = metric.arms.get(arm)
+    return value_words(metric.metric, None if measured is None else measured.estimate)
+
+
+def legend(judgement: JudgementRecord, rollout: Rollout) -> list[str]:
+    """Return what a reader of the table must know: what is counted, and where margins come from."""
+    kinds = [kind_to_show(metric.metric) for metric in judgement.metrics]
+    lines = []
+    if any(kind.unit_words == MetricKind.unit_words for kind in kinds):
+        lines.append(
+            "A user action is one user's requests within about 100 ms. It fails once per user and "
+            "stage, so a dashboard of requests shows another rate."
+        )
+    lines += [words for one in judgement.metrics if (words := _repeats_words(one))]
+    percent = _judged_percent(judgement, rollout)
+    for metric, kind in zip(judgement.metrics, kinds, strict=True):
+        margin = metric.gate_margin
+        guardrail = next((one for one in rollout.plan.guardrails if is_about(metric, one)), None)
+        if guardrail is None or margin is None or not percent:
+            continue
+        bound = gate_bound(kind, margin, in_points=metric.in_points)
+        origin = gate_margin_origin(guardrail, percent)
+        lines.append(f"{metric.metric}, the gate's margin: {bound}; {origin}.")
+    return list(dict.fromkeys(lines))
+
+
+def _repeats_words(metric: MetricRecord) -> str:
+    """Return how many requests failed per user that failed, where that is more than one."""
+    arms = [metric.arms.get(arm) for arm in Arm]
+    repeats = [1.0 if one is None or one.repeats is None else one.repeats for one in arms]
+    if max(repeats) < _TOLD_REPEATS:
+        return ""
+    return (
+        f"{metric.metric}: of each user that failed {repeats[0]:.2g} requests failed in "
+        f"treatment, {repeats[1]:.2g} in control; each such user counts once."
+    )
+
+
+def _judged_percent(judgement: JudgementRecord, rollout: Rollout) -> float:
+    """Return the percentage of the stage that was judged, also after the end; 0: not known."""
+    known = judgement.visit < len(rollout.visits)
+    return rollout.visits[judgement.visit].percent if known else 0.0
+
+
+def is_about(metric: MetricRecord, guardrail: Guardrail) -> bool:
+    """Return whether a report is about this guardrail of the plan."""
+    return (metric.metric, metric.role, metric.margin) == (
+        guardrail.metric,
+        guardrail.role,
+        guardrail.margin,
+    )
+
+
+def verdict_words(judgement: JudgementRecord) -> str:
+    """Return the verdict, and where a gap keeps a good one from counting, that it does not count.
+
+    A failing guardrail acts whatever the gaps are, so nothing is added to it.
+    """
+    gaps = ", ".join(GAP_WORDS.get(gap.kind, gap.kind.value) for gap in judgement.gaps)
+    if gaps and judgement.verdict is Verdict.PASS:
+        return f"every guardrail passes, but this does not count: {gaps}"
+    return f"verdict {judgement.verdict.value.replace('_', ' ')}"
+
+
+def harm_words(judgement: JudgementRecord) -> str:
+    """Return what the rollout has cost so far."""
+    harm = judgement.harm
+    excess = harm.excess_failed_requests
+    compared = ""
+    if excess is not None:
+        count = f"{abs(excess):,.0f}"
+        more = "more" if excess >= 0 else "fewer"
+        compared = (
+            ", as many as at control's rate"
+            if count == "0"
+            else f", about {count} {more} than at control's rate"
+        )
+    return (
+        f"{harm.exposed_contexts:,} users had treatment; {harm.failed_requests:,} of their "
+        f"requests failed{compared}"
+    )
+
+
+def evidence_line(judgement: JudgementRecord) -> str:
+    """Return a judgement in one line: users of both arms, and the two answers of each metric."""
+    users = " against ".join(f"{judgement.exposures.get(arm, 0):,}" for arm in Arm)
+    parts = [f"users {users}"]
+    for metric in judgement.metrics:
+        arms = f"{estimate(metric, Arm.TREATMENT)} against {estimate(metric, Arm.CONTROL)}"
+        answers = f"worse? {worse_words(metric)}, proven safe? {proven_words(metric)}"
+        parts.append(one_line(f"{metric.metric} {arms}, {answers}"))
+    if judgement.gaps and judgement.verdict is Verdict.PASS:
+        parts.append(verdict_words(judgement))
+    parts += [one_line(f"{gap.kind}: {gap.detail}") for gap in judgement.gaps]
+    return "; ".join(parts)

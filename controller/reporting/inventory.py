@@ -1,0 +1,183 @@
+"""The inventory of flags: every flag with a rollout, and what a person should put right about it.
+
+Pure. The page, the API, the metrics and `rolloutctl flags` say the same because they ask here. The
+rules are settings (`flags`); a rule that is off finds nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Final
+
+from controller.core.rollout import Rollout
+from controller.settings.flags import FlagsSettings
+from schemas.inventory import FindingRecord, FlagLine
+from schemas.terms import FlagFinding, FlagType
+
+#: Flags of these types are meant to stay, also at 0 % and 100 %.
+_STAYS: Final = frozenset({FlagType.OPS, FlagType.PERMISSION})
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that a person should put right about a flag."""
+
+    kind: FlagFinding
+    why: str
+    action: str
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """How many flags there are: what the rules about many flags ask."""
+
+    active: int = 0
+    of_owner: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, rollouts: Iterable[Rollout]) -> Census:
+        """Return the census of all flags with a rollout."""
+        owners = Counter(one.plan.owner for one in rollouts if is_active(one))
+        return cls(owners.total(), owners)
+
+
+def is_active(rollout: Rollout) -> bool:
+    """Return whether a flag counts against the limits: it is under way, or serves treatment."""
+    return not rollout.has_ended or rollout.percent > 0 or rollout.may_open_again
+
+
+def findings(
+    rollout: Rollout, now: datetime, rules: FlagsSettings, census: Census
+) -> tuple[Finding, ...]:
+    """Return what a person should put right about a flag, in the order of `FlagFinding`."""
+    found = (
+        _stale(rollout, now, rules),
+        _expired(rollout, now),
+        _without_owner(rollout, rules),
+        _misnamed(rollout, rules),
+        _too_many_of_owner(rollout, rules, census),
+        _too_many(rollout, rules, census),
+    )
+    return tuple(one for one in found if one is not None)
+
+
+def _stale(rollout: Rollout, now: datetime, rules: FlagsSettings) -> Finding | None:
+    age = now - rollout.updated_at
+    is_constant = rollout.has_ended and not rollout.may_open_again and rollout.percent in (0, 100)
+    if rules.stale_after_days is None or rollout.plan.flag_type in _STAYS or not is_constant:
+        return None
+    if age < timedelta(days=rules.stale_after_days):
+        return None
+    why = f"{rollout.percent:g} % for {age.days} days, and nothing will change it"
+    first = "make treatment the only code; then " if rollout.percent else ""
+    return Finding(FlagFinding.STALE, why, f"{first}{_retire(rollout)}")
+
+
+def _retire(rollout: Rollout) -> str:
+    return f'rolloutctl retire {rollout.flag_key} --reason "not used any more"'
+
+
+def _expired(rollout: Rollout, now: datetime) -> Finding | None:
+    expires_at = rollout.plan.expires_at
+    if expires_at is None or now < expires_at or not is_active(rollout):
+        return None
+    why = f"its plan expired {(now - expires_at).days} days ago"
+    if rollout.has_ended:
+        return Finding(FlagFinding.EXPIRED, why, _retire(rollout))
+    action = "apply a plan with a later expires_at, promote, roll back or abort"
+    return Finding(FlagFinding.EXPIRED, why, action)
+
+
+def _without_owner(rollout: Rollout, rules: FlagsSettings) -> Finding | None:
+    if not rules.needs_owner or rollout.plan.owner.strip() or not is_active(rollout):
+        return None
+    action = "apply its plan with an `owner`"
+    return Finding(FlagFinding.NO_OWNER, "its plan names no owner", action)
+
+
+def _misnamed(rollout: Rollout, rules: FlagsSettings) -> Finding | None:
+    pattern = rules.name_pattern
+    if pattern is None or _compiled(pattern).fullmatch(rollout.flag_key):
+        return None
+    action = "give the next rollout a flag key that fits; retire this one"
+    return Finding(FlagFinding.NAME, f"its key does not fit {pattern}", action)
+
+
+@lru_cache(maxsize=8)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
+
+
+def _too_many_of_owner(rollout: Rollout, rules: FlagsSettings, census: Census) -> Finding | None:
+    owner, most = rollout.plan.owner, rules.most_active_per_owner
+    count = census.of_owner[owner]
+    if most is None or count <= most or not owner or not is_active(rollout):
+        return None
+    why = f"{owner} has {count} active flags, {most} are allowed"
+    return Finding(FlagFinding.TOO_MANY_OF_OWNER, why, "complete or retire flags of this owner")
+
+
+def _too_many(rollout: Rollout, rules: FlagsSettings, census: Census) -> Finding | None:
+    most = rules.most_active
+    if most is None or census.active <= most or not is_active(rollout):
+        return None
+    why = f"there are {census.active} active flags, {most} are allowed"
+    return Finding(FlagFinding.TOO_MANY, why, "complete or retire flags")
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One flag with what was found about it."""
+
+    rollout: Rollout
+    findings: tuple[Finding, ...]
+
+    @property
+    def place(self) -> tuple[bool, str]:
+        """The sort key: flags with findings first, then by key."""
+        return not self.findings, self.rollout.flag_key
+
+    def line(self) -> FlagLine:
+        """Return it as the API and `rolloutctl flags --json` show it."""
+        rollout = self.rollout
+        return FlagLine(
+            flag=rollout.flag_key,
+            owner=rollout.plan.owner,
+            flag_type=rollout.plan.flag_type,
+            phase=rollout.phase.name,
+            percent=rollout.percent,
+            started_at=rollout.started_at,
+            updated_at=rollout.updated_at,
+            expires_at=rollout.plan.expires_at,
+            findings=[
+                FindingRecord(finding=one.kind, why=one.why, action=one.action)
+                for one in self.findings
+            ],
+        )
+
+
+def counted(flags: Iterable[Listed]) -> dict[FlagFinding, int]:
+    """Return how many flags have each finding; every finding is there."""
+    counts = Counter(one.kind for listed in flags for one in listed.findings)
+    return {kind: counts[kind] for kind in FlagFinding}
+
+
+def inventory(rollouts: Sequence[Rollout], now: datetime, rules: FlagsSettings) -> list[Listed]:
+    """Return every flag with what was found about it, in order."""
+    census = Census.of(rollouts)
+    listed = [Listed(one, findings(one, now, rules, census)) for one in rollouts]
+    return sorted(listed, key=lambda one: one.place)
+
+
+def counted_findings(
+    rollouts: Sequence[Rollout], now: datetime, rules: FlagsSettings
+) -> dict[str, int]:
+    """Return how many flags have each finding: the inventory's figures, without its order."""
+    census = Census.of(rollouts)
+    counts = Counter(one.kind for each in rollouts for one in findings(each, now, rules, census))
+    return {kind.value: counts[kind] for kind in FlagFinding}

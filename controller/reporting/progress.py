@@ -1,0 +1,151 @@
+"""How much of the evidence that a gate needs is there, and which of its checks have passed.
+
+Pure. Estimates for people: nothing is decided by them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from controller.core.rollout import AwaitingApproval, Gating, Rollout
+from controller.reporting.situation import HOLD_WORDS, Situation
+from schemas.decision import GapRecord, JudgementRecord, MetricRecord
+from schemas.terms import AdvisorMode, Approval, HealthGap, HoldReason, MetricRole, Verdict
+
+#: A bar is full only for what is proven.
+MOST_UNPROVEN: Final = 0.99
+
+
+def proof_share(metric: MetricRecord) -> float:
+    """Return the part of the evidence for "proven safe" that is there; 1 only when it is proven.
+
+    The logarithm of the e-value grows about in proportion to the users.
+    """
+    if metric.safe is Verdict.PASS:
+        return 1.0
+    value, threshold = metric.e_value_safe, metric.threshold_safe
+    if value is None or threshold is None or value <= 1 or threshold <= 1:
+        return 0.0
+    return min(math.log(value) / math.log(threshold), MOST_UNPROVEN)
+
+
+def evidence_share(judgement: JudgementRecord) -> float | None:
+    """Return the part of the needed evidence that is there; None where nothing must be proven.
+
+    That is the part of the guardrail that is furthest from being proven safe.
+    """
+    guardrails = [one for one in judgement.metrics if one.role is MetricRole.GUARDRAIL]
+    return min(map(proof_share, guardrails), default=None)
+
+
+def troubles(judgement: JudgementRecord | None) -> list[GapRecord]:
+    """Return the gaps that something is wrong about; too few users so far is not one."""
+    gaps = () if judgement is None else judgement.gaps
+    return [gap for gap in gaps if gap.kind is not HealthGap.BELOW_MIN_SAMPLE]
+
+
+class CheckState(StrEnum):
+    """Where one check of a gate stands."""
+
+    PASSED = "passed"
+    OPEN = "open"
+    BLOCKS = "blocks"
+    AHEAD = "ahead"
+    NOT_ASKED = "not asked"
+
+    @property
+    def mark(self) -> str:
+        """Return the sign that stands for the state, so that color is never the only one."""
+        return _MARKS[self]
+
+
+_MARKS: Final = {
+    CheckState.PASSED: "✓",
+    CheckState.OPEN: "◐",
+    CheckState.BLOCKS: "▲",
+    CheckState.AHEAD: "○",
+    CheckState.NOT_ASKED: "–",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One of the checks that a gate makes, in their order."""
+
+    name: str
+    state: CheckState
+    why: str
+
+
+def gate_checks(situation: Situation) -> list[Check]:
+    """Return the checks of the present stage's gate in their order; none outside a stage."""
+    if situation.rollout.stage is None:
+        return []
+    return [_health(situation), _statistics(situation), _advice(situation), _people(situation)]
+
+
+def _health(situation: Situation) -> Check:
+    if situation.rollout.plan.blind:
+        return Check("health", CheckState.NOT_ASKED, "the plan is blind: no evidence is judged")
+    judgement = situation.judgement
+    if judgement is None:
+        return Check("health", CheckState.OPEN, "nothing was judged yet in this stage")
+    if judgement.gaps:
+        gaps = "; ".join(f"{gap.kind.replace('_', ' ')}: {gap.detail}" for gap in judgement.gaps)
+        is_wrong = bool(troubles(judgement))
+        return Check("health", CheckState.BLOCKS if is_wrong else CheckState.OPEN, gaps)
+    return Check("health", CheckState.PASSED, "the evidence can be judged")
+
+
+def _statistics(situation: Situation) -> Check:
+    if situation.rollout.plan.blind:
+        return Check("statistics", CheckState.NOT_ASKED, "the plan is blind")
+    judgement = situation.judgement
+    if judgement is None:
+        return Check("statistics", CheckState.OPEN, "nothing was judged yet in this stage")
+    judging = [one for one in judgement.metrics if one.role is not MetricRole.OBSERVE]
+    failed = [one.metric for one in judging if one.harm is Verdict.FAIL]
+    if failed:
+        return Check("statistics", CheckState.BLOCKS, f"worse than allowed: {', '.join(failed)}")
+    guardrails = [one for one in judging if one.role is MetricRole.GUARDRAIL]
+    proven = sum(one.safe is Verdict.PASS for one in guardrails)
+    words = f"{proven} of {len(guardrails)} proven safe"
+    is_done = proven == len(guardrails)
+    return Check("statistics", CheckState.PASSED if is_done else CheckState.OPEN, words)
+
+
+def _advice(situation: Situation) -> Check:
+    rollout = situation.rollout
+    if rollout.advisor_mode is AdvisorMode.OFF:
+        why = "no model is set up" if not rollout.has_advisor else "the plan asks no model"
+        return Check("advice", CheckState.NOT_ASKED, why)
+    if isinstance(rollout.phase, AwaitingApproval):
+        if rollout.phase.reason is HoldReason.ADVISOR:
+            return Check("advice", CheckState.BLOCKS, "the model held in every round")
+        return Check("advice", CheckState.PASSED, "the model did not hold it")
+    round_ = rollout.phase.advice if isinstance(rollout.phase, Gating) else None
+    if round_ is None:
+        return Check("advice", CheckState.AHEAD, "asked once the statistics pass")
+    if rollout.hold is HoldReason.ADVISOR:
+        return Check("advice", CheckState.BLOCKS, HOLD_WORDS[HoldReason.ADVISOR])
+    if not round_.is_closed:
+        return Check("advice", CheckState.OPEN, f"round {round_.number} was asked")
+    return Check("advice", CheckState.PASSED, f"round {round_.number} is over")
+
+
+def _people(situation: Situation) -> Check:
+    rollout = situation.rollout
+    if situation.frozen is not None:
+        return Check("people", CheckState.BLOCKS, situation.frozen)
+    if isinstance(rollout.phase, AwaitingApproval):
+        return Check("people", CheckState.OPEN, f"approval of revision {rollout.revision}")
+    if _needs_approval(rollout):
+        return Check("people", CheckState.AHEAD, "a person approves this stage's end")
+    return Check("people", CheckState.NOT_ASKED, "the plan asks nobody")
+
+
+def _needs_approval(rollout: Rollout) -> bool:
+    return rollout.stage is not None and rollout.stage.approval is Approval.REQUIRED

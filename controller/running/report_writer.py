@@ -1,0 +1,186 @@
+"""Writes what this replica knows of its flags to where every replica can show it.
+
+Once a second it compares what each flag's worker and planes say with what was written last, and
+writes what is new. Nothing waits for it and nothing is decided by it.
+
+Belongs here: what is written, and when. Does not belong here: the form (`codec/reports.py`), the
+keys (`adapters/redis/reports.py`), and reading (`report_reader.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Protocol
+
+from controller.codec.reports import live_report, point_to_bytes, report_to_json
+from controller.core.judging.judgement import Judgement
+from controller.core.rollout import Rollout
+from controller.core.thinning import Thinning
+from controller.deciding.flag.news import FIX, REPORTS
+from controller.errors import BrokenInvariant, OperatingTrouble, StoreUnavailable
+from controller.health import Faults, Scope
+from controller.ports import Clock, CourseKey, PlaneStanding, Reports
+from controller.running.claims import replica_name
+from schemas.report import MAX_POINTS, LiveReport
+
+BEAT_SECONDS: Final = 1.0
+#: Flags written at a time; counting and deciding use the same connections.
+AT_ONCE: Final = 4
+#: A rollout that has ended changes seldom: its planes are compared every so many beats.
+ENDED_EVERY: Final = 30
+#: Of those that have ended, so many are written in one beat.
+ENDED_PER_BEAT: Final = 100
+#: The reporter of troubles with writing.
+_WRITER: Final = "writer"
+
+
+class Running(Protocol):
+    """The flags that run here; `deciding/worker_pool.py`."""
+
+    @property
+    def rollouts(self) -> Mapping[str, Rollout]:
+        """The rollouts that run here."""
+
+    def judgement_of(self, flag_key: str) -> Judgement | None:
+        """Return the newest judgement of a flag's present rollout; None: none, or not here."""
+
+
+@dataclass(slots=True)
+class _Written:
+    """What was written last of one flag."""
+
+    rollout: Rollout
+    judged_at: datetime | None
+    planes: Sequence[PlaneStanding]
+    course: CourseKey | None = None
+    thinning: Thinning | None = None
+
+
+class ReportWriter:
+    """Keeps the reports of the flags that run here up to date."""
+
+    def __init__(
+        self,
+        running: Running,
+        standings: Callable[[str], Sequence[PlaneStanding] | None],
+        reports: Reports,
+        clock: Clock,
+        faults: Faults,
+    ) -> None:
+        """`standings` are those of a flag's planes, None when it runs elsewhere."""
+        self._running = running
+        self._standings = standings
+        self._reports = reports
+        self._clock = clock
+        self._faults = faults
+        self._replica = replica_name()
+        self._written: dict[str, _Written] = {}
+        self._beats = 0
+
+    async def run(self) -> None:
+        """Write once a second until cancelled. While Redis is away, nothing is written."""
+        while True:
+            await self.beat()
+            await asyncio.sleep(BEAT_SECONDS)
+
+    async def beat(self) -> None:
+        """Write what is new of every flag that runs here."""
+        rollouts = self._running.rollouts
+        for flag_key in self._written.keys() - rollouts.keys():
+            del self._written[flag_key]  # another replica writes it now
+        looks_at_ended = self._beats % ENDED_EVERY == 0
+        self._beats += 1
+        live: list[Rollout] = []
+        ended: list[Rollout] = []
+        for count, (flag_key, rollout) in enumerate(rollouts.items(), start=1):
+            if self._is_due(flag_key, rollout, looks_at_ended=looks_at_ended):
+                (ended if rollout.has_ended else live).append(rollout)
+            if count % 100 == 0:
+                await asyncio.sleep(0)
+        # A replica that takes over ten thousand ended flags shows the live ones at once.
+        due = [*live, *ended[:ENDED_PER_BEAT]]
+        trouble: BaseException | None = None
+        for at in range(0, len(due), AT_ONCE):
+            outcomes = await asyncio.gather(
+                *map(self._write, due[at : at + AT_ONCE]), return_exceptions=True
+            )
+            for outcome in outcomes:
+                if isinstance(outcome, OperatingTrouble | BrokenInvariant):
+                    trouble = outcome  # perhaps of this flag's key alone: the others go on
+                elif outcome is not None:
+                    raise outcome
+            if isinstance(trouble, StoreUnavailable) and len(outcomes) == _failed(outcomes):
+                break  # Redis is away: the next beat tries again
+        if trouble is not None:
+            self._faults.report(Scope.DEPENDENCY, REPORTS, str(trouble), FIX, reporter=_WRITER)
+        else:
+            self._faults.clear(Scope.DEPENDENCY, REPORTS, reporter=_WRITER)
+
+    def own_report(self, flag_key: str) -> LiveReport | None:
+        """Return the report on a flag as it is at this moment, None when it runs elsewhere."""
+        rollout = self._running.rollouts.get(flag_key)
+        if rollout is None:
+            return None
+        return self._report(rollout, self._running.judgement_of(flag_key), self._planes(flag_key))
+
+    def _is_due(self, flag_key: str, rollout: Rollout, *, looks_at_ended: bool) -> bool:
+        written = self._written.get(flag_key)
+        if written is None or written.rollout is not rollout:
+            return True
+        if rollout.has_ended and not looks_at_ended:
+            return False
+        judgement = self._running.judgement_of(flag_key)
+        judged_at = None if judgement is None else judgement.at
+        return judged_at != written.judged_at or self._planes(flag_key) != written.planes
+
+    def _report(
+        self, rollout: Rollout, judgement: Judgement | None, planes: Sequence[PlaneStanding]
+    ) -> LiveReport:
+        at, replica = self._clock.now(), self._replica
+        return live_report(rollout, judgement, planes, at=at, replica=replica)
+
+    def _planes(self, flag_key: str) -> Sequence[PlaneStanding]:
+        return self._standings(flag_key) or ()
+
+    async def _write(self, rollout: Rollout) -> None:
+        flag_key = rollout.flag_key
+        judgement = self._running.judgement_of(flag_key)
+        written = self._written.get(flag_key)
+        now = _Written(
+            rollout,
+            None if judgement is None else judgement.at,
+            self._planes(flag_key),
+            None if written is None else written.course,
+            None if written is None else written.thinning,
+        )
+        report = report_to_json(self._report(rollout, judgement, now.planes))
+        points: dict[int, bytes] = {}
+        gone: Sequence[int] = ()
+        if judgement is not None and judgement.visit == rollout.visit_index:
+            thinning = await self._thinning(now, rollout, judgement)
+            second = int(judgement.at.timestamp())
+            if thinning.takes(second):
+                percent = rollout.visits[judgement.visit].percent
+                points = {second: point_to_bytes(percent, judgement)}
+                gone = thinning.add(second)
+        try:
+            await self._reports.write(flag_key, report, now.course, points, gone)
+        except BaseException:
+            self._written.pop(flag_key, None)  # what was written is not known: read it again
+            raise
+        self._written[flag_key] = now
+
+    async def _thinning(self, now: _Written, rollout: Rollout, judgement: Judgement) -> Thinning:
+        """Return which points of the present visit are kept, also those written before us."""
+        course = CourseKey(rollout.rollout_id, judgement.visit)
+        if now.thinning is None or now.course != course:
+            stored = await self._reports.course(rollout.flag_key, course)
+            now.course, now.thinning = course, Thinning(MAX_POINTS, stored)
+        return now.thinning
+
+
+def _failed(outcomes: Sequence[object]) -> int:
+    return sum(isinstance(outcome, BaseException) for outcome in outcomes)

@@ -1,0 +1,162 @@
+"""The access file: who has which role for which flags. Its form, its rules, and reading it.
+
+Belongs here: what the file may say, and each fault with its place. Does not belong here: which
+command needs which role (`controller/web/access/roles.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from enum import IntEnum
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import yaml
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from controller.errors import ConfigInvalid
+from controller.yaml_places import Path as KeyPath
+from controller.yaml_places import YamlRefused, read_yaml
+
+#: A file of a thousand people is far smaller.
+MAX_BYTES: Final = 1_000_000
+#: Machines' names as issuers begin so. No person's does.
+MACHINE: Final = "token:"
+
+
+class Role(IntEnum):
+    """What somebody may do; each role may also do what the roles before it may."""
+
+    VIEWER = 1
+    OPERATOR = 2
+    APPROVER = 3
+    ADMIN = 4
+
+    @property
+    def word(self) -> str:
+        """The role as people write it."""
+        return self.name.lower()
+
+
+def _role_named(value: object) -> object:
+    names = {role.word: role for role in Role}
+    if isinstance(value, str) and value in names:
+        return names[value]
+    raise ValueError(f"a role is one of {', '.join(names)}")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+TokenName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+WhoName = Annotated[str, Field(min_length=1, max_length=200)]
+FlagPattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:*-]{1,128}$")]
+
+
+class TokenEntry(_Part):
+    """A machine's token, by its digest: the token itself is stored nowhere."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    expires: AwareDatetime | None = None
+    """From when on it is refused. None: never."""
+
+
+class Grant(_Part):
+    """A role for some people, groups and machines, for flags whose keys fit a pattern."""
+
+    role: Annotated[Role, BeforeValidator(_role_named)]
+    people: tuple[WhoName, ...] = ()
+    groups: tuple[WhoName, ...] = ()
+    tokens: tuple[TokenName, ...] = ()
+    flags: tuple[FlagPattern, ...] = Field(default=("*",), min_length=1)
+    """Flag keys; `*` stands for any characters."""
+
+    def fits(self, flag_key: str) -> bool:
+        """Return whether a flag is one of these."""
+        return any(fnmatchcase(flag_key, pattern) for pattern in self.flags)
+
+
+class AccessFile(_Part):
+    """Everything that the file says."""
+
+    tokens: dict[TokenName, TokenEntry] = {}
+    grants: tuple[Grant, ...] = ()
+
+
+def read_access_file(path: Path) -> AccessFile:
+    """Return the file. Raises ConfigInvalid with every fault, one per line, each with its place."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(f"{path}: cannot be read: {error}; fix sign_in.access_file") from error
+    if len(content) > MAX_BYTES:
+        raise ConfigInvalid(f"{path}: is larger than {MAX_BYTES} bytes: name groups, not people")
+    return parse_access(text, str(path))
+
+
+def parse_access(text: str, name: str) -> AccessFile:
+    """Return what a file's text says; `name` stands before each fault. Raises ConfigInvalid."""
+    try:
+        document = read_yaml(text, yaml.SafeLoader)
+    except YamlRefused as refused:
+        place = name if refused.line is None else f"{name}:{refused.line}:{refused.column}"
+        raise ConfigInvalid(f"{place}: not YAML: {refused}; fix the line") from refused
+    faults = [
+        f"{name}:{one.line}:{one.column}: {'.'.join(map(str, one.path))} is given twice: keep one"
+        for one in document.repeated_keys
+    ]
+
+    def at(path: KeyPath) -> str:
+        nearest = (path[:n] for n in range(len(path), 0, -1))
+        found = next((document.places[one] for one in nearest if one in document.places), None)
+        return name if found is None else f"{name}:{found[0]}:{found[1]}"
+
+    try:
+        access = AccessFile.model_validate({} if document.is_empty else document.values)
+    except ValidationError as error:
+        for fault in error.errors(include_url=False, include_input=False):
+            path = tuple(part for part in fault["loc"] if part != "[key]")
+            message = str(fault["msg"]).removeprefix("Value error, ")
+            faults.append(f"{at(path)}: {'.'.join(map(str, path)) or 'the file'}: {message}")
+        raise ConfigInvalid("\n".join(faults)) from None
+    faults += [f"{at(path)}: {why}" for path, why in _broken_rules(access)]
+    if faults:
+        raise ConfigInvalid("\n".join(faults))
+    return access
+
+
+def _broken_rules(access: AccessFile) -> Iterator[tuple[KeyPath, str]]:
+    """Yield what the form allows and nobody can mean, each with its place."""
+    granted: set[str] = set()
+    for index, grant in enumerate(access.grants):
+        at: tuple[Any, ...] = ("grants", index)
+        granted.update(grant.tokens)
+        if not (grant.people or grant.groups or grant.tokens):
+            yield at, "this grant names nobody: add people, groups or tokens"
+        if grant.role is Role.VIEWER and "*" not in grant.flags:
+            yield (*at, "flags"), "a viewer sees every flag: leave `flags` out"
+        for token in grant.tokens:
+            if token not in access.tokens:
+                why = f"there is no token {token}: make one with `rolloutd token new {token}`"
+                yield (*at, "tokens"), why
+        for person in grant.people:
+            if person.casefold().startswith(MACHINE):
+                yield (*at, "people"), f"{person}: machines belong under `tokens`, by name"
+            elif "*" in person:
+                yield (*at, "people"), f"{person}: people are named one by one, or by groups"
+    owners: dict[str, str] = {}
+    for name, entry in access.tokens.items():
+        if (other := owners.setdefault(entry.sha256, name)) != name:
+            yield ("tokens", name), f"{name} and {other} are the same token: make another"
+        if name not in granted:
+            yield ("tokens", name), f"no grant names the token {name}: it can do nothing"
+
+
+def expired(entry: TokenEntry, now: datetime) -> bool:
+    """Return whether a token is refused by now."""
+    return entry.expires is not None and entry.expires <= now

@@ -1,0 +1,209 @@
+"""The inventory of flags over HTTP: worked out once per change of the fleet, and paged.
+
+Belongs here: `GET /api/v1/flags`, as JSON and as CSV, and the list that the page shows. Does not
+belong here: what is found about a flag (`reporting/inventory.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, NamedTuple
+from urllib.parse import parse_qs
+
+import xxhash
+from starlette.types import Receive, Scope, Send
+
+from controller.reporting.inventory import Census, Listed, counted, findings
+from controller.settings.flags import FlagsSettings
+from controller.web.answers import send_bytes, send_error, send_tagged
+from controller.web.flags import FlagBoard
+from controller.web.fleet_order import FleetOrder
+from controller.web.questions import LONGEST_SEARCH, Query, Refused, digits
+from schemas.api import MOST_OF_A_PAGE, PAGE
+from schemas.inventory import FlagList
+from schemas.terms import FlagFinding
+
+#: Flags looked at before other requests get a turn.
+_PER_TURN: Final = 500
+#: Ages count in days: the list is worked out again this often without a change.
+_AGES_EVERY_SECONDS: Final = 60
+ANY: Final = "any"
+_COLUMNS: Final = (
+    "flag",
+    "owner",
+    "flag_type",
+    "phase",
+    "percent",
+    "started_at",
+    "updated_at",
+    "expires_at",
+    "findings",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FlagQuestion:
+    """Which flags are asked for; empty: all."""
+
+    part: str = ""  # of key or owner
+    finding: str = ""  # one of `FlagFinding`, or `ANY`
+
+    @classmethod
+    def asked(cls, query: Query) -> FlagQuestion:
+        """Return what a query asks for. Raises Refused for a finding that there is not."""
+        part = query.get("q", [""])[-1].strip()[:LONGEST_SEARCH]
+        finding = query.get("finding", [""])[-1]
+        if finding not in ("", ANY, *FlagFinding):
+            raise Refused(400, f"finding is one of: {ANY}, {', '.join(FlagFinding)}")
+        return cls(part, finding)
+
+    def fits(self, one: Listed) -> bool:
+        """Return whether a flag is asked for."""
+        if self.finding == ANY and not one.findings:
+            return False
+        if self.finding not in ("", ANY) and all(f.kind != self.finding for f in one.findings):
+            return False
+        part = self.part.casefold()
+        texts = (one.rollout.flag_key, one.rollout.plan.owner)
+        return not part or any(part in text.casefold() for text in texts)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The flags that fit, in order, and how many of all have each finding."""
+
+    flags: Sequence[Listed]
+    counts: dict[FlagFinding, int]
+    total: int  # of all flags, whatever was asked
+
+
+class Inventory:
+    """Lists the flags of a board with what is found about them."""
+
+    def __init__(
+        self, board: FlagBoard, now: Callable[[], datetime], rules: FlagsSettings | None = None
+    ) -> None:
+        """Go by these rules; None: the default ones."""
+        self.board = board
+        self.now = now
+        self._rules = FlagsSettings() if rules is None else rules
+        self._lock = asyncio.Lock()  # whoever asks while the list is worked out waits for it
+        self._version: tuple[int, int] | None = None
+        self._flags: list[Listed] = []
+        self._counts: dict[FlagFinding, int] = {}
+
+    async def found(self, question: FlagQuestion) -> Found:
+        """Return the flags that fit."""
+        async with self._lock:
+            now = self.now()
+            version = (self.board.version, int(now.timestamp()) // _AGES_EVERY_SECONDS)
+            if version != self._version:
+                await self._work_out(now)
+                self._version = version
+            flags, counts = self._flags, self._counts
+        fitting = flags if question == FlagQuestion() else list(filter(question.fits, flags))
+        return Found(fitting, counts, len(flags))
+
+    async def _work_out(self, now: datetime) -> None:
+        rollouts = self.board.rollouts
+        census = Census.of(rollouts)
+        listed = []
+        for count, rollout in enumerate(rollouts, start=1):
+            listed.append(Listed(rollout, findings(rollout, now, self._rules, census)))
+            if count % _PER_TURN == 0:
+                await asyncio.sleep(0)
+        listed.sort(key=lambda one: one.place)
+        self._flags, self._counts = listed, counted(listed)
+
+
+class Lists(NamedTuple):
+    """The lists that the page and the API share."""
+
+    fleet: FleetOrder
+    inventory: Inventory
+
+    @classmethod
+    def of(
+        cls, board: FlagBoard, now: Callable[[], datetime], rules: FlagsSettings | None
+    ) -> Lists:
+        """Return the lists of a board."""
+        return cls(FleetOrder(board, now), Inventory(board, now, rules))
+
+
+class FlagPage:
+    """GET /api/v1/flags: q, finding, limit, offset; `format=csv` for a table of all that fit."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        self._inventory = inventory
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer those that fit the question; 503 while it is not known which there are."""
+        if (why_not := self._inventory.board.why_nothing_known) is not None:
+            await send_error(send, 503, why_not, (b"retry-after", b"1"))
+            return
+        query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        try:
+            question = FlagQuestion.asked(query)
+            if query.get("format", [""])[-1] == "csv":
+                body = await self.table(question)
+                await send_bytes(send, 200, body, _CSV_HEADERS)
+                return
+            answer = await self.answer(question, query)
+        except Refused as refused:
+            await send_error(send, refused.status, str(refused))
+            return
+        body = answer.model_dump_json().encode()
+        await send_tagged(scope, send, body, f'"{xxhash.xxh3_64_hexdigest(body)}"')
+
+    async def answer(self, question: FlagQuestion, query: Query) -> FlagList:
+        """Return the flags that fit. Raises Refused for a parameter that is wrong."""
+        limit = _number(query, "limit", PAGE, 1, MOST_OF_A_PAGE)
+        offset = _number(query, "offset", 0, 0, 1_000_000)
+        found = await self._inventory.found(question)
+        return FlagList(
+            flags=[one.line() for one in found.flags[offset : offset + limit]],
+            total=len(found.flags),
+            offset=offset,
+            counts=found.counts,
+            at=self._inventory.now(),
+            stale_since=self._inventory.board.stale_since,
+        )
+
+    async def table(self, question: FlagQuestion) -> bytes:
+        """Return all flags that fit as CSV."""
+        found = await self._inventory.found(question)
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(_COLUMNS)
+        for count, one in enumerate(found.flags, start=1):
+            line = one.line().model_dump(mode="json")
+            line["findings"] = " ".join(each.kind for each in one.findings)
+            writer.writerow([_cell(line[name]) for name in _COLUMNS])
+            if count % 100 == 0:
+                await asyncio.sleep(0)
+        return text.getvalue().encode()
+
+
+_CSV_HEADERS: Final = (
+    (b"content-type", b"text/csv; charset=utf-8"),
+    (b"content-disposition", b'attachment; filename="flags.csv"'),
+    (b"cache-control", b"no-store"),
+)
+
+
+def _cell(value: object) -> str:
+    """Return a value for a cell; a text that a spreadsheet would calculate is quoted."""
+    text = "" if value is None else str(value)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+
+
+def _number(query: Query, name: str, default: int, least: int, most: int) -> int:
+    asked = digits(query.get(name, [str(default)])[-1], 8)
+    if asked is None or not least <= asked <= most:
+        raise Refused(400, f"{name} is a whole number from {least} to {most}")
+    return asked

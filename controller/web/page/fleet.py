@@ -1,0 +1,179 @@
+"""The fleet screen: is anything wrong, is anything waiting for a person, and all rollouts by line.
+
+Belongs here: what the screen shows. Does not belong here: the words (`reporting/`), HTML
+(`templates/`), and HTTP (`routes.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from controller.core.rollout import Rollout
+from controller.errors import StoreUnavailable
+from controller.health import Faults
+from controller.reporting.headline import MARKS, brief, needs_attention, tone_of
+from controller.reporting.situation import Situation
+from controller.reporting.views import MARKS_OF_STAGES, Urgency, ladder
+from controller.text import one_line
+from controller.web.flags import FlagBoard
+from controller.web.fleet_order import FleetOrder, Listed, Question
+from controller.web.page.rendering import Renderer, Section
+from controller.web.questions import LONGEST_SEARCH, Query, Refused, digits, state_of
+from controller.web.reports import Reports
+from schemas.decision import JudgementRecord
+
+#: Rollouts of one page: with them it stays below 100 kB.
+ROWS: Final = 40
+#: Rollouts that need a person, shown on top; the list has all of them.
+MOST_NEEDS: Final = 8
+#: Rows made before other requests get a turn, and reports that are read at a time.
+_PER_TURN: Final = 8
+#: Words such as `in 4m 10s` change no more often than this, so that a quiet page stays quiet.
+QUIET: Final = timedelta(seconds=10)
+
+
+@dataclass(frozen=True, slots=True)
+class FleetView:
+    """What one page of the list shows; the key of its stream."""
+
+    part: str = ""
+    state: str = ""
+    owner: str = ""
+    number: int = 1  # of the page, 1 for the first
+
+    @classmethod
+    def asked(cls, query: Query) -> FleetView:
+        """Return what a query asks for. Raises Refused for a parameter that is wrong."""
+
+        def of(name: str) -> str:
+            return query.get(name, [""])[-1].strip()[:LONGEST_SEARCH]
+
+        state_of(of("state"))
+        number = digits(of("page") or "1", 6)
+        if not number:
+            raise Refused(400, "page is a whole number from 1")
+        return cls(of("q"), of("state"), of("owner"), number)
+
+    def url(self, path: str = "/", **changed: str | int) -> str:
+        """Return the address of this view, or of one that differs."""
+        values = {"q": self.part, "state": self.state, "owner": self.owner, "page": self.number}
+        values |= changed
+        kept = {name: value for name, value in values.items() if value not in ("", 1)}
+        return f"{path}?{urlencode(kept)}" if kept else path
+
+
+class FleetScreen:
+    """Makes the sections of the fleet screen."""
+
+    def __init__(
+        self,
+        board: FlagBoard,
+        reports: Reports,
+        renderer: Renderer,
+        now: Callable[[], datetime],
+        faults: Faults | None,
+        order: FleetOrder,
+    ) -> None:
+        self._board = board
+        self._reports = reports
+        self._renderer = renderer
+        self._now = now
+        self._faults = faults
+        self._order = order
+
+    async def sections(self, view: FleetView) -> list[Section]:
+        """Return the screen. While it is not known which rollouts there are, it says so."""
+        now = quiet(self._now(), QUIET)
+        if (why_not := self._board.why_nothing_known) is not None:
+            return self._renderer.blocks("unknown.html", {"why": why_not})
+        state = state_of(view.state)
+        question = Question(view.part, state, view.owner or None)
+        listed = await self._order.listed(question)
+        pages = max(1, -(-len(listed.rollouts) // ROWS))
+        number = min(view.number, pages)
+        shown = listed.rollouts[(number - 1) * ROWS : number * ROWS]
+        judged, trouble = await self._judgements(shown)
+        rows: dict[str, str] = {}
+        for count, rollout in enumerate(shown, start=1):
+            row = _row(rollout, now, judged.get(rollout.flag_key))
+            rows[f"row-{rollout.flag_key}"] = self._renderer.part("row.html", row=row)
+            if count % _PER_TURN == 0:
+                await asyncio.sleep(0)
+        needs = [
+            _row(one, now, judged.get(one.flag_key)) for one in await self._needs(listed, view)
+        ]
+        values = {
+            "view": view,
+            "number": number,
+            "pages": pages,
+            "total": len(listed.rollouts),
+            "counts": {kind.name.lower(): count for kind, count in listed.counts.items()},
+            "all": sum(listed.counts.values()),
+            "needs": needs,
+            "rows": list(rows.values()),
+            "trouble": trouble,
+            "stale_since": self._board.stale_since,
+            "why_stale": self._board.why_stale,
+            "faults": () if self._faults is None else self._faults.current[:10],
+            "is_narrowed": bool(view.part or view.state or view.owner),
+        }
+        sections = self._renderer.blocks("fleet.html", values)
+        return [Section(one.id, one.html, rows) if one.id == "list" else one for one in sections]
+
+    async def _needs(self, listed: Listed, view: FleetView) -> Sequence[Rollout]:
+        """Return the first rollouts that need a person, whatever the list is narrowed to."""
+        if view.part or view.owner or view.state:
+            listed = await self._order.listed(Question(state=Urgency.ATTENTION))
+        now = self._now()
+        return [one for one in listed.rollouts[:MOST_NEEDS] if needs_attention(one, now)]
+
+    async def _judgements(
+        self, rollouts: Sequence[Rollout]
+    ) -> tuple[dict[str, JudgementRecord], str | None]:
+        """Return the newest evidence of rollouts under way, and why some cannot be had."""
+        judged: dict[str, JudgementRecord] = {}
+        live = [one for one in rollouts if not one.has_ended]
+        for at in range(0, len(live), _PER_TURN):
+            some = live[at : at + _PER_TURN]
+            try:
+                reports = await asyncio.gather(*map(self._reports.report, some))
+            except StoreUnavailable as away:
+                return judged, f"Redis is away, and has the evidence: {one_line(str(away))}"
+            for rollout, report in zip(some, reports, strict=True):
+                if report is not None and report.judgement is not None:
+                    judged[rollout.flag_key] = report.judgement
+        return judged, None
+
+
+def quiet(now: datetime, step: timedelta) -> datetime:
+    """Return a time that is rounded down, so that words made with it change seldom."""
+    seconds = step.total_seconds()
+    return datetime.fromtimestamp(now.timestamp() // seconds * seconds, now.tzinfo)
+
+
+def _row(rollout: Rollout, now: datetime, judgement: JudgementRecord | None) -> dict[str, Any]:
+    """Return what the line of a rollout shows."""
+    situation = Situation(rollout, (), max(now, rollout.updated_at), judgement)
+    tone = tone_of(situation)
+    is_over = rollout.has_ended and not rollout.may_open_again
+    return {
+        "flag": rollout.flag_key,
+        "tone": tone.value,
+        "mark": MARKS[tone],
+        "ladder": [
+            {"state": state, "mark": MARKS_OF_STAGES[state], "percent": percent}
+            for state, percent in ladder(rollout)
+        ],
+        "serving": rollout.served_words,
+        "phase": rollout.phase.name.value.replace("_", " "),
+        "since": situation.since,
+        "now": brief(situation),
+        "next": "" if is_over else one_line(situation.waits_for),
+        "owner": rollout.plan.owner,
+        "plan": rollout.plan.name,
+    }

@@ -1,0 +1,85 @@
+"""All that the page's endpoints share: the screens, who looks at them, and pages about problems."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from starlette.types import Scope, Send
+
+from controller.core.rollout import Rollout
+from controller.web.access.identity import Way
+from controller.web.access.reading import SIGN_IN, identity_of
+from controller.web.admission import Admission
+from controller.web.flags import FlagBoard
+from controller.web.page.buttons import Steering
+from controller.web.page.files import Files
+from controller.web.page.fleet import FleetScreen
+from controller.web.page.inventory import FlagScreen
+from controller.web.page.live import LivePages
+from controller.web.page.plans import PlanScreen
+from controller.web.page.rendering import Renderer, Visitor, send_page
+from controller.web.page.rollout import RolloutScreen
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """All that the page's endpoints share."""
+
+    files: Files
+    renderer: Renderer
+    board: FlagBoard
+    fleet: FleetScreen
+    rollout: RolloutScreen
+    plans: PlanScreen
+    live: LivePages
+    admission: Admission | None  # None: nobody can sign in
+    flags: FlagScreen
+
+    async def problem(self, send: Send, status: int, title: str, why: str, *cookies: bytes) -> None:
+        """Answer with a page that says what is wrong."""
+        sections = self.renderer.blocks("problem.html", {"title": title, "why": why})
+        await send_page(send, self.renderer.page(title, sections), status, *cookies)
+
+    async def refuse(
+        self, scope: Scope, send: Send, status: int, why: str, title: str = "You may not see this"
+    ) -> None:
+        """Answer somebody who may not do this with why, and with the way to sign in or out."""
+        sections = self.renderer.blocks("problem.html", {"title": title, "why": f"{why}."})
+        page = self.renderer.page(title, sections, visitor=self.visitor(scope))
+        await send_page(send, page, status)
+
+    def visitor(self, scope: Scope) -> Visitor | None:
+        """Return who looks at a page, None where nobody can sign in."""
+        if self.admission is None:
+            return None
+        who = identity_of(scope)
+        return Visitor(
+            name="" if who is None else who.name,
+            form="" if who is None else self.admission.guardian.signer.form_token(who),
+            can_sign_out=who is not None and who.way is Way.SESSION,
+            sign_in=f"{SIGN_IN}?to={quote(scope['path'], safe='')}"
+            if self.admission.provider is not None
+            else "",
+        )
+
+    def role(self, scope: Scope, flag_key: str) -> Steering | None:
+        """Return what whoever looks at a page may do to a flag, None where nobody can sign in."""
+        if self.admission is None:
+            return None
+        who = identity_of(scope)
+        return Steering(who is not None, self.admission.commands.role(who, flag_key))
+
+    async def found(self, scope: Scope, send: Send) -> Rollout | None:
+        """Return the rollout that the address names; None once a page has said why not."""
+        flag_key = scope["path_params"]["flag_key"]
+        rollout = self.board.rollout(flag_key)
+        if rollout is not None:
+            return rollout
+        why = self.board.why_nothing_known
+        if why is not None:
+            await self.problem(send, 503, "It is not known yet which rollouts there are", why)
+        else:
+            why = f"rolloutctl start plan.yaml starts one. This address is for {flag_key[:128]}."
+            await self.problem(send, 404, "This flag has no rollout", why)
+        return None

@@ -1,0 +1,1 @@
+"""Forwards alerts from Kafka to chat and pager services."""

@@ -1,0 +1,44 @@
+"""Documents of the HTTP API about the inventory of flags."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from schemas.decision import Tally
+from schemas.fields import Moment, Name, OpenModel
+from schemas.terms import FlagFinding, FlagType, PhaseName
+
+
+class FindingRecord(OpenModel):
+    """Something about a flag that a person should put right."""
+
+    finding: FlagFinding
+    why: str = Field(description="In words, with the numbers.")
+    action: str = Field(description="The one thing that resolves it.")
+
+
+class FlagLine(OpenModel):
+    """One flag with a rollout, in the inventory."""
+
+    flag: Name = Field(description="The flag's key.")
+    owner: str = Field(description="Of the plan; empty: it names none.")
+    flag_type: FlagType
+    phase: PhaseName
+    percent: float = Field(description="Of contexts, as decided.")
+    started_at: Moment = Field(description="When its present or last rollout began.")
+    updated_at: Moment = Field(description="When its rollout changed last.")
+    expires_at: Moment | None = Field(description="Of the plan; null: it names no time.")
+    findings: list[FindingRecord]
+
+
+class FlagList(OpenModel):
+    """Flags with a rollout: those with findings first, then by key."""
+
+    flags: list[FlagLine]
+    total: Tally = Field(description="How many there are that fit the question.")
+    offset: Tally = Field(description="How many come before these.")
+    counts: dict[FlagFinding, Tally] = Field(description="Flags of all with each finding.")
+    at: Moment = Field(description="When this was answered.")
+    stale_since: Moment | None = Field(
+        default=None, description="Since when this replica may lack decisions; null: it is current."
+    )

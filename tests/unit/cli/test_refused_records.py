@@ -1,0 +1,47 @@
+"""What `rolloutctl quarantine` says of records that it does not show."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+
+from controller.cli.refused_records import _left_out, _Refused
+from schemas.quarantine import RefusedRecord
+from schemas.terms import QuarantineReason
+from tests.builders import T0
+
+
+@pytest.mark.parametrize(
+    ("body", "names_one"),
+    [
+        (b'{"feature_flag.key":"other",}', True),
+        (b'{"flag": "other", "verb": "stop"}', True),
+        (b"{'feature_flag.key'", False),
+        (b"\xff\x00", False),
+    ],
+)
+def test_a_record_names_some_flag_or_none(body: bytes, names_one: bool) -> None:
+    """By the keys that events and commands have."""
+    fields: dict[str, Any] = {"offset": 0, "timestamp_ms": 0, "sha256": "0" * 64, "size": 1}
+    record = RefusedRecord(
+        **fields,
+        reason=QuarantineReason.NOT_JSON,
+        detail="no JSON",
+        body=base64.b64encode(body).decode(),
+        is_trimmed=False,
+    )
+    assert _Refused("flag.evaluations", 0, record).names_any_flag is names_one
+
+
+def test_records_that_name_no_flag_are_counted() -> None:
+    """Nobody is told that nothing was refused while there is something that may be theirs."""
+    [first, second] = _left_out("f", T0, 0, 0, 5, 2)
+    assert first.startswith("no record that names f was refused since 2026-01-05")
+    assert second.startswith("2 refused records name no flag, and may be about f too")
+    assert list(_left_out("f", T0, 3, 13, 0, 0)) == [
+        "3 earlier ones are not shown; --last shows more"
+    ]
+    [only] = _left_out(None, T0, 0, 0, 0, 0)
+    assert only.startswith("no record was refused since")

@@ -1,0 +1,118 @@
+"""The tree of `rolloutctl get`: what a person must see, in 80 columns and in a pipe."""
+
+from __future__ import annotations
+
+import io
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from rich.console import Console
+
+from controller.cli.rollout_tree import bar, interval, rollout_tree
+from controller.codec.decisions import to_judgement_record
+from controller.core.rollout import (
+    AwaitingApproval,
+    Baking,
+    Completed,
+    Gating,
+    Paused,
+    Phase,
+    RolledBack,
+    Scheduled,
+)
+from controller.reporting.situation import Situation
+from schemas.decision import MetricRecord
+from schemas.terms import HoldReason
+from tests.builders import make_judgement, make_report
+from tests.pages import judgement_at, rollout_in
+
+NOW = datetime(2026, 11, 23, 9, 0, 7, tzinfo=UTC)
+SOON = NOW + timedelta(minutes=5)
+PHASES: dict[str, Phase] = {
+    "scheduled": Scheduled(SOON),
+    "baking": Baking(1, SOON),
+    "gating": Gating(1, "gate-1", NOW, SOON),
+    "awaiting": AwaitingApproval(1, "gate-1", NOW, HoldReason.APPROVAL),
+    "paused": Paused(NOW, HoldReason.OPERATOR, Baking(1, SOON)),
+    "completed": Completed(NOW),
+    "rolled_back": RolledBack(NOW, "error_rate 4 %"),
+}
+PLANES = [
+    {"plane": "ofrep", "is_converged": True, "percent": 10.0},
+    {"plane": "unleash", "is_converged": False, "percent": None, "reason": "HTTP 503\x1b[2J"},
+]
+
+
+def shown(situation: Situation, *, width: int = 80, trouble: str = "") -> str:
+    """Return the tree as a terminal of so many columns shows it."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, force_terminal=False, color_system=None)
+    console.print(rollout_tree(situation, PLANES, trouble))
+    return stream.getvalue()
+
+
+def situation_in(name: str, *, is_judged: bool = True) -> Situation:
+    """Return a rollout in a phase."""
+    rollout = rollout_in(lambda _: PHASES[name], "new-checkout", 1, NOW)
+    judged = to_judgement_record(judgement_at(NOW - timedelta(seconds=3), 1548))
+    return Situation(rollout, (), NOW, judged if is_judged else None)
+
+
+@pytest.mark.parametrize("name", PHASES)
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_tree_fits_the_terminal_in_every_phase(name: str, width: int) -> None:
+    """No line is wider than the terminal, and every stage is there."""
+    tree = shown(situation_in(name), width=width)
+    assert max(map(len, tree.splitlines())) <= width
+    for percent in ("1 %", "10 %", "25 %", "50 %", "100 %"):
+        assert percent in tree
+
+
+def test_every_phase_names_what_a_person_can_do() -> None:
+    """The commands are whole lines to be copied, with the revision that was seen."""
+    tree = shown(situation_in("awaiting"), width=200)
+    assert "rolloutctl approve new-checkout --expected-revision 11" in tree
+    assert "rolloutctl rollback new-checkout" in tree
+    assert "rolloutctl restart new-checkout" in shown(situation_in("rolled_back"))
+
+
+def test_what_others_wrote_moves_no_cursor() -> None:
+    """A plane's answer and a trouble that hold an escape are shown without it."""
+    tree = shown(situation_in("gating"), trouble="away\x1b[2J\nforged line")
+    assert "\x1b" not in tree
+    assert "HTTP 503" in tree
+    assert tree.rstrip().splitlines()[-1].startswith("└─ away")
+
+
+def test_a_tree_without_evidence_says_so() -> None:
+    """Nothing stands there as zero."""
+    tree = shown(situation_in("baking", is_judged=False))
+    assert "nothing was judged yet in this stage" in tree
+    assert "users 0" not in tree
+
+
+@pytest.mark.parametrize(("share", "filled"), [(-1.0, 0), (0.0, 0), (0.999, 9), (1.0, 10), (7, 10)])
+def test_a_bar_is_full_only_for_what_is_proven(share: float, filled: int) -> None:
+    """Rounding does not fill the last cell."""
+    assert bar(share) == "█" * filled + "░" * (10 - filled)
+
+
+def metric_of(**fields: object) -> MetricRecord:
+    """Return a metric as it is published."""
+    return to_judgement_record(make_judgement(metrics=(make_report(**fields),))).metrics[0]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ends"),
+    [(0.8, 1.2, "├┤"), (None, 1.2, "┤"), (0.8, None, "├"), (1e-12, 1e12, "├┤")],
+)
+def test_an_interval_keeps_its_width_and_shows_open_ends(
+    low: float | None, high: float | None, ends: str
+) -> None:
+    """Also far out, and where a side has no bound."""
+    metric = metric_of(gate_margin=0.5, limit=None, ratio=1.0, ratio_low=low, ratio_high=high)
+    drawn = interval(metric).plain
+    assert len(drawn) == 31
+    assert "●" in drawn
+    assert "┃" in drawn
+    assert {one for one in drawn if one in "├┤"} == set(ends)

@@ -1,0 +1,49 @@
+"""`rolloutd token new`, and `config check` about the access file."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from controller.cli.daemon import EXIT_CONFIG, app
+
+
+def test_a_token_is_printed_apart_from_the_lines_of_the_file() -> None:
+    """So that a script can store the one and show the other."""
+    done = CliRunner().invoke(app, ["token", "new", "bot", "--role", "approver", "--flags", "a-*"])
+    assert done.exit_code == 0
+    token = done.stdout.strip()
+    assert len(token) > 40
+    assert token not in done.stderr
+    assert hashlib.sha256(token.encode()).hexdigest() in done.stderr
+    assert "role: approver" in done.stderr
+
+
+def test_a_role_that_there_is_not_is_refused() -> None:
+    """With those that there are."""
+    done = CliRunner().invoke(app, ["token", "new", "bot", "--role", "boss"])
+    assert done.exit_code == EXIT_CONFIG
+    assert "viewer, operator, approver, admin" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("access", "fault"),
+    [
+        ("grants: [{role: boss, people: [a]}]", "a role is one of"),
+        ("grants: [{role: admin, people: [a]}]", ""),
+    ],
+)
+def test_the_access_file_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, access: str, fault: str
+) -> None:
+    """Before a daemon starts with it, each fault with its place."""
+    path, config = tmp_path / "access.yaml", tmp_path / "rolloutd.yaml"
+    path.write_text(access)
+    config.write_text(f"sign_in: {{access_file: {path}}}\n")
+    done = CliRunner().invoke(app, ["config", "check", "--config", str(config)])
+    assert done.exit_code == (EXIT_CONFIG if fault else 0), done.output
+    assert fault in done.stderr
+    assert not fault or f"{path}:1:" in done.stderr

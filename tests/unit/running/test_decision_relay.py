@@ -1,0 +1,97 @@
+"""What the relay does before the start is over, and when it deletes what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+
+from controller.adapters.memory import ManualClock, MemoryRollouts
+from controller.core.rollout import RolledBack, Rollout
+from controller.deciding.registry import RolloutRegistry
+from controller.health import Faults
+from controller.running.decision_relay import KEPT_SECONDS, DecisionRelay
+from tests.builders import T0, make_rollout
+
+AT_HALF = make_rollout(percent=50.0, revision=7)
+ROLLED_BACK = make_rollout(percent=0.0, revision=8, phase=RolledBack(T0, "5xx"))
+FLAG = AT_HALF.flag_key
+
+
+class Hash:
+    """The relay's hash."""
+
+    def __init__(self, **revisions: int) -> None:
+        self.revisions = revisions
+
+    async def write(self, revisions: Mapping[str, int]) -> None:
+        """Write some."""
+        self.revisions |= revisions
+
+    async def read(self) -> Mapping[str, int]:
+        """Return all."""
+        return dict(self.revisions)
+
+    async def drop(self, flag_keys: Sequence[str]) -> None:
+        """Delete some."""
+        for flag_key in flag_keys:
+            del self.revisions[flag_key]
+
+
+class World:
+    """A relay, what is stored, and what it is told of Kafka and Redis."""
+
+    def __init__(self, *known: Rollout, **relayed: int) -> None:
+        self.clock = ManualClock(T0)
+        self.hash = Hash(**relayed)
+        self.rollouts = MemoryRollouts()
+        self.registry = RolloutRegistry()
+        for rollout in known:
+            self.registry.update(rollout)
+        self.silent: float | None = 0.0
+        self.not_ours: str | None = None
+        self.relay = DecisionRelay(
+            self.clock,
+            self.hash,
+            self.rollouts,
+            self.registry,
+            Faults(self.clock.now),
+            silent_seconds=lambda: self.silent,
+            stuck_seconds=lambda: 0.0,
+            why_not_ours=self._why_not_ours,
+        )
+
+    async def _why_not_ours(self) -> str | None:
+        return self.not_ours
+
+    async def beat_after(self, seconds: float) -> None:
+        """Let so much time pass, and beat."""
+        self.clock.advance(timedelta(seconds=seconds))
+        await self.relay.beat()
+
+
+async def test_a_newer_revision_is_kept_for_its_own_time() -> None:
+    """A replica that is cut off for longer writes into a field that is about to be deleted."""
+    world = World(make_rollout(revision=99), **{FLAG: 5})
+    await world.beat_after(0)
+    world.hash.revisions[FLAG] = 9
+    await world.beat_after(KEPT_SECONDS - 1)
+    await world.beat_after(2)
+    assert world.hash.revisions == {FLAG: 9}
+    await world.beat_after(KEPT_SECONDS)
+    assert world.hash.revisions == {}
+
+
+async def test_a_replica_that_never_heard_of_kafka_relays_within_its_environment() -> None:
+    """It reads and writes as soon as Redis names this environment, and not before."""
+    world = World()
+    world.silent, world.not_ours = None, "Redis names staging"
+    await world.rollouts.save(FLAG, expected_token=0, rollout=AT_HALF)
+    world.hash.revisions[FLAG] = AT_HALF.revision
+    await world.beat_after(0)
+    assert world.registry.newest(FLAG) is None
+    world.not_ours = None
+    await world.beat_after(1)
+    assert world.registry.newest(FLAG) == AT_HALF
+    world.relay.request(ROLLED_BACK)
+    await world.beat_after(1)
+    assert world.hash.revisions == {FLAG: ROLLED_BACK.revision}

@@ -1,0 +1,186 @@
+"""What a replica writes of its flags, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from controller.adapters.memory import ManualClock, MemoryReports
+from controller.codec.reports import report_from_json
+from controller.core.judging.judgement import Judgement
+from controller.core.rollout import Completed, Rollout
+from controller.deciding.flag.news import REPORTS
+from controller.errors import BrokenInvariant
+from controller.health import Faults, Scope
+from controller.ports import CourseKey, PlaneStanding
+from controller.running.report_writer import ENDED_EVERY, ENDED_PER_BEAT, ReportWriter
+from schemas.report import MAX_POINTS
+from tests.builders import T0, make_judgement, make_rollout
+
+FLAG = "new-checkout"
+SECOND = timedelta(seconds=1)
+
+
+class Replica:
+    """One flag, its newest judgement and the standings of its planes."""
+
+    def __init__(self, store: MemoryReports) -> None:
+        self.flags: dict[str, Rollout] = {FLAG: make_rollout()}
+        self.judgement: Judgement | None = None
+        self.planes: list[PlaneStanding] = []
+        self.store = store
+        self.writes = 0
+        self.faults = Faults(lambda: T0)
+        write = store.write
+
+        async def counted(*arguments: object, **named: object) -> None:
+            self.writes += 1
+            await write(*arguments, **named)  # type: ignore[arg-type]
+
+        store.write = counted  # type: ignore[method-assign]
+        self.writer = ReportWriter(self, self.standings, store, ManualClock(T0), self.faults)
+
+    @property
+    def rollouts(self) -> Mapping[str, Rollout]:
+        """The flags that run here."""
+        return self.flags
+
+    def judgement_of(self, flag_key: str) -> Judgement | None:
+        """Return the newest judgement."""
+        return self.judgement if flag_key in self.flags else None
+
+    def standings(self, flag_key: str) -> Sequence[PlaneStanding] | None:
+        """Return how the planes stand."""
+        return self.planes if flag_key in self.flags else None
+
+    async def judge(self, seconds: int) -> None:
+        """Judge the evidence this long after `T0`, and write."""
+        self.judgement = make_judgement(at=T0 + seconds * SECOND)
+        await self.writer.beat()
+
+
+@pytest.fixture
+def replica() -> Replica:
+    """A replica that has written nothing yet."""
+    return Replica(MemoryReports())
+
+
+def course(rollout: Rollout) -> CourseKey:
+    """Return the first visit's course."""
+    return CourseKey(rollout.rollout_id, 0)
+
+
+async def test_a_report_is_written_when_something_is_new(replica: Replica) -> None:
+    """A rollout, a judgement, a plane that stands otherwise; else nothing."""
+    await replica.writer.beat()
+    assert replica.writes == 1
+    await replica.writer.beat()
+    assert replica.writes == 1
+    await replica.judge(1)
+    assert replica.writes == 2
+    replica.planes = [PlaneStanding("ofrep", True, 1.0, 1.0, None, None, T0)]
+    await replica.writer.beat()
+    await replica.writer.beat()
+    assert replica.writes == 3
+    stored = await replica.store.read(FLAG)
+    assert stored is not None
+    report = report_from_json(stored)
+    assert report.judgement is not None
+    assert (report.judgement.at, report.planes[0].plane) == (T0 + SECOND, "ofrep")
+    assert report == replica.writer.own_report(FLAG)
+
+
+async def test_a_course_has_a_bounded_number_of_points(replica: Replica) -> None:
+    """However long a stage bakes."""
+    for second in range(4 * MAX_POINTS):
+        await replica.judge(second)
+    points = await replica.store.course(FLAG, course(replica.flags[FLAG]))
+    first = int(T0.timestamp())
+    assert MAX_POINTS // 2 <= len(points) <= MAX_POINTS
+    assert min(points) == first
+    assert max(points) >= first + 4 * MAX_POINTS - 5
+
+
+async def test_a_replica_that_takes_over_goes_on_with_the_course(replica: Replica) -> None:
+    """Its points join those that are there."""
+    for second in range(10):
+        await replica.judge(second)
+    other = Replica(replica.store)
+    for second in range(10, 20):
+        await other.judge(second)
+    assert len(await replica.store.course(FLAG, course(replica.flags[FLAG]))) == 20
+
+
+async def test_a_failed_write_is_told_and_repeated(replica: Replica) -> None:
+    """Nothing waits for Redis, and nothing of the course is lost for good."""
+    await replica.judge(0)
+    replica.store.outage.is_down = True
+    await replica.judge(1)
+    fault = replica.faults.of(Scope.DEPENDENCY, REPORTS)
+    assert fault is not None
+    assert "ops/security.md" in fault.fix
+    replica.store.outage.is_down = False
+    await replica.writer.beat()
+    assert replica.faults.of(Scope.DEPENDENCY, REPORTS) is None
+    assert len(await replica.store.course(FLAG, course(replica.flags[FLAG]))) == 2
+
+
+async def test_a_flag_that_left_is_written_by_another(replica: Replica) -> None:
+    """And when it comes back, everything is new."""
+    await replica.judge(0)
+    flag = replica.flags.pop(FLAG)
+    await replica.judge(1)
+    assert replica.writes == 1
+    assert replica.writer.own_report(FLAG) is None
+    replica.flags[FLAG] = flag
+    await replica.writer.beat()
+    assert replica.writes == 2
+
+
+async def test_an_ended_rollout_costs_little(replica: Replica) -> None:
+    """Ten thousand that have ended are not compared every second; their planes are, at times."""
+    ended = replace(replica.flags[FLAG], phase=Completed(T0))
+    replica.flags[FLAG] = ended
+    await replica.writer.beat()
+    replica.planes = [PlaneStanding("ofrep", True, 1.0, 1.0, None, None, T0)]
+    for _ in range(ENDED_EVERY - 1):
+        await replica.writer.beat()
+    assert replica.writes == 1
+    await replica.writer.beat()
+    assert replica.writes == 2
+
+
+async def test_live_rollouts_do_not_wait_for_ended_ones(replica: Replica) -> None:
+    """A replica that takes over thousands of flags writes the live ones first, others by and by."""
+    live = replica.flags.pop(FLAG)
+    ended = replace(live, phase=Completed(T0))
+    for number in range(3 * ENDED_PER_BEAT):
+        flag_key = f"flag-{number}"
+        replica.flags[flag_key] = replace(ended, flag_key=flag_key)
+    replica.flags[FLAG] = live
+    await replica.writer.beat()
+    assert await replica.store.read(FLAG) is not None
+    assert replica.writes == ENDED_PER_BEAT + 1
+    for _ in range(3):
+        await replica.writer.beat()
+    assert replica.writes == 3 * ENDED_PER_BEAT + 1
+
+
+async def test_one_flags_bad_key_stops_no_other(replica: Replica) -> None:
+    """Somebody wrote to a flag's key: that flag alone is not written, and it is told."""
+    for number in range(20):
+        replica.flags[f"flag-{number}"] = make_rollout(flag_key=f"flag-{number}")
+    write = replica.store.write
+
+    async def refusing(flag_key: str, *arguments: object) -> None:
+        if flag_key == FLAG:
+            raise BrokenInvariant("WRONGTYPE")
+        await write(flag_key, *arguments)  # type: ignore[arg-type]
+
+    replica.store.write = refusing  # type: ignore[assignment,method-assign]
+    await replica.writer.beat()
+    assert replica.writes == 20
+    assert replica.faults.of(Scope.DEPENDENCY, REPORTS) is not None

@@ -1,0 +1,23 @@
+"""What helps where a rollout is unwatched, as alert and as fault."""
+
+from __future__ import annotations
+
+from controller.health import Scope
+from tests.unit.running.test_visibility import Bench, _missing
+
+
+def test_a_fault_names_its_cause_and_not_the_report_that_shows_it() -> None:
+    """`doctor` shows the fault with its fix: a fix that names `doctor` leads in a circle."""
+    for cause in ("", "its totals cannot be read"):
+        bench = Bench()
+        bench.passes(30)
+        if cause:
+            bench.faults.report(Scope.PARTITION, "flag.evaluations/0", cause, "restart it")
+        _missing(bench)
+        bench.seconds_to_alert()
+        fault = bench.faults.of(Scope.FLAG, "new-checkout", reporter="visibility")
+        assert fault is not None
+        assert "doctor" not in fault.fix
+        assert (cause or "repair what the reason names") in fault.fix
+        assert "`rolloutctl rollback new-checkout`" in fault.fix
+        assert "rolloutctl doctor" in bench.raised[0].action

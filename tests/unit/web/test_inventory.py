@@ -1,0 +1,108 @@
+"""The inventory over HTTP: the API, its table, and the screen; also with 10,000 flags."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import re
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from controller.core.rollout import Completed, Rollout
+from controller.reporting.inventory import findings
+from tests.builders import T0, make_plan, make_rollout, make_stages
+from tests.unit.web.test_api import World
+
+OLD = T0 - timedelta(days=40)
+
+
+def world_of(count: int = 3) -> World:
+    """Return a replica with flags that completed 40 days ago, the last of them today."""
+    world = World()
+    for number in range(count):
+        key = f"flag-{number:05}"
+        plan = make_plan(flag_key=key, owner="=ada", stages=make_stages(100))
+        at = T0 if number == count - 1 else OLD
+        world.board.update(
+            make_rollout(flag_key=key, plan=plan, phase=Completed(at), percent=100.0, updated_at=at)
+        )
+    world.board.trust()
+    return world
+
+
+async def test_the_api_lists_flags_with_findings_first() -> None:
+    """Paged, searched and tagged; a question that makes no sense is refused."""
+    world = world_of()
+    answer = await world.get("/flags")
+    body = answer.json()
+    assert [one["flag"] for one in body["flags"]] == ["flag-00000", "flag-00001", "flag-00002"]
+    assert [len(one["findings"]) for one in body["flags"]] == [1, 1, 0]
+    assert body["counts"]["stale"] == 2
+    assert body["total"] == 3
+    assert "retire" in body["flags"][0]["findings"][0]["action"]
+    tagged = await world.client.get(answer.url, headers={"if-none-match": answer.headers["etag"]})
+    assert tagged.status_code == 304
+    assert (await world.get("/flags", finding="stale")).json()["total"] == 2
+    assert (await world.get("/flags", finding="any", limit="1")).json()["flags"][0]["flag"]
+    assert (await world.get("/flags", q="00002")).json()["total"] == 1
+    assert (await world.get("/flags", finding="nonsense")).status_code == 400
+    assert (await world.get("/flags", limit="0")).status_code == 400
+
+
+async def test_the_table_is_safe_for_spreadsheets() -> None:
+    """An owner that looks like a formula is a text."""
+    answer = await world_of().get("/flags", format="csv")
+    assert answer.headers["content-type"].startswith("text/csv")
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert [row["findings"] for row in rows] == ["stale", "stale", ""]
+    assert rows[0]["owner"] == "'=ada"
+
+
+async def test_the_screen_says_what_to_tidy_and_how() -> None:
+    """Each finding has the one command that resolves it; a retired flag is gone."""
+    world = world_of()
+    page = (await world.client.get("/ui/flags")).text
+    words = " ".join(re.sub(r"<[^>]+>", " ", page).split())
+    assert "Some flags need tidying." in words
+    assert "2 stale" in words
+    assert "rolloutctl retire flag-00000" in words
+    assert (await world.client.get("/ui/flags?finding=nonsense")).status_code == 400
+    world.board.drop("flag-00000", 10**6)
+    world.board.drop("flag-00001", 10**6)
+    page = (await world.client.get("/ui/flags")).text
+    assert "No flag needs tidying." in page
+
+
+async def test_a_long_list_is_worked_out_once_per_change_and_in_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Others get a turn between parts of it; `tests/benchmarks/page.py` measures 10,000 flags."""
+    asked: list[str] = []
+
+    def counting(rollout: Rollout, *arguments: Any) -> Any:
+        asked.append(rollout.flag_key)
+        return findings(rollout, *arguments)
+
+    monkeypatch.setattr("controller.web.inventory.findings", counting)
+    monkeypatch.setattr("controller.web.inventory._PER_TURN", 10)
+    world = world_of(100)
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(count_turns())
+    for path in ("/api/v1/flags", "/ui/flags", "/api/v1/flags?q=flag"):
+        assert (await world.client.get(path)).status_code == 200
+    other.cancel()
+    assert len(asked) == 100
+    assert turns >= 10
+    world.board.update(make_rollout(flag_key="new", plan=make_plan(flag_key="new"), revision=2))
+    await world.client.get("/api/v1/flags")
+    assert len(asked) == 201
