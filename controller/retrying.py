@@ -1,7 +1,7 @@
 """Repeats a call while something outside does not answer.
 
-Belongs here: the pauses between tries, and the loop. Does not belong here: which error is worth
-another try, and who is told about it. Both are the caller's.
+Belongs here: the pauses between tries, the loop, and that a cancellation always ends it. Does not
+belong here: which error is worth another try, and who is told about it. Both are the caller's.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -41,6 +42,26 @@ def steady(seconds: float) -> Backoff:
     return Backoff(seconds, seconds)
 
 
+@contextmanager
+def swallowed_cancellation_raised() -> Iterator[None]:
+    """Raise CancelledError at the end of the block if a cancellation came in it and was swallowed.
+
+    Client libraries send through `asyncio.wait_for`. In Python 3.11 that swallows a cancellation
+    that comes as it finishes, and returns or raises what the finished call did. A task that was to
+    stop would go on forever, and a deadline, which cancels once, would never end.
+    """
+    task = asyncio.current_task()
+    cancels_before = 0 if task is None else task.cancelling()
+    try:
+        yield
+    except Exception as error:  # also the errors that would be retried
+        if task is not None and task.cancelling() > cancels_before:
+            raise asyncio.CancelledError from error
+        raise
+    if task is not None and task.cancelling() > cancels_before:
+        raise asyncio.CancelledError
+
+
 async def until_done(
     call: Callable[[], Awaitable[T]],
     *,
@@ -52,12 +73,14 @@ async def until_done(
 
     `call` must be idempotent: a try that raised may have been carried out. `report` receives each
     error and the seconds until the next try. It may raise, which ends the repetition. Every other
-    exception of `call` passes through.
+    exception of `call` passes through, and a cancellation ends the repetition even where `call`
+    swallowed it.
     """
     pauses = backoff.pauses()
     while True:
         try:
-            return await call()
+            with swallowed_cancellation_raised():
+                return await call()
         except trouble as error:
             pause = next(pauses)
             report(error, pause)

@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaProducer
 
 from controller.adapters.kafka.event_log import KafkaEventLog
 from controller.adapters.kafka.shared_topic import SharedTopic, streams
-from controller.adapters.kafka.topics import ensure_topics, partition_of
+from controller.adapters.kafka.topics import partition_of
 from controller.adapters.redis.connection import RedisConnection
 from controller.adapters.redis.totals import RedisTotals
 from controller.clock import SystemClock
@@ -24,7 +24,7 @@ from controller.telemetry import Metrics
 from schemas.formats import EventFormat, evaluation_reader, outcome_reader
 from schemas.quarantine import Refusal
 from schemas.terms import Arm
-from tests.brokers import RedisServer
+from tests.brokers import RedisServer, create_topics_at
 from tests.builders import MINUTE, T0, make_guardrail, make_plan, make_rollout
 from tests.records import at_ms, evaluation_value, outcome_value
 from tests.telemetry import Request, export_of_logs, export_of_spans
@@ -267,7 +267,13 @@ async def written_and_counted(kafka: str, way: Way, member: Member) -> dict[Arm,
 
     The poison alone is refused.
     """
-    await ensure_topics(member.settings)
+    # The traffic is months old: a topic as we create it would soon be emptied by its retention.
+    await create_topics_at(
+        kafka,
+        *sorted(set(member.settings.event_topics)),
+        partitions=PARTITIONS,
+        configs={"retention.ms": "-1"},
+    )
     poison: list[Written] = [("outcomes", number, b"{") for number in range(PARTITIONS)]
     records = [*poison, *way.written, *poison]
     producer = AIOKafkaProducer(bootstrap_servers=kafka, acks="all", linger_ms=5)

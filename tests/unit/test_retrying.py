@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import islice
 
 import pytest
@@ -65,6 +66,36 @@ async def test_a_report_that_raises_ends_the_repetition() -> None:
             backoff=steady(1.0),
             report=give_up,
         )
+
+
+@in_virtual_time
+@pytest.mark.parametrize("ends", ["with an answer", "with an error"])
+async def test_a_swallowed_cancellation_ends_the_repetition(ends: str) -> None:
+    """A deadline cancels once. A client that swallows it and fails is not tried for ever."""
+    tries = 0
+
+    async def swallows() -> str:
+        """Do as `asyncio.wait_for` of Python 3.11 when a cancellation comes as it finishes."""
+        nonlocal tries
+        tries += 1
+        if tries > 3:
+            raise BadInput("the deadline has ended nothing")
+        try:
+            await asyncio.sleep(10.0)
+        except asyncio.CancelledError:
+            if ends == "with an error":
+                raise StoreUnavailable("connection closed") from None
+        return "done"
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(2.0):
+            await until_done(
+                swallows,
+                trouble=StoreUnavailable,
+                backoff=steady(1.0),
+                report=lambda error, pause: None,
+            )
+    assert LoopClock().monotonic() == pytest.approx(2.0)
 
 
 def test_chance_shortens_pauses_and_never_lengthens_them() -> None:

@@ -13,8 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from importlib import resources
@@ -65,20 +64,6 @@ class RightMissing(StoreUnavailable):
 
     It passes once the right is granted.
     """
-
-
-@contextmanager
-def swallowed_cancellation_raised() -> Iterator[None]:
-    """Raise CancelledError after the block if a cancellation came in it and was swallowed.
-
-    redis-py sends through `asyncio.wait_for`. In Python 3.11 that swallows a cancellation that
-    comes as it finishes: a task that was to stop would go on forever, and its waiter would wait.
-    """
-    task = asyncio.current_task()
-    cancels_before = 0 if task is None else task.cancelling()
-    yield
-    if task is not None and task.cancelling() > cancels_before:
-        raise asyncio.CancelledError
 
 
 def chunks(items: Iterable[T], size: int) -> list[list[T]]:
@@ -187,10 +172,9 @@ class RedisConnection:
 
         try:
             async with asyncio.timeout(seconds):
-                with swallowed_cancellation_raised():
-                    answer = await until_done(
-                        partial(self._try, make), trouble=_TROUBLE, backoff=BACKOFF, report=report
-                    )
+                answer = await until_done(
+                    partial(self._try, make), trouble=_TROUBLE, backoff=BACKOFF, report=report
+                )
                 self.heard_at = asyncio.get_running_loop().time()
                 return answer
         except TimeoutError as error:
