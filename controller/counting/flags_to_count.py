@@ -8,9 +8,10 @@ partitions. Does not belong here: anything counted (`counted_flags.py`, `fold.py
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from heapq import nlargest
 from sys import intern
 from typing import Final
@@ -18,6 +19,8 @@ from typing import Final
 from controller.core.rollout import Ended, Rollout
 from controller.core.serving import counted_as_treatment, uncounted_variants
 from controller.core.visits import Visit
+from controller.counting.evaluation_hours import EvaluationHours
+from schemas.terms import Arm
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -114,6 +117,11 @@ class CountedFlag:
         interval = intervals[place - 1]
         return interval if time_ms < interval[1] else None
 
+    @property
+    def arms(self) -> Mapping[str, Arm]:
+        """The arm of each variant that is in one."""
+        return _arms(self.treatment, self.more_treatments, self.control)
+
     def is_over(self, now_ms: int) -> bool:
         """Return whether it ended so long ago that its totals are freed."""
         return self.ended_ms is not None and now_ms - self.ended_ms >= KEPT_AFTER_END_MS
@@ -148,6 +156,13 @@ class CountedFlag:
         )
 
 
+@lru_cache(maxsize=1_000)
+def _arms(treatment: str, more_treatments: frozenset[str], control: str) -> Mapping[str, Arm]:
+    """Return the arm of each variant; kept, because most flags have the same two variants."""
+    treatments = dict.fromkeys((treatment, *more_treatments), Arm.TREATMENT)
+    return {**treatments, control: Arm.CONTROL}
+
+
 @dataclass(slots=True)
 class FlagsToCount:
     """The flags that have a rollout, and what is recorded of others; one for all partitions."""
@@ -155,6 +170,9 @@ class FlagsToCount:
     unknown_names_limit: int = 100
     flags: dict[str, CountedFlag] = field(default_factory=dict)
     over: dict[str, int] = field(default_factory=dict)  # flag -> revision of its ended rollout
+    # Of those in `over` that were not retired: variant -> arm.
+    ended_arms: dict[str, Mapping[str, Arm]] = field(default_factory=dict)
+    evaluations: EvaluationHours = field(default_factory=EvaluationHours)
     unknown_flags: int = 0  # evaluations, and flags of outcomes, without a rollout
     # The most frequent names of those, each with at least how many events name it: `_note_name`.
     unknown_names: dict[str, int] = field(default_factory=dict)
@@ -182,8 +200,10 @@ class FlagsToCount:
         self.unknown_names.pop(flag_key, None)
         if previous is None and counted.is_over(now_ms):
             self.over[flag_key] = counted.revision
+            self.ended_arms[flag_key] = counted.arms
             return None
         self.over.pop(flag_key, None)
+        self.ended_arms.pop(flag_key, None)
         self._retired.pop(flag_key, None)
         self.flags[flag_key] = counted
         return counted
@@ -198,6 +218,7 @@ class FlagsToCount:
         if counted is not None and counted.revision > revision:
             return None
         self.flags.pop(flag_key, None)
+        self.ended_arms.pop(flag_key, None)
         self.over.pop(flag_key, None)
         self.over[flag_key] = revision
         self._retired[flag_key] = None
@@ -213,6 +234,7 @@ class FlagsToCount:
         for counted in over:
             del self.flags[counted.flag_key]
             self.over[counted.flag_key] = counted.revision
+            self.ended_arms[counted.flag_key] = counted.arms
         return over
 
     def record_place(self, of_evaluations: bool, digest: int, partition: int) -> None:
