@@ -95,6 +95,7 @@ class Daemon:
             steering=self.oversight.direct,
             admission=self.oversight.admission,
             events_of=self.ingest.tally.document_as_json,
+            uses=lambda: self.oversight.uses.uses,
         )
         self._subscribe()
         hang_up = self.surface.reloading(on_hangup)

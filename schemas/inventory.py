@@ -17,6 +17,16 @@ class FindingRecord(OpenModel):
     action: str = Field(description="The one thing that resolves it.")
 
 
+class EvaluationsRecord(OpenModel):
+    """How often a flag was evaluated in the last 24 hours, as apps reported it."""
+
+    treatment: Tally
+    control: Tally
+    neither: Tally = Field(
+        description="Of contexts in neither arm, and of variants that the plan does not have."
+    )
+
+
 class FlagLine(OpenModel):
     """One flag with a rollout, in the inventory."""
 
@@ -28,6 +38,15 @@ class FlagLine(OpenModel):
     started_at: Moment = Field(description="When its present or last rollout began.")
     updated_at: Moment = Field(description="When its rollout changed last.")
     expires_at: Moment | None = Field(description="Of the plan; null: it names no time.")
+    evaluations: EvaluationsRecord | None = Field(
+        default=None, description="In the last 24 hours, over all replicas; null: not known yet."
+    )
+    evaluated_at: Moment | None = Field(
+        default=None, description="Hour of the last evaluation; null: none since `watched_since`."
+    )
+    watched_since: Moment | None = Field(
+        default=None, description="Hour since when evaluations are counted; null: not known yet."
+    )
     findings: list[FindingRecord]
 
 

@@ -290,6 +290,16 @@ class FlagFinding(StrEnum):
     TOO_MANY = "too_many"  # active flags in all
 
 
+class UseKind(StrEnum):
+    """What is counted or noted about how a flag is used."""
+
+    TREATMENT = "treatment"  # evaluations by arm, and in neither: by hour
+    CONTROL = "control"
+    NEITHER = "neither"
+    EVALUATED = "evaluated"  # the hour of the last evaluation
+    WATCHED = "watched"  # the hour since when evaluations are counted
+
+
 class RecordClass(StrEnum):
     """The one class of each record of an event partition (invariant I2)."""
 

@@ -13,6 +13,7 @@ from controller.ports.counting import (
     Topology,
     Totals,
 )
+from controller.ports.flag_uses import FlagUse, FlagUses, FlagUseStore, Use
 from controller.ports.planes import (
     ClosablePlane,
     ConfiguredPlane,
@@ -56,6 +57,9 @@ __all__ = [
     "DroppingPlane",
     "EventLog",
     "FlagPlane",
+    "FlagUse",
+    "FlagUseStore",
+    "FlagUses",
     "FollowingPlane",
     "OutboxEntry",
     "PlaneStanding",
@@ -74,4 +78,5 @@ __all__ = [
     "TopicPartition",
     "Topology",
     "Totals",
+    "Use",
 ]

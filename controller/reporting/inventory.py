@@ -15,12 +15,14 @@ from functools import lru_cache
 from typing import Final
 
 from controller.core.rollout import Rollout
+from controller.ports import FlagUse, FlagUses
 from controller.settings.flags import FlagsSettings
-from schemas.inventory import FindingRecord, FlagLine
+from schemas.inventory import EvaluationsRecord, FindingRecord, FlagLine
 from schemas.terms import FlagFinding, FlagType
 
 #: Flags of these types are meant to stay, also at 0 % and 100 %.
 _STAYS: Final = frozenset({FlagType.OPS, FlagType.PERMISSION})
+_NO_USES: Final = FlagUses()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,7 @@ class Listed:
 
     rollout: Rollout
     findings: tuple[Finding, ...]
+    use: FlagUse | None = None  # None: not known
 
     @property
     def place(self) -> tuple[bool, str]:
@@ -144,7 +147,7 @@ class Listed:
 
     def line(self) -> FlagLine:
         """Return it as the API and `rolloutctl flags --json` show it."""
-        rollout = self.rollout
+        rollout, use = self.rollout, self.use
         return FlagLine(
             flag=rollout.flag_key,
             owner=rollout.plan.owner,
@@ -154,11 +157,41 @@ class Listed:
             started_at=rollout.started_at,
             updated_at=rollout.updated_at,
             expires_at=rollout.plan.expires_at,
+            evaluations=None if use is None else evaluations_record(use),
+            evaluated_at=None if use is None else use.evaluated_at,
+            watched_since=None if use is None else use.watched_since,
             findings=[
                 FindingRecord(finding=one.kind, why=one.why, action=one.action)
                 for one in self.findings
             ],
         )
+
+
+def evaluations_record(use: FlagUse) -> EvaluationsRecord:
+    """Return the evaluations of the last 24 hours as the API shows them."""
+    return EvaluationsRecord(treatment=use.treatment, control=use.control, neither=use.neither)
+
+
+def use_of(line: FlagLine) -> FlagUse | None:
+    """Return how a flag is used, from the line that another replica made of it."""
+    if line.evaluations is None:
+        return None
+    evaluations = line.evaluations
+    return FlagUse(
+        evaluations.treatment,
+        evaluations.control,
+        evaluations.neither,
+        line.evaluated_at,
+        line.watched_since,
+    )
+
+
+def evaluations_words(use: FlagUse | None) -> str:
+    """Return the evaluations of the last 24 hours in words, a dash where they are not known."""
+    if use is None:
+        return "–"
+    counts = {"treatment": use.treatment, "control": use.control, "neither": use.neither}
+    return ", ".join(f"{count:,} {arm}" for arm, count in counts.items() if count) or "none"
 
 
 def counted(flags: Iterable[Listed]) -> dict[FlagFinding, int]:
@@ -167,10 +200,15 @@ def counted(flags: Iterable[Listed]) -> dict[FlagFinding, int]:
     return {kind: counts[kind] for kind in FlagFinding}
 
 
-def inventory(rollouts: Sequence[Rollout], now: datetime, rules: FlagsSettings) -> list[Listed]:
+def inventory(
+    rollouts: Sequence[Rollout], now: datetime, rules: FlagsSettings, uses: FlagUses = _NO_USES
+) -> list[Listed]:
     """Return every flag with what was found about it, in order."""
     census = Census.of(rollouts)
-    listed = [Listed(one, findings(one, now, rules, census)) for one in rollouts]
+    listed = [
+        Listed(one, findings(one, now, rules, census), uses.by_flag.get(one.flag_key))
+        for one in rollouts
+    ]
     return sorted(listed, key=lambda one: one.place)
 
 

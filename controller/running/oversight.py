@@ -33,6 +33,7 @@ from controller.running.redis_heartbeat import RedisHeartbeat
 from controller.running.reporter import Reporter
 from controller.running.rollout_views import RolloutViews, WorkingPartitions
 from controller.running.supervisor import Loop
+from controller.running.use_keeper import UseKeeper
 from controller.running.visibility import Visibility
 from controller.running.visibility_alerts import VisibilityAlerts
 from controller.running.watchdog import ConsumerWatchdog, StallMeter
@@ -95,14 +96,9 @@ class Oversight:
         self.admission = self._make_admission(process, board)
         self.relay = self._make_relay(process, registry, deciding)
         registry.subscribe_own(self.relay)
-        alerts = VisibilityAlerts(
-            connections.publisher,
-            clock,
-            process.metrics,
-            source_of(settings.environment),
-            NewsKeeper(connections.reports, faults),
-        )
+        alerts = self._make_alerts(process)
         self.visibility = self._make_visibility(process, registry, deciding, alerts)
+        self.uses = self._make_uses(process, registry, ingest)
         self.event_watch = EventWatch(ingest.tally, registry.newest, alerts, clock)
         parts = WatchedParts(
             clock=clock,
@@ -134,6 +130,25 @@ class Oversight:
             replica=replica_name(),
             working=WorkingPartitions(deciding, process.clock).numbers,
             topic=process.settings.kafka.topic("commands"),
+        )
+
+    def _make_alerts(self, process: Process) -> VisibilityAlerts:
+        connections = self._connections
+        return VisibilityAlerts(
+            connections.publisher,
+            process.clock,
+            process.metrics,
+            source_of(process.settings.environment),
+            NewsKeeper(connections.reports, process.faults),
+        )
+
+    def _make_uses(self, process: Process, registry: RolloutRegistry, ingest: Ingest) -> UseKeeper:
+        return UseKeeper(
+            lambda: tuple(registry.rollouts),
+            ingest.flags_to_count.evaluations.take,
+            self._connections.flag_uses,
+            process.clock,
+            process.faults,
         )
 
     def _make_visibility(
@@ -214,6 +229,7 @@ class Oversight:
             ("model", self._recheck_model),
             ("stalls", stalls.run),
             ("identity", self.environment.run),
+            ("uses", self.uses.run),
         )
 
     async def _recheck_model(self) -> None:

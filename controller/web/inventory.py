@@ -10,7 +10,7 @@ import asyncio
 import csv
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, NamedTuple
 from urllib.parse import parse_qs
@@ -18,6 +18,7 @@ from urllib.parse import parse_qs
 import xxhash
 from starlette.types import Receive, Scope, Send
 
+from controller.ports import FlagUses
 from controller.reporting.inventory import Census, Listed, counted, findings
 from controller.settings.flags import FlagsSettings
 from controller.web.answers import send_bytes, send_error, send_tagged
@@ -42,6 +43,10 @@ _COLUMNS: Final = (
     "started_at",
     "updated_at",
     "expires_at",
+    "evaluations_treatment",
+    "evaluations_control",
+    "evaluations_neither",
+    "evaluated_at",
     "findings",
 )
 
@@ -74,6 +79,14 @@ class FlagQuestion:
 
 
 @dataclass(frozen=True, slots=True)
+class FlagSource:
+    """What the inventory goes by, beside the rollouts."""
+
+    rules: FlagsSettings = field(default_factory=FlagsSettings)
+    uses: Callable[[], FlagUses] = FlagUses  # how flags are used, as known last
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """The flags that fit, in order, and how many of all have each finding."""
 
@@ -86,35 +99,37 @@ class Inventory:
     """Lists the flags of a board with what is found about them."""
 
     def __init__(
-        self, board: FlagBoard, now: Callable[[], datetime], rules: FlagsSettings | None = None
+        self, board: FlagBoard, now: Callable[[], datetime], source: FlagSource | None = None
     ) -> None:
-        """Go by these rules; None: the default ones."""
+        """`source` None: the default rules, and no flag's use is known."""
         self.board = board
         self.now = now
-        self._rules = FlagsSettings() if rules is None else rules
+        self._source = FlagSource() if source is None else source
         self._lock = asyncio.Lock()  # whoever asks while the list is worked out waits for it
-        self._version: tuple[int, int] | None = None
+        self._version: tuple[int, int, int] | None = None
         self._flags: list[Listed] = []
         self._counts: dict[FlagFinding, int] = {}
 
     async def found(self, question: FlagQuestion) -> Found:
         """Return the flags that fit."""
         async with self._lock:
-            now = self.now()
-            version = (self.board.version, int(now.timestamp()) // _AGES_EVERY_SECONDS)
+            now, uses = self.now(), self._source.uses()
+            minute = int(now.timestamp()) // _AGES_EVERY_SECONDS
+            version = (self.board.version, uses.version, minute)
             if version != self._version:
-                await self._work_out(now)
+                await self._work_out(now, uses)
                 self._version = version
             flags, counts = self._flags, self._counts
         fitting = flags if question == FlagQuestion() else list(filter(question.fits, flags))
         return Found(fitting, counts, len(flags))
 
-    async def _work_out(self, now: datetime) -> None:
-        rollouts = self.board.rollouts
+    async def _work_out(self, now: datetime, uses: FlagUses) -> None:
+        rollouts, rules = self.board.rollouts, self._source.rules
         census = Census.of(rollouts)
         listed = []
         for count, rollout in enumerate(rollouts, start=1):
-            listed.append(Listed(rollout, findings(rollout, now, self._rules, census)))
+            use = uses.by_flag.get(rollout.flag_key)
+            listed.append(Listed(rollout, findings(rollout, now, rules, census), use))
             if count % _PER_TURN == 0:
                 await asyncio.sleep(0)
         listed.sort(key=lambda one: one.place)
@@ -128,11 +143,9 @@ class Lists(NamedTuple):
     inventory: Inventory
 
     @classmethod
-    def of(
-        cls, board: FlagBoard, now: Callable[[], datetime], rules: FlagsSettings | None
-    ) -> Lists:
+    def of(cls, board: FlagBoard, now: Callable[[], datetime], source: FlagSource | None) -> Lists:
         """Return the lists of a board."""
-        return cls(FleetOrder(board, now), Inventory(board, now, rules))
+        return cls(FleetOrder(board, now), Inventory(board, now, source))
 
 
 class FlagPage:
@@ -181,12 +194,19 @@ class FlagPage:
         writer = csv.writer(text)
         writer.writerow(_COLUMNS)
         for count, one in enumerate(found.flags, start=1):
-            line = one.line().model_dump(mode="json")
-            line["findings"] = " ".join(each.kind for each in one.findings)
-            writer.writerow([_cell(line[name]) for name in _COLUMNS])
+            writer.writerow([_cell(value) for value in _row(one)])
             if count % 100 == 0:
                 await asyncio.sleep(0)
         return text.getvalue().encode()
+
+
+def _row(one: Listed) -> list[object]:
+    """Return a flag's values in the order of `_COLUMNS`."""
+    line = one.line().model_dump(mode="json")
+    for arm, count in (line["evaluations"] or {}).items():
+        line[f"evaluations_{arm}"] = count
+    line["findings"] = " ".join(each.kind for each in one.findings)
+    return [line.get(name) for name in _COLUMNS]
 
 
 _CSV_HEADERS: Final = (

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlencode
 
+from controller.reporting.inventory import evaluations_words
 from controller.web.inventory import FlagQuestion, Inventory
 from controller.web.page.rendering import Renderer, Section
 from controller.web.questions import Query, Refused, digits
@@ -79,7 +80,7 @@ class FlagScreen:
                 "total": len(found.flags),
                 "all": found.total,
                 "counts": [(kind, WORDS[kind], found.counts[kind]) for kind in FlagFinding],
-                "flags": [(one.line(), one.findings) for one in shown],
+                "flags": [(one.line(), one.findings, evaluations_words(one.use)) for one in shown],
                 "words": WORDS,
                 "why_stale": board.why_stale,
             },

@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 
 from controller.core.rollout import Completed, Rollout
+from controller.ports import FlagUse, FlagUses
 from controller.reporting.inventory import findings
+from controller.web.inventory import FlagSource
 from tests.builders import T0, make_plan, make_rollout, make_stages
 from tests.unit.web.test_api import World
 
 OLD = T0 - timedelta(days=40)
 
 
-def world_of(count: int = 3) -> World:
+def world_of(count: int = 3, source: FlagSource | None = None) -> World:
     """Return a replica with flags that completed 40 days ago, the last of them today."""
-    world = World()
+    world = World(source=source)
     for number in range(count):
         key = f"flag-{number:05}"
         plan = make_plan(flag_key=key, owner="=ada", stages=make_stages(100))
@@ -74,6 +76,31 @@ async def test_the_screen_says_what_to_tidy_and_how() -> None:
     world.board.drop("flag-00001", 10**6)
     page = (await world.client.get("/ui/flags")).text
     assert "No flag needs tidying." in page
+
+
+async def test_how_flags_are_used_is_in_every_form() -> None:
+    """JSON, table and screen; a flag of which nothing is known is told from one that nobody uses.
+
+    A newer reading is shown at once.
+    """
+    known = FlagUses()
+    world = world_of(source=FlagSource(uses=lambda: known))
+    first = (await world.get("/flags")).json()["flags"][0]
+    assert (first["evaluations"], first["evaluated_at"]) == (None, None)
+    uses = {"flag-00000": FlagUse(1200, 34, 5, T0, OLD), "flag-00001": FlagUse(0, 0, 0, None, OLD)}
+    known = FlagUses(uses, version=1)
+    first, second, third = (await world.get("/flags")).json()["flags"]
+    assert first["evaluations"] == {"treatment": 1200, "control": 34, "neither": 5}
+    assert first["evaluated_at"] == T0.isoformat().replace("+00:00", "Z")
+    assert second["evaluations"] == {"treatment": 0, "control": 0, "neither": 0}
+    assert third["evaluations"] is None
+    rows = list(csv.DictReader(io.StringIO((await world.get("/flags", format="csv")).text)))
+    assert [row["evaluations_treatment"] for row in rows] == ["1200", "0", ""]
+    assert rows[0]["evaluations_neither"] == "5"
+    page = (await world.client.get("/ui/flags")).text
+    words = " ".join(re.sub(r"<[^>]+>", " ", page).split())
+    assert "1,200 treatment, 34 control, 5 neither" in words
+    assert "Evaluations in 24 h" in words
 
 
 async def test_a_long_list_is_worked_out_once_per_change_and_in_turns(

@@ -1,0 +1,69 @@
+"""What is known of flags beside their rollouts, for the inventory: how they are used.
+
+Nothing is decided by it. Belongs here: its values, and where every replica keeps and reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NamedTuple, Protocol
+
+from schemas.terms import UseKind
+
+
+class Use(NamedTuple):
+    """What is counted by hour, or noted, of a flag."""
+
+    kind: UseKind
+    flag_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlagUse:
+    """How a flag is used."""
+
+    #: Evaluations in the last 24 hours, the present one among them, by arm.
+    treatment: int = 0
+    control: int = 0
+    neither: int = 0
+    #: When it was evaluated last, to the hour; None: not since `watched_since`.
+    evaluated_at: datetime | None = None
+    #: Since when its evaluations are counted, to the hour.
+    watched_since: datetime | None = None
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations in the last 24 hours."""
+        return self.treatment + self.control + self.neither
+
+
+@dataclass(frozen=True, slots=True)
+class FlagUses:
+    """How all flags are used, as it was known last; of a flag that is missing nothing is known."""
+
+    by_flag: Mapping[str, FlagUse] = field(default_factory=dict)
+    version: int = 0  # another one with each reading
+
+
+class FlagUseStore(Protocol):
+    """Counts by hour that all replicas add to, and notes. Each call raises StoreUnavailable."""
+
+    async def add(self, hour: int, counts: Mapping[Use, int], *, writer: str, number: int) -> None:
+        """Add to the counts of an hour since the epoch; they go a day after it.
+
+        `number` grows with each call of a writer: a repeat, and an earlier one, changes nothing.
+        """
+
+    async def hour(self, hour: int) -> Mapping[Use, int]:
+        """Return the counts of an hour."""
+
+    async def notes(self) -> Mapping[Use, bytes]:
+        """Return all notes."""
+
+    async def write_notes(self, notes: Mapping[Use, bytes]) -> None:
+        """Write notes; they stay until they are dropped."""
+
+    async def drop_notes(self, uses: Iterable[Use]) -> None:
+        """Delete notes."""
