@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from schemas.decision import Tally
+from schemas.decision import Measured, Tally
 from schemas.fields import Moment, Name, OpenModel
-from schemas.terms import FlagFinding, FlagType, PhaseName
+from schemas.terms import DecisionKind, FlagFinding, FlagType, PhaseName
 
 
 class FindingRecord(OpenModel):
@@ -25,6 +25,23 @@ class EvaluationsRecord(OpenModel):
     neither: Tally = Field(
         description="Of contexts in neither arm, and of variants that the plan does not have."
     )
+
+
+class LiftRecord(OpenModel):
+    """By how much more often treatment converts than control, as last judged."""
+
+    conversion: str
+    lift: Measured = Field(description="0.04: 4 % more often; null: control has not converted yet.")
+    low: Measured = Field(description="Interval, valid at any time; null: not bounded.")
+    high: Measured
+    at: Moment = Field(description="Of the judgement.")
+
+
+class LastDecisionRecord(OpenModel):
+    """The newest decision about a flag."""
+
+    kind: DecisionKind
+    at: Moment
 
 
 class FlagLine(OpenModel):
@@ -46,6 +63,12 @@ class FlagLine(OpenModel):
     )
     watched_since: Moment | None = Field(
         default=None, description="Hour since when evaluations are counted; null: not known yet."
+    )
+    lifts: list[LiftRecord] = Field(
+        default_factory=list, description="Of each conversion that its plan names."
+    )
+    last_decision: LastDecisionRecord | None = Field(
+        default=None, description="null: not known, because it was long ago."
     )
     findings: list[FindingRecord]
 

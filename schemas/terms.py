@@ -298,6 +298,7 @@ class UseKind(StrEnum):
     NEITHER = "neither"
     EVALUATED = "evaluated"  # the hour of the last evaluation
     WATCHED = "watched"  # the hour since when evaluations are counted
+    SUMMARY = "summary"  # last decision and lift
 
 
 class RecordClass(StrEnum):

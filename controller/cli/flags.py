@@ -26,7 +26,7 @@ from controller.cli.common import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from controller.ports import FlagUses
+    from controller.ports import FlagUse, FlagUses
     from controller.reporting.inventory import Listed
 
 
@@ -90,12 +90,12 @@ def flag_table(shown: Sequence[Listed], *, has_uses: bool) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from controller.reporting.inventory import evaluations_words
+    from controller.reporting.inventory import decision_words
     from controller.text import one_line
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    names = ("FLAG", "OWNER", "TYPE", "SERVING", "CHANGED", "TO TIDY")
-    for name in (*names[:4], *(("IN 24 H",) if has_uses else ()), *names[4:]):
+    with_uses = ("IN 24 H", "LIFT") if has_uses else ()
+    for name in ("FLAG", "OWNER", "TYPE", "SERVING", *with_uses, "CHANGED", "TO TIDY"):
         table.add_column(name, overflow="fold")
     for one in shown:
         rollout = one.rollout
@@ -105,8 +105,16 @@ def flag_table(shown: Sequence[Listed], *, has_uses: bool) -> Table:
             Text(one_line(rollout.plan.owner) or "-"),
             rollout.plan.flag_type.value,
             f"{rollout.percent:g} %",
-            *((evaluations_words(one.use),) if has_uses else ()),
-            f"{rollout.updated_at:%Y-%m-%d}",
+            *(_use_cells(one.use) if has_uses else ()),
+            f"{rollout.updated_at:%Y-%m-%d} {decision_words(one.use)}".rstrip(),
             Text(one_line(todo) or "-"),
         )
     return table
+
+
+def _use_cells(use: FlagUse | None) -> tuple[str, str]:
+    """Return the evaluations of a flag and its lift."""
+    from controller.reporting.inventory import evaluations_words
+    from controller.reporting.lift import lifts_words
+
+    return evaluations_words(use), lifts_words(() if use is None else use.lifts)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
-from schemas.terms import UseKind
+from schemas.terms import DecisionKind, UseKind
 
 
 class Use(NamedTuple):
@@ -18,6 +18,35 @@ class Use(NamedTuple):
 
     kind: UseKind
     flag_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lift:
+    """By how much more often treatment converts than control: 0.04 is 4 % more often."""
+
+    conversion: str
+    estimate: float | None  # None: control has not converted yet
+    low: float | None  # None: not bounded
+    high: float | None
+    at: datetime  # of the judgement
+
+
+@dataclass(frozen=True, slots=True)
+class LastDecision:
+    """The newest decision about a flag."""
+
+    kind: DecisionKind
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class FlagSummary:
+    """What is noted of a flag's present rollout, longer than its reports and events are kept."""
+
+    rollout_id: str
+    revision: int  # up to which `decision` is known to be the newest
+    decision: LastDecision | None = None
+    lifts: tuple[Lift, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +61,10 @@ class FlagUse:
     evaluated_at: datetime | None = None
     #: Since when its evaluations are counted, to the hour.
     watched_since: datetime | None = None
+    #: Its newest decision; None: not known.
+    decision: LastDecision | None = None
+    #: The newest lift of each conversion in its present rollout.
+    lifts: tuple[Lift, ...] = ()
 
     @property
     def evaluations(self) -> int:

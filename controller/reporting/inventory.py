@@ -15,9 +15,15 @@ from functools import lru_cache
 from typing import Final
 
 from controller.core.rollout import Rollout
-from controller.ports import FlagUse, FlagUses
+from controller.ports import FlagUse, FlagUses, LastDecision, Lift
 from controller.settings.flags import FlagsSettings
-from schemas.inventory import EvaluationsRecord, FindingRecord, FlagLine
+from schemas.inventory import (
+    EvaluationsRecord,
+    FindingRecord,
+    FlagLine,
+    LastDecisionRecord,
+    LiftRecord,
+)
 from schemas.terms import FlagFinding, FlagType
 
 #: Flags of these types are meant to stay, also at 0 % and 100 %.
@@ -148,6 +154,7 @@ class Listed:
     def line(self) -> FlagLine:
         """Return it as the API and `rolloutctl flags --json` show it."""
         rollout, use = self.rollout, self.use
+        known = FlagUse() if use is None else use
         return FlagLine(
             flag=rollout.flag_key,
             owner=rollout.plan.owner,
@@ -158,8 +165,19 @@ class Listed:
             updated_at=rollout.updated_at,
             expires_at=rollout.plan.expires_at,
             evaluations=None if use is None else evaluations_record(use),
-            evaluated_at=None if use is None else use.evaluated_at,
-            watched_since=None if use is None else use.watched_since,
+            evaluated_at=known.evaluated_at,
+            watched_since=known.watched_since,
+            lifts=[
+                LiftRecord(
+                    conversion=one.conversion,
+                    lift=one.estimate,
+                    low=one.low,
+                    high=one.high,
+                    at=one.at,
+                )
+                for one in known.lifts
+            ],
+            last_decision=_decision_record(known.decision),
             findings=[
                 FindingRecord(finding=one.kind, why=one.why, action=one.action)
                 for one in self.findings
@@ -183,7 +201,24 @@ def use_of(line: FlagLine) -> FlagUse | None:
         evaluations.neither,
         line.evaluated_at,
         line.watched_since,
+        None if line.last_decision is None else _decision_of(line.last_decision),
+        tuple(Lift(one.conversion, one.lift, one.low, one.high, one.at) for one in line.lifts),
     )
+
+
+def _decision_record(decision: LastDecision | None) -> LastDecisionRecord | None:
+    return None if decision is None else LastDecisionRecord(kind=decision.kind, at=decision.at)
+
+
+def _decision_of(record: LastDecisionRecord) -> LastDecision:
+    return LastDecision(record.kind, record.at)
+
+
+def decision_words(use: FlagUse | None) -> str:
+    """Return the newest decision, as in `roll back`; empty where it is not known."""
+    if use is None or use.decision is None:
+        return ""
+    return use.decision.kind.value.replace("_", " ")
 
 
 def evaluations_words(use: FlagUse | None) -> str:

@@ -28,6 +28,7 @@ from controller.running.decision_relay import DecisionRelay
 from controller.running.environment import RedisEnvironment
 from controller.running.event_watch import EventWatch
 from controller.running.flag_faults import LargeStates, RefusedStates, TimesAhead
+from controller.running.flag_summaries import FlagSummaries
 from controller.running.health_watch import HealthWatch, WatchedParts
 from controller.running.redis_heartbeat import RedisHeartbeat
 from controller.running.reporter import Reporter
@@ -98,7 +99,7 @@ class Oversight:
         registry.subscribe_own(self.relay)
         alerts = self._make_alerts(process)
         self.visibility = self._make_visibility(process, registry, deciding, alerts)
-        self.uses = self._make_uses(process, registry, ingest)
+        self.uses = self._make_uses(process, registry, deciding, ingest)
         self.event_watch = EventWatch(ingest.tally, registry.newest, alerts, clock)
         parts = WatchedParts(
             clock=clock,
@@ -142,11 +143,15 @@ class Oversight:
             NewsKeeper(connections.reports, process.faults),
         )
 
-    def _make_uses(self, process: Process, registry: RolloutRegistry, ingest: Ingest) -> UseKeeper:
+    def _make_uses(
+        self, process: Process, registry: RolloutRegistry, deciding: Deciding, ingest: Ingest
+    ) -> UseKeeper:
+        connections = self._connections
         return UseKeeper(
             lambda: tuple(registry.rollouts),
             ingest.flags_to_count.evaluations.take,
-            self._connections.flag_uses,
+            FlagSummaries(deciding.pool, connections.reports, process.clock),
+            connections.flag_uses,
             process.clock,
             process.faults,
         )

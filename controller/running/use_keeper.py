@@ -1,11 +1,12 @@
 """Keeps how flags are used where every replica shows the same, also after a restart.
 
 Once a minute it adds what was counted here to the hour's counts, notes when each flag was evaluated
-last, and reads what all replicas have. Nothing waits for it and nothing is decided by it.
+last and how its rollout stands, and reads what all replicas have. Nothing waits for it and nothing
+is decided by it.
 
 Belongs here: what is kept, and when. Does not belong here: counting
-(`counting/evaluation_hours.py`), keys (`adapters/redis/flag_uses.py`), what is found about a flag
-(`reporting/inventory.py`).
+(`counting/evaluation_hours.py`), summaries (`flag_summaries.py`), keys
+(`adapters/redis/flag_uses.py`), what is found about a flag (`reporting/inventory.py`).
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Final
 
+from controller.codec.flag_summaries import summary_from_json
 from controller.counting.evaluation_hours import FlagArm
 from controller.errors import BrokenInvariant, OperatingTrouble
 from controller.health import Faults, Scope
 from controller.ports import Clock, FlagUse, FlagUses, FlagUseStore, Use
 from controller.running.claims import replica_name
+from controller.running.flag_summaries import FlagSummaries
 from schemas.terms import Arm, UseKind
 
 BEAT_SECONDS: Final = 60.0
@@ -78,6 +81,7 @@ class UseKeeper:
         self,
         flag_keys: Callable[[], Collection[str]],
         counted: Callable[[], Mapping[int, Counter[FlagArm]]],
+        summaries: FlagSummaries,
         store: FlagUseStore,
         clock: Clock,
         faults: Faults,
@@ -85,6 +89,7 @@ class UseKeeper:
         """`flag_keys` are those with a rollout; `counted` takes what was counted since the last."""
         self._flag_keys = flag_keys
         self._counted = counted
+        self._summaries = summaries
         self._store = store
         self._clock = clock
         self._faults = faults
@@ -173,7 +178,7 @@ class UseKeeper:
     async def _note(self, day: _Day) -> None:
         """Note when flags were evaluated last, and drop notes on flags without a rollout."""
         flag_keys = frozenset(self._flag_keys())
-        new: dict[Use, bytes] = {}
+        new = await self._summaries.new(self._notes)
         for place, flag_key in enumerate(flag_keys, start=1):
             if place % _PER_TURN == 0:
                 await asyncio.sleep(0)
@@ -203,12 +208,16 @@ class UseKeeper:
         self.uses = FlagUses(found, self.uses.version + 1)
 
     def _use(self, flag_key: str, counts: Counter[Use]) -> FlagUse:
+        noted = self._notes.get(Use(UseKind.SUMMARY, flag_key))
+        summary = None if noted is None else summary_from_json(noted)
         return FlagUse(
             counts[Use(UseKind.TREATMENT, flag_key)],
             counts[Use(UseKind.CONTROL, flag_key)],
             counts[Use(UseKind.NEITHER, flag_key)],
             _time(self._notes.get(Use(UseKind.EVALUATED, flag_key))),
             _time(self._notes.get(Use(UseKind.WATCHED, flag_key))),
+            None if summary is None else summary.decision,
+            () if summary is None else summary.lifts,
         )
 
 

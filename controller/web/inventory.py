@@ -47,6 +47,12 @@ _COLUMNS: Final = (
     "evaluations_control",
     "evaluations_neither",
     "evaluated_at",
+    "lift",
+    "lift_low",
+    "lift_high",
+    "lift_conversion",
+    "last_decision",
+    "last_decision_at",
     "findings",
 )
 
@@ -205,6 +211,12 @@ def _row(one: Listed) -> list[object]:
     line = one.line().model_dump(mode="json")
     for arm, count in (line["evaluations"] or {}).items():
         line[f"evaluations_{arm}"] = count
+    if line["lifts"]:  # a table has one per flag: the first that the plan names
+        first = line["lifts"][0]
+        line |= {"lift": first["lift"], "lift_low": first["low"], "lift_high": first["high"]}
+        line["lift_conversion"] = first["conversion"]
+    if (decision := line["last_decision"]) is not None:
+        line |= {"last_decision": decision["kind"], "last_decision_at": decision["at"]}
     line["findings"] = " ".join(each.kind for each in one.findings)
     return [line.get(name) for name in _COLUMNS]
 
@@ -218,6 +230,8 @@ _CSV_HEADERS: Final = (
 
 def _cell(value: object) -> str:
     """Return a value for a cell; a text that a spreadsheet would calculate is quoted."""
+    if isinstance(value, int | float):
+        return str(value)
     text = "" if value is None else str(value)
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
 

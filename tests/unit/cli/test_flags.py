@@ -13,15 +13,17 @@ from rich.console import Console
 
 from controller.cli.daemon_answers import ask_flag_uses
 from controller.cli.flags import flag_table
-from controller.ports import FlagUse, FlagUses
+from controller.ports import FlagUse, FlagUses, LastDecision, Lift
 from controller.reporting.inventory import inventory
 from controller.settings.flags import FlagsSettings
 from schemas.api import MOST_OF_A_PAGE
 from schemas.inventory import FlagList
+from schemas.terms import DecisionKind
 from tests.builders import T0, make_rollout
 
 FLAGS = [f"flag-{number}" for number in range(MOST_OF_A_PAGE + 2)]
-USE = FlagUse(7, 2, 1, T0, T0)
+DECISION, LIFT = LastDecision(DecisionKind.COMPLETE, T0), Lift("paid", 0.04, None, 0.5, T0)
+USE = FlagUse(7, 2, 1, T0, T0, DECISION, (LIFT,))
 ROLLOUTS = [make_rollout(flag_key=flag_key) for flag_key in FLAGS]
 RULES = FlagsSettings()
 
@@ -77,9 +79,9 @@ def test_without_an_answer_there_is_a_reason() -> None:
 
 
 def table(uses: FlagUses) -> str:
-    """Return the table of two flags as a terminal shows it."""
+    """Return the table of two flags as a wide terminal shows it."""
     shown = inventory(ROLLOUTS[:2], T0, RULES, uses)
-    console = Console(file=io.StringIO(), width=80)
+    console = Console(file=io.StringIO(), width=120)
     console.print(flag_table(shown, has_uses=bool(uses.by_flag)))
     assert isinstance(console.file, io.StringIO)
     return " ".join(console.file.getvalue().split())
@@ -90,4 +92,6 @@ def test_the_table_has_a_column_for_what_is_known() -> None:
     words = table(FlagUses({FLAGS[0]: USE}))
     assert "IN 24 H" in words
     assert "7 treatment" in words
+    assert "+4 %" in words
+    assert "complete" in words
     assert "IN 24 H" not in table(FlagUses())

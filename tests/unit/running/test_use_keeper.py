@@ -6,16 +6,31 @@ from datetime import timedelta
 
 import pytest
 
-from controller.adapters.memory import ManualClock, MemoryFlagUses
+from controller.adapters.memory import ManualClock, MemoryFlagUses, MemoryReports
+from controller.codec.flag_summaries import summary_to_json
+from controller.core.judging.judgement import Judgement
+from controller.core.rollout import Rollout
 from controller.counting.evaluation_hours import EvaluationHours
 from controller.errors import BrokenInvariant
 from controller.health import Faults, Scope
-from controller.ports import FlagUse, Use
+from controller.ports import FlagSummary, FlagUse, LastDecision, Lift, Use
+from controller.running.flag_summaries import FlagSummaries
 from controller.running.use_keeper import COUNTS_PER_CALL, DAY_HOURS, USES, UseKeeper
-from schemas.terms import Arm, UseKind
-from tests.builders import HOUR, T0
+from schemas.terms import Arm, DecisionKind, UseKind
+from tests.builders import HOUR, T0, make_rollout
 
 FLAG = "new-checkout"
+
+
+class Nothing:
+    """The flags that run on a replica: none, until a test has some."""
+
+    def __init__(self) -> None:
+        self.rollouts: dict[str, Rollout] = {}
+
+    def judgement_of(self, flag_key: str) -> Judgement | None:
+        """Return none: summaries have tests of their own."""
+        return None
 
 
 class Replica:
@@ -26,7 +41,11 @@ class Replica:
         self.clock = clock
         self.counted = EvaluationHours()
         self.faults = Faults(lambda: T0)
-        self.keeper = UseKeeper(lambda: self.flags, self.counted.take, store, clock, self.faults)
+        self.running = Nothing()
+        summaries = FlagSummaries(self.running, MemoryReports(), clock)
+        self.keeper = UseKeeper(
+            lambda: self.flags, self.counted.take, summaries, store, clock, self.faults
+        )
 
     def count(self, arm: Arm | None, count: int, flag_key: str = FLAG) -> None:
         """Count evaluations now."""
@@ -71,6 +90,23 @@ async def test_every_replica_shows_the_sum_of_all(
     assert expected.evaluations == 10
     for one in (replica, other, Replica(store, clock)):
         assert await one.use() == expected
+
+
+async def test_what_is_noted_of_a_rollout_is_shown_by_every_replica(
+    replica: Replica, store: MemoryFlagUses, clock: ManualClock
+) -> None:
+    """Not only by the one that runs it."""
+    decision, lift = LastDecision(DecisionKind.COMPLETE, T0), Lift("paid", 0.1, None, 0.2, T0)
+    summary = FlagSummary("start-1", 3, decision, (lift,))
+    await store.write_notes({Use(UseKind.SUMMARY, FLAG): summary_to_json(summary)})
+    use = await replica.use()
+    assert (use.decision, use.lifts) == (decision, (lift,))
+    other = Replica(store, clock)
+    other.running.rollouts = {FLAG: make_rollout(revision=3)}
+    assert await other.use() == use
+    other.running.rollouts = {FLAG: make_rollout(revision=9, rollout_id="start-2")}
+    assert (await other.use()).lifts == ()
+    assert (await replica.use()).lifts == ()
 
 
 async def test_a_day_is_counted_and_no_more(replica: Replica, clock: ManualClock) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from controller.core.rollout import Completed, Rollout
-from controller.ports import FlagUse, FlagUses
+from controller.ports import FlagUse, FlagUses, LastDecision, Lift
 from controller.reporting.inventory import findings
 from controller.web.inventory import FlagSource
+from schemas.terms import DecisionKind
 from tests.builders import T0, make_plan, make_rollout, make_stages
 from tests.unit.web.test_api import World
 
@@ -87,20 +88,32 @@ async def test_how_flags_are_used_is_in_every_form() -> None:
     world = world_of(source=FlagSource(uses=lambda: known))
     first = (await world.get("/flags")).json()["flags"][0]
     assert (first["evaluations"], first["evaluated_at"]) == (None, None)
-    uses = {"flag-00000": FlagUse(1200, 34, 5, T0, OLD), "flag-00001": FlagUse(0, 0, 0, None, OLD)}
+    decision, lift = LastDecision(DecisionKind.ROLL_BACK, OLD), Lift("paid", 0.04, -0.01, None, OLD)
+    uses = {
+        "flag-00000": FlagUse(1200, 34, 5, T0, OLD, decision, (lift,)),
+        "flag-00001": FlagUse(0, 0, 0, None, OLD),
+    }
     known = FlagUses(uses, version=1)
     first, second, third = (await world.get("/flags")).json()["flags"]
     assert first["evaluations"] == {"treatment": 1200, "control": 34, "neither": 5}
     assert first["evaluated_at"] == T0.isoformat().replace("+00:00", "Z")
     assert second["evaluations"] == {"treatment": 0, "control": 0, "neither": 0}
     assert third["evaluations"] is None
+    assert first["last_decision"]["kind"] == "roll_back"
+    (shown,) = first["lifts"]
+    assert (shown["conversion"], shown["lift"], shown["high"]) == ("paid", 0.04, None)
+    assert (second["lifts"], second["last_decision"]) == ([], None)
     rows = list(csv.DictReader(io.StringIO((await world.get("/flags", format="csv")).text)))
     assert [row["evaluations_treatment"] for row in rows] == ["1200", "0", ""]
     assert rows[0]["evaluations_neither"] == "5"
+    assert [rows[0][f"lift{end}"] for end in ("", "_low", "_high")] == ["0.04", "-0.01", ""]
+    assert [row["last_decision"] for row in rows] == ["roll_back", "", ""]
     page = (await world.client.get("/ui/flags")).text
     words = " ".join(re.sub(r"<[^>]+>", " ", page).split())
     assert "1,200 treatment, 34 control, 5 neither" in words
     assert "Evaluations in 24 h" in words
+    assert "paid +4 % (at least -1 %)" in words
+    assert "roll back" in words
 
 
 async def test_a_long_list_is_worked_out_once_per_change_and_in_turns(
