@@ -288,6 +288,7 @@ class FlagFinding(StrEnum):
     NAME = "name"  # its key does not fit the convention
     TOO_MANY_OF_OWNER = "too_many_of_owner"  # active flags of one owner
     TOO_MANY = "too_many"  # active flags in all
+    NOT_EVALUATED = "not_evaluated"  # for long, by any app
 
 
 class UseKind(StrEnum):

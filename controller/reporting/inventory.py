@@ -60,9 +60,16 @@ def is_active(rollout: Rollout) -> bool:
 
 
 def findings(
-    rollout: Rollout, now: datetime, rules: FlagsSettings, census: Census
+    rollout: Rollout,
+    now: datetime,
+    rules: FlagsSettings,
+    census: Census,
+    use: FlagUse | None = None,
 ) -> tuple[Finding, ...]:
-    """Return what a person should put right about a flag, in the order of `FlagFinding`."""
+    """Return what a person should put right about a flag, in the order of `FlagFinding`.
+
+    `use` None: it is not known how the flag is used.
+    """
     found = (
         _stale(rollout, now, rules),
         _expired(rollout, now),
@@ -70,6 +77,7 @@ def findings(
         _misnamed(rollout, rules),
         _too_many_of_owner(rollout, rules, census),
         _too_many(rollout, rules, census),
+        _not_evaluated(rollout, now, rules, use),
     )
     return tuple(one for one in found if one is not None)
 
@@ -136,6 +144,24 @@ def _too_many(rollout: Rollout, rules: FlagsSettings, census: Census) -> Finding
         return None
     why = f"there are {census.active} active flags, {most} are allowed"
     return Finding(FlagFinding.TOO_MANY, why, "complete or retire flags")
+
+
+def _not_evaluated(
+    rollout: Rollout, now: datetime, rules: FlagsSettings, use: FlagUse | None
+) -> Finding | None:
+    days = rules.unevaluated_after_days
+    if days is None or use is None or use.watched_since is None or use.evaluations:
+        return None
+    # A new rollout of an old flag has its time, and so has a flag that is watched only since today.
+    since = max(use.evaluated_at or use.watched_since, use.watched_since, rollout.started_at)
+    age = now - since
+    if age < timedelta(days=days):
+        return None
+    why = f"no app has reported an evaluation for {age.days} days"
+    if rollout.has_ended and not rollout.may_open_again:
+        return Finding(FlagFinding.NOT_EVALUATED, why, _retire(rollout))
+    action = f"let its app report evaluations (rolloutctl doctor), or abort and {_retire(rollout)}"
+    return Finding(FlagFinding.NOT_EVALUATED, why, action)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,17 +266,23 @@ def inventory(
 ) -> list[Listed]:
     """Return every flag with what was found about it, in order."""
     census = Census.of(rollouts)
-    listed = [
-        Listed(one, findings(one, now, rules, census), uses.by_flag.get(one.flag_key))
-        for one in rollouts
-    ]
+    listed = [listing(one, now, rules, census, uses) for one in rollouts]
     return sorted(listed, key=lambda one: one.place)
 
 
+def listing(
+    rollout: Rollout, now: datetime, rules: FlagsSettings, census: Census, uses: FlagUses
+) -> Listed:
+    """Return a flag with what was found about it."""
+    use = uses.by_flag.get(rollout.flag_key)
+    return Listed(rollout, findings(rollout, now, rules, census, use), use)
+
+
 def counted_findings(
-    rollouts: Sequence[Rollout], now: datetime, rules: FlagsSettings
+    rollouts: Sequence[Rollout], now: datetime, rules: FlagsSettings, uses: FlagUses = _NO_USES
 ) -> dict[str, int]:
     """Return how many flags have each finding: the inventory's figures, without its order."""
     census = Census.of(rollouts)
-    counts = Counter(one.kind for each in rollouts for one in findings(each, now, rules, census))
+    listed = (listing(one, now, rules, census, uses) for one in rollouts)
+    counts = Counter(one.kind for each in listed for one in each.findings)
     return {kind.value: counts[kind] for kind in FlagFinding}

@@ -115,7 +115,7 @@ class Oversight:
             advisor=connections.advisor,
         )
         self.health_watch = self._make_health_watch(process, parts, registry)
-        _let_measure(process, parts, registry)
+        _let_measure(process, parts, registry, self.uses)
 
     def _make_admission(self, process: Process, board: FlagBoard) -> Admission | None:
         connections = self._connections
@@ -276,7 +276,9 @@ def _waiting_commands_file(settings: Settings) -> WaitingCommandsFile | None:
     )
 
 
-def _let_measure(process: Process, parts: WatchedParts, registry: RolloutRegistry) -> None:
+def _let_measure(
+    process: Process, parts: WatchedParts, registry: RolloutRegistry, uses: UseKeeper
+) -> None:
     """Let each scrape read its gauges from the parts that know them."""
     tally = parts.ingest.tally
     process.metrics.watch(
@@ -291,6 +293,9 @@ def _let_measure(process: Process, parts: WatchedParts, registry: RolloutRegistr
         rollouts=lambda: tuple(registry.rollouts.values()),
         judgement_of=parts.deciding.pool.judgement_of,
         findings=lambda: counted_findings(
-            tuple(registry.rollouts.values()), process.clock.now(), process.settings.flags
+            tuple(registry.rollouts.values()),
+            process.clock.now(),
+            process.settings.flags,
+            uses.uses,
         ),
     )

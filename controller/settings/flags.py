@@ -25,6 +25,10 @@ class FlagsSettings(Section):
     stale_after_days: Days | None = 30.0
     """The inventory calls a flag stale that has served 0 % or 100 % for this many days after the
     end of its rollout. Flags of type `ops` and `permission` are meant to stay. None: no flag is."""
+    unevaluated_after_days: Days | None = None
+    """The inventory reports flags of which no app has reported an evaluation for this many days. It
+    begins with the start of the rollout, and not before the flag's evaluations were counted. None:
+    no flag is."""
     needs_owner: bool = False
     """Whether the inventory reports active flags whose plan names no owner."""
     name_pattern: Annotated[str, Field(min_length=1, max_length=200)] | None = None

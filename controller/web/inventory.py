@@ -19,7 +19,7 @@ import xxhash
 from starlette.types import Receive, Scope, Send
 
 from controller.ports import FlagUses
-from controller.reporting.inventory import Census, Listed, counted, findings
+from controller.reporting.inventory import Census, Listed, counted, listing
 from controller.settings.flags import FlagsSettings
 from controller.web.answers import send_bytes, send_error, send_tagged
 from controller.web.flags import FlagBoard
@@ -134,8 +134,7 @@ class Inventory:
         census = Census.of(rollouts)
         listed = []
         for count, rollout in enumerate(rollouts, start=1):
-            use = uses.by_flag.get(rollout.flag_key)
-            listed.append(Listed(rollout, findings(rollout, now, rules, census), use))
+            listed.append(listing(rollout, now, rules, census, uses))
             if count % _PER_TURN == 0:
                 await asyncio.sleep(0)
         listed.sort(key=lambda one: one.place)

@@ -26,6 +26,7 @@ WORDS: Final = {
     FlagFinding.NAME: "key against the convention",
     FlagFinding.TOO_MANY_OF_OWNER: "too many of one owner",
     FlagFinding.TOO_MANY: "too many in all",
+    FlagFinding.NOT_EVALUATED: "not evaluated",
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from controller.core.rollout import Completed, Rollout
 from controller.ports import FlagUse, FlagUses, LastDecision, Lift
-from controller.reporting.inventory import findings
+from controller.reporting.inventory import listing
 from controller.web.inventory import FlagSource
 from schemas.terms import DecisionKind
 from tests.builders import T0, make_plan, make_rollout, make_stages
@@ -124,9 +124,9 @@ async def test_a_long_list_is_worked_out_once_per_change_and_in_turns(
 
     def counting(rollout: Rollout, *arguments: Any) -> Any:
         asked.append(rollout.flag_key)
-        return findings(rollout, *arguments)
+        return listing(rollout, *arguments)
 
-    monkeypatch.setattr("controller.web.inventory.findings", counting)
+    monkeypatch.setattr("controller.web.inventory.listing", counting)
     monkeypatch.setattr("controller.web.inventory._PER_TURN", 10)
     world = world_of(100)
     turns = 0
