@@ -155,7 +155,9 @@ class Daemon:
                 connections.feed, self.clock, self.faults, session_timeout_seconds=timeout
             ),
             explanations=ExplanationQueue(self.metrics) if has_model else None,
-            preflight=Preflight(self.faults, connections.model),
+            preflight=Preflight(
+                self.faults, connections.model, self.settings.flags, lambda: self.registry.rollouts
+            ),
             evidence=EvidenceReader(connections.totals, self.partitions, self.clock),
             has_advisor=has_model,
             source=source_of(self.settings.environment),

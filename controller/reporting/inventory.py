@@ -117,11 +117,16 @@ def _without_owner(rollout: Rollout, rules: FlagsSettings) -> Finding | None:
 
 
 def _misnamed(rollout: Rollout, rules: FlagsSettings) -> Finding | None:
-    pattern = rules.name_pattern
-    if pattern is None or _compiled(pattern).fullmatch(rollout.flag_key):
+    if has_allowed_name(rollout.flag_key, rules):
         return None
     action = "give the next rollout a flag key that fits; retire this one"
-    return Finding(FlagFinding.NAME, f"its key does not fit {pattern}", action)
+    return Finding(FlagFinding.NAME, f"its key does not fit {rules.name_pattern}", action)
+
+
+def has_allowed_name(flag_key: str, rules: FlagsSettings) -> bool:
+    """Return whether a flag key fits the convention, if there is one."""
+    pattern = rules.name_pattern
+    return pattern is None or _compiled(pattern).fullmatch(flag_key) is not None
 
 
 @lru_cache(maxsize=8)

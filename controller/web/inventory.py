@@ -207,17 +207,17 @@ class FlagPage:
 
 def _row(one: Listed) -> list[object]:
     """Return a flag's values in the order of `_COLUMNS`."""
-    line = one.line().model_dump(mode="json")
-    for arm, count in (line["evaluations"] or {}).items():
-        line[f"evaluations_{arm}"] = count
-    if line["lifts"]:  # a table has one per flag: the first that the plan names
-        first = line["lifts"][0]
-        line |= {"lift": first["lift"], "lift_low": first["low"], "lift_high": first["high"]}
-        line["lift_conversion"] = first["conversion"]
-    if (decision := line["last_decision"]) is not None:
-        line |= {"last_decision": decision["kind"], "last_decision_at": decision["at"]}
-    line["findings"] = " ".join(each.kind for each in one.findings)
-    return [line.get(name) for name in _COLUMNS]
+    line = one.line()
+    values = line.model_dump(mode="json")
+    for arm, count in (values["evaluations"] or {}).items():
+        values[f"evaluations_{arm}"] = count
+    for lift in line.lifts[:1]:  # a table has one per flag: the first that the plan names
+        values |= {"lift": lift.lift, "lift_low": lift.low, "lift_high": lift.high}
+        values["lift_conversion"] = lift.conversion
+    if (decision := values["last_decision"]) is not None:
+        values |= {"last_decision": decision["kind"], "last_decision_at": decision["at"]}
+    values["findings"] = " ".join(each.kind for each in one.findings)
+    return [values.get(name) for name in _COLUMNS]
 
 
 _CSV_HEADERS: Final = (
