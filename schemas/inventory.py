@@ -73,6 +73,13 @@ class FlagLine(OpenModel):
     findings: list[FindingRecord]
 
 
+class UnknownFlag(OpenModel):
+    """A flag that apps name in events, and that has no rollout."""
+
+    flag: str = Field(description="As the events name it.")
+    events: Tally = Field(description="Of the last 24 hours, at least.")
+
+
 class FlagList(OpenModel):
     """Flags with a rollout: those with findings first, then by key."""
 
@@ -80,6 +87,11 @@ class FlagList(OpenModel):
     total: Tally = Field(description="How many there are that fit the question.")
     offset: Tally = Field(description="How many come before these.")
     counts: dict[FlagFinding, Tally] = Field(description="Flags of all with each finding.")
+    without_rollout: list[UnknownFlag] = Field(
+        default_factory=list,
+        description="Flags that events name and that have no rollout, the most frequent first, 100 "
+        "at most; only those that `q` fits, and none where `finding` is given.",
+    )
     at: Moment = Field(description="When this was answered.")
     stale_since: Moment | None = Field(
         default=None, description="Since when this replica may lack decisions; null: it is current."

@@ -300,6 +300,7 @@ class UseKind(StrEnum):
     EVALUATED = "evaluated"  # the hour of the last evaluation
     WATCHED = "watched"  # the hour since when evaluations are counted
     SUMMARY = "summary"  # last decision and lift
+    UNKNOWN = "unknown"  # events of a flag that has no rollout: by hour
 
 
 class RecordClass(StrEnum):

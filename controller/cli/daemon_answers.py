@@ -142,6 +142,7 @@ def ask_flag_uses(daemon: str) -> tuple[FlagUses | None, str]:
     from schemas.inventory import FlagList
 
     found: dict[str, FlagUse] = {}
+    unknown: dict[str, int] = {}
     for offset in range(0, MOST_LISTED, MOST_OF_A_PAGE):
         path = f"{API}/flags?limit={MOST_OF_A_PAGE}&offset={offset}"
         document, why = ask_daemon(daemon, path)
@@ -153,9 +154,10 @@ def ask_flag_uses(daemon: str) -> tuple[FlagUses | None, str]:
             return None, f"{daemon} does not answer as rolloutd does"
         uses = {line.flag: use_of(line) for line in listed.flags}
         found |= {flag_key: use for flag_key, use in uses.items() if use is not None}
+        unknown = {one.flag: one.events for one in listed.without_rollout}
         if offset + MOST_OF_A_PAGE >= listed.total:
             break
-    return FlagUses(found), ""
+    return FlagUses(found, unknown), ""
 
 
 def _rollouts_in(documents: Sequence[object]) -> dict[str, Rollout]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from controller.ports import FlagUse, FlagUses
     from controller.reporting.inventory import Listed
+
+NO_FLAGS: Final[Mapping[str, int]] = {}
 
 
 def flags(
@@ -61,12 +63,15 @@ def flags(
     uses = _uses(daemon)
     listed = inventory(list(newest.rollouts.values()), datetime.now(UTC), rules, uses)
     shown = [one for one in listed if one.findings or not is_stale]
+    unknown = {} if is_stale else uses.unknown
     if is_json:
         for one in shown:
             rendering.print_json(one.line().model_dump(mode="json"))
+        for flag_key, events in unknown.items():
+            rendering.print_json({"flag": flag_key, "has_rollout": False, "events": events})
         return
-    if shown:
-        output().print(flag_table(shown, has_uses=bool(uses.by_flag)))
+    if shown or unknown:
+        output().print(flag_table(shown, has_uses=bool(uses.by_flag), unknown=unknown))
     else:
         complain("no flag to tidy up" if newest.rollouts else "no flag has a rollout yet")
 
@@ -85,8 +90,13 @@ def _uses(daemon: str | None) -> FlagUses:
     return uses
 
 
-def flag_table(shown: Sequence[Listed], *, has_uses: bool) -> Table:
-    """Return the table of flags; `has_uses`: with how they are used."""
+def flag_table(
+    shown: Sequence[Listed], *, has_uses: bool, unknown: Mapping[str, int] = NO_FLAGS
+) -> Table:
+    """Return the table of flags; `has_uses`: with how they are used.
+
+    `unknown` are events of flags without a rollout.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -109,6 +119,11 @@ def flag_table(shown: Sequence[Listed], *, has_uses: bool) -> Table:
             f"{rollout.updated_at:%Y-%m-%d} {decision_words(one.use)}".rstrip(),
             Text(one_line(todo) or "-"),
         )
+    for flag_key, events in unknown.items():
+        many = f"{events:,} events or more"
+        cells = (many, "-") if has_uses else ()
+        todo = f"apps name it in events: rolloutctl events {one_line(flag_key)}"
+        table.add_row(Text(one_line(flag_key)), "-", "-", "no rollout", *cells, "-", Text(todo))
     return table
 
 

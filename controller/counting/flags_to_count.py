@@ -30,6 +30,9 @@ KEPT_AFTER_END_MS: Final = 3_600_000
 _SCATTER_MASK = 63  # one context in 64 is checked for appearing in two partitions
 _MAX_SCATTER = 16_384  # of those; with more, the check begins again
 _MOST_UNKNOWN = 10
+#: Events of a flag without a rollout before people are shown it, and how many flags at a time.
+_LEAST_TAKEN: Final = 20
+_MOST_TAKEN: Final = 100
 _RETIRED_KEPT = 10_000
 
 #: The end of a visit that lasts: later than any event. Not infinity, because integers compare
@@ -182,6 +185,7 @@ class FlagsToCount:
     scattered: int = 0
     # (of evaluations, context's digest) -> partition.
     homes: dict[tuple[bool, int], int] = field(default_factory=dict)
+    _taken: dict[str, int] = field(default_factory=dict)  # of the unknown names: taken before
     _retired: dict[str, None] = field(default_factory=dict)  # of those in `over`, oldest first
 
     def count_for(self, rollout: Rollout, now_ms: int = 0) -> CountedFlag | None:
@@ -275,6 +279,26 @@ class FlagsToCount:
         self.unknown_names = {
             name: count - 1 for name, count in self.unknown_names.items() if count > 1
         }
+
+    def take_unknown(self) -> dict[str, int]:
+        """Return flags without a rollout, each with at least how many events came since then.
+
+        They are those with the most new events. Names of few events may be made up.
+        """
+        taken, names = self._taken, self.unknown_names
+        new = (
+            (count - taken.get(name, 0), name)
+            for name, count in names.items()
+            if count >= _LEAST_TAKEN and count > taken.get(name, 0)
+        )
+        found = {name: count for count, name in nlargest(_MOST_TAKEN, new)}
+        # A count that was taken back since is no new event when it is there again.
+        self._taken = {
+            name: count if name in found else min(count, taken[name])
+            for name, count in names.items()
+            if name in found or name in taken
+        }
+        return found
 
     def most_unknown(self) -> dict[str, float]:
         """Return the most frequent flags without a rollout, each with at least how many events.

@@ -77,6 +77,8 @@ class FlagUses:
     """How all flags are used, as it was known last; of a flag that is missing nothing is known."""
 
     by_flag: Mapping[str, FlagUse] = field(default_factory=dict)
+    #: Events in the last 24 hours, at least, of flags without a rollout: the most frequent first.
+    unknown: Mapping[str, int] = field(default_factory=dict)
     version: int = 0  # another one with each reading
 
 

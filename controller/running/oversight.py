@@ -150,6 +150,7 @@ class Oversight:
         return UseKeeper(
             lambda: tuple(registry.rollouts),
             ingest.flags_to_count.evaluations.take,
+            ingest.flags_to_count.take_unknown,
             FlagSummaries(deciding.pool, connections.reports, process.clock),
             connections.flag_uses,
             process.clock,

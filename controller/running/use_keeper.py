@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from heapq import nlargest
 from itertools import islice
 from typing import Final
 
@@ -32,6 +33,10 @@ BEAT_SECONDS: Final = 60.0
 DAY_HOURS: Final = 24
 #: Counts added by one call.
 COUNTS_PER_CALL: Final = 1_000
+#: Flags without a rollout that one replica adds to one hour: whoever sends events makes them up.
+MOST_NAMED: Final = 200
+#: Of those of all replicas, so many are shown.
+MOST_UNKNOWN: Final = 100
 #: Flags gone through between two turns of the loop.
 _PER_TURN: Final = 1_000
 _HOUR_SECONDS: Final = 3600
@@ -81,14 +86,21 @@ class UseKeeper:
         self,
         flag_keys: Callable[[], Collection[str]],
         counted: Callable[[], Mapping[int, Counter[FlagArm]]],
+        unknown: Callable[[], Mapping[str, int]],
         summaries: FlagSummaries,
         store: FlagUseStore,
         clock: Clock,
         faults: Faults,
     ) -> None:
-        """`flag_keys` are those with a rollout; `counted` takes what was counted since the last."""
+        """`flag_keys` are those with a rollout.
+
+        `counted` takes what was counted since it was called last, `unknown` the events since then
+        of flags without a rollout.
+        """
         self._flag_keys = flag_keys
         self._counted = counted
+        self._unknown = unknown
+        self._named: tuple[int, set[str]] = (0, set())  # an hour, and the unknown flags added to it
         self._summaries = summaries
         self._store = store
         self._clock = clock
@@ -145,10 +157,21 @@ class UseKeeper:
         for hour, counts in sorted(self._counted().items()):
             if not now - DAY_HOURS < hour <= now + 1:
                 continue
-            uses = iter([(_use(*one), count) for one, count in counts.items()])
-            while part := dict(islice(uses, COUNTS_PER_CALL)):
-                self._number += 1
-                self._parcels.append(_Parcel(self._number, hour, part))
+            self._pack_hour(hour, {_use(*one): count for one, count in counts.items()})
+        if self._named[0] != now:
+            self._named = (now, set())
+        unknown = {}
+        for name, count in self._unknown().items():
+            if name in self._named[1] or len(self._named[1]) < MOST_NAMED:
+                self._named[1].add(name)
+                unknown[Use(UseKind.UNKNOWN, name)] = count
+        self._pack_hour(now, unknown)
+
+    def _pack_hour(self, hour: int, counts: Mapping[Use, int]) -> None:
+        uses = iter(counts.items())
+        while part := dict(islice(uses, COUNTS_PER_CALL)):
+            self._number += 1
+            self._parcels.append(_Parcel(self._number, hour, part))
 
     async def _send(self) -> None:
         """Add the parcels in order: one of unknown outcome is added again, and counts once."""
@@ -205,7 +228,13 @@ class UseKeeper:
             found[flag_key] = self._use(flag_key, day.counts)
             if place % _PER_TURN == 0:
                 await asyncio.sleep(0)
-        self.uses = FlagUses(found, self.uses.version + 1)
+        unknown = (
+            (count, use.flag_key)
+            for use, count in day.counts.items()
+            if use.kind is UseKind.UNKNOWN and use.flag_key not in found
+        )
+        most = {name: count for count, name in nlargest(MOST_UNKNOWN, unknown)}
+        self.uses = FlagUses(found, most, self.uses.version + 1)
 
     def _use(self, flag_key: str, counts: Counter[Use]) -> FlagUse:
         noted = self._notes.get(Use(UseKind.SUMMARY, flag_key))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -26,7 +26,7 @@ from controller.web.flags import FlagBoard
 from controller.web.fleet_order import FleetOrder
 from controller.web.questions import LONGEST_SEARCH, Query, Refused, digits
 from schemas.api import MOST_OF_A_PAGE, PAGE
-from schemas.inventory import FlagList
+from schemas.inventory import FlagList, UnknownFlag
 from schemas.terms import FlagFinding
 
 #: Flags looked at before other requests get a turn.
@@ -53,6 +53,7 @@ _COLUMNS: Final = (
     "lift_conversion",
     "last_decision",
     "last_decision_at",
+    "events_without_rollout",
     "findings",
 )
 
@@ -79,8 +80,16 @@ class FlagQuestion:
             return False
         if self.finding not in ("", ANY) and all(f.kind != self.finding for f in one.findings):
             return False
+        return self._is_in(one.rollout.flag_key, one.rollout.plan.owner)
+
+    def fitting(self, unknown: Mapping[str, int]) -> Mapping[str, int]:
+        """Return those of the flags without a rollout that are asked for; they have no findings."""
+        if self.finding:
+            return {}
+        return {name: count for name, count in unknown.items() if self._is_in(name)}
+
+    def _is_in(self, *texts: str) -> bool:
         part = self.part.casefold()
-        texts = (one.rollout.flag_key, one.rollout.plan.owner)
         return not part or any(part in text.casefold() for text in texts)
 
 
@@ -99,6 +108,7 @@ class Found:
     flags: Sequence[Listed]
     counts: dict[FlagFinding, int]
     total: int  # of all flags, whatever was asked
+    unknown: Mapping[str, int]  # events by flag without a rollout, of those that fit
 
 
 class Inventory:
@@ -127,7 +137,7 @@ class Inventory:
                 self._version = version
             flags, counts = self._flags, self._counts
         fitting = flags if question == FlagQuestion() else list(filter(question.fits, flags))
-        return Found(fitting, counts, len(flags))
+        return Found(fitting, counts, len(flags), question.fitting(uses.unknown))
 
     async def _work_out(self, now: datetime, uses: FlagUses) -> None:
         rollouts, rules = self.board.rollouts, self._source.rules
@@ -188,6 +198,9 @@ class FlagPage:
             total=len(found.flags),
             offset=offset,
             counts=found.counts,
+            without_rollout=[
+                UnknownFlag(flag=name, events=count) for name, count in found.unknown.items()
+            ],
             at=self._inventory.now(),
             stale_since=self._inventory.board.stale_since,
         )
@@ -202,6 +215,9 @@ class FlagPage:
             writer.writerow([_cell(value) for value in _row(one)])
             if count % 100 == 0:
                 await asyncio.sleep(0)
+        for name, events in found.unknown.items():
+            unknown: dict[str, object] = {"flag": name, "events_without_rollout": events}
+            writer.writerow([_cell(unknown.get(column)) for column in _COLUMNS])
         return text.getvalue().encode()
 
 

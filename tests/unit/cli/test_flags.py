@@ -17,7 +17,7 @@ from controller.ports import FlagUse, FlagUses, LastDecision, Lift
 from controller.reporting.inventory import inventory
 from controller.settings.flags import FlagsSettings
 from schemas.api import MOST_OF_A_PAGE
-from schemas.inventory import FlagList
+from schemas.inventory import FlagList, UnknownFlag
 from schemas.terms import DecisionKind
 from tests.builders import T0, make_rollout
 
@@ -42,6 +42,7 @@ class Replica(BaseHTTPRequestHandler):
             total=len(lines),
             offset=offset,
             counts={},
+            without_rollout=[UnknownFlag(flag="typo", events=1200)],
             at=T0,
         )
         self.send_response(200)
@@ -69,6 +70,7 @@ def test_every_page_of_a_daemons_list_is_read(daemon: str) -> None:
     uses, why = ask_flag_uses(daemon)
     assert uses is not None, why
     assert uses.by_flag == dict.fromkeys(FLAGS[:-1], USE)
+    assert uses.unknown == {"typo": 1200}
 
 
 def test_without_an_answer_there_is_a_reason() -> None:
@@ -82,7 +84,7 @@ def table(uses: FlagUses) -> str:
     """Return the table of two flags as a wide terminal shows it."""
     shown = inventory(ROLLOUTS[:2], T0, RULES, uses)
     console = Console(file=io.StringIO(), width=120)
-    console.print(flag_table(shown, has_uses=bool(uses.by_flag)))
+    console.print(flag_table(shown, has_uses=bool(uses.by_flag), unknown=uses.unknown))
     assert isinstance(console.file, io.StringIO)
     return " ".join(console.file.getvalue().split())
 
@@ -95,3 +97,5 @@ def test_the_table_has_a_column_for_what_is_known() -> None:
     assert "+4 %" in words
     assert "complete" in words
     assert "IN 24 H" not in table(FlagUses())
+    assert "typo" not in words
+    assert "rolloutctl events typo" in table(FlagUses({FLAGS[0]: USE}, {"typo": 1200}))

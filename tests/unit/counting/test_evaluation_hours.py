@@ -108,3 +108,33 @@ def test_hours_are_bounded_while_nobody_can_save_them() -> None:
         hours.add(FLAG, Arm.CONTROL, 2, hour * HOUR_MS)
     assert hours.take() == {22: {TREATMENT: 1, CONTROL: 2}, 23: {TREATMENT: 1, CONTROL: 2}}
     assert hours.take() == {}
+
+
+def unknown_events(directory: FlagsToCount, **counts: int) -> None:
+    """Count events of flags without a rollout."""
+    for name, count in counts.items():
+        for _ in range(count):
+            directory.count_unknown(name)
+
+
+def test_flags_without_a_rollout_are_taken_with_what_is_new() -> None:
+    """Each event once; a name of few events waits until it has enough."""
+    directory = FlagsToCount()
+    unknown_events(directory, typo=20, rare=19)
+    assert directory.take_unknown() == {"typo": 20}
+    assert directory.take_unknown() == {}
+    unknown_events(directory, typo=3, rare=1)
+    assert directory.take_unknown() == {"typo": 3, "rare": 20}
+
+
+def test_counts_that_were_taken_back_are_no_new_events() -> None:
+    """Where many names compete, a count is what is known at least."""
+    directory = FlagsToCount(unknown_names_limit=1)
+    unknown_events(directory, typo=30)
+    assert directory.take_unknown() == {"typo": 30}
+    unknown_events(directory, other=5)
+    assert directory.unknown_names == {"typo": 25}
+    unknown_events(directory, typo=2)
+    assert directory.take_unknown() == {}
+    unknown_events(directory, typo=10)
+    assert directory.take_unknown() == {"typo": 10}

@@ -15,7 +15,14 @@ from controller.errors import BrokenInvariant
 from controller.health import Faults, Scope
 from controller.ports import FlagSummary, FlagUse, LastDecision, Lift, Use
 from controller.running.flag_summaries import FlagSummaries
-from controller.running.use_keeper import COUNTS_PER_CALL, DAY_HOURS, USES, UseKeeper
+from controller.running.use_keeper import (
+    COUNTS_PER_CALL,
+    DAY_HOURS,
+    MOST_NAMED,
+    MOST_UNKNOWN,
+    USES,
+    UseKeeper,
+)
 from schemas.terms import Arm, DecisionKind, UseKind
 from tests.builders import HOUR, T0, make_rollout
 
@@ -40,16 +47,28 @@ class Replica:
         self.flags = {FLAG}
         self.clock = clock
         self.counted = EvaluationHours()
+        self.unknown: dict[str, int] = {}
         self.faults = Faults(lambda: T0)
         self.running = Nothing()
         summaries = FlagSummaries(self.running, MemoryReports(), clock)
         self.keeper = UseKeeper(
-            lambda: self.flags, self.counted.take, summaries, store, clock, self.faults
+            lambda: self.flags,
+            self.counted.take,
+            self.take_unknown,
+            summaries,
+            store,
+            clock,
+            self.faults,
         )
 
     def count(self, arm: Arm | None, count: int, flag_key: str = FLAG) -> None:
         """Count evaluations now."""
         self.counted.add(flag_key, arm, count, int(self.clock.now().timestamp() * 1000))
+
+    def take_unknown(self) -> dict[str, int]:
+        """Return the new events of flags without a rollout."""
+        taken, self.unknown = self.unknown, {}
+        return taken
 
     async def use(self, flag_key: str = FLAG) -> FlagUse:
         """Return how a flag is used, as known after a beat."""
@@ -183,6 +202,45 @@ async def test_many_flags_are_added_in_parts(replica: Replica, store: MemoryFlag
     assert max(sizes) == COUNTS_PER_CALL
     assert sum(sizes) == flags
     assert {one.treatment for one in replica.keeper.uses.by_flag.values()} == {1}
+
+
+async def test_flags_without_a_rollout_are_known_to_every_replica(
+    replica: Replica, store: MemoryFlagUses, clock: ManualClock
+) -> None:
+    """The most frequent first, for a day; a flag that gets a rollout is none of them."""
+    other = Replica(store, clock)
+    replica.unknown = {"typo": 20, "retired": 100}
+    other.unknown = {"typo": 90}
+    await replica.keeper.beat()
+    await other.keeper.beat()
+    await replica.keeper.beat()
+    for one in (replica, other):
+        assert list(one.keeper.uses.unknown.items()) == [("typo", 110), ("retired", 100)]
+        assert set(one.keeper.uses.by_flag) == {FLAG}
+    replica.flags = {FLAG, "typo"}
+    await replica.keeper.beat()
+    assert replica.keeper.uses.unknown == {"retired": 100}
+    clock.advance(timedelta(days=1))
+    await replica.keeper.beat()
+    assert replica.keeper.uses.unknown == {}
+
+
+async def test_names_that_senders_make_up_are_bounded(
+    replica: Replica, store: MemoryFlagUses, clock: ManualClock
+) -> None:
+    """In what is kept of an hour, and in what is shown; known names go on being counted."""
+    for beat in range(5):
+        replica.unknown = {"first": 10, **{f"made-up-{beat}-{n}": 20 for n in range(100)}}
+        await replica.keeper.beat()
+    hour = await store.hour(int(T0.timestamp()) // 3600)
+    assert len(hour) == MOST_NAMED
+    assert hour[Use(UseKind.UNKNOWN, "first")] == 50
+    assert len(replica.keeper.uses.unknown) == MOST_UNKNOWN
+    assert next(iter(replica.keeper.uses.unknown)) == "first"
+    clock.advance(HOUR)
+    replica.unknown = {"later": 30}
+    await replica.keeper.beat()
+    assert "later" in replica.keeper.uses.unknown
 
 
 async def test_notes_on_a_retired_flag_go(replica: Replica, store: MemoryFlagUses) -> None:

@@ -116,6 +116,28 @@ async def test_how_flags_are_used_is_in_every_form() -> None:
     assert "roll back" in words
 
 
+async def test_flags_without_a_rollout_are_listed_apart() -> None:
+    """In JSON, table and screen; they have no findings, and a search finds them."""
+    uses = FlagUses(unknown={"typo": 1200, "=cmd": 20})
+    world = world_of(source=FlagSource(uses=lambda: uses))
+    body = (await world.get("/flags")).json()
+    assert (body["total"], len(body["flags"])) == (3, 3)
+    assert body["without_rollout"] == [
+        {"flag": "typo", "events": 1200},
+        {"flag": "=cmd", "events": 20},
+    ]
+    assert (await world.get("/flags", finding="any")).json()["without_rollout"] == []
+    assert len((await world.get("/flags", q="TYP")).json()["without_rollout"]) == 1
+    rows = list(csv.DictReader(io.StringIO((await world.get("/flags", format="csv")).text)))
+    assert [row["flag"] for row in rows[3:]] == ["typo", "'=cmd"]
+    assert [row["events_without_rollout"] for row in rows] == ["", "", "", "1200", "20"]
+    page = (await world.client.get("/ui/flags")).text
+    words = " ".join(re.sub(r"<[^>]+>", " ", page).split())
+    assert "Flags without a rollout" in words
+    assert "typo 1,200 rolloutctl events typo" in words
+    assert "Flags without a rollout" not in (await world.client.get("/ui/flags?q=flag")).text
+
+
 async def test_a_long_list_is_worked_out_once_per_change_and_in_turns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
