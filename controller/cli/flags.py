@@ -10,13 +10,10 @@ import typer
 
 from controller.cli.common import (
     EXIT_CONFIG,
-    BootstrapOption,
-    ConfigOption,
     JsonOption,
-    PrefixOption,
+    KafkaOptions,
     complain,
     fail,
-    kafka_settings,
     output,
     perform,
 )
@@ -27,9 +24,8 @@ def flags(
         bool, typer.Option("--stale", help="Only flags that a person should tidy up.")
     ] = False,
     is_json: JsonOption = False,
-    config: ConfigOption = None,
-    bootstrap_servers: BootstrapOption = None,
-    topic_prefix: PrefixOption = None,
+    *,
+    connection: KafkaOptions,
 ) -> None:
     """Show every flag with a rollout, those to tidy up first, each with what resolves it.
 
@@ -45,9 +41,9 @@ def flags(
     from controller.settings import load_settings
     from controller.text import one_line
 
-    kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
+    kafka = connection.settings()
     try:
-        rules = load_settings(config, os.environ).flags
+        rules = load_settings(connection.config, os.environ).flags
     except BadInput as refused:
         fail(f"{refused}", EXIT_CONFIG)
     newest = perform(sending.all_rollouts(kafka))
