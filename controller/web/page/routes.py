@@ -114,7 +114,7 @@ class PlanOfOne:
 
 
 class CheckPlan:
-    """GET /ui/plan: a form that checks a plan; nothing is kept and nothing is started."""
+    """GET /ui/plan: a form that checks and simulates a plan; nothing is kept or started."""
 
     def __init__(self, pages: Pages) -> None:
         self._pages = pages
@@ -132,7 +132,7 @@ class CheckPlan:
             return
         try:
             body = await read_body(receive, LONGEST_FORM)
-            sections = await pages.plans.checked(body)
+            outcome = await pages.plans.checked(body)
         except BodyRefused as refused:
             await pages.problem(send, refused.status, "Not checked", str(refused))
         except ValueError as error:
@@ -141,7 +141,8 @@ class CheckPlan:
             why = "Another plan is being checked, and takes long. Send it again."
             await pages.problem(send, HTTPStatus.SERVICE_UNAVAILABLE, "Not checked", why)
         else:
-            await pages.show(scope, send, _CHECK, sections, here="plan")
+            sections, status = outcome.sections, outcome.status
+            await pages.show(scope, send, _CHECK, sections, here="plan", status=status)
 
 
 class LiveFleet:
