@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlencode
 
+from controller.reporting.inventory import Listed, decision_words, evaluations_words
+from controller.reporting.lift import lifts_words
 from controller.web.inventory import FlagQuestion, Inventory
 from controller.web.page.rendering import Renderer, Section
 from controller.web.questions import MOST_PAGES, Query, number
@@ -24,6 +26,7 @@ WORDS: Final = {
     FlagFinding.NAME: "key against the convention",
     FlagFinding.TOO_MANY_OF_OWNER: "too many of one owner",
     FlagFinding.TOO_MANY: "too many in all",
+    FlagFinding.NOT_EVALUATED: "not evaluated",
 }
 
 
@@ -76,8 +79,18 @@ class FlagScreen:
                 "total": len(found.flags),
                 "all": found.total,
                 "counts": [(kind, WORDS[kind], found.counts[kind]) for kind in FlagFinding],
-                "flags": [(one.line(), one.findings) for one in shown],
+                "flags": [(one.line(), one.findings, _use_words(one)) for one in shown],
                 "words": WORDS,
+                "unknown": found.unknown if number == pages else {},
                 "why_stale": board.why_stale,
             },
         )
+
+
+def _use_words(one: Listed) -> dict[str, str]:
+    """Return how a flag is used, in words."""
+    return {
+        "evaluations": evaluations_words(one.use),
+        "lift": lifts_words(() if one.use is None else one.use.lifts),
+        "decision": decision_words(one.use),
+    }
