@@ -81,7 +81,7 @@ class FlagScreen:
                 "counts": [(kind, WORDS[kind], found.counts[kind]) for kind in FlagFinding],
                 "flags": [(one.line(), one.findings, _use_words(one)) for one in shown],
                 "words": WORDS,
-                "unknown": found.unknown if number == pages else {},
+                "unknown": found.unknown if present == pages else {},
                 "why_stale": board.why_stale,
             },
         )
