@@ -32,7 +32,7 @@ from controller.running.flag_faults import LargeStates, RefusedStates, TimesAhea
 from controller.running.flag_summaries import FlagSummaries
 from controller.running.health_watch import HealthWatch, WatchedParts
 from controller.running.redis_heartbeat import RedisHeartbeat
-from controller.running.reporter import Reporter
+from controller.running.reporter import SILENT_AFTER_SECONDS, Reporter
 from controller.running.rollout_views import RolloutViews, WorkingPartitions
 from controller.running.supervisor import Loop
 from controller.running.use_keeper import UseKeeper
@@ -279,10 +279,16 @@ class Oversight:
                     seconds_since_fetch=log.seconds_since_fetch,
                     rebuild=log.rebuild,
                     give_up=give_up,
+                    are_brokers_away=self._are_brokers_away,
                 ).run,
             )
             for name, log in logs.items()
         ]
+
+    def _are_brokers_away(self) -> bool:
+        """Return whether no broker answers, as far as the reader of the state topic knows."""
+        silent = self._connections.feed.silent_seconds
+        return silent is None or silent > SILENT_AFTER_SECONDS
 
 
 def _waiting_commands_file(settings: Settings) -> WaitingCommandsFile | None:
