@@ -74,6 +74,7 @@ def legend(judgement: JudgementRecord, rollout: Rollout) -> list[str]:
             "stage, so a dashboard of requests shows another rate."
         )
     lines += [words for one in judgement.metrics if (words := _repeats_words(one))]
+    lines += _ratio_legend(judgement)
     percent = _judged_percent(judgement, rollout)
     for metric, kind in zip(judgement.metrics, kinds, strict=True):
         margin = metric.gate_margin
@@ -96,6 +97,23 @@ def _repeats_words(metric: MetricRecord) -> str:
         f"{metric.metric}: of each user that failed {repeats[0]:.2g} requests failed in "
         f"treatment, {repeats[1]:.2g} in control; each such user counts once."
     )
+
+
+def _ratio_legend(judgement: JudgementRecord) -> list[str]:
+    """Return what the ratios of `reporting/comparison.py` are."""
+    of_shares = {
+        kind_to_show(metric.metric).is_share
+        for metric in judgement.metrics
+        if metric.gate_margin is not None and not metric.in_points
+    }
+    words = {
+        True: "×: treatment's rate divided by control's, as shown. In brackets is what the tests "
+        "leave open; they compare the arms within each batch, so it need not center on ×.",
+        False: "slow ×: the share of slow user actions in treatment divided by control's, as the "
+        "tests estimate it, not a ratio of milliseconds. Slow is above control's percentile; for "
+        "treatment the margin is added.",
+    }
+    return [words[is_share] for is_share in words if is_share in of_shares]
 
 
 def _judged_percent(judgement: JudgementRecord, rollout: Rollout) -> float:
