@@ -58,11 +58,11 @@ def comparison_of(metric: MetricRecord) -> Comparison:
         bound = gate_bound(kind, margin, in_points=False)
         shown_ratio = _quotient(metric) if kind.is_share else metric.ratio
         value, low, high = shown_ratio, metric.ratio_low, metric.ratio_high
-        ends = low, high
+        left_open = low, high
         if kind.is_better_when_higher:
             # A fall is measured as control's rate over treatment's; people read it the other way.
-            value, ends = _inverse(shown_ratio), (_inverse(high), _inverse(low))
-        shown = _ratio_words(shown_ratio, *ends)
+            value, left_open = _inverse(shown_ratio), (_inverse(high), _inverse(low))
+        shown = _ratio_words(shown_ratio, *left_open)
         words = shown if kind.is_share else f"slow {shown}"
         return Comparison(True, low, value, high, 1 + margin, 1.0, words, bound)
     arm = metric.arms.get(Arm.TREATMENT)
