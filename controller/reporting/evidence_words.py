@@ -145,20 +145,28 @@ def verdict_words(judgement: JudgementRecord) -> str:
 def harm_words(judgement: JudgementRecord) -> str:
     """Return what the rollout has cost so far."""
     harm = judgement.harm
+    users = f"{harm.exposed_contexts:,} user{'' if harm.exposed_contexts == 1 else 's'}"
+    failed = f"{harm.failed_requests:,}" if harm.failed_requests else "none"
+    return f"{users} had treatment; {failed} of their requests failed{_excess_words(judgement)}"
+
+
+def _excess_words(judgement: JudgementRecord) -> str:
+    """Return how many of the failed requests control's rate does not account for.
+
+    The excess is counted per stage and never below 0, so 0 is no equality; and without a control
+    it is not known.
+    """
+    harm = judgement.harm
     excess = harm.excess_failed_requests
-    compared = ""
-    if excess is not None:
-        count = f"{abs(excess):,.0f}"
-        more = "more" if excess >= 0 else "fewer"
-        compared = (
-            ", as many as at control's rate"
-            if count == "0"
-            else f", about {count} {more} than at control's rate"
-        )
-    return (
-        f"{harm.exposed_contexts:,} users had treatment; {harm.failed_requests:,} of their "
-        f"requests failed{compared}"
-    )
+    if excess is None or harm.failed_requests == 0:
+        return ""
+    has_control = judgement.exposures.get(Arm.CONTROL, 0) > 0
+    where = "" if has_control else ", where there was a control"
+    if excess <= 0:
+        return f", no more than at control's rate{where}"
+    # Rounded, a part of one failure would be none, or all of a single one.
+    count = "less than one" if excess < 1 else f"about {excess:,.0f}"
+    return f", {count} of them beyond control's rate{where}"
 
 
 def evidence_line(judgement: JudgementRecord) -> str:
