@@ -62,7 +62,7 @@ def lint(
     """Report everything wrong or doubtful about a plan, with its line and how to fix it.
 
     Exits 1 on an error. Where traffic is stated, by --traffic or in the plan, a few virtual
-    rollouts show gates that cannot decide.
+    rollouts show whether it is enough for every gate, and how long each stage takes.
     """
     from controller.cli.lint_report import Tryout, alpha_budget, alpha_lines
 

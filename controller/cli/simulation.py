@@ -19,7 +19,7 @@ from rich.text import Text
 from controller.cli import rendering
 from controller.cli.common import EXIT_USAGE, complain, fail, output
 from controller.core.plan import Plan
-from controller.planning.figures import Part, Scenario, Spread, simulate
+from controller.planning.figures import Part, Scenario, Spread, lacking_words, simulate
 from controller.planning.page import page
 from controller.planning.virtual_traffic import Effect, VirtualTraffic
 from controller.reporting.situation import about
@@ -163,9 +163,7 @@ def _rows(scenario: Scenario) -> list[tuple[str, str]]:
             )
     rows.append(("false alarm", part_words(scenario.false_alarm)))
     lacking = sum((stage.lacking for stage in scenario.stages), Counter[str]())
-    waited = (
-        f", waiting for {', '.join(name for name, _ in lacking.most_common(3))}" if lacking else ""
-    )
+    waited = f", because {lacking_words(lacking)}" if lacking else ""
     rows.append(("undecided", f"{part_words(scenario.undecided)}: paused at max_bake{waited}"))
     if scenario.otherwise.count:
         reasons = sorted(

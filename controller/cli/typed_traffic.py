@@ -59,7 +59,14 @@ ConversionOption = Annotated[
     ),
 ]
 
-_PER_SECONDS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_PER_SECONDS = {
+    **dict.fromkeys(("s", "sec", "second"), 1),
+    **dict.fromkeys(("m", "min", "minute"), 60),
+    **dict.fromkeys(("h", "hour"), 3_600),
+    **dict.fromkeys(("d", "day"), 86_400),
+}
+#: About the most that a plan's `traffic` may say. Far more cannot be drawn as random numbers.
+_MOST_PER_SECOND = 1e9
 _EFFECT = re.compile(
     r"(?P<metric>[A-Za-z0-9._:-]+)=x(?P<factor>[0-9.]+)"
     r"(?:@(?:stage(?P<stage>[0-9]+)|(?P<after>[0-9].*)))?",
@@ -179,7 +186,7 @@ def begin_words(plan: Plan, starts_at: datetime) -> str:
 
 
 def _traffic(text: str) -> float:
-    match = re.fullmatch(r"\s*([0-9.]+)\s*/\s*([a-z]+)\s*", text)
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]{1,2})?)\s*/\s*([a-z]+)\s*", text)
     per = _PER_SECONDS.get(match[2]) if match is not None else None
     if match is None or per is None:
         fail(
@@ -188,6 +195,8 @@ def _traffic(text: str) -> float:
     rate = _number(match[1], "--traffic") / per
     if rate <= 0:
         fail("--traffic: without traffic nothing can be decided: write it as in 50/s", EXIT_USAGE)
+    if rate > _MOST_PER_SECOND:
+        fail(f"--traffic: {text!r} is more than {_MOST_PER_SECOND:,.0f}/s", EXIT_USAGE)
     return rate
 
 

@@ -257,11 +257,50 @@ def test_lint_warns_of_a_gate_that_cannot_decide_with_its_line(plan_file: Path) 
         in out.replace("\n", " ")
     )
     assert "simulated: " in out
+    assert "too little traffic: 1 of 6 rollouts of a release as good as control complete" in out
+    assert "; 5 stay undecided at max_bake\n" in out
+    assert "(1h 1m planned), undecided in 5\n" in out
     plan_file.write_text(plan_file.read_text() + "traffic: 7200\n")
     _, out, _ = run("plan", "lint", "--json", str(plan_file))
     told = json.loads(out)
     assert told["simulation"]["rollouts"] > 0
+    assert told["simulation"]["is_enough_traffic"] is False
+    assert told["simulation"]["healthy"]["undecided"] == 5
     assert any("unlikely to decide" in finding["message"] for finding in told["findings"])
+
+
+def test_lint_tells_how_long_the_stages_take_with_the_traffic(plan_file: Path) -> None:
+    """Enough traffic is a result, too: how long each stage takes, and all of them."""
+    plan_file.write_text(GOOD_PLAN)
+    code, out, _ = run("plan", "lint", str(plan_file), "--traffic", "1e5/min")
+    assert code == 0
+    result, first, second = out[out.index("enough traffic") :].splitlines()[:3]
+    assert result.startswith("enough traffic: 6 of 6 rollouts of a release as good as control")
+    assert result.endswith("complete, after about 2h 2m")
+    assert first == "  stage 1, 10 %: about 1h 1m (1h 1m planned)"
+    assert second == "  stage 2, 100 %: about 1h 1m (1h 1m planned)"
+    _, out, _ = run("plan", "lint", "--json", str(plan_file), "--traffic", "1e5/min")
+    simulation = json.loads(out)["simulation"]
+    assert simulation["is_enough_traffic"] is True
+    assert [one["planned_seconds"] for one in simulation["healthy"]["stages"]] == [3_660] * 2
+
+
+def test_lint_of_a_blind_plan_does_not_ask_for_the_traffic_that_it_got(plan_file: Path) -> None:
+    """No evidence is judged, so that there is nothing to simulate."""
+    _, text, _ = run("plan", "templates", "blind")
+    plan_file.write_text(text)
+    _, out, _ = run("plan", "lint", str(plan_file), "--traffic", "50/s")
+    assert "not simulated: the plan is blind, so its stages take 3d 1h as planned" in out
+    assert "--traffic" not in out
+
+
+@pytest.mark.parametrize("traffic", ["1e99/s", "2e9/s"])
+def test_impossible_traffic_is_refused_in_words(plan_file: Path, traffic: str) -> None:
+    """And does not end in a random number generator."""
+    plan_file.write_text(GOOD_PLAN)
+    code, _, err = run("plan", "lint", str(plan_file), "--traffic", traffic)
+    assert code == 2
+    assert f"--traffic: '{traffic}' is more than 1,000,000,000/s" in " ".join(err.split())
 
 
 def test_lint_warns_of_planes_that_cannot_serve_a_plan(plan_file: Path, tmp_path: Path) -> None:
