@@ -24,6 +24,7 @@ from controller.core.rollout import Rollout
 from controller.health import Faults, Health
 from controller.settings.flags import FlagsSettings
 from controller.telemetry import Metrics
+from controller.web.access.reading import Explain
 from controller.web.admission import Admission
 from controller.web.answers import MAX_BODY_BYTES, SECURITY_HEADERS, header, send_error
 from controller.web.api import api_routes
@@ -109,7 +110,9 @@ def make_app(
         environment=environment,
         admission=admission,
     )
-    routes += open_routes(pages, has_status_page=public is not None)
+    # A refusal is a page as well, and needs the page's files.
+    has_open_page = public is not None or why_not_shown is not None
+    routes += open_routes(pages, has_open_page=has_open_page)
     if public is not None:
         routes += status_routes(StatusPage(public, board, reports, pages.renderer, now))
     shown = [
@@ -194,13 +197,13 @@ def _admitted(
     if pages.admission is not None:
         return pages.admission.checked(shown, why_not, pages.refuse)
     if why_not is not None:
-        return [_refused(route, why_not, index) for route in shown]
+        return [_refused(route, why_not, index, pages.refuse) for route in shown]
     return list(shown)
 
 
-def _refused(route: Route, why: str, index: Index) -> Route:
+def _refused(route: Route, why: str, index: Index, explain: Explain) -> Route:
     """Return a route that explains why it shows nothing; `/` still lists the paths."""
-    endpoint = NotShown(why, index if route.path == "/" else None)
+    endpoint = NotShown(why, explain, index if route.path == "/" else None)
     return Route(route.path, endpoint, methods=sorted(route.methods or ()))
 
 

@@ -95,7 +95,7 @@ class TimeMerge:
             return min(at_ms, self._latest_ms)
         if len(waiting) <= _WITNESSES and partition not in self._ended:
             return None
-        later = [one.timestamp for one in islice(waiting, 1, 1 + _WITNESSES)]
+        later: list[int] = [one.timestamp for one in islice(waiting, 1, 1 + _WITNESSES)]
         confirming = sum(one >= at_ms - MAX_AHEAD_MS for one in later)
         if at_ms <= self._latest_ms and 2 * confirming >= len(later):
             return at_ms
