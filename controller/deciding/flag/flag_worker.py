@@ -232,7 +232,7 @@ class FlagWorker:
         while True:
             binding: Binding | None = None
             if isinstance(event, CommandReceived | CommandUnusable):
-                binding = await self._answers.bind(event)
+                binding = await self._answers.bind(event, self.rollout)
                 if binding is None:
                     return ()
                 if isinstance(event, CommandReceived):
