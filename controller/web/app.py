@@ -110,9 +110,7 @@ def make_app(
         environment=environment,
         admission=admission,
     )
-    # A refusal is a page as well, and needs the page's files.
-    has_open_page = public is not None or why_not_shown is not None
-    routes += open_routes(pages, has_open_page=has_open_page)
+    routes += open_routes(pages, has_open_page=public is not None or why_not_shown is not None)
     if public is not None:
         routes += status_routes(StatusPage(public, board, reports, pages.renderer, now))
     shown = [
