@@ -61,6 +61,10 @@ class LazyGroup(CommandGroup):
         name, command, rest = super().resolve_command(ctx, args)
         return name, self.load(name) if name is not None else command, rest
 
+    def place_of(self, word: str) -> str | None:
+        """Return the group and name of a command that was typed without its group."""
+        return next((f"{row.name} {word}" for row in COMMANDS if word in row.inner), None)
+
     def own_name(self, name: str) -> str:
         """Return the name that the help lists for a command, which may be known by others too."""
         return self._rows[name].name

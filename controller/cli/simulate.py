@@ -66,6 +66,8 @@ def simulate(
     as good as control and, given --effect, with one that is not. ops/simulate.md says what is left
     out, and how that changes the figures.
     """
+    if html is not None and not html.parent.is_dir():
+        fail(f"--html: {html}: there is no directory {html.parent}", EXIT_USAGE)
     from controller.cli.simulation import SimulationRequest, simulate_plan
     from controller.codec.plans import to_core_plan
 

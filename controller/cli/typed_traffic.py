@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from controller.cli.common import EXIT_USAGE, fail
+from controller.plans.finding import nearest_word
 from schemas.fields import parse_duration, parse_share
 from schemas.metric_names import CONVERSION_PREFIX
 
@@ -72,6 +73,7 @@ _EFFECT = re.compile(
     r"(?:@(?:stage(?P<stage>[0-9]+)|(?P<after>[0-9].*)))?",
     re.ASCII,
 )
+_EFFECTS = ("errors", "latency", "tail", CONVERSION_PREFIX)
 _EFFECT_FORM = (
     "write it as in errors=x2, latency=x1.5@stage2, tail=x5@25h or conversion:bought=x0.8"
 )
@@ -93,13 +95,15 @@ def virtual_traffic_of(
     from controller.core.metrics import VIRTUAL_METRICS
     from controller.planning.virtual_traffic import VirtualTraffic, guardrails_of
 
+    # What is typed wrong is said whether or not anything comes of it.
+    typed = _typed_metrics(error_rate, latency, conversions)
+    _check_conversions(plan, conversions or ())
     if traffic is not None:
         per_second = _traffic(traffic)
     elif plan_traffic is not None:
         per_second = plan_traffic / 3600
     else:
         return None
-    typed = _typed_metrics(error_rate, latency, conversions)
     control, assumed = [], []
     for virtual in VIRTUAL_METRICS:
         guardrails = guardrails_of(plan, virtual)
@@ -111,6 +115,19 @@ def virtual_traffic_of(
             assumed += metric.words()
         control.append(metric)
     return VirtualTraffic(per_second, tuple(control)), tuple(assumed)
+
+
+def _check_conversions(plan: Plan, texts: Sequence[str]) -> None:
+    """Exit 2 for the rate of a conversion that no guardrail of the plan reads."""
+    watched = {one.kind.conversion for one in plan.guardrails if one.kind.conversion is not None}
+    for name in _conversions(texts):
+        if name not in watched:
+            there = ", ".join(sorted(watched)) or "none"
+            fail(
+                f"--conversion: no guardrail of the plan is about {CONVERSION_PREFIX}{name}; its "
+                f"conversions: {there}",
+                EXIT_USAGE,
+            )
 
 
 def _typed_metrics(
@@ -144,7 +161,9 @@ def effects_of(texts: Sequence[str], plan: Plan) -> tuple[Effect, ...]:
         name, factor = match["metric"], _number(match["factor"], "--effect")
         virtual = next((one for one in VIRTUAL_METRICS if one.has_effect(name)), None)
         if virtual is None:
-            fail(f"--effect: {name!r} is not known: {_EFFECT_FORM}", EXIT_USAGE)
+            near = nearest_word(name, _EFFECTS)
+            meant = "" if near is None else f", did you mean {near}?"
+            fail(f"--effect: {name!r} is not known{meant or ':'} {_EFFECT_FORM}", EXIT_USAGE)
         if not virtual.is_harm(factor):
             fail(
                 f"--effect: {text!r} does no harm: conversions fall (x0.8), everything "
@@ -154,7 +173,7 @@ def effects_of(texts: Sequence[str], plan: Plan) -> tuple[Effect, ...]:
         stage = None if match["stage"] is None else int(match["stage"]) - 1
         if stage is not None and not 0 <= stage < len(plan.stages):
             fail(f"--effect: {text!r}: the plan has stages 1 to {len(plan.stages)}", EXIT_USAGE)
-        after = None if match["after"] is None else _duration(match["after"], "--effect")
+        after = None if match["after"] is None else _after(match["after"])
         effects.append(Effect(name, factor, stage, after))
     return tuple(effects)
 
@@ -219,11 +238,17 @@ def _share(text: str, option: str) -> float:
     return share
 
 
-def _duration(text: str, option: str) -> timedelta:
+def _after(text: str) -> timedelta:
+    if text.isdecimal():
+        fail(
+            f"--effect: @{text} has no unit: write @stage{text} from that stage on, @{text}h after "
+            f"that time",
+            EXIT_USAGE,
+        )
     try:
         return parse_duration(text)
     except ValueError:
-        fail(f"{option}: {text!r} is not a duration: write it as in 90s, 25h or 2d", EXIT_USAGE)
+        fail(f"--effect: {text!r} is not a duration: write it as in 90s, 25h or 2d", EXIT_USAGE)
 
 
 def _latency(text: str) -> tuple[float, float]:
@@ -233,7 +258,10 @@ def _latency(text: str) -> tuple[float, float]:
             f"--latency: {text!r} is not two latencies: write p50 and p99, as in 40ms,150ms",
             EXIT_USAGE,
         )
-    p50, p99 = (_duration(part.strip(), "--latency") / timedelta(milliseconds=1) for part in parts)
+    try:
+        p50, p99 = (parse_duration(part.strip()) / timedelta(milliseconds=1) for part in parts)
+    except ValueError:
+        fail(f"--latency: {text!r}: write both with a unit, as in 40ms,150ms", EXIT_USAGE)
     if not 0 < p50 < p99:
         fail(f"--latency: {text!r}: p50 lies above 0 and below p99, as in 40ms,150ms", EXIT_USAGE)
     return p50, p99
@@ -242,6 +270,8 @@ def _latency(text: str) -> tuple[float, float]:
 def _conversions(texts: Sequence[str]) -> dict[str, float]:
     rates = {}
     for text in texts:
-        name, _, share = text.partition("=")
+        name, sign, share = text.partition("=")
+        if not name or not sign:
+            fail(f"--conversion: {text!r}: write name and share, as in bought=3%", EXIT_USAGE)
         rates[name.removeprefix(CONVERSION_PREFIX)] = _share(share, "--conversion")
     return rates

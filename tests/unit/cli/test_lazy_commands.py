@@ -75,6 +75,7 @@ def test_the_table_says_what_the_command_says(row: ListedCommand) -> None:
     assert (command.name, command.hidden) == (row.name, row.is_hidden)
     assert command.rich_help_panel == row.panel
     assert command.callback is not None or row.place.endswith(":app")
+    assert tuple(getattr(command, "commands", ())) == row.inner
 
 
 @pytest.mark.parametrize("row", [row for row in COMMANDS if row.aliases], ids=lambda row: row.name)

@@ -124,8 +124,11 @@ def test_an_alias_works_and_is_not_listed(alias: str) -> None:
         (["rolbak", "new-checkout"], "No such command 'rolbak'. Did you mean rollback? "),
         (["setp-back", "new-checkout"], "Did you mean step-back? "),
         (["lst"], "Did you mean status? "),
+        (["lint", "plan.yaml"], "No such command 'lint'. Did you mean plan lint? "),
+        (["templates"], "Did you mean plan templates? "),
         (["suggest", "pln"], "Did you mean plan? "),
         (["plan", "lint", "no-such-plan"], "there is no such file"),
+        (["plan", "lint", "/"], "/: is a directory; name a plan"),
         (["plan", "templates", "no-such"], "there is no template"),
         (["pause"], "Missing argument"),
         (["frobnicate"], "No such command 'frobnicate'. There are: start, pause, "),
@@ -159,6 +162,30 @@ def test_a_bad_configuration_exits_78_with_its_place(tmp_path: Path) -> None:
     code, _, err = run("status", "--config", str(config))
     assert code == EXIT_CONFIG
     assert f"{config}:1:9: kafka.bootstrap_server: no such setting" in err
+
+
+def test_lint_does_not_pass_over_settings_that_it_was_given(
+    plan_file: Path, tmp_path: Path
+) -> None:
+    """What it says about planes would be missing, as if nothing were wrong."""
+    plan_file.write_text(GOOD_PLAN)
+    code, _, err = run("plan", "lint", str(plan_file), "--config", str(tmp_path / "none.yaml"))
+    assert code == EXIT_CONFIG
+    assert "none.yaml: cannot be read" in err
+
+
+def test_a_file_that_is_no_text_is_refused_in_words(tmp_path: Path) -> None:
+    """Not in those of a decoder."""
+    (tmp_path / "plan.yaml").write_bytes(b"name: \xff")
+    code, _, err = run("plan", "lint", str(tmp_path / "plan.yaml"))
+    assert (code, "is no text in UTF-8 (byte 7), so no plan" in err) == (EXIT_USAGE, True)
+
+
+def test_lint_refuses_a_bad_option_although_no_traffic_is_known(plan_file: Path) -> None:
+    """Else nobody learns of it before the option has a use."""
+    plan_file.write_text(GOOD_PLAN)
+    code, _, err = run("plan", "lint", str(plan_file), "--error-rate", "abc")
+    assert (code, "--error-rate: 'abc' is not a share" in err) == (EXIT_USAGE, True)
 
 
 def test_a_plan_with_errors_is_told_with_line_and_fix(plan_file: Path) -> None:
