@@ -26,6 +26,9 @@ class ListedCommand:
     is_hidden: bool = False
 
 
+#: The commands of `rolloutd`, for whoever types one after `rolloutctl`.
+DAEMON_COMMANDS: Final = ("run", "demo", "config", "repair", "token")
+
 _INSPECT, _CONTROL, _PLANS = "Inspect", "Control", "Plans"
 _DRAFT, _MODEL, _SHELL = "Assist", "Model", "Shell"
 

@@ -115,6 +115,9 @@ class CommandGroup(TyperGroup):
 
     def place_of(self, word: str) -> str | None:
         """Return where there is a command of this name, if not here; None: not known."""
+        for name, command in self.commands.items():
+            if isinstance(command, TyperGroup) and word in command.commands:
+                return f"{name} {word}"
         return None
 
     def own_name(self, name: str) -> str:

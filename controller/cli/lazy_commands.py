@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 from typer.main import get_group
 
-from controller.cli.command_table import COMMANDS, ListedCommand
+from controller.cli.command_table import COMMANDS, DAEMON_COMMANDS, ListedCommand
 from controller.cli.examples import CommandGroup, with_examples
 
 
@@ -63,6 +63,8 @@ class LazyGroup(CommandGroup):
 
     def place_of(self, word: str) -> str | None:
         """Return the group and name of a command that was typed without its group."""
+        if word in DAEMON_COMMANDS:
+            return f"rolloutd {word}"
         return next((f"{row.name} {word}" for row in COMMANDS if word in row.inner), None)
 
     def own_name(self, name: str) -> str:

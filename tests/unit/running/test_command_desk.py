@@ -108,13 +108,13 @@ async def test_a_repeated_lowering_gets_the_answer_of_the_first() -> None:
     await office.answer(sent, first)
     later = sent.model_copy(update={"issued_at": T0 + timedelta(minutes=1)})
     off = make_rollout(flag_key=FLAG, phase=RolledBack(T0, "5xx"), percent=0.0)
+    answers = []
     for rollout in (make_rollout(flag_key=FLAG), off):
         token = (await office.rollouts.load(FLAG)).token
         await office.rollouts.save(FLAG, expected_token=token, rollout=rollout)
-        answer = await office.desk.send(later)
-        assert isinstance(answer, Result)
+        answers.append(await office.desk.send(later))
         assert len(office.direct.commands) == 1, "past Kafka for the live rollout alone"
-    assert answer == first
+    assert answers[-1] == first
 
 
 async def test_a_repeat_gets_the_answer_of_the_first() -> None:
