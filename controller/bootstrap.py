@@ -95,6 +95,7 @@ class Daemon:
             steering=self.oversight.direct,
             admission=self.oversight.admission,
             events_of=self.ingest.tally.document_as_json,
+            uses=lambda: self.oversight.uses.uses,
         )
         self._subscribe()
         hang_up = self.surface.reloading(on_hangup)
@@ -154,7 +155,9 @@ class Daemon:
                 connections.feed, self.clock, self.faults, session_timeout_seconds=timeout
             ),
             explanations=ExplanationQueue(self.metrics) if has_model else None,
-            preflight=Preflight(self.faults, connections.model),
+            preflight=Preflight(
+                self.faults, connections.model, self.settings.flags, lambda: self.registry.rollouts
+            ),
             evidence=EvidenceReader(connections.totals, self.partitions, self.clock),
             has_advisor=has_model,
             source=source_of(self.settings.environment),

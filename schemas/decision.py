@@ -161,6 +161,11 @@ class JudgementRecord(OpenModel):
     batches: Tally = Field(
         description="Batches of evidence that the sequential tests have taken in."
     )
+    incomplete: str | None = Field(
+        default=None,
+        description="Why less is counted of this visit than has happened in it, as after a loss of "
+        "the stored totals: all figures are of what is counted so far. null: they are complete.",
+    )
 
 
 class PlanReference(OpenModel):

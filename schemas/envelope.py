@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from itertools import islice
 from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
@@ -34,6 +35,7 @@ MAX_BYTES = 256 * 1024
 #: their caller. This bound keeps them far from Python's limit, so that a replay refuses exactly
 #: what the first reading refused. The largest legitimate event (an outcome with 64 flags) has 67.
 MAX_OPENINGS = 512
+_OPENING = re.compile(rb"[\[{]")
 #: How far an event may be ahead of its record's timestamp: clocks of apps differ by seconds, not by
 #: minutes.
 MAX_AHEAD_MS = 5 * 60 * 1000
@@ -336,11 +338,9 @@ def check_value(value: bytes | None) -> bytes:
                 "send JSON as UTF-8",
             )
     if size > 2 * MAX_OPENINGS and value.count(b"[") + value.count(b"{") > MAX_OPENINGS:
-        refuse(
-            QuarantineReason.NOT_JSON,
-            f"more than {MAX_OPENINGS} opening brackets",
-            "send a flat event",
-        )
+        *_, last = islice(_OPENING.finditer(value), MAX_OPENINGS + 1)
+        problem = f"more than {MAX_OPENINGS} opening brackets: one more at byte {last.start()}"
+        refuse(QuarantineReason.NOT_JSON, problem, "send a flat event")
     return value
 
 
@@ -404,7 +404,13 @@ def parse_json(value: bytes) -> Any:
         msgspec.json.decode(value, type=msgspec.Raw)
         return json.loads(value.decode(), parse_constant=_not_a_number, parse_int=_integer)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
-        refuse(QuarantineReason.NOT_JSON, str(error), "send one UTF-8 JSON object per record")
+        problem = why_no_json(error)
+        refuse(QuarantineReason.NOT_JSON, problem, "send one UTF-8 JSON object per record")
+
+
+def why_no_json(error: Exception) -> str:
+    """Return why a parser took no value; its own words for one that is too deep are Python's."""
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def first_fault(error: ValidationError) -> str:

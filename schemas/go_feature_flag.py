@@ -23,6 +23,7 @@ from schemas.envelope import (
     is_context_id,
     is_name,
     refuse,
+    why_no_json,
 )
 from schemas.events import R, Readable
 from schemas.terms import QuarantineReason
@@ -80,7 +81,7 @@ def _read(record: Readable, latest_ms: int) -> tuple[str, str, str, int]:
             "send GO Feature Flag's feature events, format JSON",
         )
     except (ValueError, RecursionError) as error:
-        refuse(QuarantineReason.NOT_JSON, str(error), "set the exporter's format to JSON")
+        refuse(QuarantineReason.NOT_JSON, why_no_json(error), "set the exporter's format to JSON")
     if event.kind != "feature":
         refuse(
             QuarantineReason.UNKNOWN_TYPE,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from schemas.decision import Tally
+from schemas.decision import Measured, Tally
 from schemas.fields import Moment, Name, OpenModel
-from schemas.terms import FlagFinding, FlagType, PhaseName
+from schemas.terms import DecisionKind, FlagFinding, FlagType, PhaseName
 
 
 class FindingRecord(OpenModel):
@@ -15,6 +15,33 @@ class FindingRecord(OpenModel):
     finding: FlagFinding
     why: str = Field(description="In words, with the numbers.")
     action: str = Field(description="The one thing that resolves it.")
+
+
+class EvaluationsRecord(OpenModel):
+    """How often a flag was evaluated in the last 24 hours, as apps reported it."""
+
+    treatment: Tally
+    control: Tally
+    neither: Tally = Field(
+        description="Of contexts in neither arm, and of variants that the plan does not have."
+    )
+
+
+class LiftRecord(OpenModel):
+    """By how much more often treatment converts than control, as last judged."""
+
+    conversion: str
+    lift: Measured = Field(description="0.04: 4 % more often; null: control has not converted yet.")
+    low: Measured = Field(description="Interval, valid at any time; null: not bounded.")
+    high: Measured
+    at: Moment = Field(description="Of the judgement.")
+
+
+class LastDecisionRecord(OpenModel):
+    """The newest decision about a flag."""
+
+    kind: DecisionKind
+    at: Moment
 
 
 class FlagLine(OpenModel):
@@ -28,7 +55,29 @@ class FlagLine(OpenModel):
     started_at: Moment = Field(description="When its present or last rollout began.")
     updated_at: Moment = Field(description="When its rollout changed last.")
     expires_at: Moment | None = Field(description="Of the plan; null: it names no time.")
+    evaluations: EvaluationsRecord | None = Field(
+        default=None, description="In the last 24 hours, over all replicas; null: not known yet."
+    )
+    evaluated_at: Moment | None = Field(
+        default=None, description="Hour of the last evaluation; null: none since `watched_since`."
+    )
+    watched_since: Moment | None = Field(
+        default=None, description="Hour since when evaluations are counted; null: not known yet."
+    )
+    lifts: list[LiftRecord] = Field(
+        default_factory=list, description="Of each conversion that its plan names."
+    )
+    last_decision: LastDecisionRecord | None = Field(
+        default=None, description="null: not known, because it was long ago."
+    )
     findings: list[FindingRecord]
+
+
+class UnknownFlag(OpenModel):
+    """A flag that apps name in events, and that has no rollout."""
+
+    flag: str = Field(description="As the events name it.")
+    events: Tally = Field(description="Of the last 24 hours, at least.")
 
 
 class FlagList(OpenModel):
@@ -38,6 +87,11 @@ class FlagList(OpenModel):
     total: Tally = Field(description="How many there are that fit the question.")
     offset: Tally = Field(description="How many come before these.")
     counts: dict[FlagFinding, Tally] = Field(description="Flags of all with each finding.")
+    without_rollout: list[UnknownFlag] = Field(
+        default_factory=list,
+        description="Flags that events name and that have no rollout, the most frequent first, 100 "
+        "at most; only those that `q` fits, and none where `finding` is given.",
+    )
     at: Moment = Field(description="When this was answered.")
     stale_since: Moment | None = Field(
         default=None, description="Since when this replica may lack decisions; null: it is current."

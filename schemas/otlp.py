@@ -32,6 +32,7 @@ from schemas.envelope import (
     is_context_id,
     is_name,
     refuse,
+    why_no_json,
 )
 from schemas.events import Contents, EvaluationFields, OutcomeFields, Readable
 from schemas.otlp_encodings import (
@@ -326,7 +327,7 @@ class OtlpReaders:
         except (ValueError, RecursionError) as error:
             refuse(
                 QuarantineReason.NOT_OTLP,
-                str(error),
+                why_no_json(error),
                 f"set the exporter's encoding to {self.encoding.name}, or fix kafka.formats",
             )
 

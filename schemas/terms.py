@@ -288,6 +288,19 @@ class FlagFinding(StrEnum):
     NAME = "name"  # its key does not fit the convention
     TOO_MANY_OF_OWNER = "too_many_of_owner"  # active flags of one owner
     TOO_MANY = "too_many"  # active flags in all
+    NOT_EVALUATED = "not_evaluated"  # for long, by any app
+
+
+class UseKind(StrEnum):
+    """What is counted or noted about how a flag is used."""
+
+    TREATMENT = "treatment"  # evaluations by arm, and in neither: by hour
+    CONTROL = "control"
+    NEITHER = "neither"
+    EVALUATED = "evaluated"  # the hour of the last evaluation
+    WATCHED = "watched"  # the hour since when evaluations are counted
+    SUMMARY = "summary"  # last decision and lift
+    UNKNOWN = "unknown"  # events of a flag that has no rollout: by hour
 
 
 class RecordClass(StrEnum):

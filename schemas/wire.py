@@ -32,6 +32,7 @@ from schemas.envelope import (
     known_times,
     refuse,
     time_in_ms,
+    why_no_json,
 )
 from schemas.events import R, Readable
 from schemas.structs import (
@@ -189,7 +190,7 @@ def _refusal(error: Exception) -> RecordRefused:
 
     Its messages end with the place, as in ` - at `$.data.feature_flag.key``.
     """
-    problem = str(error)
+    problem = why_no_json(error)
     is_invalid = isinstance(error, msgspec.ValidationError)
     refused = _known_refusals.get((is_invalid, problem))
     if refused is not None:

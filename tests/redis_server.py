@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from local_kafka import LOOPBACK, OrphanGuard, free_port
+from local_kafka import LOOPBACK, OrphanGuard, free_port, freeze
 
 from tests.servers import OwnServer
 
@@ -137,7 +137,7 @@ class RedisServer(OwnServer):
 
     def pause(self) -> None:
         """Freeze the server (SIGSTOP): connections stay open and nothing answers."""
-        self._started().send_signal(signal.SIGSTOP)
+        freeze(self._started())
 
     def resume(self) -> None:
         """Let a frozen server go on (SIGCONT)."""

@@ -52,15 +52,20 @@ class LastKnownFile:
             return None
         return last_known_from_bytes(content, self._origin, self._former_environments)
 
-    def write(self, known_at: datetime, rollouts: Sequence[Rollout]) -> None:
+    def write(
+        self,
+        known_at: datetime,
+        rollouts: Sequence[Rollout],
+        confirmed_at: datetime | None = None,
+    ) -> None:
         """Replace the file. Raises LastKnownUnavailable, and leaves the old file then.
 
-        It is durable where a rollout has changed; a new time alone is not worth waiting for the
-        disk.
+        The times are those of `LastKnownState`. It is durable where a rollout has changed; a new
+        time alone is not worth waiting for the disk.
         """
         is_changed = self._encode(rollouts)
         documents = [document for _, document in self._documents.values()]
-        content = last_known_to_bytes(self._origin, known_at, documents)
+        content = last_known_to_bytes(self._origin, known_at, documents, confirmed_at)
         if len(content) > MAX_BYTES:
             raise LastKnownUnavailable(
                 f"{self.path}: {len(rollouts)} flags take {len(content)} bytes, and {MAX_BYTES} "

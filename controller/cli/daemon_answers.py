@@ -21,6 +21,7 @@ from controller.text import one_line
 
 if TYPE_CHECKING:
     from controller.core.rollout import Rollout
+    from controller.ports import FlagUse, FlagUses
     from schemas.decision import JudgementRecord
 
 Event = dict[str, Any]
@@ -34,6 +35,8 @@ MAX_BYTES = 1_000_000
 MAX_LIST_BYTES = 100_000_000
 #: Names a file with the token of `sign_in.access_file` that reads where `http.readers` is closed.
 READ_TOKEN_VARIABLE: Final = "ROLLOUTCTL_READ_TOKEN_FILE"  # noqa: S105  # a variable's name
+#: Flags whose use is asked for.
+MOST_LISTED: Final = 100_000
 #: As many decisions or alerts as the API gives at once.
 MOST_NEWS = 100
 
@@ -127,6 +130,34 @@ def ask_rollouts(daemon: str) -> tuple[KnownRollouts | None, str]:
     rollouts = _rollouts_in(found)
     documents = {each["flag"]: each for each in found if isinstance(each, dict) and "flag" in each}
     return KnownRollouts(rollouts, documents, [], answer.stale_since), ""
+
+
+def ask_flag_uses(daemon: str) -> tuple[FlagUses | None, str]:
+    """Return how flags are used, or None and the reason."""
+    from pydantic import ValidationError
+
+    from controller.ports import FlagUses
+    from controller.reporting.inventory import use_of
+    from schemas.api import MOST_OF_A_PAGE
+    from schemas.inventory import FlagList
+
+    found: dict[str, FlagUse] = {}
+    unknown: dict[str, int] = {}
+    for offset in range(0, MOST_LISTED, MOST_OF_A_PAGE):
+        path = f"{API}/flags?limit={MOST_OF_A_PAGE}&offset={offset}"
+        document, why = ask_daemon(daemon, path)
+        if document is None:
+            return None, why
+        try:
+            listed = FlagList.model_validate(document)
+        except ValidationError:
+            return None, f"{daemon} does not answer as rolloutd does"
+        uses = {line.flag: use_of(line) for line in listed.flags}
+        found |= {flag_key: use for flag_key, use in uses.items() if use is not None}
+        unknown = {one.flag: one.events for one in listed.without_rollout}
+        if offset + MOST_OF_A_PAGE >= listed.total:
+            break
+    return FlagUses(found, unknown), ""
 
 
 def _rollouts_in(documents: Sequence[object]) -> dict[str, Rollout]:

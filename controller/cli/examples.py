@@ -40,7 +40,7 @@ EXAMPLES: Final = {
     "open": ("open new-checkout --daemon http://127.0.0.1:8080",),
     "get": ("get new-checkout --daemon http://127.0.0.1:8080", "get new-checkout --watch"),
     "status": ("status", "status new-checkout --daemon http://127.0.0.1:8080"),
-    "flags": ("flags --stale", "flags --json"),
+    "flags": ("flags --stale", "flags --daemon http://127.0.0.1:8080", "flags --json"),
     "watch": ("watch new-checkout", "watch --json"),
     "decisions": ("decisions new-checkout --last 5", "decisions new-checkout --json"),
     "history": ("history new-checkout", "history new-checkout --last 5 --json"),

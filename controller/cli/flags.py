@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from controller.cli.common import (
     EXIT_CONFIG,
-    BootstrapOption,
-    ConfigOption,
+    DaemonOption,
     JsonOption,
-    PrefixOption,
+    KafkaOptions,
     complain,
     fail,
-    kafka_settings,
     output,
     perform,
 )
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from controller.ports import FlagUse, FlagUses
+    from controller.reporting.inventory import Listed
+
+NO_FLAGS: Final[Mapping[str, int]] = {}
 
 
 def flags(
@@ -27,39 +34,74 @@ def flags(
         bool, typer.Option("--stale", help="Only flags that a person should tidy up.")
     ] = False,
     is_json: JsonOption = False,
-    config: ConfigOption = None,
-    bootstrap_servers: BootstrapOption = None,
-    topic_prefix: PrefixOption = None,
+    daemon: DaemonOption = None,
+    *,
+    connection: KafkaOptions,
 ) -> None:
     """Show every flag with a rollout, those to tidy up first, each with what resolves it.
 
-    The rules are the settings `flags` of --config; without a file they are the default ones.
+    The rules are the settings `flags` of --config; without a file they are the default ones. With
+    --daemon, any replica says how flags are used.
     """
-    from rich.table import Table
-    from rich.text import Text
-
     from controller.cli import rendering, sending
     from controller.cli.status import say_unreadable
     from controller.errors import BadInput
     from controller.reporting.inventory import inventory
     from controller.settings import load_settings
-    from controller.text import one_line
 
-    kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
+    kafka = connection.settings()
     try:
-        rules = load_settings(config, os.environ).flags
+        rules = load_settings(connection.config, os.environ).flags
     except BadInput as refused:
         fail(f"{refused}", EXIT_CONFIG)
     newest = perform(sending.all_rollouts(kafka))
     say_unreadable(newest)
-    listed = inventory(list(newest.rollouts.values()), datetime.now(UTC), rules)
+    uses = _uses(daemon)
+    listed = inventory(list(newest.rollouts.values()), datetime.now(UTC), rules, uses)
     shown = [one for one in listed if one.findings or not is_stale]
+    unknown = {} if is_stale else uses.unknown
     if is_json:
         for one in shown:
             rendering.print_json(one.line().model_dump(mode="json"))
+        for flag_key, events in unknown.items():
+            rendering.print_json({"flag": flag_key, "has_rollout": False, "events": events})
         return
+    if shown or unknown:
+        output().print(flag_table(shown, has_uses=bool(uses.by_flag), unknown=unknown))
+    else:
+        complain("no flag to tidy up" if newest.rollouts else "no flag has a rollout yet")
+
+
+def _uses(daemon: str | None) -> FlagUses:
+    """Return how flags are used as a daemon knows it; nothing, and a word why, where none says."""
+    from controller.cli.daemon_answers import ask_flag_uses
+    from controller.ports import FlagUses
+
+    if daemon is None:
+        return FlagUses()
+    uses, why = ask_flag_uses(daemon)
+    if uses is None:
+        complain(f"how flags are used is not shown: {why}")
+        return FlagUses()
+    return uses
+
+
+def flag_table(
+    shown: Sequence[Listed], *, has_uses: bool, unknown: Mapping[str, int] = NO_FLAGS
+) -> Table:
+    """Return the table of flags; `has_uses`: with how they are used.
+
+    `unknown` are events of flags without a rollout.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from controller.reporting.inventory import decision_words
+    from controller.text import one_line
+
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("FLAG", "OWNER", "TYPE", "SERVING", "CHANGED", "TO TIDY"):
+    with_uses = ("IN 24 H", "LIFT") if has_uses else ()
+    for name in ("FLAG", "OWNER", "TYPE", "SERVING", *with_uses, "CHANGED", "TO TIDY"):
         table.add_column(name, overflow="fold")
     for one in shown:
         rollout = one.rollout
@@ -69,10 +111,21 @@ def flags(
             Text(one_line(rollout.plan.owner) or "-"),
             rollout.plan.flag_type.value,
             f"{rollout.percent:g} %",
-            f"{rollout.updated_at:%Y-%m-%d}",
+            *(_use_cells(one.use) if has_uses else ()),
+            f"{rollout.updated_at:%Y-%m-%d} {decision_words(one.use)}".rstrip(),
             Text(one_line(todo) or "-"),
         )
-    if shown:
-        output().print(table)
-    else:
-        complain("no flag to tidy up" if newest.rollouts else "no flag has a rollout yet")
+    for flag_key, events in unknown.items():
+        many = f"{events:,} events or more"
+        cells = (many, "-") if has_uses else ()
+        todo = f"apps name it in events: rolloutctl events {one_line(flag_key)}"
+        table.add_row(Text(one_line(flag_key)), "-", "-", "no rollout", *cells, "-", Text(todo))
+    return table
+
+
+def _use_cells(use: FlagUse | None) -> tuple[str, str]:
+    """Return the evaluations of a flag and its lift."""
+    from controller.reporting.inventory import evaluations_words
+    from controller.reporting.lift import lifts_words
+
+    return evaluations_words(use), lifts_words(() if use is None else use.lifts)

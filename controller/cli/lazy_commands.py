@@ -15,6 +15,7 @@ from typer.main import get_group
 
 from controller.cli.command_table import COMMANDS, DAEMON_COMMANDS, ListedCommand
 from controller.cli.examples import CommandGroup, with_examples
+from controller.cli.option_groups import ungrouped
 
 
 class LazyGroup(CommandGroup):
@@ -52,7 +53,7 @@ class LazyGroup(CommandGroup):
                 hidden=listed.hidden,
                 rich_help_panel=row.panel,
                 context_settings={"ignore_unknown_options": True} if name == "stop" else None,
-            )(target)
+            )(ungrouped(target))
         with_examples(app)
         return get_group(app).commands[name]
 

@@ -5,16 +5,22 @@ How alpha is spent, and what a few virtual rollouts came to.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
-from controller.cli.typed_traffic import begin_words, begins_at, virtual_traffic_of
+from controller.cli.typed_traffic import exit_on_bad_input
 from controller.codec.plans import to_core_plan
 from controller.core.judging.questions import alpha_shares
 from controller.core.plan import Guardrail, Plan, Stage
 from controller.planning.figures import Scenario, Spread
 from controller.planning.outlook import Outlook, outlook
+from controller.planning.typed_traffic import (
+    TypedTraffic,
+    begin_words,
+    begins_at,
+    virtual_traffic_of,
+)
 from controller.plans import Finding
 from controller.reporting.situation import about
 from schemas.fields import format_duration
@@ -26,16 +32,9 @@ _ENOUGH = {True: "enough traffic", False: "too little traffic", None: "not known
 class Tryout:
     """Tries a plan where its traffic is known, and remembers what for."""
 
-    def __init__(
-        self,
-        traffic: str | None,
-        error_rate: str | None,
-        latency: str | None,
-        conversions: Sequence[str] | None,
-        now: datetime,
-    ) -> None:
-        """Take the options as they were typed."""
-        self._options = (traffic, error_rate, latency, conversions)
+    def __init__(self, typed: TypedTraffic, now: datetime) -> None:
+        """Take the traffic as it was typed."""
+        self._typed = typed
         self._now = now
         #: Control, what was assumed about it, and when the rollouts begin.
         self._tried: tuple[str, tuple[str, ...], str] | None = None
@@ -48,7 +47,8 @@ class Tryout:
         Nothing where its traffic is not known.
         """
         self._plan = plan = to_core_plan(document)
-        tried = virtual_traffic_of(plan, document.traffic, *self._options)
+        with exit_on_bad_input():
+            tried = virtual_traffic_of(plan, document.traffic, self._typed)
         if tried is None or plan.blind:
             return ()
         traffic, assumed = tried

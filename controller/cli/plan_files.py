@@ -66,9 +66,11 @@ def lint(
     rollouts show whether it is enough for every gate, and how long each stage takes.
     """
     from controller.cli.lint_report import Tryout, alpha_budget, alpha_lines
+    from controller.planning.typed_traffic import TypedTraffic
 
     source, text = _read(file)
-    tried = Tryout(traffic, error_rate, latency, conversions, datetime.now(UTC))
+    typed = TypedTraffic(traffic, error_rate, latency, tuple(conversions or ()))
+    tried = Tryout(typed, datetime.now(UTC))
     document, findings = lint_text(text, datetime.now(UTC), tried)
     is_usable = document is not None and not any(finding.is_error for finding in findings)
     if is_json:

@@ -23,6 +23,7 @@ from controller.reporting.comparison import bound_words, comparison_of
 from controller.reporting.evidence_words import (
     estimate,
     harm_words,
+    incomplete_words,
     proven_words,
     worse_words,
 )
@@ -188,6 +189,8 @@ def _evidence(judgement: JudgementRecord) -> RenderableType:
         Text(one_line(f"{gap.kind.replace('_', ' ')}: {gap.detail}"), "yellow")
         for gap in judgement.gaps
     ]
+    if incomplete := incomplete_words(judgement):
+        rows.insert(0, Text(one_line(incomplete), "yellow"))
     for metric in judgement.metrics:
         rows += _metric(metric)
     rows.append(Text(one_line(harm_words(judgement)), "dim"))

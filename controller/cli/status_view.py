@@ -13,7 +13,12 @@ from rich.text import Text
 from controller.cli.evidence_view import metrics_table
 from controller.cli.operator_client import Event
 from controller.core.rollout import Rollout
-from controller.reporting.evidence_words import harm_words, legend, verdict_words
+from controller.reporting.evidence_words import (
+    harm_words,
+    incomplete_words,
+    legend,
+    verdict_words,
+)
 from controller.reporting.situation import Situation, about, moment
 from controller.text import one_line
 from schemas.terms import Arm, HoldReason, PhaseName, Safe
@@ -199,6 +204,8 @@ def _show_evidence(console: Console, situation: Situation, *, above: str) -> Non
     if judgement is not situation.newest and not situation.rollout.has_ended:
         words = f"{verdict_words(judgement)}; when last decided, {age}; {_ASK_A_DAEMON}"
     _fact(console, "evidence", Text(words))
+    if incomplete := incomplete_words(judgement):
+        _fact(console, "", Text(one_line(incomplete), "yellow"))
     _fact(console, "", Text(f"{users}{share}"))
     for gap in judgement.gaps:
         if gap.detail not in above:

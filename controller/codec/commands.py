@@ -78,7 +78,7 @@ def peek_command(
         if flag_key is None and key is not None:
             flag_key = key.decode()
         hops = int(event.rolloutdhops or 0)
-    except ValueError:
+    except (ValueError, RecursionError):  # reading all of it says what is wrong
         return None
     if flag_key is None or not NAME.match(flag_key):
         return None

@@ -68,4 +68,5 @@ def to_judgement_record(judgement: Judgement) -> decision.JudgementRecord:
         observed_share=judgement.observed_share,
         offsets=dict(judgement.offsets),
         batches=judgement.batches,
+        incomplete=judgement.incomplete,
     )

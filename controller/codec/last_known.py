@@ -45,6 +45,8 @@ class LastKnownState:
 
     known_at: datetime  # UTC; Kafka or Redis said then that nothing newer was decided
     rollouts: Sequence[Rollout]
+    #: When Kafka said so: earlier than `known_at` in an outage of Kafka. None: not known.
+    confirmed_at: datetime | None = None
 
 
 class _Header(msgspec.Struct):
@@ -53,11 +55,19 @@ class _Header(msgspec.Struct):
     topic_prefix: str
     known_at: datetime
     rollouts: int
+    confirmed_at: datetime | None = None  # releases that do not know it pass over it
 
 
-def last_known_to_bytes(origin: Origin, known_at: datetime, documents: Sequence[bytes]) -> bytes:
+def last_known_to_bytes(
+    origin: Origin,
+    known_at: datetime,
+    documents: Sequence[bytes],
+    confirmed_at: datetime | None = None,
+) -> bytes:
     """Return the state as bytes; `documents` are rollouts as `codec.rollouts` writes them."""
-    header = _Header(FORMAT, origin.environment, origin.topic_prefix, known_at, len(documents))
+    header = _Header(
+        FORMAT, origin.environment, origin.topic_prefix, known_at, len(documents), confirmed_at
+    )
     body = b"\n".join([msgspec.json.encode(header), *documents])
     return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
@@ -87,6 +97,8 @@ def last_known_from_bytes(
         raise DocumentUnreadable(
             f"it is of topic prefix {header.topic_prefix!r}, and this is {origin.topic_prefix!r}"
         )
-    if header.rollouts != len(documents) or header.known_at.tzinfo is None:
+    times = [at for at in (header.known_at, header.confirmed_at) if at is not None]
+    if header.rollouts != len(documents) or any(at.tzinfo is None for at in times):
         raise DocumentUnreadable("its header does not fit its content")
-    return LastKnownState(header.known_at, tuple(map(rollout_from_json, documents)))
+    rollouts = tuple(map(rollout_from_json, documents))
+    return LastKnownState(header.known_at, rollouts, header.confirmed_at)

@@ -364,14 +364,15 @@ class CommandReceived:
     is_backlog: bool = False
     #: For a start: what the rollout will need and is not there, one phrase each.
     missing: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # what is against the rules for flags
+    refusals: tuple[str, ...] = ()  # what is against those that refuse a start
     #: Why the evidence of the stage cannot be judged at this moment, one phrase for each gap. An
     #: approval is refused for it, the answers to other commands tell it.
     gaps: tuple[str, ...] = ()
     has_advisor: bool = True  # whether a model is configured on this replica
     to_stage: str | None = None  # for `promote` and `step_back`: the name of the stage to enter
     for_rollout: str = ""  # the id of the one rollout that it is meant for; empty: not known
-    #: For a start of a flag without a rollout: the highest revision that it may have had before.
-    last_revision: int = 0
+    last_revision: int = 0  # for the start of a new flag: the highest that it may have had before
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,10 +387,7 @@ class CommandUnusable:
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """A process took the flag over: another one, or this one after a restart.
-
-    An answer of the model that was on its way went to the process before it.
-    """
+    """A process took the flag over, perhaps this one again; advice went to the one before."""
 
 
 Event = (

@@ -56,6 +56,7 @@ class ArmCounter:
         "is_counting",
         "latency",
         "latency_again",
+        "noted",
         "number",
         "opposite",
         "outcomes",
@@ -66,14 +67,15 @@ class ArmCounter:
     def __init__(
         self,
         flag_key: str,
-        arm: Arm,
+        arm: Arm | None,
         field_name: str,
         counts: ArmCounts | None,
         home: FieldBundle | None,
     ) -> None:
         """Begin with `counts`, the earlier totals; None outside every visit: nothing is counted.
 
-        `home` is the bundle that its totals are stored in, None for a field of its own.
+        `arm` is None for contexts in neither. `home` is the bundle that its totals are stored in,
+        None for a field of its own.
         """
         self.flag_key = flag_key
         self.arm = arm
@@ -84,7 +86,9 @@ class ArmCounter:
         self.is_counting = counts is not None
         if counts is None:
             counts = _NOTHING_COUNTED
+        # Also outside every visit, where they are the only number that changes.
         self.evaluations = counts.evaluations
+        self.noted = counts.evaluations  # of them, those that are in `EvaluationHours`
         self.exposures = counts.exposures
         self.switched = counts.switched
         self.outcomes = counts.outcomes

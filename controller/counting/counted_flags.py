@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from controller.counting.arm_counters import NO_CONTEXTS, ArmCounter
+from controller.counting.evaluation_hours import FlagArm
 from controller.counting.flag_partition import FlagPartition
 from controller.counting.flags_to_count import CountedFlag, FlagsToCount
 from controller.counting.partition_arms import PartitionArms, encode_bundles
@@ -66,6 +67,10 @@ class CountedFlags:
             flags_with_own_fields=flags_with_own_fields,
         )
         self.open_flags: dict[str, FlagPartition] = {}
+        # Counters outside every visit that have evaluations since the last save.
+        self.outside: list[ArmCounter] = []
+        # Other evaluations since then: of flags whose rollout is over, and of unknown variants.
+        self._others: dict[FlagArm, int] = {}
         has_recent = window_ms is not None and counts_exposures
         self.recent = RecentExposures(window_ms or 0) if has_recent else None
         # Whether an outcome without flags came. Then both partitions of the pair are counted in the
@@ -104,6 +109,36 @@ class CountedFlags:
                 flag.apply(counted)
             else:
                 self.drop(counted.flag_key, flag.counted.rollout_id)
+
+    # - evaluations that no arm counts -
+
+    def note_ended(self, flag_key: str, variant: str) -> None:
+        """Note an evaluation of a flag that is not counted, if its rollout is over."""
+        arms = self._flags_to_count.ended_arms.get(flag_key)
+        if arms is not None:
+            self.note(flag_key, arms.get(variant))
+
+    def note(self, flag_key: str, arm: Arm | None, count: int = 1) -> None:
+        """Note evaluations that no counter passes on; the next save does."""
+        if count:
+            self._others[flag_key, arm] = self._others.get((flag_key, arm), 0) + count
+
+    def _pass_on(self, counter: ArmCounter, at_ms: int) -> None:
+        """Pass on the evaluations that a counter has got since the last save."""
+        count = counter.evaluations - counter.noted
+        if count:
+            counter.noted = counter.evaluations
+            self._flags_to_count.evaluations.add(counter.flag_key, counter.arm, count, at_ms)
+
+    def _pass_on_others(self, at_ms: int) -> None:
+        """Pass on the evaluations since the last save that are in no total."""
+        outside, self.outside = self.outside, []
+        for counter in outside:
+            counter.is_changed = False
+            self._pass_on(counter, at_ms)
+        others, self._others = self._others, {}
+        for (flag_key, arm), count in others.items():
+            self._flags_to_count.evaluations.add(flag_key, arm, count, at_ms)
 
     # - joining -
 
@@ -154,6 +189,9 @@ class CountedFlags:
         if flag is not None and flag.counted.rollout_id == rollout_id:
             del self.open_flags[flag_key]
             counters = list(flag.counters())
+            for counter in counters:
+                self.note(flag_key, counter.arm, counter.evaluations - counter.noted)
+                counter.noted = counter.evaluations
         self.arms.drop(flag_key, rollout_id, counters)
         if self.recent is not None and not self.arms.exposure_of:
             self.recent.clear()
@@ -225,13 +263,17 @@ class CountedFlags:
         recent = 0 if self.recent is None else self.recent.changed
         return self.arms.changed_fields + self.arms.memberships.changed + recent
 
-    def drain_changes(self, changes: Changes, position: int, freshest_ms: int) -> Iterator[None]:
+    def drain_changes(
+        self, changes: Changes, position: int, freshest_ms: int, last_ms: int
+    ) -> Iterator[None]:
         """Put everything that has changed since the last save into `changes`; begin the next batch.
 
-        `position` and `freshest_ms` are the partition's. Yields now and then, for others to run.
-        Nothing may be counted before the end; rollouts may be applied and dropped.
+        `position` and `freshest_ms` are the partition's, `last_ms` the time of its last record.
+        Yields now and then, for others to run. Nothing may be counted before the end; rollouts may
+        be applied and dropped.
         """
         counters, bundles_to_write = self.arms.drain_changed()
+        self._pass_on_others(last_ms)
         flag_keys = set()
         self._drain_sets(changes)
         fields = changes.fields
@@ -240,6 +282,7 @@ class CountedFlags:
             for counter in counters[begin : begin + _ENCODED_PER_TURN]:
                 counter.is_changed = False
                 counter.batch_contexts = NO_CONTEXTS
+                self._pass_on(counter, last_ms)
                 if not counter.is_counting:
                     continue  # dropped meanwhile
                 flag_keys.add(counter.flag_key)

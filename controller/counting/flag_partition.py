@@ -77,7 +77,7 @@ class FlagPartition:
             return None
         if (counters := self._counters.get(_UNCOUNTED)) is None:
             counted = self.counted
-            counter = ArmCounter(counted.flag_key, _CONTROL, "", None, None)
+            counter = ArmCounter(counted.flag_key, None, "", None, None)
             if self._arms.counts_exposures:
                 self._expose(counter, f"{counted.flag_key}|{counted.rollout_id}|-|{NEITHER}", None)
             counters = self._counters[_UNCOUNTED] = (counter,)

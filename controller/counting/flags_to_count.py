@@ -8,9 +8,10 @@ partitions. Does not belong here: anything counted (`counted_flags.py`, `fold.py
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from heapq import nlargest
 from sys import intern
 from typing import Final
@@ -18,6 +19,8 @@ from typing import Final
 from controller.core.rollout import Ended, Rollout
 from controller.core.serving import counted_as_treatment, uncounted_variants
 from controller.core.visits import Visit
+from controller.counting.evaluation_hours import EvaluationHours
+from schemas.terms import Arm
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -27,6 +30,9 @@ KEPT_AFTER_END_MS: Final = 3_600_000
 _SCATTER_MASK = 63  # one context in 64 is checked for appearing in two partitions
 _MAX_SCATTER = 16_384  # of those; with more, the check begins again
 _MOST_UNKNOWN = 10
+#: Events of a flag without a rollout before people are shown it, and how many flags at a time.
+_LEAST_TAKEN: Final = 20
+_MOST_TAKEN: Final = 100
 _RETIRED_KEPT = 10_000
 
 #: The end of a visit that lasts: later than any event. Not infinity, because integers compare
@@ -114,6 +120,11 @@ class CountedFlag:
         interval = intervals[place - 1]
         return interval if time_ms < interval[1] else None
 
+    @property
+    def arms(self) -> Mapping[str, Arm]:
+        """The arm of each variant that is in one."""
+        return _arms(self.treatment, self.more_treatments, self.control)
+
     def is_over(self, now_ms: int) -> bool:
         """Return whether it ended so long ago that its totals are freed."""
         return self.ended_ms is not None and now_ms - self.ended_ms >= KEPT_AFTER_END_MS
@@ -148,6 +159,13 @@ class CountedFlag:
         )
 
 
+@lru_cache(maxsize=1_000)
+def _arms(treatment: str, more_treatments: frozenset[str], control: str) -> Mapping[str, Arm]:
+    """Return the arm of each variant; kept, because most flags have the same two variants."""
+    treatments = dict.fromkeys((treatment, *more_treatments), Arm.TREATMENT)
+    return {**treatments, control: Arm.CONTROL}
+
+
 @dataclass(slots=True)
 class FlagsToCount:
     """The flags that have a rollout, and what is recorded of others; one for all partitions."""
@@ -155,6 +173,9 @@ class FlagsToCount:
     unknown_names_limit: int = 100
     flags: dict[str, CountedFlag] = field(default_factory=dict)
     over: dict[str, int] = field(default_factory=dict)  # flag -> revision of its ended rollout
+    # Of those in `over` that were not retired: variant -> arm.
+    ended_arms: dict[str, Mapping[str, Arm]] = field(default_factory=dict)
+    evaluations: EvaluationHours = field(default_factory=EvaluationHours)
     unknown_flags: int = 0  # evaluations, and flags of outcomes, without a rollout
     # The most frequent names of those, each with at least how many events name it: `_note_name`.
     unknown_names: dict[str, int] = field(default_factory=dict)
@@ -164,6 +185,7 @@ class FlagsToCount:
     scattered: int = 0
     # (of evaluations, context's digest) -> partition.
     homes: dict[tuple[bool, int], int] = field(default_factory=dict)
+    _taken: dict[str, int] = field(default_factory=dict)  # of the unknown names: taken before
     _retired: dict[str, None] = field(default_factory=dict)  # of those in `over`, oldest first
 
     def count_for(self, rollout: Rollout, now_ms: int = 0) -> CountedFlag | None:
@@ -182,8 +204,10 @@ class FlagsToCount:
         self.unknown_names.pop(flag_key, None)
         if previous is None and counted.is_over(now_ms):
             self.over[flag_key] = counted.revision
+            self.ended_arms[flag_key] = counted.arms
             return None
         self.over.pop(flag_key, None)
+        self.ended_arms.pop(flag_key, None)
         self._retired.pop(flag_key, None)
         self.flags[flag_key] = counted
         return counted
@@ -198,6 +222,7 @@ class FlagsToCount:
         if counted is not None and counted.revision > revision:
             return None
         self.flags.pop(flag_key, None)
+        self.ended_arms.pop(flag_key, None)
         self.over.pop(flag_key, None)
         self.over[flag_key] = revision
         self._retired[flag_key] = None
@@ -213,6 +238,7 @@ class FlagsToCount:
         for counted in over:
             del self.flags[counted.flag_key]
             self.over[counted.flag_key] = counted.revision
+            self.ended_arms[counted.flag_key] = counted.arms
         return over
 
     def record_place(self, of_evaluations: bool, digest: int, partition: int) -> None:
@@ -253,6 +279,26 @@ class FlagsToCount:
         self.unknown_names = {
             name: count - 1 for name, count in self.unknown_names.items() if count > 1
         }
+
+    def take_unknown(self) -> dict[str, int]:
+        """Return flags without a rollout, each with at least how many events came since then.
+
+        They are those with the most new events. Names of few events may be made up.
+        """
+        taken, names = self._taken, self.unknown_names
+        new = (
+            (count - taken.get(name, 0), name)
+            for name, count in names.items()
+            if count >= _LEAST_TAKEN and count > taken.get(name, 0)
+        )
+        found = {name: count for count, name in nlargest(_MOST_TAKEN, new)}
+        # A count that was taken back since is no new event when it is there again.
+        self._taken = {
+            name: count if name in found else min(count, taken[name])
+            for name, count in names.items()
+            if name in found or name in taken
+        }
+        return found
 
     def most_unknown(self) -> dict[str, float]:
         """Return the most frequent flags without a rollout, each with at least how many events.

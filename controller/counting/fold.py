@@ -64,6 +64,7 @@ class Fold:
         counted = ignored = late = 0
         open_flags, memberships = flags.open_flags, arms.memberships
         changed, bundled = arms.changed, arms.changed_in_bundles
+        outside = flags.outside
         recent = flags.recent
         journal = memberships.journal.tail
         exposures: ExposureSlice | None = None
@@ -73,6 +74,7 @@ class Fold:
             flag = open_flags.get(flag_key) or flags.open(flag_key)
             if flag is None:
                 ignored += 1
+                flags.note_ended(flag_key, variant)
                 continue
             if time_ms > freshest:
                 freshest = time_ms
@@ -91,6 +93,7 @@ class Fold:
                 counter = flag.uncounted_counter(variant)
                 if counter is None:
                     self._flags_to_count.other_variants += 1
+                    flags.note(flag_key, None)
                     continue
                 late -= 1  # it is counted as late below
             digest = digest_of_context(context_id.encode())
@@ -119,6 +122,10 @@ class Fold:
                         is_first = True
             else:
                 late += 1
+                counter.evaluations += 1
+                if not counter.is_changed:
+                    counter.is_changed = True
+                    outside.append(counter)
                 if counter.exposed.is_full:
                     continue
             if recent is None:

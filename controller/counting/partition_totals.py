@@ -131,7 +131,9 @@ class PartitionTotals:
         Yields now and then, for others to run. Nothing may be folded before the end; rollouts may
         be applied and dropped.
         """
-        return self.flags.drain_changes(changes, self.position, self.records.freshest_ms or 0)
+        records = self.records
+        last_ms = self.now_ms if records.last_ms is None else records.last_ms
+        return self.flags.drain_changes(changes, self.position, records.freshest_ms or 0, last_ms)
 
     def begin_batch(self) -> None:
         """Begin the next batch of outcomes without a save.

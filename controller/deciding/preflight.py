@@ -1,17 +1,21 @@
-"""What a rollout will need and is not there when it starts: the model, flag planes, event topics.
+"""What a start is told: what it will need and is not there, and what is against the rules.
 
-A start is not refused for it: apps may begin to send events after the flag is on, and a plane may
-come back. But whoever starts is told at once, and not when the first bake is over. Whether events
-of both arms arrive is asked from the end of the first settle on, see `core/judging/gaps.py`.
+A start is not refused for what is not there: apps may begin to send events after the flag is on,
+and a plane may come back. But whoever starts is told at once, and not when the first bake is over.
+Whether events of both arms arrive is asked from the end of the first settle on, see
+`core/judging/gaps.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Protocol
 
 from controller.core.plan import Plan
+from controller.core.rollout import Rollout
 from controller.health import Faults, Scope
+from controller.reporting.start_rules import AgainstRules, against_rules
+from controller.settings.flags import FlagsSettings
 from schemas.terms import AdvisorMode
 
 #: The model's server gets so long to answer. A start waits for it, commands of other flags do not.
@@ -30,10 +34,22 @@ class ModelServer(Protocol):
 class Preflight:
     """Looks for what a start will need. It knows this replica's faults, and asks the model."""
 
-    def __init__(self, faults: Faults, model: ModelServer | None) -> None:
-        """`model` is None where none is configured."""
+    def __init__(
+        self,
+        faults: Faults,
+        model: ModelServer | None,
+        rules: FlagsSettings | None = None,
+        rollouts: Callable[[], Mapping[str, Rollout]] = dict,
+    ) -> None:
+        """`model` is None where none is configured. `rollouts` are all, by flag."""
         self._faults = faults
         self._model = model
+        self._rules = FlagsSettings() if rules is None else rules
+        self._rollouts = rollouts
+
+    def against_rules(self, plan: Plan) -> AgainstRules:
+        """Return what is against the rules for flags if a rollout begins by this plan."""
+        return against_rules(plan, self._rollouts().values(), self._rules)
 
     async def missing(self, plan: Plan) -> tuple[str, ...]:
         """Return what is not there, one phrase each; empty when all is well."""

@@ -13,6 +13,15 @@ from controller.ports.counting import (
     Topology,
     Totals,
 )
+from controller.ports.flag_uses import (
+    FlagSummary,
+    FlagUse,
+    FlagUses,
+    FlagUseStore,
+    LastDecision,
+    Lift,
+    Use,
+)
 from controller.ports.planes import (
     ClosablePlane,
     ConfiguredPlane,
@@ -56,7 +65,13 @@ __all__ = [
     "DroppingPlane",
     "EventLog",
     "FlagPlane",
+    "FlagSummary",
+    "FlagUse",
+    "FlagUseStore",
+    "FlagUses",
     "FollowingPlane",
+    "LastDecision",
+    "Lift",
     "OutboxEntry",
     "PlaneStanding",
     "Publisher",
@@ -74,4 +89,5 @@ __all__ = [
     "TopicPartition",
     "Topology",
     "Totals",
+    "Use",
 ]

@@ -138,8 +138,11 @@ class Reports(Protocol):
     async def append_news(self, flag_key: str, topic: str, events: Sequence[bytes]) -> None:
         """Keep events that were published, oldest first; one may come again."""
 
-    async def news(self, flag_key: str, topic: str) -> Sequence[bytes]:
-        """Return the newest events of a topic about a flag, newest first; some perhaps twice."""
+    async def news(self, flag_key: str, topic: str, *, most: int | None = None) -> Sequence[bytes]:
+        """Return the newest events of a topic about a flag, newest first; some perhaps twice.
+
+        `most` of them; None: all that are kept.
+        """
 
     async def discard(self, flag_key: str, courses: Sequence[CourseKey]) -> None:
         """Delete everything about a flag; `courses` are all that are known."""

@@ -142,6 +142,13 @@ def verdict_words(judgement: JudgementRecord) -> str:
     return f"verdict {judgement.verdict.value.replace('_', ' ')}"
 
 
+def incomplete_words(judgement: JudgementRecord) -> str:
+    """Return that figures are of what is counted so far, and why; empty: they are complete."""
+    if judgement.incomplete is None:
+        return ""
+    return f"figures are of what is counted so far: {judgement.incomplete}"
+
+
 def harm_words(judgement: JudgementRecord) -> str:
     """Return what the rollout has cost so far."""
     harm = judgement.harm
@@ -172,7 +179,8 @@ def _excess_words(judgement: JudgementRecord) -> str:
 def evidence_line(judgement: JudgementRecord) -> str:
     """Return a judgement in one line: users of both arms, and the two answers of each metric."""
     users = " against ".join(f"{judgement.exposures.get(arm, 0):,}" for arm in Arm)
-    parts = [f"users {users}"]
+    parts = [one_line(words)] if (words := incomplete_words(judgement)) else []
+    parts.append(f"users {users}")
     for metric in judgement.metrics:
         arms = f"{estimate(metric, Arm.TREATMENT)} against {estimate(metric, Arm.CONTROL)}"
         answers = f"worse? {worse_words(metric)}, proven safe? {proven_words(metric)}"

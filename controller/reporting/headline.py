@@ -144,6 +144,8 @@ def _evidence(situation: Situation) -> str:
     if harm := _harm(situation):
         return f"worse than allowed: {harm}"
     users = judgement.exposures.get(Arm.TREATMENT, 0)
+    if not users and judgement.incomplete is not None:
+        return f"no user of the new version is counted again so far: {judgement.incomplete}"
     if not users:
         return "no user of the new version was counted yet in this stage"
     gaps = ", ".join(gap.kind.replace("_", " ") for gap in troubles(judgement))

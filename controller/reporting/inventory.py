@@ -15,12 +15,20 @@ from functools import lru_cache
 from typing import Final
 
 from controller.core.rollout import Rollout
+from controller.ports import FlagUse, FlagUses, LastDecision, Lift
 from controller.settings.flags import FlagsSettings
-from schemas.inventory import FindingRecord, FlagLine
+from schemas.inventory import (
+    EvaluationsRecord,
+    FindingRecord,
+    FlagLine,
+    LastDecisionRecord,
+    LiftRecord,
+)
 from schemas.terms import FlagFinding, FlagType
 
 #: Flags of these types are meant to stay, also at 0 % and 100 %.
 _STAYS: Final = frozenset({FlagType.OPS, FlagType.PERMISSION})
+_NO_USES: Final = FlagUses()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +60,16 @@ def is_active(rollout: Rollout) -> bool:
 
 
 def findings(
-    rollout: Rollout, now: datetime, rules: FlagsSettings, census: Census
+    rollout: Rollout,
+    now: datetime,
+    rules: FlagsSettings,
+    census: Census,
+    use: FlagUse | None = None,
 ) -> tuple[Finding, ...]:
-    """Return what a person should put right about a flag, in the order of `FlagFinding`."""
+    """Return what a person should put right about a flag, in the order of `FlagFinding`.
+
+    `use` None: it is not known how the flag is used.
+    """
     found = (
         _stale(rollout, now, rules),
         _expired(rollout, now),
@@ -62,6 +77,7 @@ def findings(
         _misnamed(rollout, rules),
         _too_many_of_owner(rollout, rules, census),
         _too_many(rollout, rules, census),
+        _not_evaluated(rollout, now, rules, use),
     )
     return tuple(one for one in found if one is not None)
 
@@ -101,11 +117,16 @@ def _without_owner(rollout: Rollout, rules: FlagsSettings) -> Finding | None:
 
 
 def _misnamed(rollout: Rollout, rules: FlagsSettings) -> Finding | None:
-    pattern = rules.name_pattern
-    if pattern is None or _compiled(pattern).fullmatch(rollout.flag_key):
+    if has_allowed_name(rollout.flag_key, rules):
         return None
     action = "give the next rollout a flag key that fits; retire this one"
-    return Finding(FlagFinding.NAME, f"its key does not fit {pattern}", action)
+    return Finding(FlagFinding.NAME, f"its key does not fit {rules.name_pattern}", action)
+
+
+def has_allowed_name(flag_key: str, rules: FlagsSettings) -> bool:
+    """Return whether a flag key fits the convention, if there is one."""
+    pattern = rules.name_pattern
+    return pattern is None or _compiled(pattern).fullmatch(flag_key) is not None
 
 
 @lru_cache(maxsize=8)
@@ -130,12 +151,31 @@ def _too_many(rollout: Rollout, rules: FlagsSettings, census: Census) -> Finding
     return Finding(FlagFinding.TOO_MANY, why, "complete or retire flags")
 
 
+def _not_evaluated(
+    rollout: Rollout, now: datetime, rules: FlagsSettings, use: FlagUse | None
+) -> Finding | None:
+    days = rules.unevaluated_after_days
+    if days is None or use is None or use.watched_since is None or use.evaluations:
+        return None
+    # A new rollout of an old flag has its time, and so has a flag that is watched only since today.
+    since = max(use.evaluated_at or use.watched_since, use.watched_since, rollout.started_at)
+    age = now - since
+    if age < timedelta(days=days):
+        return None
+    why = f"no app has reported an evaluation for {age.days} days"
+    if rollout.has_ended and not rollout.may_open_again:
+        return Finding(FlagFinding.NOT_EVALUATED, why, _retire(rollout))
+    action = f"let its app report evaluations (rolloutctl doctor), or abort and {_retire(rollout)}"
+    return Finding(FlagFinding.NOT_EVALUATED, why, action)
+
+
 @dataclass(frozen=True, slots=True)
 class Listed:
     """One flag with what was found about it."""
 
     rollout: Rollout
     findings: tuple[Finding, ...]
+    use: FlagUse | None = None  # None: not known
 
     @property
     def place(self) -> tuple[bool, str]:
@@ -144,7 +184,8 @@ class Listed:
 
     def line(self) -> FlagLine:
         """Return it as the API and `rolloutctl flags --json` show it."""
-        rollout = self.rollout
+        rollout, use = self.rollout, self.use
+        known = FlagUse() if use is None else use
         return FlagLine(
             flag=rollout.flag_key,
             owner=rollout.plan.owner,
@@ -154,11 +195,69 @@ class Listed:
             started_at=rollout.started_at,
             updated_at=rollout.updated_at,
             expires_at=rollout.plan.expires_at,
+            evaluations=None if use is None else evaluations_record(use),
+            evaluated_at=known.evaluated_at,
+            watched_since=known.watched_since,
+            lifts=[
+                LiftRecord(
+                    conversion=one.conversion,
+                    lift=one.estimate,
+                    low=one.low,
+                    high=one.high,
+                    at=one.at,
+                )
+                for one in known.lifts
+            ],
+            last_decision=_decision_record(known.decision),
             findings=[
                 FindingRecord(finding=one.kind, why=one.why, action=one.action)
                 for one in self.findings
             ],
         )
+
+
+def evaluations_record(use: FlagUse) -> EvaluationsRecord:
+    """Return the evaluations of the last 24 hours as the API shows them."""
+    return EvaluationsRecord(treatment=use.treatment, control=use.control, neither=use.neither)
+
+
+def use_of(line: FlagLine) -> FlagUse | None:
+    """Return how a flag is used, from the line that another replica made of it."""
+    if line.evaluations is None:
+        return None
+    evaluations = line.evaluations
+    return FlagUse(
+        evaluations.treatment,
+        evaluations.control,
+        evaluations.neither,
+        line.evaluated_at,
+        line.watched_since,
+        None if line.last_decision is None else _decision_of(line.last_decision),
+        tuple(Lift(one.conversion, one.lift, one.low, one.high, one.at) for one in line.lifts),
+    )
+
+
+def _decision_record(decision: LastDecision | None) -> LastDecisionRecord | None:
+    return None if decision is None else LastDecisionRecord(kind=decision.kind, at=decision.at)
+
+
+def _decision_of(record: LastDecisionRecord) -> LastDecision:
+    return LastDecision(record.kind, record.at)
+
+
+def decision_words(use: FlagUse | None) -> str:
+    """Return the newest decision, as in `roll back`; empty where it is not known."""
+    if use is None or use.decision is None:
+        return ""
+    return use.decision.kind.value.replace("_", " ")
+
+
+def evaluations_words(use: FlagUse | None) -> str:
+    """Return the evaluations of the last 24 hours in words, a dash where they are not known."""
+    if use is None:
+        return "–"
+    counts = {"treatment": use.treatment, "control": use.control, "neither": use.neither}
+    return ", ".join(f"{count:,} {arm}" for arm, count in counts.items() if count) or "none"
 
 
 def counted(flags: Iterable[Listed]) -> dict[FlagFinding, int]:
@@ -167,17 +266,28 @@ def counted(flags: Iterable[Listed]) -> dict[FlagFinding, int]:
     return {kind: counts[kind] for kind in FlagFinding}
 
 
-def inventory(rollouts: Sequence[Rollout], now: datetime, rules: FlagsSettings) -> list[Listed]:
+def inventory(
+    rollouts: Sequence[Rollout], now: datetime, rules: FlagsSettings, uses: FlagUses = _NO_USES
+) -> list[Listed]:
     """Return every flag with what was found about it, in order."""
     census = Census.of(rollouts)
-    listed = [Listed(one, findings(one, now, rules, census)) for one in rollouts]
+    listed = [listing(one, now, rules, census, uses) for one in rollouts]
     return sorted(listed, key=lambda one: one.place)
 
 
+def listing(
+    rollout: Rollout, now: datetime, rules: FlagsSettings, census: Census, uses: FlagUses
+) -> Listed:
+    """Return a flag with what was found about it."""
+    use = uses.by_flag.get(rollout.flag_key)
+    return Listed(rollout, findings(rollout, now, rules, census, use), use)
+
+
 def counted_findings(
-    rollouts: Sequence[Rollout], now: datetime, rules: FlagsSettings
+    rollouts: Sequence[Rollout], now: datetime, rules: FlagsSettings, uses: FlagUses = _NO_USES
 ) -> dict[str, int]:
     """Return how many flags have each finding: the inventory's figures, without its order."""
     census = Census.of(rollouts)
-    counts = Counter(one.kind for each in rollouts for one in findings(each, now, rules, census))
+    listed = (listing(one, now, rules, census, uses) for one in rollouts)
+    counts = Counter(one.kind for each in listed for one in each.findings)
     return {kind.value: counts[kind] for kind in FlagFinding}

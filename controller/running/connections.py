@@ -16,6 +16,7 @@ from controller.adapters.kafka.state_feed import KafkaStateFeed
 from controller.adapters.llm.advisor import ModelAdvisor, NoAdvisor, make_advisor
 from controller.adapters.oidc import make_provider
 from controller.adapters.redis.address import connect_redis
+from controller.adapters.redis.flag_uses import RedisFlagUses
 from controller.adapters.redis.reports import RedisReports
 from controller.adapters.redis.rollouts import RedisRollouts
 from controller.adapters.redis.totals import RedisTotals
@@ -45,6 +46,7 @@ class Connections:
         self.reports = RedisReports(
             self.redis, keep_seconds=settings.redis.reports_kept_days * SECONDS_PER_DAY
         )
+        self.flag_uses = RedisFlagUses(self.redis)
         self.totals = RedisTotals(self.redis, faults)
         self.publisher = KafkaPublisher(kafka)
         event_topics = sorted(set(kafka.event_topics))

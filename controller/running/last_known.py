@@ -17,7 +17,7 @@ what is served meanwhile (`web/flags.py`), and the file (`adapters/last_known_fi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -124,7 +124,8 @@ class LastKnown:
         self._waiting_read = waiting_read
         self._pace = pace
         self._stored_at: datetime | None = None  # Redis said then that nothing is newer
-        self._written: tuple[datetime, Sequence[Rollout]] | None = None
+        self._confirmed_before: datetime | None = None  # by Kafka, to the process before
+        self._written: tuple[datetime, Sequence[Rollout], datetime | None] | None = None
         self._write_trouble = ""
 
     async def run(self) -> None:
@@ -140,6 +141,8 @@ class LastKnown:
 
     async def _recall(self) -> None:
         state = await self._read_file()
+        if state is not None and self._why_not_served(state) is None:
+            self._confirmed_before = state.confirmed_at
         if self._waiting_read is not None:  # else what they lowered would be served again
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._pace.read + self._pace.store_first):
@@ -189,7 +192,7 @@ class LastKnown:
         self._stored_at = began
         is_young = state is not None and self._why_not_served(state) is None
         kept = [one for one in in_file if is_young or one.flag_key in flag_keys]
-        self._board.remember(map(self._lowered, [*kept, *newer]), began)
+        self._remember([*kept, *newer], began)
         _log.info("last_known_served", source="redis", flags=len(flag_keys), known_at=began)
         return True
 
@@ -202,10 +205,14 @@ class LastKnown:
             self._board.doubt(f"Kafka and Redis have not been read yet, and {why_not}")
             _log.warning("last_known_not_served", reason=why_not)
             return
-        self._board.remember(map(self._lowered, state.rollouts), state.known_at)
+        self._remember(state.rollouts, state.known_at)
         _log.info(
             "last_known_served", source="file", flags=len(state.rollouts), known_at=state.known_at
         )
+
+    def _remember(self, rollouts: Iterable[Rollout], known_at: datetime) -> None:
+        """Have the board serve what was decided last, as waiting commands leave it."""
+        self._board.remember(map(self._lowered, rollouts), known_at, self._confirmed_before)
 
     def _why_not_served(self, state: LastKnownState) -> str | None:
         """Return why the age of a file forbids to serve it, None where it may be served."""
@@ -248,7 +255,7 @@ class LastKnown:
         for rollout in newer:
             _log.info("decided_elsewhere", flag_key=rollout.flag_key, revision=rollout.revision)
         if not self._board.is_trusted:
-            self._board.remember(map(self._lowered, newer), read_at)
+            self._remember(newer, read_at)
             return
         for rollout in newer:
             self._update(rollout)
@@ -269,10 +276,13 @@ class LastKnown:
 
     async def _write(self, file: LastKnownFile) -> None:
         known_at, rollouts = self._known_at(), self._board.rollouts
-        if not self._board.is_trusted or known_at is None or (known_at, rollouts) == self._written:
+        if not self._board.is_trusted or known_at is None:
+            return
+        content = (known_at, rollouts, self._board.stale_since or self._confirmed_at())
+        if content == self._written:
             return
         try:
-            await asyncio.to_thread(file.write, known_at, rollouts)
+            await asyncio.to_thread(file.write, *content)
         except LastKnownUnavailable as trouble:
             if self._write_trouble != str(trouble):
                 _log.warning(
@@ -284,14 +294,17 @@ class LastKnown:
             self._write_trouble = str(trouble)
             return
         self._write_trouble = ""
-        self._written = (known_at, rollouts)
+        self._written = content
 
     def _known_at(self) -> datetime | None:
         """Return when Kafka or Redis last said that nothing newer was decided."""
-        silent = self._feed.silent_seconds
-        heard = None if silent is None else self._clock.now() - timedelta(seconds=silent)
-        times = [at for at in (heard, self._stored_at) if at is not None]
+        times = [at for at in (self._confirmed_at(), self._stored_at) if at is not None]
         return max(times, default=None)
+
+    def _confirmed_at(self) -> datetime | None:
+        """Return when Kafka last said so."""
+        silent = self._feed.silent_seconds
+        return None if silent is None else self._clock.now() - timedelta(seconds=silent)
 
 
 def make_last_known(

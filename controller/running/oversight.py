@@ -28,11 +28,13 @@ from controller.running.decision_relay import DecisionRelay
 from controller.running.environment import RedisEnvironment
 from controller.running.event_watch import EventWatch
 from controller.running.flag_faults import LargeStates, RefusedStates, TimesAhead
+from controller.running.flag_summaries import FlagSummaries
 from controller.running.health_watch import HealthWatch, WatchedParts
 from controller.running.redis_heartbeat import RedisHeartbeat
-from controller.running.reporter import Reporter
+from controller.running.reporter import SILENT_AFTER_SECONDS, Reporter
 from controller.running.rollout_views import RolloutViews, WorkingPartitions
 from controller.running.supervisor import Loop
+from controller.running.use_keeper import UseKeeper
 from controller.running.visibility import Visibility
 from controller.running.visibility_alerts import VisibilityAlerts
 from controller.running.watchdog import ConsumerWatchdog, StallMeter
@@ -95,14 +97,9 @@ class Oversight:
         self.admission = self._make_admission(process, board)
         self.relay = self._make_relay(process, registry, deciding)
         registry.subscribe_own(self.relay)
-        alerts = VisibilityAlerts(
-            connections.publisher,
-            clock,
-            process.metrics,
-            source_of(settings.environment),
-            NewsKeeper(connections.reports, faults),
-        )
+        alerts = self._make_alerts(process)
         self.visibility = self._make_visibility(process, registry, deciding, alerts)
+        self.uses = self._make_uses(process, registry, deciding, ingest)
         self.event_watch = EventWatch(ingest.tally, registry.newest, alerts, clock)
         parts = WatchedParts(
             clock=clock,
@@ -118,7 +115,7 @@ class Oversight:
             advisor=connections.advisor,
         )
         self.health_watch = self._make_health_watch(process, parts, registry)
-        _let_measure(process, parts, registry)
+        _let_measure(process, parts, registry, self.uses)
 
     def _make_admission(self, process: Process, board: FlagBoard) -> Admission | None:
         connections = self._connections
@@ -134,6 +131,30 @@ class Oversight:
             replica=replica_name(),
             working=WorkingPartitions(deciding, process.clock).numbers,
             topic=process.settings.kafka.topic("commands"),
+        )
+
+    def _make_alerts(self, process: Process) -> VisibilityAlerts:
+        connections = self._connections
+        return VisibilityAlerts(
+            connections.publisher,
+            process.clock,
+            process.metrics,
+            source_of(process.settings.environment),
+            NewsKeeper(connections.reports, process.faults),
+        )
+
+    def _make_uses(
+        self, process: Process, registry: RolloutRegistry, deciding: Deciding, ingest: Ingest
+    ) -> UseKeeper:
+        connections = self._connections
+        return UseKeeper(
+            lambda: tuple(registry.rollouts),
+            ingest.flags_to_count.evaluations.take,
+            ingest.flags_to_count.take_unknown,
+            FlagSummaries(deciding.pool, connections.reports, process.clock),
+            connections.flag_uses,
+            process.clock,
+            process.faults,
         )
 
     def _make_visibility(
@@ -214,6 +235,7 @@ class Oversight:
             ("model", self._recheck_model),
             ("stalls", stalls.run),
             ("identity", self.environment.run),
+            ("uses", self.uses.run),
         )
 
     async def _recheck_model(self) -> None:
@@ -237,10 +259,16 @@ class Oversight:
                     seconds_since_fetch=log.seconds_since_fetch,
                     rebuild=log.rebuild,
                     give_up=give_up,
+                    are_brokers_away=self._are_brokers_away,
                 ).run,
             )
             for name, log in logs.items()
         ]
+
+    def _are_brokers_away(self) -> bool:
+        """Return whether no broker answers, as far as the reader of the state topic knows."""
+        silent = self._connections.feed.silent_seconds
+        return silent is None or silent > SILENT_AFTER_SECONDS
 
 
 def _waiting_commands_file(settings: Settings) -> WaitingCommandsFile | None:
@@ -255,7 +283,9 @@ def _waiting_commands_file(settings: Settings) -> WaitingCommandsFile | None:
     )
 
 
-def _let_measure(process: Process, parts: WatchedParts, registry: RolloutRegistry) -> None:
+def _let_measure(
+    process: Process, parts: WatchedParts, registry: RolloutRegistry, uses: UseKeeper
+) -> None:
     """Let each scrape read its gauges from the parts that know them."""
     tally = parts.ingest.tally
     process.metrics.watch(
@@ -270,6 +300,9 @@ def _let_measure(process: Process, parts: WatchedParts, registry: RolloutRegistr
         rollouts=lambda: tuple(registry.rollouts.values()),
         judgement_of=parts.deciding.pool.judgement_of,
         findings=lambda: counted_findings(
-            tuple(registry.rollouts.values()), process.clock.now(), process.settings.flags
+            tuple(registry.rollouts.values()),
+            process.clock.now(),
+            process.settings.flags,
+            uses.uses,
         ),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from controller.actuating.reconciler import FlagReconciler
 from controller.adapters.redis.identity import StoredIdentity
@@ -107,9 +108,15 @@ def supervised_parts(subsystems: Subsystems, give_up: Callable[[str], None]) -> 
             subsystems.commentary,
             reports,
         ),
-        drain=subsystems.ingest.stop,
+        drain=partial(_drain, subsystems),
         close=(*subsystems.surface.closers, *connections.closers, *subsystems.planes.closers),
     )
+
+
+async def _drain(subsystems: Subsystems) -> None:
+    """Save what was counted, first the evidence."""
+    await subsystems.ingest.stop()
+    await subsystems.oversight.uses.flush()
 
 
 def last_known_loops(subsystems: Subsystems) -> Sequence[Loop]:

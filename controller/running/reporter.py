@@ -19,6 +19,9 @@ REPORT_EVERY_SECONDS: Final = 1.0
 #: Brokers are asked about the state topic every second, and Redis is asked for the time. Three
 #: missed answers in a row are an outage. With one more second to report it, five seconds pass.
 SILENT_AFTER_SECONDS: Final = 4.0
+#: Of an event partition records are requested all the time, so no answer is up to a second old when
+#: a silence begins: it is noticed as early as the others are by a shorter limit.
+UNHEARD_AFTER_SECONDS: Final = 3.5
 #: A partition is saved ten times a second under load, and once a second without.
 SAVED_WITHIN_SECONDS: Final = 4.0
 #: An effect is published in milliseconds; after so long it waits for Kafka.
@@ -77,7 +80,8 @@ class Reporter:
         self._report("kafka", why_kafka(signs), silent)
         self._report("redis", why_redis(signs), signs.store_seconds or 0.0)
         self._report("state", why_state(signs), signs.brokers.get(STATE_TOPIC) or 0.0)
-        self._report("counting", why_counting(signs), 0.0 if signs.partitions else silent)
+        uncounted = _longest_unheard_seconds(signs) if signs.partitions else silent
+        self._report("counting", why_counting(signs), uncounted)
         self._report("saves", why_saves(signs), _oldest_save_seconds(signs))
         self._report("flags", "")
         stopped = {**signs.unsaved, **signs.broken}
@@ -190,9 +194,24 @@ def why_counting(signs: Signs) -> str:
     if not signs.partitions and (away := why_kafka(signs)):
         return f"none is counted here, and it is not known whether others count them: {away}"
     stopped = [one for one in signs.partitions if one.state is PartitionState.STOPPED]
+    if stopped:
+        return _some(f"{_name(one)}: {one.trouble}" for one in stopped)
+    # A partition stays ours in an outage of its broker, and nothing of it can be read.
+    if silent := [one for one in signs.partitions if _is_unheard(one)]:
+        seconds = _longest_unheard_seconds(signs)
+        return f"no broker has answered for {seconds:.0f} s about {_some(map(_name, silent))}"
     loading = sum(one.state is PartitionState.LOADING for one in signs.partitions)
-    return _some(f"{_name(one)}: {one.trouble}" for one in stopped) or (
-        f"{loading} partitions are being taken over" if loading else ""
+    return f"{loading} partitions are being taken over" if loading else ""
+
+
+def _is_unheard(view: PartitionView) -> bool:
+    return (view.heard_seconds or 0.0) > UNHEARD_AFTER_SECONDS
+
+
+def _longest_unheard_seconds(signs: Signs) -> float:
+    """Return for how long no broker has answered about one of our partitions; 0 while they do."""
+    return max(
+        (one.heard_seconds or 0.0 for one in signs.partitions if _is_unheard(one)), default=0
     )
 
 

@@ -44,7 +44,7 @@ class ProgressJudge:
     """Decides whether a consumer is stuck, from its progress and the time. No clock, no I/O.
 
     Stuck is a partition with records waiting whose position has not moved for
-    `stuck_after_seconds`, or brokers (or a rebalance) that gave no answer for as long. After
+    `stuck_after_seconds`, or brokers (or a rebalance) that gave it no answer for as long. After
     `max_rebuilds` that did not help, the fix is to exit; they are forgotten once nothing was
     stuck for twice that time.
     """
@@ -64,7 +64,7 @@ class ProgressJudge:
         """Return the fix at `now`, in seconds of a monotonic clock.
 
         `progress`: None when there was no answer. `is_reading`: whether records are requested from
-        the consumer; if not, standing still is not its fault.
+        the consumer, and brokers are there; if not, standing still is not its fault.
         """
         if self._answered_at is None or not is_reading or progress is not None:
             self._answered_at = now
@@ -122,13 +122,15 @@ class ConsumerWatchdog:
         seconds_since_fetch: Callable[[], float | None],
         rebuild: Callable[[], Awaitable[None]],
         give_up: Callable[[str], None],
+        are_brokers_away: Callable[[], bool] = lambda: False,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         """Watch the consumer called `name`.
 
         `progress` and `rebuild` may raise anything. `seconds_since_fetch`: None before the
         first read. `give_up` is called once, with the reason, and should end the process with
-        EXIT_CONSUMER_STUCK.
+        EXIT_CONSUMER_STUCK. `are_brokers_away`: whether they answer nobody else either, as far as
+        another client of this process knows.
         """
         self._settings = settings
         self._clock = clock
@@ -136,6 +138,7 @@ class ConsumerWatchdog:
         self._seconds_since_fetch = seconds_since_fetch
         self._rebuild = rebuild
         self._give_up = give_up
+        self._are_brokers_away = are_brokers_away
         self._sleep = sleep
         self._log = log.bind(consumer=name)
         self._judge = ProgressJudge(settings.stuck_after_seconds, settings.max_rebuilds)
@@ -160,7 +163,12 @@ class ConsumerWatchdog:
                 progress = await self._progress()
             except Exception as error:  # no answer, of whatever kind: the judge counts how long
                 self._log.warning("progress_unknown", reason=str(error) or type(error).__name__)
-        fix = self._judge.judge(self._clock.monotonic(), progress, is_reading=is_reading)
+        # A new consumer would meet the same silence, and lose what the old one has: its place in
+        # the group. When the brokers are back, the group would first wait for the old one.
+        is_outage = progress is None and self._are_brokers_away()
+        fix = self._judge.judge(
+            self._clock.monotonic(), progress, is_reading=is_reading and not is_outage
+        )
         if fix is Remedy.NONE:
             return True
         stuck = [f"{topic}/{number}" for topic, number in self._judge.stuck]

@@ -4,13 +4,38 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from controller.settings.section import Section
 
 Days = Annotated[float, Field(gt=0, le=3_650, allow_inf_nan=False)]
+
+
+def _read_off(value: object) -> object:
+    """Return `off` as it was meant: YAML reads it as false."""
+    return "off" if value is False else value
+
+
+StartPolicy = Annotated[Literal["off", "warn", "refuse"], BeforeValidator(_read_off)]
+
+
+class StartRulesSettings(Section):
+    """What a `start` that is against a rule of `flags` gets, and a `restart` with another plan.
+
+    `off`: nothing. `warn`: it is accepted, and its result says what is against the rules. `refuse`:
+    it is rejected with what to change. A rule that is not set is never broken.
+    """
+
+    name: StartPolicy = "warn"
+    """A flag key that does not fit `name_pattern`."""
+    no_owner: StartPolicy = "warn"
+    """A plan without an owner, with `needs_owner`."""
+    too_many_of_owner: StartPolicy = "warn"
+    """One more active flag of an owner than `most_active_per_owner`."""
+    too_many: StartPolicy = "warn"
+    """One more active flag in all than `most_active`."""
 
 
 class FlagsSettings(Section):
@@ -25,6 +50,10 @@ class FlagsSettings(Section):
     stale_after_days: Days | None = 30.0
     """The inventory calls a flag stale that has served 0 % or 100 % for this many days after the
     end of its rollout. Flags of type `ops` and `permission` are meant to stay. None: no flag is."""
+    unevaluated_after_days: Days | None = None
+    """The inventory reports flags of which no app has reported an evaluation for this many days. It
+    begins with the start of the rollout, and not before the flag's evaluations were counted. None:
+    no flag is."""
     needs_owner: bool = False
     """Whether the inventory reports active flags whose plan names no owner."""
     name_pattern: Annotated[str, Field(min_length=1, max_length=200)] | None = None
@@ -35,6 +64,7 @@ class FlagsSettings(Section):
     inventory reports those of an owner with more. None: any number."""
     most_active: int | None = Field(default=None, ge=1, le=1_000_000)
     """Active flags in all; with more, the inventory reports each. None: any number."""
+    at_start: StartRulesSettings = StartRulesSettings()
 
     @field_validator("name_pattern")
     @classmethod

@@ -109,7 +109,7 @@ class WatchdogSettings(Section):
     """Time between checks."""
     stuck_after_seconds: Seconds = 20.0
     """The consumer is rebuilt when records wait and none was taken for this long. Longer than a
-    session timeout, so that an ordinary rebalance does not count."""
+    session timeout, so that an ordinary rebalance does not count. Nor does an outage of Kafka."""
     max_rebuilds: int = Field(default=3, ge=0, le=100)
     """Rebuilds without progress after which the process exits, so that its supervisor restarts
     it."""

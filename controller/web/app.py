@@ -22,7 +22,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controller.core.rollout import Rollout
 from controller.health import Faults, Health
-from controller.settings.flags import FlagsSettings
 from controller.telemetry import Metrics
 from controller.web.access.reading import Explain
 from controller.web.admission import Admission
@@ -30,7 +29,7 @@ from controller.web.answers import MAX_BODY_BYTES, SECURITY_HEADERS, header, sen
 from controller.web.api import api_routes
 from controller.web.event_stream import ADVERTISED, DEFAULT_LIMITS, PATH, EventStreams, StreamLimits
 from controller.web.flags import FlagBoard
-from controller.web.inventory import Lists
+from controller.web.inventory import FlagSource, Lists
 from controller.web.ofrep import EvaluateAll, EvaluateOne
 from controller.web.page.live import LivePages
 from controller.web.page.pages import Pages
@@ -73,7 +72,7 @@ def make_app(
     page_streams: int = 200,
     why_not_shown: str | None = None,
     admission: Admission | None = None,
-    flag_rules: FlagsSettings | None = None,
+    flag_source: FlagSource | None = None,
     public: PublicNames | None = None,
 ) -> Starlette:
     """Return the HTTP surface over these views.
@@ -85,7 +84,7 @@ def make_app(
     /metrics has a port of its own (`make_ops_app`). `steer` takes commands that lower; None: there
     is no such route. `why_not_shown` refuses everything that shows rollouts, unless `admission`
     knows who asks, and that they may; None: nobody is known. `public` is what everybody may see on
-    `/status`. `flag_rules` are those of the inventory; None: the default ones. The caller ends
+    `/status`. `flag_source` is what the inventory goes by; None: the default rules. The caller ends
     `app.state.event_streams` and `app.state.live_pages` before the server stops.
     """
     streams = EventStreams(board, metrics, stream_limits)
@@ -99,7 +98,7 @@ def make_app(
         *([Route("/metrics", MetricsPage(metrics), methods=["GET"])] if has_metrics else []),
         *_steering_routes(steer),
     ]
-    live, lists = LivePages(board, metrics, page_streams), Lists.of(board, now, flag_rules)
+    live, lists = LivePages(board, metrics, page_streams), Lists.of(board, now, flag_source)
     pages = make_pages(
         board,
         reports,

@@ -25,6 +25,7 @@ from controller.core.rollout import Retired, Rollout
 from controller.core.serving import percent_to_serve, serving
 from controller.ports import Served, StateFeed
 from controller.web.bucketing import Generation
+from controller.web.decision_order import exposure, is_newer, is_same_decision, lowers
 from controller.web.served_flag import ServedFlag, prepare
 
 _log = structlog.get_logger(__name__)
@@ -69,6 +70,7 @@ class FlagBoard:
         self._monotonic = monotonic
         self._now = now
         self._stale_since: datetime | None = None
+        self._known_at: datetime | None = None  # what is remembered was known to be the newest
         self._stale_flags: dict[str, ServedFlag] = {}
         self._beaten_at: float | None = None
         self._doubt: str | None = "the state topic has not been read to its end yet"
@@ -115,8 +117,8 @@ class FlagBoard:
         self._flags[rollout.flag_key] = self._prepare(rollout)
         remembered = self._remembered.get(rollout.flag_key)
         if remembered is not None and (
-            _lowers(rollout, remembered.rollout)
-            or (is_saved and _is_same_decision(rollout, remembered.rollout))
+            lowers(rollout, remembered.rollout)
+            or (is_saved and is_same_decision(rollout, remembered.rollout))
         ):
             # Any other document of the topic may be followed by a lower one, and waits for its end.
             self._remembered[rollout.flag_key] = self._flags[rollout.flag_key]
@@ -131,7 +133,7 @@ class FlagBoard:
         known = present.rollout
         if rollout.revision != known.revision:
             return rollout.revision > known.revision
-        if _is_same_decision(rollout, known):
+        if is_same_decision(rollout, known):
             return is_saved and rollout.updated_at != known.updated_at
         _log.error(
             "state_conflict_found",
@@ -140,7 +142,7 @@ class FlagBoard:
             percents=[present.percent, percent_to_serve(rollout)],
             rollout_ids=[known.rollout_id, rollout.rollout_id],
         )
-        return _exposure(rollout) < _exposure(known)
+        return exposure(rollout) < exposure(known)
 
     def drop(self, flag_key: str, revision: int) -> None:
         """Serve nothing for a flag that was retired as this revision: it is not found any more."""
@@ -174,11 +176,18 @@ class FlagBoard:
             del self._flags[flag_key]
             self.update(decided)
 
-    def remember(self, rollouts: Iterable[Rollout], known_at: datetime) -> None:
-        """Serve these as stale since `known_at`, until the state topic has been read.
+    def remember(
+        self,
+        rollouts: Iterable[Rollout],
+        known_at: datetime,
+        confirmed_at: datetime | None = None,
+    ) -> None:
+        """Serve these as stale until the state topic has been read.
 
-        For the start: this is what was decided last as far as a file or Redis knows. It may be
-        called again with what is newer. Once trusted it changes nothing.
+        For the start: this is what was decided last as far as a file or Redis knew at `known_at`.
+        `confirmed_at` is when the brokers said so last, to the process before this one: an outage
+        that goes on did not begin with the restart. It may be called again with what is newer. Once
+        trusted it changes nothing.
         """
         if self._was_trusted:
             return
@@ -187,16 +196,18 @@ class FlagBoard:
                 self._remembered.pop(remembered.flag_key, None)
                 continue
             rollout, decided = remembered, self._flags.get(remembered.flag_key)
-            if decided is not None and _lowers(decided.rollout, remembered):
+            if decided is not None and lowers(decided.rollout, remembered):
                 rollout = decided.rollout  # lowered since Redis was read, here or by the topic
             present = self._remembered.get(rollout.flag_key)
-            if present is None or _is_newer(rollout, present.rollout):
+            if present is None or is_newer(rollout, present.rollout):
                 self._remembered[rollout.flag_key] = self._prepare(rollout)
                 self.changed_at = max(self.changed_at, rollout.updated_at)
         if not self._remembered:
             return  # an empty document would delete the flags of clients
         self._doubt = None
-        self._stale_since = max(known_at, self._stale_since or known_at)
+        self._known_at = max(known_at, self._known_at or known_at)
+        since = known_at if confirmed_at is None else min(confirmed_at, known_at)
+        self._stale_since = max(since, self._stale_since or since)
         self._restate()
 
     def settle(self, newest: Mapping[str, Rollout]) -> None:
@@ -378,7 +389,11 @@ class FlagBoard:
 
     @property
     def stale_since(self) -> datetime | None:
-        """When the brokers last answered, while that is longer ago than the lease; else None."""
+        """When the brokers last confirmed what is served, while it is stale; else None.
+
+        A replica that has just started has it from the process before; where that is not known,
+        it is when a file or Redis last knew what is served to be the newest.
+        """
         return self._stale_since
 
     @property
@@ -389,7 +404,7 @@ class FlagBoard:
         if self.is_remembering:
             return (
                 f"the state topic has not been read since the start: flags are served as they "
-                f"were known at {self._stale_since:%Y-%m-%d %H:%M:%S} UTC"
+                f"were known at {self._known_at:%Y-%m-%d %H:%M:%S} UTC"
             )
         return (
             f"no broker has said since {self._stale_since:%Y-%m-%d %H:%M:%S} UTC that "
@@ -465,29 +480,3 @@ class FlagBoard:
             stale_metadata=self._stale_metadata() if is_stale else {},
             gives_control=is_stale and self._when_stale == "serve_control",
         )
-
-
-def _lowers(rollout: Rollout, than: Rollout) -> bool:
-    """Return whether a document is newer and gives treatment to no more contexts."""
-    return rollout.revision > than.revision and _exposure(rollout) <= _exposure(than)
-
-
-def _is_same_decision(rollout: Rollout, other: Rollout) -> bool:
-    """Return whether two documents are of one revision and serve the same.
-
-    Their times may differ: one was lowered here before it was saved.
-    """
-    documents = [(one.revision, one.rollout_id, serving(one)) for one in (rollout, other)]
-    return documents[0] == documents[1]
-
-
-def _is_newer(rollout: Rollout, than: Rollout) -> bool:
-    """Return whether a document is newer; of two of one revision the lower one counts as newer."""
-    if rollout.revision == than.revision:
-        return _exposure(rollout) < _exposure(than)
-    return rollout.revision > than.revision
-
-
-def _exposure(rollout: Rollout) -> tuple[float, float]:
-    """Return a key that is lower for the document that gives treatment to fewer contexts."""
-    return percent_to_serve(rollout), sum(ring.percent for ring in serving(rollout).rings)

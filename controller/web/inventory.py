@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, NamedTuple
 from urllib.parse import parse_qs
@@ -18,14 +18,15 @@ from urllib.parse import parse_qs
 import xxhash
 from starlette.types import Receive, Scope, Send
 
-from controller.reporting.inventory import Census, Listed, counted, findings
+from controller.ports import FlagUses
+from controller.reporting.inventory import Census, Listed, counted, listing
 from controller.settings.flags import FlagsSettings
 from controller.web.answers import send_bytes, send_error, send_tagged
 from controller.web.flags import FlagBoard
 from controller.web.fleet_order import FleetOrder
-from controller.web.questions import LONGEST_SEARCH, Query, Refused, digits
+from controller.web.questions import LONGEST_SEARCH, Query, Refused, number
 from schemas.api import MOST_OF_A_PAGE, PAGE
-from schemas.inventory import FlagList
+from schemas.inventory import FlagList, UnknownFlag
 from schemas.terms import FlagFinding
 
 #: Flags looked at before other requests get a turn.
@@ -42,6 +43,17 @@ _COLUMNS: Final = (
     "started_at",
     "updated_at",
     "expires_at",
+    "evaluations_treatment",
+    "evaluations_control",
+    "evaluations_neither",
+    "evaluated_at",
+    "lift",
+    "lift_low",
+    "lift_high",
+    "lift_conversion",
+    "last_decision",
+    "last_decision_at",
+    "events_without_rollout",
     "findings",
 )
 
@@ -68,9 +80,25 @@ class FlagQuestion:
             return False
         if self.finding not in ("", ANY) and all(f.kind != self.finding for f in one.findings):
             return False
+        return self._is_in(one.rollout.flag_key, one.rollout.plan.owner)
+
+    def fitting(self, unknown: Mapping[str, int]) -> Mapping[str, int]:
+        """Return those of the flags without a rollout that are asked for; they have no findings."""
+        if self.finding:
+            return {}
+        return {name: count for name, count in unknown.items() if self._is_in(name)}
+
+    def _is_in(self, *texts: str) -> bool:
         part = self.part.casefold()
-        texts = (one.rollout.flag_key, one.rollout.plan.owner)
         return not part or any(part in text.casefold() for text in texts)
+
+
+@dataclass(frozen=True, slots=True)
+class FlagSource:
+    """What the inventory goes by, beside the rollouts."""
+
+    rules: FlagsSettings = field(default_factory=FlagsSettings)
+    uses: Callable[[], FlagUses] = FlagUses  # how flags are used, as known last
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,41 +108,43 @@ class Found:
     flags: Sequence[Listed]
     counts: dict[FlagFinding, int]
     total: int  # of all flags, whatever was asked
+    unknown: Mapping[str, int]  # events by flag without a rollout, of those that fit
 
 
 class Inventory:
     """Lists the flags of a board with what is found about them."""
 
     def __init__(
-        self, board: FlagBoard, now: Callable[[], datetime], rules: FlagsSettings | None = None
+        self, board: FlagBoard, now: Callable[[], datetime], source: FlagSource | None = None
     ) -> None:
-        """Go by these rules; None: the default ones."""
+        """`source` None: the default rules, and no flag's use is known."""
         self.board = board
         self.now = now
-        self._rules = FlagsSettings() if rules is None else rules
+        self._source = FlagSource() if source is None else source
         self._lock = asyncio.Lock()  # whoever asks while the list is worked out waits for it
-        self._version: tuple[int, int] | None = None
+        self._version: tuple[int, int, int] | None = None
         self._flags: list[Listed] = []
         self._counts: dict[FlagFinding, int] = {}
 
     async def found(self, question: FlagQuestion) -> Found:
         """Return the flags that fit."""
         async with self._lock:
-            now = self.now()
-            version = (self.board.version, int(now.timestamp()) // _AGES_EVERY_SECONDS)
+            now, uses = self.now(), self._source.uses()
+            minute = int(now.timestamp()) // _AGES_EVERY_SECONDS
+            version = (self.board.version, uses.version, minute)
             if version != self._version:
-                await self._work_out(now)
+                await self._work_out(now, uses)
                 self._version = version
             flags, counts = self._flags, self._counts
         fitting = flags if question == FlagQuestion() else list(filter(question.fits, flags))
-        return Found(fitting, counts, len(flags))
+        return Found(fitting, counts, len(flags), question.fitting(uses.unknown))
 
-    async def _work_out(self, now: datetime) -> None:
-        rollouts = self.board.rollouts
+    async def _work_out(self, now: datetime, uses: FlagUses) -> None:
+        rollouts, rules = self.board.rollouts, self._source.rules
         census = Census.of(rollouts)
         listed = []
         for count, rollout in enumerate(rollouts, start=1):
-            listed.append(Listed(rollout, findings(rollout, now, self._rules, census)))
+            listed.append(listing(rollout, now, rules, census, uses))
             if count % _PER_TURN == 0:
                 await asyncio.sleep(0)
         listed.sort(key=lambda one: one.place)
@@ -128,11 +158,9 @@ class Lists(NamedTuple):
     inventory: Inventory
 
     @classmethod
-    def of(
-        cls, board: FlagBoard, now: Callable[[], datetime], rules: FlagsSettings | None
-    ) -> Lists:
+    def of(cls, board: FlagBoard, now: Callable[[], datetime], source: FlagSource | None) -> Lists:
         """Return the lists of a board."""
-        return cls(FleetOrder(board, now), Inventory(board, now, rules))
+        return cls(FleetOrder(board, now), Inventory(board, now, source))
 
 
 class FlagPage:
@@ -162,14 +190,17 @@ class FlagPage:
 
     async def answer(self, question: FlagQuestion, query: Query) -> FlagList:
         """Return the flags that fit. Raises Refused for a parameter that is wrong."""
-        limit = _number(query, "limit", PAGE, 1, MOST_OF_A_PAGE)
-        offset = _number(query, "offset", 0, 0, 1_000_000)
+        limit = number(query, "limit", PAGE, 1, MOST_OF_A_PAGE)
+        offset = number(query, "offset", 0, 0, 1_000_000)
         found = await self._inventory.found(question)
         return FlagList(
             flags=[one.line() for one in found.flags[offset : offset + limit]],
             total=len(found.flags),
             offset=offset,
             counts=found.counts,
+            without_rollout=[
+                UnknownFlag(flag=name, events=count) for name, count in found.unknown.items()
+            ],
             at=self._inventory.now(),
             stale_since=self._inventory.board.stale_since,
         )
@@ -181,12 +212,28 @@ class FlagPage:
         writer = csv.writer(text)
         writer.writerow(_COLUMNS)
         for count, one in enumerate(found.flags, start=1):
-            line = one.line().model_dump(mode="json")
-            line["findings"] = " ".join(each.kind for each in one.findings)
-            writer.writerow([_cell(line[name]) for name in _COLUMNS])
+            writer.writerow([_cell(value) for value in _row(one)])
             if count % 100 == 0:
                 await asyncio.sleep(0)
+        for name, events in found.unknown.items():
+            unknown: dict[str, object] = {"flag": name, "events_without_rollout": events}
+            writer.writerow([_cell(unknown.get(column)) for column in _COLUMNS])
         return text.getvalue().encode()
+
+
+def _row(one: Listed) -> list[object]:
+    """Return a flag's values in the order of `_COLUMNS`."""
+    line = one.line()
+    values = line.model_dump(mode="json")
+    for arm, count in (values["evaluations"] or {}).items():
+        values[f"evaluations_{arm}"] = count
+    for lift in line.lifts[:1]:  # a table has one per flag: the first that the plan names
+        values |= {"lift": lift.lift, "lift_low": lift.low, "lift_high": lift.high}
+        values["lift_conversion"] = lift.conversion
+    if (decision := values["last_decision"]) is not None:
+        values |= {"last_decision": decision["kind"], "last_decision_at": decision["at"]}
+    values["findings"] = " ".join(each.kind for each in one.findings)
+    return [values.get(name) for name in _COLUMNS]
 
 
 _CSV_HEADERS: Final = (
@@ -198,12 +245,7 @@ _CSV_HEADERS: Final = (
 
 def _cell(value: object) -> str:
     """Return a value for a cell; a text that a spreadsheet would calculate is quoted."""
+    if isinstance(value, int | float):
+        return str(value)
     text = "" if value is None else str(value)
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
-
-
-def _number(query: Query, name: str, default: int, least: int, most: int) -> int:
-    asked = digits(query.get(name, [str(default)])[-1], 8)
-    if asked is None or not least <= asked <= most:
-        raise Refused(400, f"{name} is a whole number from {least} to {most}")
-    return asked

@@ -9,7 +9,7 @@ import structlog
 
 from controller.codec.rollouts import rollout_to_json
 from controller.health import Faults, Health
-from controller.ports import Clock
+from controller.ports import Clock, FlagUses
 from controller.settings import Settings
 from controller.telemetry import Metrics
 from controller.web.admission import Admission
@@ -18,6 +18,7 @@ from controller.web.bucketing import Generation
 from controller.web.event_stream import EventStreams, StreamLimits
 from controller.web.flagd_sync import FlagdSyncServer, SyncAddress
 from controller.web.flags import FlagBoard
+from controller.web.inventory import FlagSource
 from controller.web.page.live import LivePages
 from controller.web.reports import Reports
 from controller.web.server import HttpServer
@@ -44,10 +45,12 @@ class Surface:
         steering: Steering,
         admission: Admission | None,
         events_of: Callable[[str | None], bytes | None],
+        uses: Callable[[], FlagUses],
     ) -> None:
         """`reports` has those of all replicas' flags. `admission` None: nobody can sign in.
 
         `events_of` returns None for a flag without events; without a flag, a summary of all.
+        `uses` are those of all flags, over all replicas.
         """
         http = settings.http
         token = http.command_token
@@ -72,7 +75,7 @@ class Surface:
             page_streams=http.page_streams,
             why_not_shown=http.why_not_shown,
             admission=admission,
-            flag_rules=settings.flags,
+            flag_source=FlagSource(settings.flags, uses),
             public=public_names(settings),
         )
         self._close_seconds = settings.shutdown.close_seconds

@@ -386,7 +386,7 @@ class LocalKafka:
 
     def pause(self, broker: int = 0) -> None:
         """Freeze one broker (SIGSTOP): connections stay open and nothing answers."""
-        self._processes[broker].send_signal(signal.SIGSTOP)
+        freeze(self._processes[broker])
 
     def resume(self, broker: int = 0) -> None:
         """Let a frozen broker go on (SIGCONT)."""
@@ -567,6 +567,17 @@ class LocalKafka:
             return "\n".join(self.log_path(broker).read_text(errors="replace").splitlines()[-20:])
         except FileNotFoundError:
             return "(no log)"
+
+
+def freeze(process: subprocess.Popen[bytes]) -> None:
+    """Stop a child process (SIGSTOP), and return when none of its threads runs any more.
+
+    On a busy machine a thread may otherwise still answer what is asked right after the signal.
+    """
+    process.send_signal(signal.SIGSTOP)
+    if hasattr(os, "waitid"):  # macOS has it since Python 3.13
+        # WNOWAIT: an exit is left for whoever waits for the process
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
 
 def known_brokers(port: int, timeout_seconds: float = 2.0) -> int:

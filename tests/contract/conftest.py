@@ -8,14 +8,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from controller.adapters.memory import MemoryReports, MemoryRollouts, MemoryTotals
+from controller.adapters.memory import MemoryFlagUses, MemoryReports, MemoryRollouts, MemoryTotals
 from controller.adapters.redis.connection import RedisConnection
+from controller.adapters.redis.flag_uses import RedisFlagUses
 from controller.adapters.redis.reports import RedisReports
 from controller.adapters.redis.rollouts import RedisRollouts
 from controller.adapters.redis.totals import RedisTotals
 from controller.adapters.unleash.plane import UnleashPlane
 from controller.clock import SystemClock
-from controller.ports import Reports, Rollouts, Totals
+from controller.ports import FlagUseStore, Reports, Rollouts, Totals
 from tests.unleash.fake import FakeUnleash
 from tests.unleash.given import make_settings
 from tests.unleash.server import INSTALLED_VARIABLE, Console
@@ -51,6 +52,14 @@ def reports(request: pytest.FixtureRequest) -> Reports:
     if request.param == "memory":
         return MemoryReports()
     return RedisReports(request.getfixturevalue("redis_store"), keep_seconds=60)
+
+
+@pytest.fixture(params=["memory", "redis"])
+def flag_uses(request: pytest.FixtureRequest) -> FlagUseStore:
+    """Each `FlagUseStore` there is."""
+    if request.param == "memory":
+        return MemoryFlagUses()
+    return RedisFlagUses(request.getfixturevalue("redis_store"))
 
 
 @pytest.fixture(params=["fake", *(["real"] if INSTALLED_VARIABLE in os.environ else [])])

@@ -47,6 +47,7 @@ async def test_news_is_newest_first(reports: Reports) -> None:
     await reports.append_news(FLAG, "alerts", [b"a"])
     assert list(await reports.news(FLAG, "decisions")) == [b"3", b"2", b"1"]
     assert list(await reports.news(FLAG, "alerts")) == [b"a"]
+    assert list(await reports.news(FLAG, "decisions", most=1)) == [b"3"]
 
 
 async def test_what_is_discarded_is_gone(reports: Reports) -> None:

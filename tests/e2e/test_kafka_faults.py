@@ -118,6 +118,37 @@ class NewPartitionsOnly(Traffic):
         await super().request(f"{user}-{number}")
 
 
+@pytest.mark.rare
+async def test_a_broker_that_was_away_is_counted_from_as_soon_as_it_is_heard(
+    own_kafka: LocalKafka, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Away for longer than the watchdog waits, and `/readyz` says of counting what is so.
+
+    The member of the group is the same as before: the group need not wait for its session to end.
+    """
+    patience = {"ROLLOUTD_WATCHDOG__STUCK_AFTER_SECONDS": "5"}
+    async with DaemonProcess(
+        own_kafka.bootstrap, redis_url, tmp_path, prefix=topic_prefix, **patience
+    ) as daemon:
+
+        async def until(*, is_ready: bool) -> None:
+            async with asyncio.timeout(30 * SLACK):
+                while True:
+                    components = (await daemon.standing())["components"]
+                    if all(components[name]["ready"] is is_ready for name in ("state", "counting")):
+                        return
+                    await asyncio.sleep(0.1)
+
+        await until(is_ready=True)
+        own_kafka.kill9()
+        await until(is_ready=False)
+        await asyncio.sleep(8)
+        await asyncio.to_thread(own_kafka.start)
+        await until(is_ready=True)
+        assert not daemon.log_lines("consumer_stuck")
+        assert len(daemon.log_lines("consumer_started")) == 2  # of the events, of the commands
+
+
 async def test_partitions_added_to_every_topic_are_judged_and_obeyed(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:

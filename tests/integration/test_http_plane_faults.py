@@ -104,6 +104,35 @@ async def test_a_lost_answer_does_not_make_our_own_change_a_strangers() -> None:
         assert await plane.look(make_rollout(revision=2, percent=50.0)) == Served(50.0, None)
 
 
+async def test_a_change_that_did_not_arrive_is_no_strangers_edit(template: Path) -> None:
+    """The write was lost on its way: what is still there is not held for an edit, but replaced."""
+    state = {"percent": 0}
+    is_lost = True
+
+    async def script(exchange: Exchange) -> None:
+        if exchange.request.body and is_lost:
+            await exchange.reset()
+            return
+        if exchange.request.body:
+            state.update(json.loads(exchange.request.body))
+        await exchange.answer(json.dumps(state))
+
+    clock = HandClock()
+    async with (
+        fault_server(script) as server,
+        plane_at(template, clock, values={"base": server.url}) as plane,
+    ):
+        with pytest.raises(FlagPlaneUnavailable):
+            await serve(plane, make_rollout())
+        clock.seconds += 31
+        assert (await plane.look(make_rollout())).edited_by is None
+        is_lost = False
+        assert await serve(plane, make_rollout()) == Served(10.0, None)
+        state["percent"] = 0
+        clock.seconds += 31
+        assert (await plane.look(make_rollout())).edited_by is not None, "it had arrived"
+
+
 async def test_what_a_percentage_cannot_say_is_sent_once_and_complained_of(template: Path) -> None:
     """Divided treatment is not told to a system that knows percentages alone.
 

@@ -22,6 +22,7 @@ import yaml
 
 from controller.adapters.redis.claims import RedisClaims
 from controller.adapters.redis.connection import RedisConnection, RightMissing
+from controller.adapters.redis.flag_uses import RedisFlagUses
 from controller.adapters.redis.identity import Identity, StoredIdentity
 from controller.adapters.redis.plane import RedisPlane
 from controller.adapters.redis.relay import RedisRelay
@@ -32,7 +33,8 @@ from controller.adapters.redis.totals import RedisTotals
 from controller.deciding.flag.flag_inbox import NewTotals
 from controller.errors import FlagPlaneUnavailable, StoreUnavailable
 from controller.health import Scope
-from controller.ports import CourseKey, OutboxEntry
+from controller.ports import CourseKey, OutboxEntry, Use
+from schemas.terms import UseKind
 from schemas.totals import PartitionCounts, encode_progress
 from tests.brokers import RedisServer, free_port, redis_binary
 from tests.builders import make_rollout
@@ -42,6 +44,7 @@ GUIDE = (Path(__file__).parents[2] / "ops" / "security.md").read_text(encoding="
 PARTITION = "flag.evaluations/3/1"
 FIELDS = encode_progress(PartitionCounts(end=5, counted=5))
 COURSE = CourseKey("start-1", 0)
+USE = Use(UseKind.TREATMENT, "f")
 IDENTITY = Identity("one", "", "production")
 
 Call = Callable[[RedisConnection, RedisTotals, RedisRollouts], Awaitable[object]]
@@ -137,6 +140,15 @@ CALLS: dict[str, Call] = {
     ),
     "reports.news": lambda store, totals, rollouts: reports(store).news("f", "alerts"),
     "reports.discard": lambda store, totals, rollouts: reports(store).discard("f", [COURSE]),
+    "uses.add": lambda store, totals, rollouts: RedisFlagUses(store).add(
+        9, {USE: 1}, writer="a", number=1
+    ),
+    "uses.hour": lambda store, totals, rollouts: RedisFlagUses(store).hour(9),
+    "uses.write_notes": lambda store, totals, rollouts: RedisFlagUses(store).write_notes(
+        {USE: b"9"}
+    ),
+    "uses.notes": lambda store, totals, rollouts: RedisFlagUses(store).notes(),
+    "uses.drop_notes": lambda store, totals, rollouts: RedisFlagUses(store).drop_notes([USE]),
     "totals.discard": lambda store, totals, rollouts: totals.discard(PARTITION),
     "rollouts.bury": lambda store, totals, rollouts: rollouts.bury(
         "f", expected_token=1, revision=1
@@ -155,6 +167,7 @@ def test_every_call_is_tried() -> None:
         "claims": RedisClaims,
         "relay": RedisRelay,
         "reports": RedisReports,
+        "uses": RedisFlagUses,
     }
     calls = {"check_server", "ask_time"}
     for prefix, adapter in adapters.items():

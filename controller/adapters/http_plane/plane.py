@@ -62,6 +62,15 @@ class _Memory:
     served: Served | None = None  # at the last look, until something is sent
     looked_at: float = 0.0  # monotonic
     is_acknowledged: bool = False  # the newest revision was
+    replaced: float | None = None  # read just before the newest revision was sent
+
+    @property
+    def ours(self) -> set[float | None]:
+        """What may be read without anybody's edit.
+
+        A write that was not acknowledged may not have arrived: what it was to replace is there.
+        """
+        return {*self.sent} if self.is_acknowledged else {*self.sent, self.replaced}
 
 
 class HttpPlane:
@@ -147,7 +156,7 @@ class HttpPlane:
                 return Served.compared(memory.percent, decided, edited_by=memory.served.edited_by)
         scope = await self._read(rollout)
         memory.percent = self._template.percent(scope)
-        is_edited = bool(memory.sent) and memory.percent not in memory.sent
+        is_edited = bool(memory.sent) and memory.percent not in memory.ours
         editor = f"somebody at {self._host}" if is_edited else None
         memory.served = Served.compared(memory.percent, decided, edited_by=editor)
         memory.looked_at = now
@@ -165,6 +174,7 @@ class HttpPlane:
         memory.revision = rollout.revision
         # Before it is sent: if the answer is lost, the percentage is still ours.
         memory.sent.add(percent_to_serve(rollout))
+        memory.replaced = self._template.percent(scope)
         memory.served, memory.is_acknowledged = None, False
         await self._send(request, rollout)
         memory.is_acknowledged = True

@@ -9,6 +9,7 @@ from controller.adapters.memory.advisor import MemoryAdvisor
 from controller.adapters.memory.clock import ManualClock
 from controller.adapters.memory.event_log import MemoryBroker, MemoryEventLog
 from controller.adapters.memory.flag_plane import MemoryFlagPlane
+from controller.adapters.memory.flag_uses import MemoryFlagUses
 from controller.adapters.memory.outage import Outage
 from controller.adapters.memory.publishing import MemoryPublisher, MemoryStateFeed
 from controller.adapters.memory.reports import MemoryReports
@@ -21,6 +22,7 @@ __all__ = [
     "MemoryBroker",
     "MemoryEventLog",
     "MemoryFlagPlane",
+    "MemoryFlagUses",
     "MemoryPublisher",
     "MemoryReports",
     "MemoryRollouts",

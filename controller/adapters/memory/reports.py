@@ -52,10 +52,10 @@ class MemoryReports:
             kept.insert(0, event)
         self.outage.after()
 
-    async def news(self, flag_key: str, topic: str) -> Sequence[bytes]:
+    async def news(self, flag_key: str, topic: str, *, most: int | None = None) -> Sequence[bytes]:
         self.outage.before()
         self.outage.after()
-        return list(self._news.get((flag_key, topic), ()))
+        return list(self._news.get((flag_key, topic), ()))[:most]
 
     async def discard(self, flag_key: str, courses: Sequence[CourseKey]) -> None:
         self.outage.before()

@@ -95,11 +95,12 @@ class RedisReports:
         if events:
             await self._connection.call(f"keep {topic} of {flag_key}", send, times_deadline=0.5)
 
-    async def news(self, flag_key: str, topic: str) -> Sequence[bytes]:
+    async def news(self, flag_key: str, topic: str, *, most: int | None = None) -> Sequence[bytes]:
         key = self._news(flag_key, topic)
+        last = NEWS_KEPT if most is None else most
         stored: Sequence[bytes] = await self._connection.call(
             f"read {topic} of {flag_key}",
-            lambda: self._connection.client.lrange(key, 0, NEWS_KEPT - 1),
+            lambda: self._connection.client.lrange(key, 0, last - 1),
             times_deadline=0.5,
         )
         return stored

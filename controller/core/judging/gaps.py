@@ -42,7 +42,24 @@ SWITCHED_ABOVE = 0.01
 REPEATED_ABOVE = 0.05
 
 
-def counting_lag(plan: Plan, visit: Visit, evidence: Evidence, at: datetime) -> str | None:
+def uncounted(
+    plan: Plan, visit: Visit, evidence: Evidence, fall: str | None, at: datetime
+) -> str | None:
+    """Return why less is counted of a visit than has happened in it, None where all is counted.
+
+    So it is while everything is counted again: the store has lost what it had, or some of it. What
+    is not counted may have happened all the same. `fall` is as in `staleness`.
+    """
+    reasons = (_missing_partitions(evidence), _counting_lag(plan, visit, evidence, at), fall)
+    return "; ".join(reason for reason in reasons if reason is not None) or None
+
+
+def _missing_partitions(evidence: Evidence) -> str | None:
+    reporting, expected = len(evidence.partitions), evidence.expected_partitions
+    return f"{reporting} of {expected} event partitions report" if reporting < expected else None
+
+
+def _counting_lag(plan: Plan, visit: Visit, evidence: Evidence, at: datetime) -> str | None:
     """Return how far counting is behind, None where what is not counted did not happen.
 
     A partition is behind if it has records to read, and the newest that it has counted is from
@@ -65,13 +82,13 @@ def counting_lag(plan: Plan, visit: Visit, evidence: Evidence, at: datetime) -> 
 
 
 def missing_data(
-    stage: Stage, visit: Visit, totals: VisitTotals, lag: str | None = None
+    stage: Stage, visit: Visit, totals: VisitTotals, uncounted: str | None = None
 ) -> Iterator[Gap]:
     """Return at most one gap per arm, the most basic one.
 
     In this order: no exposure, no outcomes or too few of them, fewer than `min_sample` contexts.
-    At 100 % nobody is left in control, so only treatment must have data. While counting has a
-    `lag`, what is not counted may have happened all the same: then the evidence is stale. A lag
+    At 100 % nobody is left in control, so only treatment must have data. While events are
+    `uncounted`, what is missing may have happened all the same: then the evidence is stale. That
     does not explain that treatment alone has no outcomes.
     """
     has_control = visit.percent < 100
@@ -80,9 +97,11 @@ def missing_data(
         is_treatment = arm is Arm.TREATMENT and has_control
         if is_treatment and are_outcomes_missing(totals):
             yield Gap(HealthGap.NO_OUTCOMES, _missing_outcomes_words(totals))
-        elif lag is not None and 0 in (counted.exposures, counted.outcomes):
+        elif uncounted is not None and 0 in (counted.exposures, counted.outcomes):
             what = "context" if counted.exposures == 0 else "outcome"
-            yield Gap(HealthGap.STALE, f"{lag}: no {what} of {arm} is counted in this stage so far")
+            yield Gap(
+                HealthGap.STALE, f"{uncounted}: no {what} of {arm} is counted in this stage so far"
+            )
         elif counted.exposures == 0:
             yield Gap(HealthGap.NO_TRAFFIC, f"no context was exposed to {arm} in this stage")
         elif counted.outcomes == 0:
@@ -210,10 +229,8 @@ def staleness(
     about totals that fell back. Evidence that is exactly `fresh_within` old is still fresh.
     """
     details = []
-    if len(evidence.partitions) < evidence.expected_partitions:
-        details.append(
-            f"{len(evidence.partitions)} of {evidence.expected_partitions} event partitions report"
-        )
+    if (missing := _missing_partitions(evidence)) is not None:
+        details.append(missing)
     delays = [
         ", ".join(found)
         for partition in evidence.partitions

@@ -80,10 +80,12 @@ def judge(
     exposed = sum(exposures.values())
     srm_e_value = as_e_value(sample_ratio.log_e_value(tests.srm))
     is_blind = rollout.plan.blind
+    is_counted = not is_blind and rollout.closed_since is None  # else nothing counted is no gap
+    incomplete = _incomplete(rollout, evidence, observation, at) if is_counted else None
     found = tuple(
-        gaps.plane_drift(evidence)
-        if is_blind or rollout.closed_since is not None  # that nothing is counted is no gap
-        else _gaps(rollout, evidence, observation, last_event_at, srm_e_value, at)
+        _gaps(rollout, evidence, observation, last_event_at, srm_e_value, incomplete, at)
+        if is_counted
+        else gaps.plane_drift(evidence)
     )
     tests = _gap_times(rollout, tests, found, at)
     judgement = Judgement(
@@ -106,8 +108,16 @@ def judge(
         },
         batches=tests.batches,
         gap_times=tests.gap_times,
+        incomplete=incomplete,
     )
     return judgement, tests
+
+
+def _incomplete(
+    rollout: Rollout, evidence: Evidence, observation: Observation, at: datetime
+) -> str | None:
+    """Return why less is counted than has happened in the present visit, None where all is."""
+    return gaps.uncounted(rollout.plan, observation.visit, evidence, observation.fall, at)
 
 
 def _gap_times(
@@ -133,12 +143,12 @@ def _gaps(
     observation: Observation,
     last_event_at: datetime,
     srm_e_value: float,
+    incomplete: str | None,
     at: datetime,
 ) -> Iterator[Gap]:
     """Yield every gap, in the order in which people read them."""
     plan, visit, totals = rollout.plan, observation.visit, observation.totals
-    lag = gaps.counting_lag(plan, visit, evidence, at)
-    missing = gaps.missing_data(plan.stages[visit.stage], visit, totals, lag)
+    missing = gaps.missing_data(plan.stages[visit.stage], visit, totals, incomplete)
     stale = gaps.staleness(plan, evidence, last_event_at, observation.fall, at)
     yield from gaps.merged((*missing, *stale))
     yield from gaps.sample_ratio(rollout, totals, srm_e_value)

@@ -113,6 +113,8 @@ class Judgement:
     batches: int = 0  # closed by the sequential tests so far
     #: The gaps of this visit, also those that are gone for less than the plan's grace time.
     gap_times: Mapping[HealthGap, GapTime] = field(default_factory=dict)
+    #: Why less is counted of this visit than has happened in it; None: all that has happened is.
+    incomplete: str | None = None
 
     def seconds_of(self, kind: HealthGap) -> float:
         """Return for how long a kind of gap has lasted; 0 for one that is not there."""

@@ -193,10 +193,12 @@ def stale(command: CommandReceived, revision: int) -> str:
 def done(transition: Transition, request: Request) -> Transition:
     """Return the transition with the answer that the command was carried out."""
     assert transition.after is not None
-    missing, gaps = "; ".join(request.command.missing), "; ".join(request.command.gaps)
+    command = request.command
+    missing, gaps = "; ".join(command.missing), "; ".join(command.gaps)
     reason = f"done; not there yet: {missing}" if missing else "done"
+    reason += f"; against the rules: {'; '.join(command.warnings)}" if command.warnings else ""
     reason += f"; at this moment the evidence cannot be judged: {gaps}" if gaps else ""
-    answer = announcements.accepted(request.command, transition.after, reason)
+    answer = announcements.accepted(command, transition.after, reason)
     return Transition(transition.after, (*transition.effects, answer))
 
 

@@ -47,6 +47,8 @@ def begin(previous: Rollout | None, request: Request) -> Transition:
         return rejected(previous, request, NO_MODEL)
     if (why := why_no_start(plan, now)) is not None:
         return rejected(previous, request, why)
+    if command.refusals:
+        return rejected(previous, request, f"against the rules: {'; '.join(command.refusals)}")
     kept = previous if command.plan is None else None
     if kept is not None and four_eyes.is_one_too_many(kept, command.issuer):
         return rejected(previous, request, four_eyes.TOO_MANY)

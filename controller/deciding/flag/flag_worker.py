@@ -241,7 +241,7 @@ class FlagWorker:
                         has_advisor=self._dependencies.has_advisor,
                         last_revision=self._state.last_revision,
                     )
-                    event = await self._with_missing(event)
+                    event = await self._with_preflight(event)
                     await self._observe()
             now = self._clock.now()
             decision = self._decider.decide(event, binding, now)
@@ -254,8 +254,8 @@ class FlagWorker:
                 # The question may be saved and was never sent: decide again as after a restart.
                 event = Restarted()
 
-    async def _with_missing(self, command: CommandReceived) -> CommandReceived:
-        """Return a start with what the rollout will need and is not there; others as they are."""
+    async def _with_preflight(self, command: CommandReceived) -> CommandReceived:
+        """Return a start with what is not there or against the rules; others as they are."""
         preflight, rollout = self._dependencies.preflight, self.rollout
         plan = command.plan or (None if rollout is None else rollout.plan)
         is_start = command.verb in (CommandVerb.START, CommandVerb.RESTART)
@@ -263,6 +263,9 @@ class FlagWorker:
             return command
         if rollout is not None and not rollout.has_ended:
             return command  # it is refused
+        if command.plan is not None:  # the plan of before is not judged again
+            warnings, refusals = preflight.against_rules(command.plan)
+            command = replace(command, warnings=warnings, refusals=refusals)
         return replace(command, missing=await preflight.missing(plan))
 
     async def _observe(self) -> None:

@@ -22,6 +22,7 @@ from controller.reporting.comparison import bound_words, comparison_of
 from controller.reporting.evidence_words import (
     estimate,
     harm_words,
+    incomplete_words,
     legend,
     proven_words,
     verdict_words,
@@ -168,6 +169,7 @@ class RolloutScreen:
             "users": {}
             if judgement is None
             else {arm.value: judgement.exposures.get(arm, 0) for arm in Arm},
+            "incomplete": "" if judgement is None else incomplete_words(judgement),
             "harm": "" if judgement is None else harm_words(judgement),
             "charts": charts(await self._history(rollout), judgement),
             "planes": [] if report is None else [_plane(one, rollout) for one in report.planes],

@@ -8,14 +8,16 @@ from dataclasses import replace
 from rich.console import Console
 
 from controller.cli import event_view, rendering, status_view
+from controller.cli.rollout_tree import rollout_tree
 from controller.codec.decisions import to_judgement_record
 from controller.core.judging.judgement import Gap
 from controller.core.plan import Guardrail
 from controller.core.rollout import Baking, RolledBack
 from controller.reporting.evidence_words import GAP_WORDS, evidence_line, legend, verdict_words
+from controller.reporting.headline import headline
 from controller.reporting.situation import Situation
 from schemas.decision import Decision, JudgementRecord, PlanReference
-from schemas.terms import DecisionKind, HealthGap, PhaseName, Verdict
+from schemas.terms import Arm, DecisionKind, HealthGap, PhaseName, Verdict
 from tests.builders import (
     MINUTE,
     T0,
@@ -43,6 +45,24 @@ def evidence(*gaps: Gap, breached: bool = False) -> JudgementRecord:
     """Return a published judgement of one guardrail with these gaps."""
     metric = make_breach() if breached else make_report(safe=Verdict.PASS)
     return to_judgement_record(make_judgement(metrics=(metric,), gaps=gaps))
+
+
+def test_figures_of_a_recount_say_that_they_are() -> None:
+    """0 users beside 81 user actions is no truth about either, wherever it is shown."""
+    nobody = {Arm.TREATMENT: 0, Arm.CONTROL: 0}
+    why = "2 of 8 event partitions report"
+    judgement = make_judgement(exposures=nobody, incomplete=why)
+    record = to_judgement_record(judgement)
+    said = f"figures are of what is counted so far: {why}"
+    assert evidence_line(record).startswith(f"{said}; users 0 against 0; ")
+    rollout = make_rollout(phase=Baking(0, T0 + MINUTE), visits=(make_visit(),))
+    situation = Situation(rollout, (decision(record),), T0 + MINUTE)
+    for show in (status_view.show_flag, lambda console, one: console.print(rollout_tree(one, []))):
+        console, stream = pipe()
+        show(console, situation)
+        assert said in stream.getvalue()
+    assert f"is counted again so far: {why}" in headline(situation).now
+    assert "so far" not in evidence_line(to_judgement_record(make_judgement(exposures=nobody)))
 
 
 def decision(judgement: JudgementRecord) -> Decision:

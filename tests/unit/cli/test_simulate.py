@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from controller.cli.common import EXIT_REJECTED, EXIT_USAGE
 from controller.cli.operator import app
-from controller.cli.typed_traffic import begins_at
+from controller.planning.typed_traffic import begins_at
 from tests.builders import make_plan
 
 PLAN = """name: small

@@ -172,6 +172,19 @@ def test_record_that_names_no_command_is_unreadable(value: bytes | None) -> None
         read_command(value, (), None, T0_MS)
 
 
+@pytest.mark.parametrize("depth", [700, 5_000, 100_000])
+@pytest.mark.parametrize("before", [b"", b'{"verb": ', b'{"verb": "pause", "reason": '])
+def test_a_command_that_is_nested_too_deeply_is_refused_by_its_place(
+    depth: int, before: bytes
+) -> None:
+    """Whatever reads it: at a glance, or in full with the place at which it gets too deep."""
+    value = before + b"[" * depth + b"]" * depth + b"}" * (before != b"")
+    peek_command(value, (), b"f")  # raises nothing
+    at = 512 - before.count(b"{") + len(before)
+    with pytest.raises(CommandUnreadable, match=f"512 opening brackets: one more at byte {at};"):
+        read_command(value, (), b"f", T0_MS)
+
+
 @pytest.mark.parametrize("timestamp_ms", [-1, 2**62])
 def test_bare_command_without_a_usable_time_is_unreadable(timestamp_ms: int) -> None:
     """A bare command needs the record's timestamp.

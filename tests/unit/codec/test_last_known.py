@@ -34,6 +34,10 @@ def test_what_was_written_is_read() -> None:
     """Rollouts and the time come back as they were, also under the environment's former name."""
     state = last_known_from_bytes(written(), OURS)
     assert (state.known_at, state.rollouts) == (T0, ROLLOUTS)
+    assert state.confirmed_at is None
+    documents, confirmed_at = [rollout_to_json(ROLLOUTS[0])], T0 - timedelta(minutes=5)
+    with_word = last_known_to_bytes(OURS, T0, documents, confirmed_at)
+    assert last_known_from_bytes(with_word, OURS).confirmed_at == confirmed_at
     renamed = last_known_from_bytes(written(), Origin("prod", "shop."), ("production",))
     assert renamed.rollouts == ROLLOUTS
 

@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 
 from controller.core.plan import AdvisorPolicy
+from controller.core.rollout import Rollout
 from controller.deciding.preflight import Preflight
 from controller.health import Faults, Scope
+from controller.settings.flags import FlagsSettings
 from schemas.terms import AdvisorMode, CommandVerb
-from tests.builders import T0, make_plan
+from tests.builders import T0, make_plan, make_rollout
 from tests.unit.deciding.worker_world import WATCHED, World, order, start
 from tests.virtual_time import in_virtual_time
 
@@ -68,6 +70,45 @@ async def test_planes_and_partitions_in_trouble_are_named() -> None:
     assert len(partitions) == 4
     assert partitions[-1] == "2 more: event partitions"
     assert await preflight.missing(replace(plan, blind=True)) == (plane,)
+
+
+RULES = {"name_pattern": "[a-z]+", "needs_owner": True, "most_active": 1}
+
+
+@in_virtual_time
+async def test_a_start_against_a_rule_is_told_and_happens() -> None:
+    """By default; its result says what is against the rules, and what to change."""
+    world = World()
+    preflight = Preflight(no_faults(), None, FlagsSettings.model_validate(RULES))
+    async with world.worker(preflight=preflight) as worker:
+        await worker.submit(start(WATCHED))
+        assert (await world.stored()).percent == 10
+    reason = world.results()[0]["reason"]
+    assert reason.startswith("done; against the rules: the flag key new-checkout does not fit")
+    assert "add `owner: TEAM`" in reason
+    assert world.published("alerts") == []
+
+
+@in_virtual_time
+async def test_a_start_against_a_rule_that_refuses_does_not_happen() -> None:
+    """The same command again gets the same answer; a restart of a running plan is not judged."""
+    world = World()
+    others: dict[str, Rollout] = {}
+    rules = FlagsSettings.model_validate({"most_active": 1, "at_start": {"too_many": "refuse"}})
+    preflight = Preflight(no_faults(), None, rules, lambda: others)
+    others["other"] = make_rollout(flag_key="other")
+    async with world.worker(preflight=preflight) as worker:
+        await worker.submit(start(WATCHED))
+        others.clear()
+        await worker.submit(start(WATCHED))
+        first, again = (each["reason"] for each in world.results())
+        assert first == again
+        assert first.startswith("against the rules: there would be 2 active flags, 1 are allowed")
+        await worker.submit(start(WATCHED, command_id="start-2"))
+        await worker.submit(order(CommandVerb.ABORT, "abort-1"))
+        others["other"] = make_rollout(flag_key="other")
+        await worker.submit(order(CommandVerb.RESTART, "restart-1"))
+        assert [each["status"] for each in world.results()[2:]] == ["accepted"] * 3
 
 
 @in_virtual_time

@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from controller.core.rollout import Aborted, Completed, Rollout
-from controller.reporting.inventory import counted_findings, inventory
+from controller.ports import FlagUse, FlagUses
+from controller.reporting.inventory import Finding, counted_findings, inventory
 from controller.settings.flags import FlagsSettings
 from schemas.terms import FlagFinding, FlagType
 from tests.builders import T0, make_plan, make_rollout, make_stages
@@ -79,6 +80,49 @@ def test_too_many_flags_of_one_owner_are_reported_at_this_owner_alone() -> None:
     of_findings = found(*flags, off, flag("b", owner="bob"), most_active_per_owner=2)
     crowded = {key for key, ones in of_findings.items() if FlagFinding.TOO_MANY_OF_OWNER in ones}
     assert crowded == {"a0", "a1", "a2"}
+
+
+def unevaluated(one: Rollout, use: FlagUse | None, days: float | None = 30) -> list[Finding]:
+    """Return what is found about a flag that is used so."""
+    rules = FlagsSettings(stale_after_days=None, unevaluated_after_days=days)
+    uses = FlagUses({} if use is None else {one.flag_key: use})
+    assert counted_findings([one], NOW, rules, uses)["not_evaluated"] in (0, 1)
+    (listed,) = inventory([one], NOW, rules, uses)
+    return list(listed.findings)
+
+
+def test_a_flag_that_no_app_evaluates_is_found() -> None:
+    """Also while its rollout is under way, and where no evaluation ever came."""
+    for use in (FlagUse(0, 0, 0, T0, T0), FlagUse(0, 0, 0, None, T0)):
+        (ended,) = unevaluated(flag(), use)
+        assert ended.kind is FlagFinding.NOT_EVALUATED
+        assert ended.why == "no app has reported an evaluation for 31 days"
+        assert ended.action.startswith("rolloutctl retire f ")
+    (live,) = unevaluated(make_rollout(started_at=T0), FlagUse(0, 0, 0, T0, T0))
+    assert "abort" in live.action
+    assert unevaluated(flag(), FlagUse(0, 0, 0, T0, T0), days=None) == []
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        None,
+        FlagUse(),
+        FlagUse(0, 0, 1, T0, T0),
+        FlagUse(0, 0, 0, NOW - 29 * DAY, T0),
+        FlagUse(0, 0, 0, None, NOW - 29 * DAY),
+        FlagUse(0, 0, 0, T0, NOW - 29 * DAY),
+    ],
+)
+def test_a_flag_that_may_be_evaluated_is_left_alone(use: FlagUse | None) -> None:
+    """Nothing is known of it, it is evaluated, or it is watched for a short time only."""
+    assert unevaluated(flag(), use) == []
+
+
+def test_a_new_rollout_has_its_time() -> None:
+    """Nobody evaluated the flag before it began."""
+    use = FlagUse(0, 0, 0, None, T0)
+    assert unevaluated(make_rollout(started_at=NOW - DAY), use) == []
 
 
 def test_flags_to_tidy_come_first_and_are_counted() -> None:

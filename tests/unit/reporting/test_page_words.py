@@ -13,26 +13,14 @@ from controller.cli import operator
 from controller.codec.decisions import to_judgement_record
 from controller.core.judging.judgement import Gap
 from controller.core.metrics.kind import ArmSummary
-from controller.core.rollout import (
-    Aborted,
-    AwaitingApproval,
-    Baking,
-    Completed,
-    Gating,
-    Paused,
-    Phase,
-    RolledBack,
-    Scheduled,
-)
 from controller.reporting.command_lines import WHAT, command_line
 from controller.reporting.comparison import bound_words, comparison_of
 from controller.reporting.evidence_words import legend, value_words
 from controller.reporting.fitting import SHOWN, fitting_commands
 from controller.reporting.headline import Tone, brief, headline, needs_attention, tone_of
 from controller.reporting.progress import CheckState, evidence_share, gate_checks, proof_share
-from controller.reporting.situation import Situation
-from schemas.decision import JudgementRecord, MetricRecord
-from schemas.terms import Arm, HealthGap, HoldReason, Verdict
+from schemas.decision import MetricRecord
+from schemas.terms import Arm, HealthGap, Verdict
 from tests.builders import (
     make_arm_summary,
     make_breach,
@@ -40,20 +28,10 @@ from tests.builders import (
     make_report,
     make_rollout,
 )
-from tests.pages import judgement_at, rollout_in
+from tests.pages import judgement_at, phases_at, rollout_in, situation_in
 
 NOW = datetime(2026, 11, 23, 9, 0, 7, tzinfo=UTC)
-SOON = NOW + timedelta(minutes=5)
-PHASES: dict[str, Phase] = {
-    "scheduled": Scheduled(SOON),
-    "baking": Baking(1, SOON),
-    "gating": Gating(1, "gate-1", NOW, SOON),
-    "awaiting": AwaitingApproval(1, "gate-1", NOW, HoldReason.APPROVAL),
-    "paused": Paused(NOW, HoldReason.OPERATOR, Baking(1, SOON)),
-    "completed": Completed(NOW),
-    "rolled_back": RolledBack(NOW, "error_rate 4 %"),
-    "aborted": Aborted(NOW, "changed our mind"),
-}
+PHASES = phases_at(NOW)
 TONES = {
     "scheduled": Tone.RESTS,
     "awaiting": Tone.WAITS,
@@ -62,11 +40,6 @@ TONES = {
     "rolled_back": Tone.HARM,
     "aborted": Tone.RESTS,
 }
-
-
-def situation_in(name: str, judgement: JudgementRecord | None = None) -> Situation:
-    """Return a rollout in a phase."""
-    return Situation(rollout_in(lambda _: PHASES[name], "flag", 1, NOW), (), NOW, judgement)
 
 
 def both_arms(treatment: float | None, control: float) -> dict[Arm, ArmSummary]:
@@ -85,35 +58,42 @@ def metric(**fields: object) -> MetricRecord:
 @pytest.mark.parametrize("name", PHASES)
 def test_every_phase_has_a_sentence_a_mark_and_a_short_form(name: str) -> None:
     """Nobody needs the color, and no phase is left without words."""
-    head = headline(situation_in(name))
+    head = headline(situation_in(PHASES[name], NOW))
     assert head.now.endswith(".")
     assert head.now[0].isupper()
     assert head.mark
     assert head.tone is TONES.get(name, Tone.MOVES)
-    assert brief(situation_in(name))
+    assert brief(situation_in(PHASES[name], NOW))
 
 
 def test_harm_and_gaps_are_told_before_anything_else() -> None:
     """A gap is unknown, and never "no harm"."""
     bad = to_judgement_record(make_judgement(visit=1, metrics=(make_breach(),)))
-    assert "Worse than allowed: error_rate." in headline(situation_in("baking", bad)).now
-    assert tone_of(situation_in("paused", bad)) is Tone.HARM
+    assert (
+        "Worse than allowed: error_rate." in headline(situation_in(PHASES["baking"], NOW, bad)).now
+    )
+    assert tone_of(situation_in(PHASES["paused"], NOW, bad)) is Tone.HARM
     none = to_judgement_record(make_judgement(visit=1, exposures={}))
-    assert "No user of the new version was counted" in headline(situation_in("baking", none)).now
+    assert (
+        "No user of the new version was counted"
+        in headline(situation_in(PHASES["baking"], NOW, none)).now
+    )
 
 
 def test_too_few_users_so_far_is_no_trouble() -> None:
     """Every stage begins so; a gap that something is wrong about is marked."""
     few = Gap(HealthGap.BELOW_MIN_SAMPLE, "treatment has 44 of 50 contexts")
     early = situation_in(
-        "baking", to_judgement_record(make_judgement(at=NOW, visit=1, gaps=(few,)))
+        PHASES["baking"], NOW, to_judgement_record(make_judgement(at=NOW, visit=1, gaps=(few,)))
     )
     assert tone_of(early) is Tone.MOVES
     assert brief(early) == "baking: treatment has 44 of 50 contexts"
     assert gate_checks(early)[0].state is CheckState.OPEN
     stale = Gap(HealthGap.STALE, "the freshest event is 90 s old")
     gaps = (few, stale)
-    blind = situation_in("baking", to_judgement_record(make_judgement(at=NOW, visit=1, gaps=gaps)))
+    blind = situation_in(
+        PHASES["baking"], NOW, to_judgement_record(make_judgement(at=NOW, visit=1, gaps=gaps))
+    )
     assert tone_of(blind) is Tone.UNKNOWN
     assert brief(blind) == "stale: the freshest event is 90 s old"
     assert gate_checks(blind)[0].state is CheckState.BLOCKS
@@ -143,7 +123,9 @@ def test_a_bar_is_full_only_for_what_is_proven() -> None:
 @pytest.mark.parametrize("name", PHASES)
 def test_the_gate_is_shown_in_its_order(name: str) -> None:
     """Health, statistics, advice, people; outside a stage there is no gate."""
-    checks = gate_checks(situation_in(name, to_judgement_record(judgement_at(NOW, 1_548))))
+    checks = gate_checks(
+        situation_in(PHASES[name], NOW, to_judgement_record(judgement_at(NOW, 1_548)))
+    )
     has_stage = name in ("baking", "gating", "awaiting", "paused")
     expected = ["health", "statistics", "advice", "people"] if has_stage else []
     assert [one.name for one in checks] == expected

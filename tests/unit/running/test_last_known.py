@@ -308,6 +308,38 @@ async def test_before_the_topic_was_read_decisions_come_from_redis_too(tmp_path:
         await replica.until({"new-checkout": 0.0})
 
 
+@pytest.mark.parametrize("has_redis", [True, False])
+async def test_an_outage_does_not_begin_with_a_restart(tmp_path: Path, *, has_redis: bool) -> None:
+    """Stale since the brokers' last word, to whichever process, though Redis was read since."""
+    store = await holding(AT_HALF)
+    async with running(tmp_path, store) as replica:
+        replica.board.update(AT_HALF)
+        replica.clock.advance(timedelta(minutes=10))
+        replica.feed.silent_seconds = 600.0
+        replica.board.trust()
+        replica.board.note_silence(600.0)
+        assert replica.board.stale_since == T0
+        await replica.written(T0 + timedelta(minutes=10), [AT_HALF])
+    store.rollouts.outage.is_down = not has_redis
+    for minutes in (20, 30):
+        async with running(tmp_path, store) as replica:
+            replica.clock.advance(timedelta(minutes=minutes))
+            await replica.until({"new-checkout": 50.0})
+            await replica.asked(3)
+            assert replica.board.stale_since == T0
+            known = "09:10" if not has_redis else f"09:{minutes}"
+            assert f"as they were known at 2026-01-05 {known}:00 UTC" in (
+                replica.board.why_stale or ""
+            )
+    if not has_redis:
+        return
+    async with running(tmp_path, store) as replica:
+        await replica.until({"new-checkout": 50.0})
+        await store.save(ROLLED_BACK)
+        await replica.until({"new-checkout": 0.0})
+        assert replica.board.stale_since == T0
+
+
 async def test_a_disk_that_refuses_is_reported_once(tmp_path: Path) -> None:
     """Everything else goes on, and a disk that takes it again is written."""
     directory = tmp_path / "state"

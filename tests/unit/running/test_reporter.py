@@ -147,6 +147,11 @@ def test_everything_well_is_ready_and_working() -> None:
             "1 partitions are being taken over",
         ),
         (
+            {"partitions": [make_view(heard_seconds=5.0), make_view(partition=1)]},
+            "counting",
+            "no broker has answered for 5 s about flag.evaluations/0",
+        ),
+        (
             {"effects": 3, "effects_seconds": 5.0},
             "outbox",
             "3 effects wait for Kafka, the oldest for 5 s",
@@ -193,6 +198,15 @@ def test_a_silence_began_before_it_was_noticed(
     bench.not_ready(make_signs(**overrides))
     bench.not_ready(make_signs(**overrides))
     assert bench.health.components[component].since == T0 - timedelta(seconds=seconds)
+
+
+def test_an_outage_of_kafka_is_one_of_counting_while_partitions_are_ours() -> None:
+    """The group takes none away while its brokers are silent, and nothing of them can be read."""
+    bench = Bench()
+    views = [make_view(partition=number, heard_seconds=4.1) for number in range(2)]
+    silent = make_signs(brokers={STATE_TOPIC: 4.9, "events": 4.1}, partitions=views)
+    assert bench.not_ready(silent).keys() == {"kafka", "state", "counting"}
+    assert bench.not_ready(make_signs()) == {}
 
 
 def test_a_group_that_rebalances_is_no_broker_that_is_silent() -> None:

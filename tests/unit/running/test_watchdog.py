@@ -139,6 +139,7 @@ class Consumer:
         self.clock = ManualClock()
         self.progress: Progress | Exception = {ZERO: (5, 9)}
         self.since_fetch: float | None = 0.1
+        self.is_outage = False
         self.rebuilds = 0
         self.rebuild_error: Exception | None = None
         self.given_up: list[str] = []
@@ -150,6 +151,7 @@ class Consumer:
             seconds_since_fetch=lambda: self.since_fetch,
             rebuild=self.rebuild,
             give_up=self.given_up.append,
+            are_brokers_away=lambda: self.is_outage,
             sleep=self.sleep,
         )
 
@@ -195,6 +197,36 @@ async def test_rebuilding_against_no_broker_goes_on(error: type[Exception]) -> N
         assert await consumer.watchdog.look()
         consumer.clock.advance(timedelta(seconds=1))
     assert not consumer.given_up
+
+
+async def test_a_consumer_keeps_its_place_in_the_group_over_an_outage() -> None:
+    """A new one would lose it, and meet the same silence; one that stays silent after is stuck."""
+    consumer = Consumer()
+    consumer.is_outage = True
+    consumer.progress = EventLogUnavailable("away")
+
+    async def passes(seconds: int) -> None:
+        for _ in range(seconds):
+            assert await consumer.watchdog.look()
+            consumer.clock.advance(timedelta(seconds=1))
+
+    await passes(600)
+    assert consumer.rebuilds == 0
+    consumer.is_outage = False
+    await passes(19)
+    assert consumer.rebuilds == 0
+    await passes(2)
+    assert consumer.rebuilds == 1
+
+
+async def test_a_consumer_that_stands_still_is_stuck_whatever_others_hear() -> None:
+    """Its brokers answer, so another client's silence is no outage."""
+    consumer = Consumer()
+    consumer.is_outage = True
+    for _ in range(21):
+        assert await consumer.watchdog.look()
+        consumer.clock.advance(timedelta(seconds=1))
+    assert consumer.rebuilds == 1
 
 
 @pytest.mark.parametrize("since", [None, 10.0, 3600.0])

@@ -30,6 +30,7 @@ from controller.telemetry import Metrics
 from controller.web.app import make_app
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
+from controller.web.inventory import FlagSource
 from schemas.api import BASE, ENDPOINTS, MOST_OF_A_PAGE
 from schemas.terms import CommandVerb, HoldReason
 from tests.builders import (
@@ -59,7 +60,7 @@ def paused(made: Rollout) -> Rollout:
 class World:
     """A replica that serves some flags; all run elsewhere."""
 
-    def __init__(self, now: datetime = NOW) -> None:
+    def __init__(self, now: datetime = NOW, source: FlagSource | None = None) -> None:
         self.store = MemoryReports()
         self.board = FlagBoard(generation=Generation.V3, monotonic=lambda: 1.0)
         self.app = make_app(
@@ -70,6 +71,7 @@ class World:
             reports=reports_of({}, self.store),
             now=lambda: now,
             faults=Faults(lambda: T0),
+            flag_source=source,
         )
         transport = httpx.ASGITransport(app=self.app)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://localhost")

@@ -12,16 +12,19 @@ from typing import Any
 import pytest
 
 from controller.core.rollout import Completed, Rollout
-from controller.reporting.inventory import findings
+from controller.ports import FlagUse, FlagUses, LastDecision, Lift
+from controller.reporting.inventory import listing
+from controller.web.inventory import FlagSource
+from schemas.terms import DecisionKind
 from tests.builders import T0, make_plan, make_rollout, make_stages
 from tests.unit.web.test_api import World
 
 OLD = T0 - timedelta(days=40)
 
 
-def world_of(count: int = 3) -> World:
+def world_of(count: int = 3, source: FlagSource | None = None) -> World:
     """Return a replica with flags that completed 40 days ago, the last of them today."""
-    world = World()
+    world = World(source=source)
     for number in range(count):
         key = f"flag-{number:05}"
         plan = make_plan(flag_key=key, owner="=ada", stages=make_stages(100))
@@ -76,6 +79,65 @@ async def test_the_screen_says_what_to_tidy_and_how() -> None:
     assert "No flag needs tidying." in page
 
 
+async def test_how_flags_are_used_is_in_every_form() -> None:
+    """JSON, table and screen; a flag of which nothing is known is told from one that nobody uses.
+
+    A newer reading is shown at once.
+    """
+    known = FlagUses()
+    world = world_of(source=FlagSource(uses=lambda: known))
+    first = (await world.get("/flags")).json()["flags"][0]
+    assert (first["evaluations"], first["evaluated_at"]) == (None, None)
+    decision, lift = LastDecision(DecisionKind.ROLL_BACK, OLD), Lift("paid", 0.04, -0.01, None, OLD)
+    uses = {
+        "flag-00000": FlagUse(1200, 34, 5, T0, OLD, decision, (lift,)),
+        "flag-00001": FlagUse(0, 0, 0, None, OLD),
+    }
+    known = FlagUses(uses, version=1)
+    first, second, third = (await world.get("/flags")).json()["flags"]
+    assert first["evaluations"] == {"treatment": 1200, "control": 34, "neither": 5}
+    assert first["evaluated_at"] == T0.isoformat().replace("+00:00", "Z")
+    assert second["evaluations"] == {"treatment": 0, "control": 0, "neither": 0}
+    assert third["evaluations"] is None
+    assert first["last_decision"]["kind"] == "roll_back"
+    (shown,) = first["lifts"]
+    assert (shown["conversion"], shown["lift"], shown["high"]) == ("paid", 0.04, None)
+    assert (second["lifts"], second["last_decision"]) == ([], None)
+    rows = list(csv.DictReader(io.StringIO((await world.get("/flags", format="csv")).text)))
+    assert [row["evaluations_treatment"] for row in rows] == ["1200", "0", ""]
+    assert rows[0]["evaluations_neither"] == "5"
+    assert [rows[0][f"lift{end}"] for end in ("", "_low", "_high")] == ["0.04", "-0.01", ""]
+    assert [row["last_decision"] for row in rows] == ["roll_back", "", ""]
+    page = (await world.client.get("/ui/flags")).text
+    words = " ".join(re.sub(r"<[^>]+>", " ", page).split())
+    assert "1,200 treatment, 34 control, 5 neither" in words
+    assert "Evaluations in 24 h" in words
+    assert "paid +4 % (at least -1 %)" in words
+    assert "roll back" in words
+
+
+async def test_flags_without_a_rollout_are_listed_apart() -> None:
+    """In JSON, table and screen; they have no findings, and a search finds them."""
+    uses = FlagUses(unknown={"typo": 1200, "=cmd": 20})
+    world = world_of(source=FlagSource(uses=lambda: uses))
+    body = (await world.get("/flags")).json()
+    assert (body["total"], len(body["flags"])) == (3, 3)
+    assert body["without_rollout"] == [
+        {"flag": "typo", "events": 1200},
+        {"flag": "=cmd", "events": 20},
+    ]
+    assert (await world.get("/flags", finding="any")).json()["without_rollout"] == []
+    assert len((await world.get("/flags", q="TYP")).json()["without_rollout"]) == 1
+    rows = list(csv.DictReader(io.StringIO((await world.get("/flags", format="csv")).text)))
+    assert [row["flag"] for row in rows[3:]] == ["typo", "'=cmd"]
+    assert [row["events_without_rollout"] for row in rows] == ["", "", "", "1200", "20"]
+    page = (await world.client.get("/ui/flags")).text
+    words = " ".join(re.sub(r"<[^>]+>", " ", page).split())
+    assert "Flags without a rollout" in words
+    assert "typo 1,200 rolloutctl events typo" in words
+    assert "Flags without a rollout" not in (await world.client.get("/ui/flags?q=flag")).text
+
+
 async def test_a_long_list_is_worked_out_once_per_change_and_in_turns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -84,9 +146,9 @@ async def test_a_long_list_is_worked_out_once_per_change_and_in_turns(
 
     def counting(rollout: Rollout, *arguments: Any) -> Any:
         asked.append(rollout.flag_key)
-        return findings(rollout, *arguments)
+        return listing(rollout, *arguments)
 
-    monkeypatch.setattr("controller.web.inventory.findings", counting)
+    monkeypatch.setattr("controller.web.inventory.listing", counting)
     monkeypatch.setattr("controller.web.inventory._PER_TURN", 10)
     world = world_of(100)
     turns = 0

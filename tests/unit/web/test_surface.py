@@ -9,6 +9,7 @@ import pytest
 
 from controller.adapters.memory import ManualClock
 from controller.health import Faults, Health
+from controller.ports import FlagUses
 from controller.settings import Settings
 from controller.telemetry import Metrics
 from controller.web.steering import Steering
@@ -47,6 +48,7 @@ async def test_who_may_read_about_rollouts_follows_from_the_settings(
         steering=cast(Steering, None),
         admission=None,
         events_of=lambda _: None,
+        uses=FlagUses,
     )
     await surface.start()
     try:

@@ -105,8 +105,27 @@ def test_while_counting_lags_nothing_is_said_to_be_missing() -> None:
     gap = next(gap for gap in judgement.gaps if gap.kind is HealthGap.STALE)
     assert "counting lags, 500 records are not counted yet" in gap.detail
     assert "no context of treatment is counted in this stage so far" in gap.detail
-    caught_up = replace(before, freshest=NOW)
-    assert HealthGap.NO_TRAFFIC in gaps_of(look_at(nothing, partitions=(caught_up,)))
+    assert judgement.incomplete is not None
+    outcomes = make_progress(NOW)[1]
+    caught_up = look_at(nothing, partitions=(replace(before, freshest=NOW), outcomes))
+    assert HealthGap.NO_TRAFFIC in gaps_of(caught_up)
+    assert caught_up.incomplete is None
+
+
+def test_while_all_is_counted_again_nobody_is_said_to_be_missing() -> None:
+    """A store that lost everything: the evaluations' partitions report later than the outcomes'."""
+    (outcomes,) = (one for one in make_progress(NOW) if "outcomes" in one.topic_partition)
+    recount = VisitTotals(ArmTotals(outcomes=81, at_risk=81), ArmTotals(outcomes=90, at_risk=90))
+    judgement = look_at(recount, partitions=(outcomes,))
+    assert HealthGap.NO_TRAFFIC not in gaps_of(judgement)
+    assert judgement.incomplete == "1 of 2 event partitions report"
+    rollout, tests = make_rollout(), SequentialTests()
+    _, tests = judge(rollout, make_evidence({0: HEALTHY}, NOW), tests, NOW)
+    later = NOW + timedelta(seconds=1)
+    fallen, _ = judge(rollout, make_evidence({0: recount}, later), tests, later)
+    assert "already judged: waiting for the recount" in (fallen.incomplete or "")
+    assert HealthGap.NO_TRAFFIC not in gaps_of(fallen)
+    assert look_at().incomplete is None
 
 
 def test_a_lag_does_not_explain_a_treatment_without_outcomes() -> None:
