@@ -79,7 +79,11 @@ def backtest(
     begins_at_ = time_of(begins, "--from", now)
     ends_at = now if ends is None else min(time_of(ends, "--to", now), now)
     if begins_at_ >= ends_at:
-        fail("--from lies before --to, and not in the future", EXIT_USAGE)
+        begin, end = (f"{at:%Y-%m-%d %H:%M:%S} UTC" for at in (begins_at_, ends_at))
+        until = "now" if ends_at == now else "--to"
+        fail(
+            f"nothing lies between --from ({begin}) and {until} ({end}): begin earlier", EXIT_USAGE
+        )
     step = _check_interval(every)
     kafka, counting = connection.reading_settings()
     core = replace(to_core_plan(document), start_at=None, ends_at=None, expires_at=None)

@@ -266,7 +266,7 @@ def prepare_process() -> None:
 def warn_by_settings(document: PlanDocument, config: Path | None) -> None:
     """Warn of what the settings at hand make of a plan: flag planes, and a model.
 
-    Settings that cannot be read here cause no warning.
+    Settings that cannot be read here cause no warning, but of a file that was named. Exits 78 then.
     """
     # slow to load, and seldom needed
     from controller.codec.plans import to_core_plan
@@ -277,7 +277,9 @@ def warn_by_settings(document: PlanDocument, config: Path | None) -> None:
 
     try:
         settings = load_settings(config, os.environ)
-    except BadInput:
+    except BadInput as refused:
+        if config is not None:
+            fail(f"{refused}", EXIT_CONFIG)
         return  # a command that needs the settings refuses them
     planes = planes_without_audiences(settings.planes)
     beyond = beyond_share_of(to_core_plan(document))

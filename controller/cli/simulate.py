@@ -14,8 +14,10 @@ import typer
 from controller.cli import plan_files
 from controller.cli.common import (
     EXIT_INTERRUPTED,
+    EXIT_USAGE,
     JsonOption,
     PlanArgument,
+    fail,
 )
 from controller.cli.typed_traffic import (
     ConversionOption,
@@ -61,6 +63,8 @@ def simulate(
     as good as control and, given --effect, with one that is not. ops/simulate.md says what is left
     out, and how that changes the figures.
     """
+    if html is not None and not html.parent.is_dir():
+        fail(f"--html: {html}: there is no directory {html.parent}", EXIT_USAGE)
     from controller.cli.simulation import simulate_plan
     from controller.planning.trial import request_of
     from controller.planning.typed_traffic import TypedTraffic

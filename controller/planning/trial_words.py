@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
-from controller.planning.figures import Part, Scenario, Spread
+from controller.planning.figures import Part, Scenario, Spread, lacking_words
 from controller.planning.trial import SimulationRequest
 from controller.reporting.situation import about
 from controller.reporting.tried_plan import TriedPlan, TriedScenario
@@ -95,9 +95,7 @@ def _rows(scenario: Scenario) -> list[tuple[str, str]]:
             )
     rows.append(("false alarm", _part_words(scenario.false_alarm)))
     lacking = sum((stage.lacking for stage in scenario.stages), Counter[str]())
-    waited = (
-        f", waiting for {', '.join(name for name, _ in lacking.most_common(3))}" if lacking else ""
-    )
+    waited = f", because {lacking_words(lacking)}" if lacking else ""
     rows.append(("undecided", f"{_part_words(scenario.undecided)}: paused at max_bake{waited}"))
     if scenario.otherwise.count:
         reasons = sorted(

@@ -21,17 +21,24 @@ from controller.core.plan import Plan
 from controller.core.plan_changes import window_words
 from controller.errors import BadInput
 from controller.planning.virtual_traffic import Effect, VirtualTraffic, guardrails_of
+from controller.plans.finding import nearest_word
 from schemas.fields import parse_duration, parse_share
 from schemas.metric_names import CONVERSION_PREFIX
 
 #: Contexts per second that can be drawn: with more, the counts of ten years overflow.
 MOST_PER_SECOND: Final = 1e7
-_PER_SECONDS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_PER_SECONDS = {
+    **dict.fromkeys(("s", "sec", "second"), 1),
+    **dict.fromkeys(("m", "min", "minute"), 60),
+    **dict.fromkeys(("h", "hour"), 3_600),
+    **dict.fromkeys(("d", "day"), 86_400),
+}
 _EFFECT = re.compile(
     r"(?P<metric>[A-Za-z0-9._:-]+)=x(?P<factor>[0-9.]+)"
     r"(?:@(?:stage(?P<stage>[0-9]+)|(?P<after>[0-9].*)))?",
     re.ASCII,
 )
+_EFFECTS = ("errors", "latency", "tail", CONVERSION_PREFIX)
 _EFFECT_FORM = (
     "write it as in errors=x2, latency=x1.5@stage2, tail=x5@25h or conversion:bought=x0.8"
 )
@@ -55,13 +62,15 @@ def virtual_traffic_of(
     `plan_traffic` is what the plan itself says, in contexts per hour. Raises BadInput for what
     cannot be meant.
     """
+    # What is typed wrong is said whether or not anything comes of it.
+    described = _described_metrics(typed)
+    _check_conversions(plan, typed.conversions)
     if typed.traffic is not None:
         per_second = _traffic(typed.traffic)
     elif plan_traffic is not None:
         per_second = plan_traffic / 3600
     else:
         return None
-    described = _described_metrics(typed)
     control, assumed = [], []
     for virtual in VIRTUAL_METRICS:
         guardrails = guardrails_of(plan, virtual)
@@ -73,6 +82,18 @@ def virtual_traffic_of(
             assumed += metric.words()
         control.append(metric)
     return VirtualTraffic(per_second, tuple(control)), tuple(assumed)
+
+
+def _check_conversions(plan: Plan, texts: Sequence[str]) -> None:
+    """Raise BadInput for the rate of a conversion that no guardrail of the plan reads."""
+    watched = {one.kind.conversion for one in plan.guardrails if one.kind.conversion is not None}
+    for name in _conversions(texts):
+        if name not in watched:
+            there = ", ".join(sorted(watched)) or "none"
+            raise BadInput(
+                f"--conversion: no guardrail of the plan is about {CONVERSION_PREFIX}{name}; its "
+                f"conversions: {there}"
+            )
 
 
 def _described_metrics(typed: TypedTraffic) -> dict[type[VirtualMetric], VirtualMetric]:
@@ -97,7 +118,9 @@ def effects_of(texts: Sequence[str], plan: Plan) -> tuple[Effect, ...]:
         name, factor = match["metric"], _number(match["factor"], "--effect")
         virtual = next((one for one in VIRTUAL_METRICS if one.has_effect(name)), None)
         if virtual is None:
-            raise BadInput(f"--effect: {name!r} is not known: {_EFFECT_FORM}")
+            near = nearest_word(name, _EFFECTS)
+            meant = ":" if near is None else f", did you mean {near}?"
+            raise BadInput(f"--effect: {name!r} is not known{meant} {_EFFECT_FORM}")
         if not virtual.is_harm(factor):
             raise BadInput(
                 f"--effect: {text!r} does no harm: conversions fall (x0.8), everything "
@@ -106,7 +129,7 @@ def effects_of(texts: Sequence[str], plan: Plan) -> tuple[Effect, ...]:
         stage = None if match["stage"] is None else int(match["stage"]) - 1
         if stage is not None and not 0 <= stage < len(plan.stages):
             raise BadInput(f"--effect: {text!r}: the plan has stages 1 to {len(plan.stages)}")
-        after = None if match["after"] is None else _duration(match["after"], "--effect")
+        after = None if match["after"] is None else _after(match["after"])
         effects.append(Effect(name, factor, stage, after))
     return tuple(effects)
 
@@ -169,12 +192,17 @@ def _share(text: str, option: str) -> float:
     return share
 
 
-def _duration(text: str, option: str) -> timedelta:
+def _after(text: str) -> timedelta:
+    if text.isdecimal():
+        raise BadInput(
+            f"--effect: @{text} has no unit: write @stage{text} from that stage on, @{text}h after "
+            f"that time"
+        )
     try:
         return parse_duration(text)
     except ValueError:
         raise BadInput(
-            f"{option}: {text!r} is not a duration: write it as in 90s, 25h or 2d"
+            f"--effect: {text!r} is not a duration: write it as in 90s, 25h or 2d"
         ) from None
 
 
@@ -184,7 +212,10 @@ def _latency(text: str) -> tuple[float, float]:
         raise BadInput(
             f"--latency: {text!r} is not two latencies: write p50 and p99, as in 40ms,150ms"
         )
-    p50, p99 = (_duration(part.strip(), "--latency") / timedelta(milliseconds=1) for part in parts)
+    try:
+        p50, p99 = (parse_duration(part.strip()) / timedelta(milliseconds=1) for part in parts)
+    except ValueError:
+        raise BadInput(f"--latency: {text!r}: write both with a unit, as in 40ms,150ms") from None
     if not 0 < p50 < p99:
         raise BadInput(f"--latency: {text!r}: p50 lies above 0 and below p99, as in 40ms,150ms")
     return p50, p99
@@ -193,6 +224,8 @@ def _latency(text: str) -> tuple[float, float]:
 def _conversions(texts: Sequence[str]) -> dict[str, float]:
     rates = {}
     for text in texts:
-        name, _, share = text.partition("=")
+        name, sign, share = text.partition("=")
+        if not name or not sign:
+            raise BadInput(f"--conversion: {text!r}: write name and share, as in bought=3%")
         rates[name.removeprefix(CONVERSION_PREFIX)] = _share(share, "--conversion")
     return rates

@@ -255,14 +255,17 @@ def page_routes(pages: Pages) -> list[Route]:
     ]
 
 
-def open_routes(pages: Pages, *, has_status_page: bool = False) -> list[Route]:
-    """Return the routes that whoever is not signed in needs: signing in, and the page's files."""
+def open_routes(pages: Pages, *, has_open_page: bool = False) -> list[Route]:
+    """Return the routes that whoever is not signed in needs: signing in, and the page's files.
+
+    `has_open_page`: there is a page for everybody, such as the one that refuses them.
+    """
     admission = pages.admission
     signing_in = (
         []
         if admission is None or admission.provider is None
         else sign_in_routes(pages, admission.guardian, admission.provider)
     )
-    if admission is None and not has_status_page:
+    if admission is None and not has_open_page:
         return []
     return [Route(f"{FILES_PATH}/{{name}}", pages.files, methods=["GET"]), *signing_in]

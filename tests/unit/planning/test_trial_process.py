@@ -55,7 +55,7 @@ def test_the_page_says_what_the_terminal_says() -> None:
         ({"traffic": "many"}, "--traffic: 'many' is not a rate"),
         ({"traffic": "1e9/s"}, "more than can be drawn: 10,000,000/s at most"),
         ({"traffic": "9e999/s"}, "more than can be drawn"),
-        ({"latency": "1ms,nan"}, "not a duration"),
+        ({"latency": "1ms,nan"}, "write both with a unit"),
         ({"error_rate": "nan"}, "not a share"),
         ({"conversion": "bought=-1"}, "not a share"),
         ({"effect": "errors=x" + "9" * 90}, "does no harm"),

@@ -12,14 +12,22 @@ from typer.testing import CliRunner
 from controller.cli import operator
 from controller.codec.decisions import to_judgement_record
 from controller.core.judging.judgement import Gap
+from controller.core.metrics.kind import ArmSummary
 from controller.reporting.command_lines import WHAT, command_line
 from controller.reporting.comparison import bound_words, comparison_of
+from controller.reporting.evidence_words import legend, value_words
 from controller.reporting.fitting import SHOWN, fitting_commands
 from controller.reporting.headline import Tone, brief, headline, needs_attention, tone_of
 from controller.reporting.progress import CheckState, evidence_share, gate_checks, proof_share
 from schemas.decision import MetricRecord
-from schemas.terms import HealthGap, Verdict
-from tests.builders import make_breach, make_judgement, make_report
+from schemas.terms import Arm, HealthGap, Verdict
+from tests.builders import (
+    make_arm_summary,
+    make_breach,
+    make_judgement,
+    make_report,
+    make_rollout,
+)
 from tests.pages import judgement_at, phases_at, rollout_in, situation_in
 
 NOW = datetime(2026, 11, 23, 9, 0, 7, tzinfo=UTC)
@@ -32,6 +40,14 @@ TONES = {
     "rolled_back": Tone.HARM,
     "aborted": Tone.RESTS,
 }
+
+
+def both_arms(treatment: float | None, control: float) -> dict[Arm, ArmSummary]:
+    """Return two arms with these estimates."""
+    return {
+        Arm.TREATMENT: make_arm_summary(estimate=treatment),
+        Arm.CONTROL: make_arm_summary(estimate=control),
+    }
 
 
 def metric(**fields: object) -> MetricRecord:
@@ -120,13 +136,18 @@ def test_a_comparison_has_the_line_that_the_gate_uses() -> None:
     """A ratio with its margin, points with theirs, and a limit alone."""
     ratio = comparison_of(metric(gate_margin=0.5, ratio=1.13, ratio_low=0.7, ratio_high=1.8))
     assert (ratio.is_ratio, ratio.line, ratio.zero) == (True, 1.5, 1.0)
-    assert ratio.words == "× 1.13 (0.7 to 1.8)"
+    assert ratio.words == "× 1 (tests: 0.7 to 1.8)"
     unbounded = comparison_of(metric(gate_margin=0.5, ratio=1.13, ratio_low=0.7))
-    assert unbounded.words == "× 1.13 (0.7 to ?)"
+    assert unbounded.words == "× 1 (tests: 0.7 to ?)"
     fall = metric(
-        metric="conversion:buy", gate_margin=0.5, ratio=1.25, ratio_low=1.0, ratio_high=2.0
+        metric="conversion:buy",
+        gate_margin=0.5,
+        arms=both_arms(0.08, 0.1),
+        ratio=1.25,
+        ratio_low=1.0,
+        ratio_high=2.0,
     )
-    assert comparison_of(fall).words == "× 0.8 (0.5 to 1)"
+    assert comparison_of(fall).words == "× 0.8 (tests: 0.5 to 1)"
     assert (comparison_of(fall).value, comparison_of(fall).line) == (1.25, 1.5)
     assert bound_words(fall) == "≥ 5 %; > 0.667 times control"
     points = comparison_of(metric(gate_margin=0.005, in_points=True))
@@ -138,6 +159,49 @@ def test_a_comparison_has_the_line_that_the_gate_uses() -> None:
     assert comparison_of(floor).is_floor
     assert bound_words(floor) == "≥ 2 %"
     assert bound_words(metric(gate_margin=0.5)) == "< 5 %; < 1.5 times control"
+
+
+@pytest.mark.parametrize(
+    ("treatment", "control", "words"),
+    [
+        (0.00667, 0.00379, "× 1.76 (tests: 0.9 to 2.8)"),
+        (0.00379, 0.00667, "× 0.568 (tests: 0.9 to 2.8)"),
+        (0.0, 0.1, "× 0 (tests: 0.9 to 2.8)"),
+        (0.1, 0.0, "– (tests: 0.9 to 2.8)"),
+        (None, 0.1, "– (tests: 0.9 to 2.8)"),
+    ],
+)
+def test_a_ratio_beside_two_rates_is_their_quotient(
+    treatment: float | None, control: float, words: str
+) -> None:
+    """The tests' own estimate, which compares within batches, is another number."""
+    arms = both_arms(treatment, control)
+    judged = metric(gate_margin=1.0, arms=arms, ratio=1.58, ratio_low=0.9, ratio_high=2.8)
+    comparison = comparison_of(judged)
+    assert comparison.words == words
+    if treatment and control:
+        assert comparison.value == pytest.approx(treatment / control)
+        new, old = (value_words("error_rate", one).split()[0] for one in (treatment, control))
+        assert comparison.value == pytest.approx(float(new) / float(old), rel=0.01)
+    record = to_judgement_record(make_judgement(metrics=(make_report(gate_margin=1.0),)))
+    (explained,) = [line for line in legend(record, make_rollout()) if "×" in line]
+    assert explained.startswith("×: treatment's rate divided by control's, as shown.")
+
+
+def test_a_ratio_beside_milliseconds_says_what_it_is_of() -> None:
+    """204 against 208 ms, while twice as many requests are slow: no quotient of the two."""
+    report = make_report(
+        metric="latency_p99",
+        gate_margin=1.0,
+        arms=both_arms(204.0, 208.0),
+        ratio=2.0,
+        ratio_low=1.2,
+        ratio_high=3.1,
+    )
+    record = to_judgement_record(make_judgement(metrics=(report,)))
+    assert comparison_of(record.metrics[0]).words == "slow × 2 (tests: 1.2 to 3.1)"
+    (explained,) = [line for line in legend(record, make_rollout()) if "×" in line]
+    assert "not a ratio of milliseconds" in explained
 
 
 @pytest.mark.parametrize("name", PHASES)
