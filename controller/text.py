@@ -6,7 +6,7 @@ rollouts, and anything that knows a format.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -30,13 +30,36 @@ def excerpt(text: str, max_chars: int) -> str:
     return printable(text[:max_chars]).strip()
 
 
+#: What to write, by pydantic's name of a fault of form.
+_TO_WRITE: Final[dict[str, str]] = {
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "write a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type", "finite_number"), "write a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "write true or false"),
+    "string_type": "write text, in quotes where it looks like something else",
+    **dict.fromkeys(("list_type", "tuple_type"), "write a list"),
+    **dict.fromkeys(("dict_type", "mapping_type", "model_type"), "write a mapping"),
+    "missing": "is missing",
+}
+
+
+def fault_words(kind: str, message: str) -> str:
+    """Return one of pydantic's messages in plain words; `kind` is its name of the fault."""
+    if kind in _TO_WRITE:
+        return _TO_WRITE[kind]
+    said = message.removeprefix("Value error, ")
+    if kind in ("enum", "literal_error"):
+        return said.replace("Input should be", "write", 1)
+    return said.replace("Input should be", "must be", 1)
+
+
 def describe_faults(error: ValidationError) -> str:
     """Return what is wrong with a document in one line: place and message of the first faults."""
     faults = error.errors(include_url=False, include_input=False, include_context=False)
     described = [
-        f"{'.'.join(str(part) for part in fault['loc']) or 'document'}: {fault['msg']}"
+        f"{'.'.join(str(part) for part in fault['loc']) or 'document'}: "
+        f"{fault_words(fault['type'], fault['msg'])}"
         for fault in faults[:FAULTS_DESCRIBED]
     ]
     hidden = len(faults) - len(described)
     more = f" (and {hidden} more)" if hidden else ""
-    return "; ".join(described).replace("Value error, ", "") + more
+    return "; ".join(described) + more

@@ -86,8 +86,9 @@ class MetricRecord(OpenModel):
     )
     ratio: Measured = Field(
         default=None,
-        description="Harm rate of treatment divided by control's, in this stage; for latency, of "
-        "values in control's tail.",
+        description="Harm rate of treatment divided by control's, in this stage, as the tests "
+        "estimate it: within each batch, so it is not the quotient of the estimates in `arms`. For "
+        "latency, of values in control's tail.",
     )
     ratio_low: Measured = Field(
         default=None,

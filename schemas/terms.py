@@ -277,6 +277,7 @@ class AlertKind(StrEnum):
     FLAG_BROKEN = "flag_broken"  # its worker has stopped, or what is stored for it cannot be read
     UNWATCHED = "unwatched"  # guardrails of a live stage have no evidence; info: they do again
     EVENT_FAULTS = "event_faults"  # a share of a live flag's events does not count, or misleads
+    FLAG_DIGEST = "flag_digest"  # once a week: how many flags to tidy up, and the first of them
 
 
 class FlagFinding(StrEnum):
@@ -301,6 +302,7 @@ class UseKind(StrEnum):
     WATCHED = "watched"  # the hour since when evaluations are counted
     SUMMARY = "summary"  # last decision and lift
     UNKNOWN = "unknown"  # events of a flag that has no rollout: by hour
+    DIGEST = "digest"  # of no flag: when the newest weekly digest was due
 
 
 class RecordClass(StrEnum):

@@ -35,12 +35,14 @@ from controller.core.rollout import (
 )
 from controller.health import Faults, Health
 from controller.ports import CourseKey, PlaneStanding
+from controller.reporting.situation import Situation
 from controller.running.report_reader import ReportReader
 from controller.telemetry import Metrics
 from controller.web.admission import Admission
 from controller.web.app import make_app
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
+from schemas.decision import JudgementRecord
 from schemas.terms import (
     AdviceChoice,
     AlertKind,
@@ -202,6 +204,26 @@ def rollout_in(
         "updated_at": at - MINUTE if has_ended else entered[-1],
     }
     return Rollout(**{**fields, **overrides})
+
+
+def phases_at(at: datetime) -> dict[str, Phase]:
+    """Return one phase of each kind; those with a stage are in the second."""
+    soon = at + 5 * MINUTE
+    return {
+        "scheduled": Scheduled(soon),
+        "baking": Baking(1, soon),
+        "gating": Gating(1, "gate-1", at, soon),
+        "awaiting": AwaitingApproval(1, "gate-1", at, HoldReason.APPROVAL),
+        "paused": Paused(at, HoldReason.OPERATOR, Baking(1, soon)),
+        "completed": Completed(at),
+        "rolled_back": RolledBack(at, "error_rate 4 %"),
+        "aborted": Aborted(at, "changed our mind"),
+    }
+
+
+def situation_in(phase: Phase, at: datetime, judgement: JudgementRecord | None = None) -> Situation:
+    """Return a rollout in a phase."""
+    return Situation(rollout_in(lambda _: phase, "new-checkout", 1, at), (), at, judgement)
 
 
 def judgement_at(

@@ -17,18 +17,12 @@ from controller.adapters.kafka.topic_reader import KafkaReader
 from controller.cli import plan_files, rendering, status_view
 from controller.cli.common import (
     EXIT_REJECTED,
-    BootstrapOption,
-    ConfigOption,
-    IdOption,
-    IssuerOption,
-    JsonOption,
     PlanArgument,
     PlanFlagOption,
-    PrefixOption,
     ReasonOption,
     RevisionOption,
+    SendingOptions,
     SureOption,
-    TimeoutOption,
     fail,
     output,
     perform,
@@ -64,13 +58,8 @@ def apply(
     ] = False,
     reason: ReasonOption = "",
     revision: RevisionOption = None,
-    issuer: IssuerOption = None,
-    command_id: IdOption = None,
-    seconds: TimeoutOption = 15.0,
-    is_json: JsonOption = False,
-    config: ConfigOption = None,
-    bootstrap_servers: BootstrapOption = None,
-    topic_prefix: PrefixOption = None,
+    *,
+    typed: SendingOptions,
 ) -> None:
     """Change the plan of a running rollout, after showing every difference.
 
@@ -79,9 +68,7 @@ def apply(
     needs --reason too. The percentage never rises, but other active windows can open or close the
     rollout at once: what is served then is shown first.
     """
-    options = command_options(
-        config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json
-    )
+    options = command_options(typed, reason)
     document = plan_files.load(plan, flag, is_running=True)
     rollout = perform(_running(options.kafka, document.flag, plan))
     new, is_done = to_core_plan(document), rollout.has_ended
@@ -89,7 +76,7 @@ def apply(
     lacks_reason = change.needs_reason and not reason.strip()
     is_sent = bool(change.changes) and not (is_dry or change.refusals or lacks_reason)
     percent = percent_after_apply(rollout, new, datetime.now(UTC))
-    if not is_json:
+    if not typed.is_json:
         _show(rollout, change, percent, has_reason=bool(reason.strip()))
     elif not is_sent:  # else the result is the one document
         typer.echo(rendering.to_json(_as_document(rollout, change, percent)))
@@ -99,8 +86,8 @@ def apply(
         return
     if lacks_reason:
         refuse_without_reason(CommandVerb.APPLY, _why_reason(change))
-    warn_by_settings(document, config)
-    if not (is_sure or is_json) and sys.stdin.isatty() and sys.stdout.isatty():
+    warn_by_settings(document, typed.config)
+    if not (is_sure or typed.is_json) and sys.stdin.isatty() and sys.stdout.isatty():
         _ask(rollout, percent)
     seen = rollout.revision if revision is None else revision
     send([make_command(CommandVerb.APPLY, document.flag, options, seen, document)], options)

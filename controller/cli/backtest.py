@@ -14,14 +14,11 @@ import typer
 from controller.cli import plan_files
 from controller.cli.common import (
     EXIT_USAGE,
-    BootstrapOption,
-    ConfigOption,
     JsonOption,
-    PrefixOption,
+    KafkaOptions,
     check_flag,
     fail,
     perform,
-    reading_settings,
 )
 from schemas.fields import parse_duration
 
@@ -62,9 +59,8 @@ def backtest(
         ),
     ] = False,
     is_json: JsonOption = False,
-    config: ConfigOption = None,
-    bootstrap_servers: BootstrapOption = None,
-    topic_prefix: PrefixOption = None,
+    *,
+    connection: KafkaOptions,
 ) -> None:
     """Run a plan over the recorded events of its flag, and show what it would have decided.
 
@@ -83,9 +79,13 @@ def backtest(
     begins_at_ = time_of(begins, "--from", now)
     ends_at = now if ends is None else min(time_of(ends, "--to", now), now)
     if begins_at_ >= ends_at:
-        fail("--from lies before --to, and not in the future", EXIT_USAGE)
+        begin, end = (f"{at:%Y-%m-%d %H:%M:%S} UTC" for at in (begins_at_, ends_at))
+        until = "now" if ends_at == now else "--to"
+        fail(
+            f"nothing lies between --from ({begin}) and {until} ({end}): begin earlier", EXIT_USAGE
+        )
     step = _check_interval(every)
-    kafka, counting = reading_settings(config, bootstrap_servers, topic_prefix)
+    kafka, counting = connection.reading_settings()
     core = replace(to_core_plan(document), start_at=None, ends_at=None, expires_at=None)
     times = (begins_at_, begins_at_, ends_at, step)
     request = BacktestRequest(core, kafka, counting, *times, counts_split, ends is not None)

@@ -83,10 +83,9 @@ async def run_backtest(request: BacktestRequest, *, is_json: bool) -> None:
     evaluations, flag_key = request.kafka.topic("evaluations"), request.plan.flag_key.encode()
     async with KafkaReader(request.kafka, topics) as reader:
         starts = await reader.offsets_at(request.begins, *topics)
-        # Without an end, not by time: one record from the future would hide all that follow it.
-        ends = await (
-            reader.offsets_at(request.ends, *topics) if request.has_end else reader.ends(*topics)
-        )
+        # Not by time: one record from the future would hide all that follow it.
+        ends = await reader.ends(*topics)
+        last = ends if not request.has_end else await reader.offsets_at(request.ends, *topics)
         sources = {
             (one.topic, one.partition): [
                 Source(logical, one.partition)
@@ -98,11 +97,16 @@ async def run_backtest(request: BacktestRequest, *, is_json: bool) -> None:
         all_sources = [source for both in sources.values() for source in both]
         test: Backtest | None = None
         replay: Replay | None = None
-        total = sum(ends[one] - starts[one] for one in starts)
+        total = sum(last[one] - starts[one] for one in starts)
         done = 0
-        async for record in reader.in_time_order(starts, ends):
+        async for at_ms, record in reader.placed_in_time(starts, ends):
+            at = datetime.fromtimestamp(at_ms / 1000, UTC)
+            if at < request.requested:
+                continue  # behind a record from the future, by which Kafka found the begin
+            if request.has_end and at >= request.ends:
+                break
             done += 1
-            at = min(datetime.fromtimestamp(record.timestamp / 1000, UTC), request.ends)
+            at = min(at, request.ends)
             if test is None or replay is None:
                 # Keys have no characters that any of the formats would escape.
                 if record.topic != evaluations or flag_key not in bytes(record.value or b""):

@@ -21,8 +21,13 @@ class ListedCommand:
     place: str
     #: What is typed for the command besides its own name. The help does not list these.
     aliases: tuple[str, ...] = ()
+    #: The commands of a group.
+    inner: tuple[str, ...] = ()
     is_hidden: bool = False
 
+
+#: The commands of `rolloutd`, for whoever types one after `rolloutctl`.
+DAEMON_COMMANDS: Final = ("run", "demo", "config", "repair", "token")
 
 _INSPECT, _CONTROL, _PLANS = "Inspect", "Control", "Plans"
 _DRAFT, _MODEL, _SHELL = "Assist", "Model", "Shell"
@@ -239,18 +244,24 @@ COMMANDS: Final = (
         "stop", _CONTROL, "Refuse a word that could mean two things.", "verbs:stop", is_hidden=True
     ),
     ListedCommand(
-        "plan", _PLANS, "Check a plan before it is started, and show templates.", "plan_files:app"
+        "plan",
+        _PLANS,
+        "Check a plan before it is started, and show templates.",
+        "plan_files:app",
+        inner=("lint", "templates"),
     ),
     ListedCommand(
         "suggest",
         _DRAFT,
         "Draft a plan or targeting rules; a person decides what becomes of them.",
         "drafts:app",
+        inner=("plan", "targeting"),
     ),
     ListedCommand(
         "advisor",
         _MODEL,
         "Check whether the model's server is fit, and what its advice is worth.",
         "advisor:app",
+        inner=("check", "eval"),
     ),
 )

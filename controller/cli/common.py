@@ -8,12 +8,14 @@ import logging
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import typer
 
+from controller.cli.option_groups import OptionGroup
 from controller.cli.rendering import make_console, shown
 from controller.errors import BadInput, EventLogUnavailable
 from controller.text import printable
@@ -60,26 +62,67 @@ ConfigOption = Annotated[
         rich_help_panel=_CONNECTION,
     ),
 ]
-BootstrapOption = Annotated[
-    str | None,
-    typer.Option(
-        "--bootstrap-servers",
-        metavar="HOST:PORT",
-        help="Kafka; overrides the settings.",
-        rich_help_panel=_CONNECTION,
-    ),
-]
-PrefixOption = Annotated[
-    str | None,
-    typer.Option(
-        "--topic-prefix",
-        help="Put before every topic's name; overrides the settings.",
-        rich_help_panel=_CONNECTION,
-    ),
-]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="For machines: one JSON document per line.")
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaOptions(OptionGroup):
+    """The options that say where Kafka is."""
+
+    config: ConfigOption = None
+    bootstrap_servers: Annotated[
+        str | None,
+        typer.Option(
+            "--bootstrap-servers",
+            metavar="HOST:PORT",
+            help="Kafka; overrides the settings.",
+            rich_help_panel=_CONNECTION,
+        ),
+    ] = None
+    topic_prefix: Annotated[
+        str | None,
+        typer.Option(
+            "--topic-prefix",
+            help="Put before every topic's name; overrides the settings.",
+            rich_help_panel=_CONNECTION,
+        ),
+    ] = None
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The process's variables, overlaid by the options that say which Kafka is meant."""
+        environ = dict(os.environ)
+        if self.bootstrap_servers is not None:
+            environ["ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS"] = self.bootstrap_servers
+        if self.topic_prefix is not None:
+            environ["ROLLOUTD_KAFKA__TOPIC_PREFIX"] = self.topic_prefix
+        return environ
+
+    def settings(self) -> KafkaSettings:
+        """Return how to reach Kafka: the daemon's settings, overlaid by the two options.
+
+        Exits 78 when they cannot be used.
+        """
+        return self.reading_settings()[0]
+
+    def reading_settings(self) -> tuple[KafkaSettings, CountingSettings]:
+        """Return how to reach Kafka, as `settings` does, and how the daemon counts events."""
+        from controller.settings import KafkaSettings, load_settings
+
+        try:
+            loaded = load_settings(self.config, self.environ)
+        except BadInput as refused:
+            fail(f"{refused}", EXIT_CONFIG)
+        settings = loaded.kafka
+        changes: dict[str, Any] = {
+            "start_seconds": min(settings.start_seconds, CONNECT_SECONDS),
+            "stop_seconds": min(settings.stop_seconds, CLOSE_SECONDS),
+        }
+        if settings.client_id == KafkaSettings.model_fields["client_id"].default:
+            changes["client_id"] = "rolloutctl"  # so that brokers' logs name the tool
+        return settings.model_copy(update=changes), loaded.counting
 
 
 def check_daemon(url: str | None) -> str | None:
@@ -118,9 +161,9 @@ def _complete_flag(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the flags that a shell offers for what is typed so far."""
     from controller.cli.known_flags import flags_beginning  # slow to load, and seldom needed
 
-    typed = ctx.params
-    config = typed.get("config")
-    environ = connection_environ(typed.get("bootstrap_servers"), typed.get("topic_prefix"))
+    typed = {one.name: ctx.params.get(one.name) for one in fields(KafkaOptions)}
+    config = typed["config"]
+    environ = KafkaOptions(**typed).environ
     return flags_beginning(incomplete, None if config is None else Path(config), environ)
 
 
@@ -149,20 +192,6 @@ AnyFlagArgument = Annotated[
         autocompletion=_complete_flag,
     ),
 ]
-TimeoutOption = Annotated[
-    float, typer.Option("--timeout", min=0.1, max=3600, help="Seconds to wait for the result.")
-]
-IssuerOption = Annotated[
-    str | None,
-    typer.Option("--as", help="Author recorded in the audit log. Default: user@host."),
-]
-IdOption = Annotated[
-    str | None,
-    typer.Option(
-        "--id",
-        help="The command's id. Repeating it is safe: an id is carried out once. Default: random.",
-    ),
-]
 ReasonOption = Annotated[
     str, typer.Option("--reason", "-r", help="Why; recorded in the audit log.")
 ]
@@ -180,6 +209,28 @@ RevisionOption = Annotated[
         "work at any: they only warn.",
     ),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class SendingOptions(KafkaOptions):
+    """The options that all verbs share: who sends a command, and how its result is shown."""
+
+    issuer: Annotated[
+        str | None,
+        typer.Option("--as", help="Author recorded in the audit log. Default: user@host."),
+    ] = None
+    command_id: Annotated[
+        str | None,
+        typer.Option(
+            "--id",
+            help="The command's id. Repeating it is safe: an id is carried out once. Default: "
+            "random.",
+        ),
+    ] = None
+    seconds: Annotated[
+        float, typer.Option("--timeout", min=0.1, max=3600, help="Seconds to wait for the result.")
+    ] = 15.0
+    is_json: JsonOption = False
 
 
 class _LastWarning(logging.Handler):
@@ -212,50 +263,10 @@ def prepare_process() -> None:
             stream.reconfigure(errors="replace")
 
 
-def kafka_settings(
-    config: Path | None, bootstrap_servers: str | None, topic_prefix: str | None
-) -> KafkaSettings:
-    """Return how to reach Kafka: the daemon's settings, overlaid by the two options.
-
-    Exits 78 when they cannot be used.
-    """
-    return reading_settings(config, bootstrap_servers, topic_prefix)[0]
-
-
-def connection_environ(bootstrap_servers: str | None, topic_prefix: str | None) -> dict[str, str]:
-    """Return the process's variables, overlaid by the options that say which Kafka is meant."""
-    environ = dict(os.environ)
-    if bootstrap_servers is not None:
-        environ["ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS"] = bootstrap_servers
-    if topic_prefix is not None:
-        environ["ROLLOUTD_KAFKA__TOPIC_PREFIX"] = topic_prefix
-    return environ
-
-
-def reading_settings(
-    config: Path | None, bootstrap_servers: str | None, topic_prefix: str | None
-) -> tuple[KafkaSettings, CountingSettings]:
-    """Return how to reach Kafka, as `kafka_settings` does, and how the daemon counts events."""
-    from controller.settings import KafkaSettings, load_settings
-
-    try:
-        loaded = load_settings(config, connection_environ(bootstrap_servers, topic_prefix))
-    except BadInput as refused:
-        fail(f"{refused}", EXIT_CONFIG)
-    settings = loaded.kafka
-    changes: dict[str, Any] = {
-        "start_seconds": min(settings.start_seconds, CONNECT_SECONDS),
-        "stop_seconds": min(settings.stop_seconds, CLOSE_SECONDS),
-    }
-    if settings.client_id == KafkaSettings.model_fields["client_id"].default:
-        changes["client_id"] = "rolloutctl"  # so that brokers' logs name the tool
-    return settings.model_copy(update=changes), loaded.counting
-
-
 def warn_by_settings(document: PlanDocument, config: Path | None) -> None:
     """Warn of what the settings at hand make of a plan: flag planes, and a model.
 
-    Settings that cannot be read here cause no warning.
+    Settings that cannot be read here cause no warning, but of a file that was named. Exits 78 then.
     """
     # slow to load, and seldom needed
     from controller.codec.plans import to_core_plan
@@ -266,7 +277,9 @@ def warn_by_settings(document: PlanDocument, config: Path | None) -> None:
 
     try:
         settings = load_settings(config, os.environ)
-    except BadInput:
+    except BadInput as refused:
+        if config is not None:
+            fail(f"{refused}", EXIT_CONFIG)
         return  # a command that needs the settings refuses them
     planes = planes_without_audiences(settings.planes)
     beyond = beyond_share_of(to_core_plan(document))

@@ -10,11 +10,25 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from controller.cli.command_table import COMMANDS
 from controller.cli.demo import demo
+from controller.cli.examples import CommandGroup, with_examples
 from controller.errors import BadInput, RolloutdError
 
 if TYPE_CHECKING:
     from controller.settings import Settings
+
+
+class _DaemonGroup(CommandGroup):
+    """The root of `rolloutd`; it knows the commands of `rolloutctl` by name."""
+
+    def place_of(self, word: str) -> str | None:
+        """Return the group of ours, or the command of `rolloutctl`, that was meant."""
+        if (place := super().place_of(word)) is not None:
+            return place
+        named = (row for row in COMMANDS if word in (row.name, *row.aliases) and not row.is_hidden)
+        return next((f"rolloutctl {row.name}" for row in named), None)
+
 
 app = typer.Typer(
     help="Watches every flag event and moves the flag only when the evidence says no harm.",
@@ -241,6 +255,10 @@ def _settings(path: Path | None) -> Settings:
 def _refuse(refused: BaseException) -> NoReturn:
     typer.echo(str(refused), err=True)
     raise typer.Exit(EXIT_CONFIG)
+
+
+with_examples(app)
+app.info.cls = _DaemonGroup
 
 
 def main() -> None:

@@ -29,15 +29,13 @@ from controller.cli.common import (
     EXIT_REJECTED,
     EXIT_USAGE,
     AnyFlagArgument,
-    BootstrapOption,
     ConfigOption,
     FlagArgument,
     JsonOption,
-    PrefixOption,
+    KafkaOptions,
     check_flag,
     complain,
     fail,
-    kafka_settings,
     output,
     perform,
 )
@@ -282,15 +280,14 @@ def explain(
     model: ModelOption = None,
     protocol: ProtocolOption = None,
     key_file: KeyFileOption = None,
-    config: ConfigOption = None,
-    bootstrap_servers: BootstrapOption = None,
-    topic_prefix: PrefixOption = None,
+    *,
+    connection: KafkaOptions,
 ) -> None:
     """Explain what happened to a rollout, on what evidence, the likely cause and next steps."""
     from controller.authoring.story import explain_rollout
 
-    kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
-    settings = _settings(config, url, model, protocol, key_file, no_model=no_model)
+    kafka = connection.settings()
+    settings = _settings(connection.config, url, model, protocol, key_file, no_model=no_model)
 
     rollout, decisions = perform(_story_of(kafka, check_flag(flag)))
     explanation = perform(
@@ -370,9 +367,8 @@ def changelog(
     model: ModelOption = None,
     protocol: ProtocolOption = None,
     key_file: KeyFileOption = None,
-    config: ConfigOption = None,
-    bootstrap_servers: BootstrapOption = None,
-    topic_prefix: PrefixOption = None,
+    *,
+    connection: KafkaOptions,
 ) -> None:
     """Write Markdown from the audit log: what was started, advanced, completed and rolled back."""
     from controller.authoring.story import changelog as write_changelog
@@ -381,8 +377,8 @@ def changelog(
     if flag is None and since is None:
         fail("changelog: name a flag, or say --since", EXIT_USAGE)
     begin = datetime.min.replace(tzinfo=UTC) if since is None else _moment(since, datetime.now(UTC))
-    kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
-    settings = _settings(config, url, model, protocol, key_file, no_model=no_model)
+    kafka = connection.settings()
+    settings = _settings(connection.config, url, model, protocol, key_file, no_model=no_model)
     flag_key = None if flag is None else check_flag(flag)
     title = "Rollouts" if flag_key is None else f"Rollouts of {flag_key}"
     title += "" if since is None else f" since {begin:%Y-%m-%d %H:%M} UTC"

@@ -94,14 +94,19 @@ def show_flag_events(console: Console, document: Mapping[str, Any], read: str) -
     for name, found in document["remarks"].items():
         _show_remark(console, name, found)
     _show_unread(console, document)
-    others = document.get("unattributed", {})
-    if others.get("classes"):
-        rendering.show_line(console, Text("events that name no flag with a rollout:", "dim"))
-        for name, found in others["classes"].items():
-            _show_class(console, name, found)
-        if misnamed := others.get("remarks", {}).get(EventRemark.MISNAMED_FIELD):
-            _show_remark(console, EventRemark.MISNAMED_FIELD, misnamed)
-        _show_unread(console, others)
+    _show_unattributed(console, document.get("unattributed", {}))
+
+
+def _show_unattributed(console: Console, others: Mapping[str, Any]) -> None:
+    """Show what the events were that name no flag with a rollout."""
+    if not others.get("classes"):
+        return
+    rendering.show_line(console, Text("events that name no flag with a rollout:", "dim"))
+    for name, found in others["classes"].items():
+        _show_class(console, name, found)
+    if misnamed := others.get("remarks", {}).get(EventRemark.MISNAMED_FIELD):
+        _show_remark(console, EventRemark.MISNAMED_FIELD, misnamed)
+    _show_unread(console, others)
 
 
 def _show_unread(console: Console, document: Mapping[str, Any]) -> None:
@@ -148,6 +153,12 @@ def show_summary(console: Console, summary: Mapping[str, Any], read: str) -> Non
     for flag, classes in summary["flags"].items():
         words = ", ".join(f"{count:,} {in_words(name)}" for name, count in classes.items())
         rendering.show_line(console, Text.assemble((f"{one_line(flag)}  ", "bold"), words))
+        if misnamed := summary.get("misnamed_fields", {}).get(flag):
+            count = misnamed["events"]
+            words = (
+                f"    misnamed field in {count:,} event{'s' * (count != 1)}: {misnamed['newest']}"
+            )
+            rendering.show_line(console, Text(one_line_indented(words), "bold yellow"))
     if summary.get("omitted_flags"):
         rendering.show_line(console, Text(f"and {summary['omitted_flags']:,} more flags", "dim"))
     for flag, found in summary["unknown_flags"].items():
@@ -156,11 +167,7 @@ def show_summary(console: Console, summary: Mapping[str, Any], read: str) -> Non
         count = found["events"]
         words = f"no rollout, {count:,} event{'s' * (count != 1)}{meant}"
         rendering.show_line(console, Text.assemble((f"{one_line(flag)}  ", "yellow"), words))
-    others = summary["unattributed"]["classes"]
-    if others:
-        rendering.show_line(console, Text("events that name no flag with a rollout:", "dim"))
-        for name, found in others.items():
-            _show_class(console, name, found)
+    _show_unattributed(console, summary["unattributed"])
 
 
 def in_words(name: str) -> str:

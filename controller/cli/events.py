@@ -14,14 +14,11 @@ from controller.cli.common import (
     EXIT_REJECTED,
     EXIT_USAGE,
     AnyFlagArgument,
-    BootstrapOption,
-    ConfigOption,
     JsonOption,
-    PrefixOption,
+    KafkaOptions,
     check_daemon,
     check_flag,
     fail,
-    kafka_settings,
     output,
     perform,
 )
@@ -66,9 +63,8 @@ def events(
         ),
     ] = None,
     is_json: JsonOption = False,
-    config: ConfigOption = None,
-    bootstrap_servers: BootstrapOption = None,
-    topic_prefix: PrefixOption = None,
+    *,
+    connection: KafkaOptions,
 ) -> None:
     """Show what the recent events of a flag are: counted, ignored or refused, and why.
 
@@ -81,7 +77,7 @@ def events(
     if daemon is not None:
         _show_of_daemon(daemon, flag, is_json=is_json)
         return
-    kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
+    kafka = connection.settings()
     request = event_tap.TapRequest(
         kafka, flag, context, _duration(since), last, follows, is_json=is_json
     )
@@ -118,14 +114,13 @@ def quarantine(
     ] = 20,
     follows: FollowOption = False,
     is_json: JsonOption = False,
-    config: ConfigOption = None,
-    bootstrap_servers: BootstrapOption = None,
-    topic_prefix: PrefixOption = None,
+    *,
+    connection: KafkaOptions,
 ) -> None:
     """Show the newest refused records: why, where they are, how to fix them, and their text."""
     from controller.cli.refused_records import QuarantineRequest, run_quarantine
 
-    kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
+    kafka = connection.settings()
     key = None if flag is None else check_flag(flag)
     request = QuarantineRequest(kafka, key, _duration(since), last, follows, is_json=is_json)
     perform(run_quarantine(request))

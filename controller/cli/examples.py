@@ -106,10 +106,19 @@ class CommandGroup(TyperGroup):
             listed = [name for name, command in self.commands.items() if not command.hidden]
             near = difflib.get_close_matches(args[0].lower(), self.commands, n=1)
             hint = f"There are: {', '.join(listed)}."
-            if near:
+            if (place := self.place_of(args[0].lower())) is not None:
+                hint = f"Did you mean {place}?"
+            elif near:
                 hint = f"Did you mean {self.own_name(near[0])}?"
             ctx.fail(f"No such command {args[0]!r}. {hint}")
         return super().resolve_command(ctx, args)
+
+    def place_of(self, word: str) -> str | None:
+        """Return where there is a command of this name, if not here; None: not known."""
+        for name, command in self.commands.items():
+            if isinstance(command, TyperGroup) and word in command.commands:
+                return f"{name} {word}"
+        return None
 
     def own_name(self, name: str) -> str:
         """Return the name that the help lists for a command, which may be known by others too."""

@@ -11,14 +11,11 @@ import typer
 
 from controller.cli.common import (
     EXIT_CONFIG,
-    BootstrapOption,
-    ConfigOption,
     DaemonOption,
     JsonOption,
-    PrefixOption,
+    KafkaOptions,
     complain,
     fail,
-    kafka_settings,
     output,
     perform,
 )
@@ -38,9 +35,8 @@ def flags(
     ] = False,
     is_json: JsonOption = False,
     daemon: DaemonOption = None,
-    config: ConfigOption = None,
-    bootstrap_servers: BootstrapOption = None,
-    topic_prefix: PrefixOption = None,
+    *,
+    connection: KafkaOptions,
 ) -> None:
     """Show every flag with a rollout, those to tidy up first, each with what resolves it.
 
@@ -53,9 +49,9 @@ def flags(
     from controller.reporting.inventory import inventory
     from controller.settings import load_settings
 
-    kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
+    kafka = connection.settings()
     try:
-        rules = load_settings(config, os.environ).flags
+        rules = load_settings(connection.config, os.environ).flags
     except BadInput as refused:
         fail(f"{refused}", EXIT_CONFIG)
     newest = perform(sending.all_rollouts(kafka))

@@ -16,14 +16,11 @@ from rich.text import Text
 from controller.adapters.kafka.topic_reader import KafkaReader
 from controller.cli.common import (
     AnyFlagArgument,
-    BootstrapOption,
-    ConfigOption,
     DaemonOption,
     JsonOption,
-    PrefixOption,
+    KafkaOptions,
     check_flag,
     complain,
-    kafka_settings,
     output,
     perform,
 )
@@ -50,9 +47,8 @@ def get(
     ] = False,
     is_json: JsonOption = False,
     daemon: DaemonOption = None,
-    config: ConfigOption = None,
-    bootstrap_servers: BootstrapOption = None,
-    topic_prefix: PrefixOption = None,
+    *,
+    connection: KafkaOptions,
 ) -> None:
     """Show one rollout as a tree: stages, gate, evidence, flag planes, decisions, commands.
 
@@ -64,12 +60,10 @@ def get(
             flag,
             is_json=is_json,
             daemon=daemon,
-            config=config,
-            bootstrap_servers=bootstrap_servers,
-            topic_prefix=topic_prefix,
+            connection=connection,
         )
         return
-    kafka, key = kafka_settings(config, bootstrap_servers, topic_prefix), check_flag(flag)
+    kafka, key = connection.settings(), check_flag(flag)
     console = output()
     if is_watching and not console.is_terminal:
         complain("--watch needs a terminal; `rolloutctl watch` follows a flag in a pipe")

@@ -7,15 +7,12 @@ from typing import Annotated
 import typer
 
 from controller.cli.common import (
-    BootstrapOption,
-    ConfigOption,
     DaemonOption,
     FlagArgument,
     JsonOption,
-    PrefixOption,
+    KafkaOptions,
     check_flag,
     complain,
-    kafka_settings,
     output,
     perform,
 )
@@ -31,9 +28,8 @@ def history(
     ] = 20,
     is_json: JsonOption = False,
     daemon: DaemonOption = None,
-    config: ConfigOption = None,
-    bootstrap_servers: BootstrapOption = None,
-    topic_prefix: PrefixOption = None,
+    *,
+    connection: KafkaOptions,
 ) -> None:
     """Show a flag's past rollouts: when, by whom, how far, and how each ended.
 
@@ -48,7 +44,7 @@ def history(
     from controller.reporting.history import history as rollouts_of
     from controller.text import one_line
 
-    kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
+    kafka = connection.settings()
     key = check_flag(flag)
     events = perform(newest_of(kafka, "decisions", MOST_DECISIONS, key, daemon))
     found = [one for one in map(as_decision, events) if one is not None]

@@ -13,8 +13,9 @@ import typer
 from typer.core import TyperCommand
 from typer.main import get_group
 
-from controller.cli.command_table import COMMANDS, ListedCommand
+from controller.cli.command_table import COMMANDS, DAEMON_COMMANDS, ListedCommand
 from controller.cli.examples import CommandGroup, with_examples
+from controller.cli.option_groups import ungrouped
 
 
 class LazyGroup(CommandGroup):
@@ -52,7 +53,7 @@ class LazyGroup(CommandGroup):
                 hidden=listed.hidden,
                 rich_help_panel=row.panel,
                 context_settings={"ignore_unknown_options": True} if name == "stop" else None,
-            )(target)
+            )(ungrouped(target))
         with_examples(app)
         return get_group(app).commands[name]
 
@@ -60,6 +61,12 @@ class LazyGroup(CommandGroup):
         """Return the name, the command itself and its arguments."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, self.load(name) if name is not None else command, rest
+
+    def place_of(self, word: str) -> str | None:
+        """Return the group and name of a command that was typed without its group."""
+        if word in DAEMON_COMMANDS:
+            return f"rolloutd {word}"
+        return next((f"{row.name} {word}" for row in COMMANDS if word in row.inner), None)
 
     def own_name(self, name: str) -> str:
         """Return the name that the help lists for a command, which may be known by others too."""

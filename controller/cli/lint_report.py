@@ -5,36 +5,40 @@ How alpha is spent, and what a few virtual rollouts came to.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
 from typing import Any
 
-from controller.cli.typed_traffic import begin_words, begins_at, virtual_traffic_of
+from controller.cli.typed_traffic import exit_on_bad_input
 from controller.codec.plans import to_core_plan
 from controller.core.judging.questions import alpha_shares
-from controller.core.plan import Guardrail, Plan
+from controller.core.plan import Guardrail, Plan, Stage
+from controller.planning.figures import Scenario, Spread
 from controller.planning.outlook import Outlook, outlook
+from controller.planning.typed_traffic import (
+    TypedTraffic,
+    begin_words,
+    begins_at,
+    virtual_traffic_of,
+)
 from controller.plans import Finding
+from controller.reporting.situation import about
 from schemas.fields import format_duration
 from schemas.plan import PlanDocument
+
+_ENOUGH = {True: "enough traffic", False: "too little traffic", None: "not known if enough traffic"}
 
 
 class Tryout:
     """Tries a plan where its traffic is known, and remembers what for."""
 
-    def __init__(
-        self,
-        traffic: str | None,
-        error_rate: str | None,
-        latency: str | None,
-        conversions: Sequence[str] | None,
-        now: datetime,
-    ) -> None:
-        """Take the options as they were typed."""
-        self._options = (traffic, error_rate, latency, conversions)
+    def __init__(self, typed: TypedTraffic, now: datetime) -> None:
+        """Take the traffic as it was typed."""
+        self._typed = typed
         self._now = now
         #: Control, what was assumed about it, and when the rollouts begin.
         self._tried: tuple[str, tuple[str, ...], str] | None = None
+        self._plan: Plan | None = None
         self._outlook = Outlook((), 0)
 
     def __call__(self, document: PlanDocument) -> Iterable[Finding]:
@@ -42,8 +46,9 @@ class Tryout:
 
         Nothing where its traffic is not known.
         """
-        plan = to_core_plan(document)
-        tried = virtual_traffic_of(plan, document.traffic, *self._options)
+        self._plan = plan = to_core_plan(document)
+        with exit_on_bad_input():
+            tried = virtual_traffic_of(plan, document.traffic, self._typed)
         if tried is None or plan.blind:
             return ()
         traffic, assumed = tried
@@ -53,22 +58,28 @@ class Tryout:
         return self._outlook.findings
 
     def lines(self) -> Iterator[str]:
-        """Yield what was tried, in words."""
-        if self._tried is None:
+        """Yield what was tried and what came of it, in words."""
+        if self._plan is not None and self._plan.blind:
+            took = _planned(self._plan.stages)
+            yield f"not simulated: the plan is blind, so its stages take {about(took)} as planned"
+            return
+        if self._tried is None or self._plan is None or self._outlook.healthy is None:
             yield (
                 "not simulated: `--traffic 50/s`, or `traffic:` in the plan, tells whether its "
                 "gates can decide"
             )
             return
         control, assumed, begin = self._tried
+        yield from _result_lines(self._plan, self._outlook.healthy)
         yield f"simulated: {self._outlook.rollouts} rollouts at {control}"
         yield f"simulated rollouts {begin}"
         if assumed:
             yield f"assumed, because not stated: {', '.join(assumed)}"
 
     def document(self) -> dict[str, Any] | None:
-        """Return what was tried, None when nothing was."""
-        if self._tried is None:
+        """Return what was tried and what came of it, None when nothing was tried."""
+        healthy = self._outlook.healthy
+        if self._tried is None or healthy is None:
             return None
         control, assumed, begin = self._tried
         return {
@@ -76,7 +87,68 @@ class Tryout:
             "control": control,
             "assumed": list(assumed),
             "begin": begin,
+            "is_enough_traffic": _is_enough(healthy),
+            "healthy": {
+                "rollouts": healthy.promoted.of,
+                "completed": healthy.promoted.count,
+                "undecided": healthy.undecided.count,
+                "seconds_to_complete": _median(healthy.seconds_to_complete),
+                "stages": [
+                    {
+                        "percent": stage.percent,
+                        "planned_seconds": stage.planned.total_seconds(),
+                        "seconds": _median(stage.seconds),
+                        "passed": stage.passed,
+                        "undecided": stage.undecided,
+                    }
+                    for stage in healthy.stages
+                ],
+            },
         }
+
+
+def _result_lines(plan: Plan, healthy: Scenario) -> Iterator[str]:
+    """Yield whether a release without harm completes with this traffic, and how long it takes."""
+    done, total = healthy.promoted.count, healthy.promoted.of
+    reasons = {run.reason for run in healthy.runs if run.ended in ("paused", "given_up")}
+    ends = [
+        f"{part.count} {words}"
+        for part, words in (
+            (healthy.undecided, "stay undecided at max_bake"),
+            (healthy.false_alarm, "find harm that is not there"),
+            (healthy.otherwise, f"end otherwise ({', '.join(sorted(reasons))})"),
+        )
+        if part.count
+    ]
+    completed = f"{done} of {total} rollouts of a release as good as control complete"
+    if (took := healthy.seconds_to_complete) is not None:
+        completed += f", after about {about(timedelta(seconds=took.median))}"
+    yield f"{_ENOUGH[_is_enough(healthy)]}: {'; '.join([completed, *ends])}"
+    closed = ", closed and frozen times included" if plan.active or plan.freeze_windows else ""
+    for index, stage in enumerate(healthy.stages):
+        if stage.seconds is not None:
+            words = f"about {about(timedelta(seconds=stage.seconds.median))}{closed}"
+        else:
+            is_reached = any(run.stage >= index for run in healthy.runs)
+            words = "its gate never passes" if is_reached else "not reached"
+        undecided = f", undecided in {stage.undecided}" if stage.undecided else ""
+        planned = f"{about(stage.planned)} planned"
+        yield f"  stage {index + 1}, {stage.percent:g} %: {words} ({planned}){undecided}"
+
+
+def _is_enough(healthy: Scenario) -> bool | None:
+    """Return whether no gate lacks evidence; None where something else ends rollouts before."""
+    if healthy.undecided.count:
+        return False
+    return None if healthy.otherwise.count else True
+
+
+def _median(values: Spread | None) -> float | None:
+    return None if values is None else values.median
+
+
+def _planned(stages: Iterable[Stage]) -> timedelta:
+    return sum((stage.settle + stage.bake for stage in stages), timedelta(0))
 
 
 def alpha_budget(document: PlanDocument) -> dict[str, Any]:

@@ -42,6 +42,7 @@ app = typer.Typer(
 
 #: Files of a directory that are compared with a mistyped name.
 _MOST_FILES: Final = 1000
+_MOST_SHOWN: Final = 5
 _PLAN_SUFFIXES: Final = (".yaml", ".yml", ".json")
 
 FileArgument = Annotated[
@@ -62,12 +63,14 @@ def lint(
     """Report everything wrong or doubtful about a plan, with its line and how to fix it.
 
     Exits 1 on an error. Where traffic is stated, by --traffic or in the plan, a few virtual
-    rollouts show gates that cannot decide.
+    rollouts show whether it is enough for every gate, and how long each stage takes.
     """
     from controller.cli.lint_report import Tryout, alpha_budget, alpha_lines
+    from controller.planning.typed_traffic import TypedTraffic
 
     source, text = _read(file)
-    tried = Tryout(traffic, error_rate, latency, conversions, datetime.now(UTC))
+    typed = TypedTraffic(traffic, error_rate, latency, tuple(conversions or ()))
+    tried = Tryout(typed, datetime.now(UTC))
     document, findings = lint_text(text, datetime.now(UTC), tried)
     is_usable = document is not None and not any(finding.is_error for finding in findings)
     if is_json:
@@ -208,5 +211,10 @@ def _read(source: str) -> tuple[str, str]:
             f"templates: {', '.join(templates())}",
             EXIT_USAGE,
         )
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"{source}: cannot be read: {error}", EXIT_USAGE)
+    except IsADirectoryError:
+        plans = ", ".join(sorted(_plans_beside(Path(source, "plan")))[:_MOST_SHOWN])
+        fail(f"{source}: is a directory; name a plan{plans and f': {plans}'}", EXIT_USAGE)
+    except UnicodeDecodeError as error:
+        fail(f"{source}: is no text in UTF-8 (byte {error.start + 1}), so no plan", EXIT_USAGE)
+    except OSError as error:
+        fail(f"{source}: cannot be read: {error.strerror}", EXIT_USAGE)

@@ -19,11 +19,13 @@ from controller.adapters.kafka.topic_reader import KafkaReader
 from controller.cli import rendering
 from controller.cli.common import complain, output
 from controller.cli.operator_client import read_event
+from controller.counting.event_fields import fields_sent, misnamed_words
 from controller.errors import EventLogUnavailable
 from controller.settings import KafkaSettings
 from controller.text import one_line
 from schemas import quarantine
 from schemas.envelope import format_time, time_of
+from schemas.formats import EventFormat
 from schemas.quarantine import Quarantined, RefusedRecord
 
 #: Characters of a refused record that are shown to people.
@@ -131,8 +133,21 @@ def _refused_in(record: ConsumerRecord) -> Iterator[_Refused]:
         yield _Refused(quarantined.topic, quarantined.partition, one)
 
 
-def _document(refused: _Refused) -> dict[str, Any]:
+def misnamed_field(kafka: KafkaSettings, refused: _Refused) -> tuple[str, str] | None:
+    """Return a field that nothing reads and the one that was meant, of an event of our format."""
+    formats = {
+        kafka.topic("evaluations"): ("evaluation", kafka.formats.evaluations),
+        kafka.topic("outcomes"): ("outcome", kafka.formats.outcomes),
+    }
+    kind, event_format = formats.get(refused.topic, ("", None))
+    if event_format is not EventFormat.ROLLOUTD:
+        return None
+    return fields_sent(refused.body, kind).misnamed
+
+
+def _document(request: QuarantineRequest, refused: _Refused) -> dict[str, Any]:
     record = refused.record
+    misnamed = misnamed_field(request.kafka, refused)
     return {
         "time": format_time(time_of(record.timestamp_ms)),
         "topic": refused.topic,
@@ -144,11 +159,12 @@ def _document(refused: _Refused) -> dict[str, Any]:
         "sha256": record.sha256,
         "text": refused.body.decode(errors="replace"),
         "is_trimmed": record.is_trimmed,
+        "question": None if misnamed is None else misnamed_words(misnamed),
     }
 
 
 def _show(request: QuarantineRequest, refused: _Refused) -> None:
-    document = _document(refused)
+    document = _document(request, refused)
     if request.is_json:
         typer.echo(rendering.to_json(document))
         return
@@ -161,6 +177,8 @@ def _show(request: QuarantineRequest, refused: _Refused) -> None:
     )
     rendering.show_line(console, head)
     rendering.show_line(console, Text(f"    {one_line(document['detail'])}"))
+    if document["question"] is not None:
+        rendering.show_line(console, Text(f"    {one_line(document['question'])}", "bold yellow"))
     text = one_line(document["text"])
     is_cut = document["is_trimmed"] or len(text) > _SHOWN_CHARS
     more = f"… ({document['size']:,} bytes)" if is_cut else ""

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -26,10 +25,10 @@ from controller.cli.common import (
     EXIT_NO_RESULT,
     EXIT_REJECTED,
     EXIT_USAGE,
+    SendingOptions,
     check_flag,
     complain,
     fail,
-    kafka_settings,
     output,
     perform,
     without_rollout,
@@ -78,24 +77,14 @@ class CommandOptions:
     is_json: bool
 
 
-def command_options(
-    config: Path | None,
-    bootstrap_servers: str | None,
-    topic_prefix: str | None,
-    issuer: str | None,
-    reason: str,
-    command_id: str | None,
-    seconds: float,
-    is_json: bool,
-) -> CommandOptions:
+def command_options(typed: SendingOptions, reason: str) -> CommandOptions:
     """Return the options as they were typed, with the issuer's name."""
-    kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
+    kafka = typed.settings()
     # Who has more patience for the result has more for the connection, too.
-    patience = max(kafka.start_seconds, seconds / 5)
+    patience = max(kafka.start_seconds, typed.seconds / 5)
     kafka = kafka.model_copy(update={"start_seconds": patience})
-    return CommandOptions(
-        kafka, whoami() if issuer is None else issuer, reason, command_id, seconds, is_json
-    )
+    issuer = whoami() if typed.issuer is None else typed.issuer
+    return CommandOptions(kafka, issuer, reason, typed.command_id, typed.seconds, typed.is_json)
 
 
 async def all_rollouts(kafka: KafkaSettings) -> NewestRollouts:

@@ -24,10 +24,7 @@ from controller.cli.typed_traffic import (
     ErrorRateOption,
     LatencyOption,
     TrafficOption,
-    begin_words,
-    begins_at,
-    effects_of,
-    virtual_traffic_of,
+    exit_on_bad_input,
 )
 
 
@@ -66,29 +63,17 @@ def simulate(
     as good as control and, given --effect, with one that is not. ops/simulate.md says what is left
     out, and how that changes the figures.
     """
-    from controller.cli.simulation import SimulationRequest, simulate_plan
-    from controller.codec.plans import to_core_plan
+    if html is not None and not html.parent.is_dir():
+        fail(f"--html: {html}: there is no directory {html.parent}", EXIT_USAGE)
+    from controller.cli.simulation import simulate_plan
+    from controller.planning.trial import request_of
+    from controller.planning.typed_traffic import TypedTraffic
 
     document = plan_files.load_to_try(plan)
-    core = to_core_plan(document)
-    virtual = virtual_traffic_of(core, document.traffic, traffic, error_rate, latency, conversions)
-    if virtual is None:
-        fail(
-            "say how much traffic there is, as in --traffic 50/s, or `traffic:` in the "
-            "plan (contexts per hour)",
-            EXIT_USAGE,
-        )
+    typed = TypedTraffic(traffic, error_rate, latency, tuple(conversions or ()))
+    with exit_on_bad_input():
+        request = request_of(document, typed, effects or (), runs, seed, datetime.now(UTC))
     try:
-        starts_at = begins_at(core, datetime.now(UTC))
-        request = SimulationRequest(
-            core,
-            *virtual,
-            effects_of(effects or (), core),
-            runs,
-            seed,
-            starts_at,
-            begin_words(core, starts_at),
-        )
         simulate_plan(request, is_json=is_json, html=html)
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,45 +15,21 @@ from rich.text import Text
 
 from controller.cli import rendering
 from controller.cli.common import EXIT_USAGE, complain, fail, output
-from controller.core.plan import Plan
-from controller.planning.figures import Part, Scenario, Spread, simulate
+from controller.planning.figures import Part, Scenario, Spread
 from controller.planning.page import page
-from controller.planning.virtual_traffic import Effect, VirtualTraffic
-from controller.reporting.situation import about
+from controller.planning.trial import SimulationRequest, simulated
+from controller.planning.trial_words import tried_plan
+from controller.planning.virtual_traffic import VirtualTraffic
+from controller.reporting.tried_plan import TriedPlan, TriedScenario
 
 PROGRESS_EVERY_SECONDS = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class SimulationRequest:
-    """What to simulate."""
-
-    plan: Plan
-    traffic: VirtualTraffic  # without effects
-    assumed: tuple[str, ...]
-    effects: tuple[Effect, ...]
-    runs: int
-    seed: int
-    starts_at: datetime
-    begin: str  # the same in words, with the windows that hold
-
-
 def simulate_plan(request: SimulationRequest, *, is_json: bool, html: Path | None) -> None:
     """Run the plan with a treatment as good as control, and again with the effects; report both."""
-    traffics = [request.traffic]
-    if request.effects:
-        traffics.append(replace(request.traffic, effects=request.effects))
-    scenarios = [
-        simulate(
-            request.plan,
-            traffic,
-            request.runs,
-            request.seed,
-            request.starts_at,
-            _progress(traffic, request.runs, is_json=is_json),
-        )
-        for traffic in traffics
-    ]
+    scenarios = simulated(
+        request, lambda traffic: _progress(traffic, request.runs, is_json=is_json)
+    )
     if html is not None:
         try:
             html.write_text(
@@ -69,10 +42,7 @@ def simulate_plan(request: SimulationRequest, *, is_json: bool, html: Path | Non
         typer.echo(rendering.to_json(_document(request, scenarios)))
         return
     console = output()
-    _show_traffic(console, request)
-    for scenario in scenarios:
-        console.print()
-        show_scenario(console, scenario)
+    show_tried(console, tried_plan(request, scenarios))
     if html is not None:
         console.print(f"\nwritten: {html}")
 
@@ -109,119 +79,32 @@ class _SlowProgress:
 # --- text
 
 
-def _show_traffic(console: Console, request: SimulationRequest) -> None:
-    plan, traffic = request.plan, request.traffic
-    console.print(
-        Text(f"{plan.name} of {plan.flag_key}", "bold"),
-        f": {request.runs} virtual rollouts each, seed {request.seed}",
-        sep="",
-    )
-    console.print(f"control: {traffic.words(plan)}")
-    console.print(f"rollouts {request.begin}")
-    if request.assumed:
-        console.print(Text(f"assumed, because not stated: {', '.join(request.assumed)}", "yellow"))
-    console.print(
-        "also assumed: a model, if asked, advises to proceed; people approve at once; each request "
-        "has a context of its own"
-    )
+def show_tried(console: Console, tried: TriedPlan) -> None:
+    """Show what virtual rollouts came to."""
+    console.print(Text(tried.plan, "bold"), f": {tried.rollouts}", sep="")
+    control, begin, always = tried.about
+    console.print(control)
+    console.print(begin)
+    if tried.assumed:
+        console.print(Text(f"assumed, because not stated: {tried.assumed}", "yellow"))
+    console.print(always)
+    for scenario in tried.scenarios:
+        console.print()
+        _show_scenario(console, scenario)
 
 
-def show_scenario(console: Console, scenario: Scenario) -> None:
-    """Show what the runs with one virtual traffic came to."""
-    effects = ", ".join(str(effect) for effect in scenario.traffic.effects)
-    console.print(Text(f"with {effects}" if effects else "treatment as good as control", "bold"))
+def _show_scenario(console: Console, scenario: TriedScenario) -> None:
+    console.print(Text(scenario.title, "bold"))
     rows = Table(box=None, show_header=False, padding=(0, 2, 0, 0), show_edge=False)
-    for name, value in _rows(scenario):
-        rows.add_row(name, value)
+    for row in scenario.rows:
+        rows.add_row(*row)
     console.print(rows)
-    console.print(_stage_table(scenario))
-
-
-def _rows(scenario: Scenario) -> list[tuple[str, str]]:
-    rows = [("completed", part_words(scenario.promoted))]
-    if scenario.traffic.effects:
-        rows.append(("harm found", part_words(scenario.found)))
-        rows.append(("harm missed", f"{part_words(scenario.missed)}: completed in spite of it"))
-        if (seconds := scenario.seconds_to_find) is not None:
-            rows.append(("found after", duration_words(seconds)))
-        if (contexts := scenario.harmed_contexts) is not None:
-            words = (
-                f"{number_words(contexts)}: in treatment from the start of the harm to the rollback"
-            )
-            rows.append(("contexts exposed", words))
-        if (failures := scenario.extra_failures) is not None:
-            words = f"{number_words(failures)}: more than at control's rate"
-            rows.append(("excess failures", words))
-        if scenario.finders:
-            rows.append(
-                (
-                    "found by",
-                    ", ".join(
-                        f"{metric} {count}" for metric, count in scenario.finders.most_common()
-                    ),
-                )
-            )
-    rows.append(("false alarm", part_words(scenario.false_alarm)))
-    lacking = sum((stage.lacking for stage in scenario.stages), Counter[str]())
-    waited = (
-        f", waiting for {', '.join(name for name, _ in lacking.most_common(3))}" if lacking else ""
-    )
-    rows.append(("undecided", f"{part_words(scenario.undecided)}: paused at max_bake{waited}"))
-    if scenario.otherwise.count:
-        reasons = sorted(
-            {run.reason for run in scenario.runs if run.ended in ("paused", "given_up")}
-        )
-        rows.append(("other endings", f"{part_words(scenario.otherwise)}: {', '.join(reasons)}"))
-    if (seconds := scenario.seconds_to_complete) is not None:
-        rows.append(("completed after", duration_words(seconds)))
-    return rows
-
-
-def part_words(part: Part) -> str:
-    """Return `3 of 200, 1.5 % (0.5 to 4.3 %)`."""
-    low, high = part.interval
-    return (
-        f"{part.count} of {part.of}, {100 * part.share:.3g} % ({100 * low:.3g} to "
-        f"{100 * high:.3g} %)"
-    )
-
-
-def duration_words(seconds: Spread) -> str:
-    """Return a median and 90 % quantile of seconds."""
-    return (
-        f"{about(timedelta(seconds=seconds.median))} median, "
-        f"{about(timedelta(seconds=seconds.p90))} p90"
-    )
-
-
-def number_words(numbers: Spread) -> str:
-    """Return a median and 90 % quantile of counts."""
-    return f"{numbers.median:,.0f} median, {numbers.p90:,.0f} p90"
-
-
-def _stage_table(scenario: Scenario) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
-    # What is planned is open time. With active windows, its median is beside that of all time.
-    has_windows = any(stage.open_seconds != stage.seconds for stage in scenario.stages)
-    open_ = ("OPEN",) if has_windows else ()
-    names = ("STAGE", "SERVED", "PLANNED", *open_, "MEDIAN", "P90", "PASSED", "UNDECIDED")
-    for name in (*names, "CONTEXTS"):
-        table.add_column(name, justify="right")
-    for index, stage in enumerate(scenario.stages):
-        seconds, in_windows = stage.seconds, stage.open_seconds
-        median = "–" if in_windows is None else about(timedelta(seconds=in_windows.median))
-        table.add_row(
-            f"{index + 1}/{len(scenario.stages)}",
-            f"{stage.percent:g} %",
-            about(stage.planned),
-            *((median,) if has_windows else ()),
-            "–" if seconds is None else about(timedelta(seconds=seconds.median)),
-            "–" if seconds is None else about(timedelta(seconds=seconds.p90)),
-            str(stage.passed),
-            str(stage.undecided),
-            "–" if stage.contexts is None else f"{stage.contexts.median:,.0f}",
-        )
-    return table
+    stages = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
+    for name in scenario.columns:
+        stages.add_column(name.upper(), justify="right")
+    for stage in scenario.stages:
+        stages.add_row(*stage)
+    console.print(stages)
 
 
 # --- JSON

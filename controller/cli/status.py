@@ -17,16 +17,13 @@ from controller.cli.common import (
     EXIT_REJECTED,
     KAFKA_ADVICE,
     AnyFlagArgument,
-    BootstrapOption,
-    ConfigOption,
     DaemonOption,
     FlagArgument,
     JsonOption,
-    PrefixOption,
+    KafkaOptions,
     check_flag,
     complain,
     fail,
-    kafka_settings,
     output,
     perform,
     without_rollout,
@@ -83,16 +80,15 @@ def status(
         bool, typer.Option("--all", help="Also rollouts that ended more than a week ago.")
     ] = False,
     daemon: DaemonOption = None,
-    config: ConfigOption = None,
-    bootstrap_servers: BootstrapOption = None,
-    topic_prefix: PrefixOption = None,
+    *,
+    connection: KafkaOptions,
 ) -> None:
     """Show where every rollout stands, or everything about one.
 
     Whether it is safe to advance, what the rollout waits for, and on what evidence. With --json all
     rollouts are shown. While Kafka is away, --daemon is asked for all of it.
     """
-    kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
+    kafka = connection.settings()
     if flag is not None:
         _show_one(kafka, check_flag(flag), daemon, is_json=is_json)
         return
@@ -156,15 +152,14 @@ def decisions(
     last: LastOption = 20,
     is_json: JsonOption = False,
     daemon: DaemonOption = None,
-    config: ConfigOption = None,
-    bootstrap_servers: BootstrapOption = None,
-    topic_prefix: PrefixOption = None,
+    *,
+    connection: KafkaOptions,
 ) -> None:
     """Show a flag's newest decisions and what each was based on.
 
     With --json all the evidence, as published. While Kafka is away, --daemon is asked.
     """
-    kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
+    kafka = connection.settings()
     events = perform(newest_of(kafka, "decisions", last, check_flag(flag), daemon))
     if _printed_as_json(events, is_json, f"no decision about {flag} yet"):
         return
@@ -180,15 +175,14 @@ def alerts(
     last: LastOption = 20,
     is_json: JsonOption = False,
     daemon: DaemonOption = None,
-    config: ConfigOption = None,
-    bootstrap_servers: BootstrapOption = None,
-    topic_prefix: PrefixOption = None,
+    *,
+    connection: KafkaOptions,
 ) -> None:
     """Show the newest alerts, each with what to do.
 
     While Kafka is away, --daemon is asked for those of one flag.
     """
-    kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
+    kafka = connection.settings()
     key = None if flag is None else check_flag(flag)
     events = perform(newest_of(kafka, "alerts", last, key, daemon))
     if _printed_as_json(events, is_json, "no alert yet"):

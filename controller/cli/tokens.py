@@ -10,7 +10,8 @@ from typing import Final
 
 import yaml
 
-from controller.settings.access_file import parse_access
+from controller.errors import ConfigInvalid
+from controller.settings.access_file import is_token_name, parse_access
 
 #: Secret scanners find tokens by such a beginning.
 PREFIX: Final = "rolloutd_"
@@ -27,6 +28,11 @@ class NewToken:
 
 def make_token(name: str, role: str, flags: str, days: int) -> NewToken:
     """Return a new random token of 256 bits. Raises ConfigInvalid for what no file may say."""
+    if not is_token_name(name):
+        raise ConfigInvalid(
+            f"{name!r} is not a token's name: up to 100 of A-Z a-z 0-9 . _ -, beginning with a "
+            f"letter or digit"
+        )
     token = PREFIX + secrets.token_urlsafe(_BYTES)
     until = (datetime.now(UTC) + timedelta(days=days)).replace(microsecond=0)
     grant = {"role": role, "tokens": [name]} | ({} if flags == "*" else {"flags": [flags]})

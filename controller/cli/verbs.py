@@ -13,21 +13,15 @@ import typer
 
 from controller.cli.common import (
     EXIT_USAGE,
-    BootstrapOption,
-    ConfigOption,
     DaemonOption,
     FlagArgument,
-    IdOption,
-    IssuerOption,
-    JsonOption,
     NeverAskedOption,
     PlanArgument,
     PlanFlagOption,
-    PrefixOption,
     ReasonOption,
     RevisionOption,
+    SendingOptions,
     SureOption,
-    TimeoutOption,
     check_flag,
     complain,
     fail,
@@ -46,22 +40,15 @@ def start(
     flag: PlanFlagOption = None,
     reason: ReasonOption = "",
     revision: RevisionOption = None,
-    issuer: IssuerOption = None,
-    command_id: IdOption = None,
-    seconds: TimeoutOption = 15.0,
-    is_json: JsonOption = False,
-    config: ConfigOption = None,
-    bootstrap_servers: BootstrapOption = None,
-    topic_prefix: PrefixOption = None,
+    *,
+    typed: SendingOptions,
 ) -> None:
     """Start a rollout by a plan, after checking the plan."""
     from controller.cli import plan_files, sending
 
-    options = sending.command_options(
-        config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json
-    )
+    options = sending.command_options(typed, reason)
     document = plan_files.load(plan, flag)
-    warn_by_settings(document, config)
+    warn_by_settings(document, typed.config)
     sending.send(
         [sending.make_command(CommandVerb.START, document.flag, options, revision, document)],
         options,
@@ -74,19 +61,12 @@ def _simple_verb(verb: CommandVerb) -> Callable[..., None]:
         reason: ReasonOption = "",
         revision: RevisionOption = None,
         _is_sure: NeverAskedOption = False,
-        issuer: IssuerOption = None,
-        command_id: IdOption = None,
-        seconds: TimeoutOption = 15.0,
-        is_json: JsonOption = False,
-        config: ConfigOption = None,
-        bootstrap_servers: BootstrapOption = None,
-        topic_prefix: PrefixOption = None,
+        *,
+        typed: SendingOptions,
     ) -> None:
         from controller.cli import sending
 
-        options = sending.command_options(
-            config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json
-        )
+        options = sending.command_options(typed, reason)
         sending.send([sending.make_command(verb, flag, options, revision)], options)
 
     return command
@@ -96,13 +76,8 @@ def kill(
     flag: FlagArgument,
     reason: ReasonOption = "kill switch",
     _is_sure: NeverAskedOption = False,
-    issuer: IssuerOption = None,
-    command_id: IdOption = None,
-    seconds: TimeoutOption = 15.0,
-    is_json: JsonOption = False,
-    config: ConfigOption = None,
-    bootstrap_servers: BootstrapOption = None,
-    topic_prefix: PrefixOption = None,
+    *,
+    typed: SendingOptions,
 ) -> None:
     """Switch a flag off for everybody, also one whose rollout is complete.
 
@@ -110,9 +85,7 @@ def kill(
     """
     from controller.cli import sending
 
-    options = sending.command_options(
-        config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json
-    )
+    options = sending.command_options(typed, reason)
     sending.send([sending.make_command(CommandVerb.ROLL_BACK, flag, options)], options)
 
 
@@ -130,24 +103,17 @@ def _answer_verb(verb: CommandVerb) -> Callable[..., None]:
         ] = None,
         daemon: DaemonOption = None,
         is_sure: SureOption = False,
-        issuer: IssuerOption = None,
-        command_id: IdOption = None,
-        seconds: TimeoutOption = 15.0,
-        is_json: JsonOption = False,
-        config: ConfigOption = None,
-        bootstrap_servers: BootstrapOption = None,
-        topic_prefix: PrefixOption = None,
+        *,
+        typed: SendingOptions,
     ) -> None:
         from controller.cli import sending
 
-        options = sending.command_options(
-            config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json
-        )
+        options = sending.command_options(typed, reason)
         check_flag(flag)
         sending.check_reason(verb, options)
         # A command that is repeated by its id stays the same, so it is bound to no other revision.
         stays = (CommandVerb.PROMOTE_FULL, CommandVerb.RETIRE)
-        if revision is None and (command_id is None or verb not in stays):
+        if revision is None and (typed.command_id is None or verb not in stays):
             revision = sending.confirmed_revision(
                 verb, flag, options, daemon=daemon, is_sure=is_sure
             )
@@ -166,23 +132,16 @@ def _promote(
     revision: RevisionOption = None,
     daemon: DaemonOption = None,
     is_sure: SureOption = False,
-    issuer: IssuerOption = None,
-    command_id: IdOption = None,
-    seconds: TimeoutOption = 15.0,
-    is_json: JsonOption = False,
-    config: ConfigOption = None,
-    bootstrap_servers: BootstrapOption = None,
-    topic_prefix: PrefixOption = None,
+    *,
+    typed: SendingOptions,
 ) -> None:
     from controller.cli import sending
 
     verb = CommandVerb.PROMOTE
-    options = sending.command_options(
-        config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json
-    )
+    options = sending.command_options(typed, reason)
     check_flag(flag)
     sending.check_reason(verb, options, to_stage)
-    if revision is None and command_id is None:
+    if revision is None and typed.command_id is None:
         revision = sending.confirmed_revision(verb, flag, options, daemon=daemon, is_sure=is_sure)
     sending.send([sending.make_command(verb, flag, options, revision, to_stage=to_stage)], options)
 
@@ -200,19 +159,12 @@ def _step_back(
     reason: ReasonOption = "",
     revision: RevisionOption = None,
     _is_sure: NeverAskedOption = False,
-    issuer: IssuerOption = None,
-    command_id: IdOption = None,
-    seconds: TimeoutOption = 15.0,
-    is_json: JsonOption = False,
-    config: ConfigOption = None,
-    bootstrap_servers: BootstrapOption = None,
-    topic_prefix: PrefixOption = None,
+    *,
+    typed: SendingOptions,
 ) -> None:
     from controller.cli import sending
 
-    options = sending.command_options(
-        config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json
-    )
+    options = sending.command_options(typed, reason)
     sending.send(
         [sending.make_command(CommandVerb.STEP_BACK, flag, options, revision, to_stage=to_stage)],
         options,
@@ -226,23 +178,16 @@ def restart(
     ] = None,
     reason: ReasonOption = "",
     revision: RevisionOption = None,
-    issuer: IssuerOption = None,
-    command_id: IdOption = None,
-    seconds: TimeoutOption = 15.0,
-    is_json: JsonOption = False,
-    config: ConfigOption = None,
-    bootstrap_servers: BootstrapOption = None,
-    topic_prefix: PrefixOption = None,
+    *,
+    typed: SendingOptions,
 ) -> None:
     """Start a finished rollout again, by its own plan or another."""
     from controller.cli import plan_files, sending
 
-    options = sending.command_options(
-        config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json
-    )
+    options = sending.command_options(typed, reason)
     document = None if plan is None else plan_files.load_for(flag, plan)
     if document is not None:
-        warn_by_settings(document, config)
+        warn_by_settings(document, typed.config)
     sending.send(
         [sending.make_command(CommandVerb.RESTART, flag, options, revision, document)], options
     )
@@ -252,13 +197,8 @@ def revive(
     flag: FlagArgument,
     reason: ReasonOption = "",
     revision: RevisionOption = None,
-    issuer: IssuerOption = None,
-    command_id: IdOption = None,
-    seconds: TimeoutOption = 15.0,
-    is_json: JsonOption = False,
-    config: ConfigOption = None,
-    bootstrap_servers: BootstrapOption = None,
-    topic_prefix: PrefixOption = None,
+    *,
+    typed: SendingOptions,
 ) -> None:
     """Switch a flag on again that was switched off, by its own plan from the first stage.
 
@@ -266,9 +206,7 @@ def revive(
     """
     from controller.cli import sending
 
-    options = sending.command_options(
-        config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json
-    )
+    options = sending.command_options(typed, reason)
     if not reason.strip():
         fail(
             "revive needs --reason: the audit log keeps why it is safe again; nothing was sent",
@@ -289,26 +227,19 @@ def _freeze_verb(
         ] = False,
         reason: ReasonOption = "",
         revision: RevisionOption = None,
-        issuer: IssuerOption = None,
-        command_id: IdOption = None,
-        seconds: TimeoutOption = 15.0,
-        is_json: JsonOption = False,
-        config: ConfigOption = None,
-        bootstrap_servers: BootstrapOption = None,
-        topic_prefix: PrefixOption = None,
+        *,
+        typed: SendingOptions,
     ) -> None:
         from controller.cli import sending
         from controller.cli.status import situation_of
 
-        options = sending.command_options(
-            config, bootstrap_servers, topic_prefix, issuer, reason, command_id, seconds, is_json
-        )
+        options = sending.command_options(typed, reason)
         if is_all == (flag is not None):
             fail(f"{dashed(verb)}: name a flag, or say --all", EXIT_USAGE)
         if flag is not None:
             sending.send([sending.make_command(verb, flag, options, revision)], options)
             return
-        if command_id is not None or revision is not None:
+        if typed.command_id is not None or revision is not None:
             fail(
                 "--id and --expected-revision are one flag's: leave them out with --all", EXIT_USAGE
             )

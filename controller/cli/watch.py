@@ -19,15 +19,12 @@ from controller.cli import event_view, rendering, status_view
 from controller.cli.common import (
     EXIT_REJECTED,
     AnyFlagArgument,
-    BootstrapOption,
-    ConfigOption,
     DaemonOption,
     JsonOption,
-    PrefixOption,
+    KafkaOptions,
     check_flag,
     complain,
     fail,
-    kafka_settings,
     output,
     perform,
     without_rollout,
@@ -51,16 +48,15 @@ def watch(
         bool, typer.Option("--wait", help="Wait also for a flag that has no rollout yet.")
     ] = False,
     daemon: DaemonOption = None,
-    config: ConfigOption = None,
-    bootstrap_servers: BootstrapOption = None,
-    topic_prefix: PrefixOption = None,
+    *,
+    connection: KafkaOptions,
 ) -> None:
     """Follow state, decisions and alerts as they come, until Ctrl-C.
 
     With a flag and --daemon also its newest evidence, every ten seconds. With --json each line is
     one event as published. Exits 1 for a flag without a rollout, unless --wait is given.
     """
-    kafka = kafka_settings(config, bootstrap_servers, topic_prefix)
+    kafka = connection.settings()
     key = None if flag is None else check_flag(flag)
     perform(_watch(kafka, key, daemon, is_json=is_json, waits=waits))
 

@@ -71,6 +71,8 @@ HINTS: Final[dict[EventClass | EventRemark, str]] = {
 }
 #: What the fields that count are for, by name: said of an event that has one misnamed.
 FIELD_HINTS: Final[dict[str, str]] = {
+    "feature_flag.key": "`feature_flag.key` is the flag, as the plan spells it, and without it an "
+    "evaluation is refused",
     "error.type": "a request that failed has `error.type`, and without it counts as a success",
     "http.server.request.duration": "`http.server.request.duration` is the duration in seconds "
     "(0.183), and without it no latency is counted",

@@ -20,15 +20,19 @@ import msgspec
 
 from controller.text import one_line
 from schemas.evaluation import Evaluation
-from schemas.outcome import Outcome
+from schemas.outcome import MAX_FLAGS, EvaluatedFlag, Outcome
 
 _KNOWN: Final[dict[str, tuple[str, ...]]] = {
     kind: tuple(field.alias or "" for field in model.model_fields.values())
-    for kind, model in (("evaluation", Evaluation), ("outcome", Outcome))
+    for kind, model in (("evaluation", Evaluation), ("outcome", Outcome), ("flag", EvaluatedFlag))
 }
 #: Fields that change what an event counts as, or for whom. Others are never asked after.
 _COUNTS: Final[dict[str, tuple[str, ...]]] = {
-    "evaluation": ("feature_flag.context.id", "feature_flag.result.variant"),
+    "evaluation": (
+        "feature_flag.key",
+        "feature_flag.result.variant",
+        "feature_flag.context.id",
+    ),
     "outcome": (
         "error.type",
         "http.server.request.duration",
@@ -36,6 +40,7 @@ _COUNTS: Final[dict[str, tuple[str, ...]]] = {
         "rolloutd.flags",
         "rolloutd.conversions",
     ),
+    "flag": ("feature_flag.key", "feature_flag.result.variant"),
 }
 #: Other words for them, in lower case and without separators.
 _OTHER_WORDS: Final[dict[str, str]] = {
@@ -46,7 +51,10 @@ _OTHER_WORDS: Final[dict[str, str]] = {
         "http.server.request.duration": "duration durationms durationseconds requestduration "
         "latency latencyms latencyseconds elapsed elapsedms responsetime httpserverduration",
         "feature_flag.context.id": "contextid targetingkey",
-        "feature_flag.result.variant": "variant featureflagvariant",
+        "feature_flag.key": "flag flagkey flagname featureflag featureflagname feature featurekey "
+        "featurename toggle key",
+        "feature_flag.result.variant": "variant featureflagvariant variantkey variantname "
+        "variation",
         "rolloutd.flags": "flags",
         "rolloutd.conversions": "conversions conversion",
     }.items()
@@ -95,8 +103,24 @@ def fields_sent(value: bytes | None, kind: str) -> SentFields:
         error if isinstance(error, str) else None,
         status if is_status else None,
         tuple(_shown(name) for name in unread),
-        _first_misnamed(data, unread, kind),
+        _first_misnamed(data, unread, kind) or _first_misnamed_of_flags(data.get("rolloutd.flags")),
     )
+
+
+def misnamed_words(misnamed: tuple[str, str]) -> str:
+    """Return the question about a field that nothing reads, and the field that was meant."""
+    name, meant = misnamed
+    return f"nothing reads its field {name}; did you mean {meant}?"
+
+
+def _first_misnamed_of_flags(flags: object) -> tuple[str, str] | None:
+    """Return the first misnamed field of the flags that an outcome lists."""
+    for flag in flags[:MAX_FLAGS] if isinstance(flags, list) else ():
+        if isinstance(flag, dict):
+            unread = [name for name in flag if name not in _KNOWN["flag"]][:_MOST_FIELDS]
+            if (found := _first_misnamed(flag, unread, "flag")) is not None:
+                return found
+    return None
 
 
 def _first_misnamed(

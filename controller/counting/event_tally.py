@@ -25,7 +25,12 @@ from controller.counting.event_classes import (
     misspelled,
     nearest,
 )
-from controller.counting.event_fields import NOTHING_SENT, SentFields, fields_sent
+from controller.counting.event_fields import (
+    NOTHING_SENT,
+    SentFields,
+    fields_sent,
+    misnamed_words,
+)
 from controller.counting.flag_tally import EventSample, FlagTally, OutcomeReading
 from controller.counting.flags_to_count import FlagsToCount
 from controller.ports import Record, TopicPartition
@@ -49,7 +54,7 @@ _MOST_CONTEXTS: Final = 20_000
 #: Comparisons of flag keys in a summary: each takes some 0.1 ms, in which no event is counted.
 _MOST_COMPARISONS: Final = 100
 _MOST_SUMMED_UP: Final = 200  # flags with a rollout in a summary
-_REFUSED_BYTES: Final = 64 * 1024  # of a refused value that are searched for flags
+_REFUSED_BYTES: Final = 64 * 1024  # of a refused value that is searched for flags and fields
 _MOST_REFUSED_FLAGS: Final = 8
 
 #: Returns the (flag key, variant) pairs of a context's exposures before a time in ms.
@@ -144,7 +149,7 @@ class EventTally:
             sent = self._sent(source, read)
             event = self._seen(source, context, time_ms, None, sent)
             found.append(self._add(source, event, flag_key, variant))
-        return found + self._add_refused(source, refusals)
+        return found + self._add_refused(source, refusals, read)
 
     def add_outcomes(
         self,
@@ -188,7 +193,7 @@ class EventTally:
             event = self._seen(source, context, time_ms, understood, sent)
             for flag_key, variant in named or join(context, time_ms) or (("", ""),):
                 found.append(self._add(source, event, flag_key, variant))
-        return found + self._add_refused(source, refusals)
+        return found + self._add_refused(source, refusals, read)
 
     def _some(self, events: Sequence[_Fields], weight: float) -> tuple[Sequence[_Fields], float]:
         """Return the events of a record to count, and for how many events each stands."""
@@ -276,10 +281,16 @@ class EventTally:
             places.popitem(last=False)
         return False
 
-    def _add_refused(self, source: _Source, refusals: Iterable[RecordRefused]) -> list[EventSample]:
+    def _add_refused(
+        self, source: _Source, refusals: Iterable[RecordRefused], read: object
+    ) -> list[EventSample]:
         """Count a refused record for the flags that its text names, else for none."""
         record, found = source.record, []
         for refused in refusals:
+            # The field that it lacks may be there under another name.
+            is_small = len(record.value or b"") <= _REFUSED_BYTES
+            misnamed = self._sent(source, read).misnamed if is_small else None
+            question = "" if misnamed is None else f"; {misnamed_words(misnamed)}"
             for flag_key in flags_named_in(record.value, self.flags_to_count.flags) or ("",):
                 sample = EventSample(
                     EventClass.REFUSED,
@@ -291,7 +302,9 @@ class EventTally:
                     flag_key,
                     "",
                     "",
-                    str(refused),
+                    f"{refused}{question}",
+                    () if misnamed is None else (EventRemark.MISNAMED_FIELD,),
+                    meant_field=None if misnamed is None else misnamed[1],
                 )
                 self._tally_of(flag_key).add(sample, source.weight, is_timed=False)
                 found.append(sample)
@@ -399,6 +412,11 @@ class EventTally:
                 }
                 for flag_key, tally in most
             },
+            "misnamed_fields": {
+                flag_key: found
+                for flag_key in listed
+                if (found := self._flags[flag_key].misnamed()) is not None
+            },
             "unattributed": self.unattributed.document(has_whole_ids=has_whole_ids),
         }
 
@@ -411,13 +429,8 @@ def _why(found: EventClass, why: str, event: _Event, timestamp_ms: int) -> str:
     """Return why an event does not count, or what looks wrong about one that does."""
     # A misnamed field is the cause where the event seems to name no flag or no variant.
     if event.sent.misnamed is not None and found in _FOR_LACK_OF_A_FIELD:
-        return f"{_misnamed_words(event.sent.misnamed)}; {why}"
+        return f"{misnamed_words(event.sent.misnamed)}; {why}"
     return why or _remark_words(event, timestamp_ms)
-
-
-def _misnamed_words(misnamed: tuple[str, str]) -> str:
-    name, meant = misnamed
-    return f"nothing reads its field {name}; did you mean {meant}?"
 
 
 def _remark_words(event: _Event, timestamp_ms: int) -> str:
@@ -435,7 +448,7 @@ def _remark_words(event: _Event, timestamp_ms: int) -> str:
             f"a success"
         )
     if event.sent.misnamed is not None:
-        words[EventRemark.MISNAMED_FIELD] = _misnamed_words(event.sent.misnamed)
+        words[EventRemark.MISNAMED_FIELD] = misnamed_words(event.sent.misnamed)
     return "; ".join(words[remark] for remark in event.remarks)
 
 

@@ -167,6 +167,16 @@ class FlagTally:
         meant = dict.fromkeys(sample.meant_field or "" for sample in self.samples.get(found, ()))
         return "; ".join([hint, *(FIELD_HINTS[name] for name in meant if name in FIELD_HINTS)])
 
+    def misnamed(self) -> dict[str, Any] | None:
+        """Return how many events have a misnamed field, and what is said of the newest."""
+        newest = self.newest(EventRemark.MISNAMED_FIELD)
+        if newest is None:
+            return None
+        return {
+            "events": round(self.counts.remarks[EventRemark.MISNAMED_FIELD]),
+            "newest": newest.why,
+        }
+
     def document(self, *, has_begun: bool = False, has_whole_ids: bool = False) -> dict[str, Any]:
         """Return it as JSON-ready values, the classes with most events first.
 

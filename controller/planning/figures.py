@@ -16,6 +16,7 @@ import numpy as np
 from controller.core.plan import Plan
 from controller.planning.simulation import Run, run_once
 from controller.planning.virtual_traffic import TrafficSource, VirtualTraffic
+from controller.reporting.evidence_words import GAP_WORDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,16 @@ class StageFigures:
     passed: int
     undecided: int  # runs that ended here at max_bake
     contexts: Spread | None  # of treatment, when it was passed
-    lacking: Counter[str]  # what the gates of the undecided ones waited for, by how often
+    #: What the gates of the undecided ones lacked, by how often: gaps, else metrics not shown safe.
+    lacking: Counter[str]
+
+
+def lacking_words(lacking: Counter[str]) -> str:
+    """Return what undecided gates lacked, the most frequent first."""
+    gaps = {gap.value: words for gap, words in GAP_WORDS.items()}
+    return ", ".join(
+        gaps.get(name, f"{name} is not shown to be safe") for name, _ in lacking.most_common(3)
+    )
 
 
 @dataclass(frozen=True, slots=True)

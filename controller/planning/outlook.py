@@ -8,6 +8,7 @@ with how often it did. For probabilities there is `simulate`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -15,12 +16,12 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from controller.core.plan import Guardrail, Plan
-from controller.planning.figures import Scenario, summed_up
+from controller.planning.figures import Scenario, lacking_words, summed_up
 from controller.planning.simulation import Run, run_once
 from controller.planning.virtual_traffic import TrafficSource, VirtualTraffic, example_harms
 from controller.plans import Finding
 from schemas.fields import format_duration
-from schemas.terms import Severity
+from schemas.terms import HealthGap, Severity
 
 HEALTHY_RUNS = 6
 HARMED_RUNS = 3
@@ -36,10 +37,11 @@ LONGER = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """Warnings, and how many rollouts they rest on."""
+    """Warnings, how many rollouts they rest on, and what a release without harm came to."""
 
     findings: tuple[Finding, ...]
     rollouts: int
+    healthy: Scenario | None = None  # None: nothing was tried
 
 
 def outlook(plan: Plan, traffic: VirtualTraffic, starts_at: datetime) -> Outlook:
@@ -55,7 +57,7 @@ def outlook(plan: Plan, traffic: VirtualTraffic, starts_at: datetime) -> Outlook
     for effect, words, watching in example_harms(plan):
         harmed = budget.spend(plan, replace(traffic, effects=(effect,)), HARMED_RUNS, starts_at)
         findings += _missed(harmed, words, watching)
-    return Outlook(tuple(findings), budget.rollouts)
+    return Outlook(tuple(findings), budget.rollouts, healthy)
 
 
 class _Budget:
@@ -98,16 +100,15 @@ def _undecided(plan: Plan, healthy: Scenario) -> Iterator[Finding]:
     """
     for index, (stage, declared) in enumerate(zip(healthy.stages, plan.stages, strict=True)):
         came = stage.passed + stage.undecided
-        per_second = f"at {healthy.traffic.contexts_per_second:.3g} contexts/s"
+        per_second = f"at {healthy.traffic.rate_words}"
         if came and stage.undecided / came >= WORTH_TELLING:
-            lacking = ", ".join(name for name, _ in stage.lacking.most_common(3))
             yield _warning(
                 ("stages", index),
                 f"the gate is unlikely to decide {per_second}: in {stage.undecided} of "
                 f"{came} simulated rollouts of a release "
                 f"as good as control it is undecided at max_bake "
-                f"({_rounded(declared.max_bake)}), for want of {lacking}",
-                "raise max_bake, expose more, or ask for less with a wider limit or `gate_margin`",
+                f"({_rounded(declared.max_bake)}): {lacking_words(stage.lacking)}",
+                _decidable(stage.lacking),
             )
         elif (
             stage.open_seconds is not None
@@ -121,6 +122,16 @@ def _undecided(plan: Plan, healthy: Scenario) -> Iterator[Finding]:
                 f"{_rounded(stage.planned)} are planned",
                 "expect it to wait, or bake longer",
             )
+
+
+def _decidable(lacking: Counter[str]) -> str:
+    """Return what lets a gate decide that lacked this."""
+    ways = ["raise max_bake", "expose more"]
+    if HealthGap.BELOW_MIN_SAMPLE in lacking:
+        ways.append("lower min_sample")
+    if any(name not in list(HealthGap) for name in lacking):
+        ways.append("ask for less with a wider limit or `gate_margin`")
+    return f"{', '.join(ways[:-1])}, or {ways[-1]}"
 
 
 def _missed(harmed: Scenario, words: str, watching: Sequence[Guardrail]) -> Iterator[Finding]:

@@ -72,10 +72,18 @@ class VirtualTraffic:
         """Control's share of contexts that fail."""
         return next(one.rate for one in self.control if isinstance(one, VirtualErrors))
 
+    @property
+    def rate_words(self) -> str:
+        """The traffic per second, or per the shortest unit that has at least one context."""
+        rate = self.contexts_per_second
+        units = (("s", 1), ("min", 60), ("h", 3_600), ("d", 86_400))
+        unit, seconds = next((one for one in units if rate * one[1] >= 1), units[-1])
+        return f"{rate * seconds:.3g} contexts/{unit}"
+
     def words(self, plan: Plan) -> str:
         """Return what control is like, as far as the plan watches it."""
         watched = [one.words() for one in self.control if guardrails_of(plan, type(one))]
-        parts = [f"{self.contexts_per_second:.3g} contexts/s in both arms"]
+        parts = [f"{self.rate_words} in both arms"]
         return "; ".join([*parts, *(words for several in watched for words in several)])
 
     def document(self) -> dict[str, Any]:

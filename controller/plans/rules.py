@@ -112,11 +112,14 @@ def _stage_faults(document: PlanDocument, _: datetime | None) -> Iterator[Findin
                 "give it time to gather evidence, as in 24h",
             )
         elif stage.settle >= stage.bake:
-            yield error(
+            yield warning(
                 (*at, "settle" if "settle" in stage.model_fields_set else "bake"),
-                f"settle ({format_duration(stage.settle)}) is not shorter than bake "
-                f"({format_duration(stage.bake)})",
-                "bake longer, or settle for less; bake begins after settle",
+                f"settle ({format_duration(stage.settle)}) is not shorter than the bake "
+                f"({format_duration(stage.bake)}) that follows it: of the "
+                f"{format_duration(stage.settle + stage.bake)} that the stage takes at least, only "
+                f"the bake gathers evidence",
+                "check that both are meant: settle is the time that apps need to ask for the new "
+                "percentage",
             )
         if stage.max_bake is not None and stage.max_bake < stage.bake:
             yield error(

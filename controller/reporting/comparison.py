@@ -1,5 +1,10 @@
 """How treatment compares with control in one metric, ready to be drawn and said.
 
+One rule: a number beside two values is worked out from these two, so that a reader who divides them
+finds it. Whatever a test estimates in another way is said to be an estimate of the tests. So is the
+interval, as the tests compare the arms within each batch; and so is all that is compared of
+latencies, where the tests count slow requests and the values are milliseconds.
+
 Pure. Does not belong here: the drawing (`web/page/drawing.py`).
 """
 
@@ -51,13 +56,15 @@ def comparison_of(metric: MetricRecord) -> Comparison:
         )
     if margin is not None:
         bound = gate_bound(kind, margin, in_points=False)
-        ratios = metric.ratio, metric.ratio_low, metric.ratio_high
-        value, low, high = ratios
-        shown = _ratio_words(*ratios)
+        shown_ratio = _quotient(metric) if kind.is_share else metric.ratio
+        value, low, high = shown_ratio, metric.ratio_low, metric.ratio_high
+        left_open = low, high
         if kind.is_better_when_higher:
             # A fall is measured as control's rate over treatment's; people read it the other way.
-            shown = _ratio_words(_inverse(value), _inverse(high), _inverse(low))
-        return Comparison(True, low, value, high, 1 + margin, 1.0, shown, bound)
+            value, left_open = _inverse(shown_ratio), (_inverse(high), _inverse(low))
+        shown = _ratio_words(shown_ratio, *left_open)
+        words = shown if kind.is_share else f"slow {shown}"
+        return Comparison(True, low, value, high, 1 + margin, 1.0, words, bound)
     arm = metric.arms.get(Arm.TREATMENT)
     low, high = (None, None) if arm is None else (arm.low, arm.high)
     value = None if arm is None else arm.estimate
@@ -98,6 +105,12 @@ def _estimate(metric: MetricRecord, arm: Arm) -> float | None:
     return None if measured is None else measured.estimate
 
 
+def _quotient(metric: MetricRecord) -> float | None:
+    """Return treatment's value divided by control's, None where that is no number."""
+    treatment, control = (_estimate(metric, arm) for arm in (Arm.TREATMENT, Arm.CONTROL))
+    return None if treatment is None or not control else treatment / control
+
+
 def _points(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:+.3g} pp"
 
@@ -108,7 +121,9 @@ def _between(low: float | None, high: float | None) -> str:
 
 def _ratio_words(value: float | None, low: float | None, high: float | None) -> str:
     shown = "–" if value is None else f"× {value:.3g}"
-    return shown if low is None and high is None else f"{shown} ({_number(low)} to {_number(high)})"
+    if low is None and high is None:
+        return shown
+    return f"{shown} (tests: {_number(low)} to {_number(high)})"
 
 
 def _inverse(value: float | None) -> float | None:

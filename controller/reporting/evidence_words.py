@@ -74,6 +74,7 @@ def legend(judgement: JudgementRecord, rollout: Rollout) -> list[str]:
             "stage, so a dashboard of requests shows another rate."
         )
     lines += [words for one in judgement.metrics if (words := _repeats_words(one))]
+    lines += _ratio_legend(judgement)
     percent = _judged_percent(judgement, rollout)
     for metric, kind in zip(judgement.metrics, kinds, strict=True):
         margin = metric.gate_margin
@@ -96,6 +97,23 @@ def _repeats_words(metric: MetricRecord) -> str:
         f"{metric.metric}: of each user that failed {repeats[0]:.2g} requests failed in "
         f"treatment, {repeats[1]:.2g} in control; each such user counts once."
     )
+
+
+def _ratio_legend(judgement: JudgementRecord) -> list[str]:
+    """Return what the ratios of `reporting/comparison.py` are."""
+    of_shares = {
+        kind_to_show(metric.metric).is_share
+        for metric in judgement.metrics
+        if metric.gate_margin is not None and not metric.in_points
+    }
+    words = {
+        True: "×: treatment's rate divided by control's, as shown. In brackets is what the tests "
+        "leave open; they compare the arms within each batch, so it need not center on ×.",
+        False: "slow ×: the share of slow user actions in treatment divided by control's, as the "
+        "tests estimate it, not a ratio of milliseconds. Slow is above control's percentile; for "
+        "treatment the margin is added.",
+    }
+    return [words[is_share] for is_share in words if is_share in of_shares]
 
 
 def _judged_percent(judgement: JudgementRecord, rollout: Rollout) -> float:
@@ -134,20 +152,28 @@ def incomplete_words(judgement: JudgementRecord) -> str:
 def harm_words(judgement: JudgementRecord) -> str:
     """Return what the rollout has cost so far."""
     harm = judgement.harm
+    users = f"{harm.exposed_contexts:,} user{'' if harm.exposed_contexts == 1 else 's'}"
+    failed = f"{harm.failed_requests:,}" if harm.failed_requests else "none"
+    return f"{users} had treatment; {failed} of their requests failed{_excess_words(judgement)}"
+
+
+def _excess_words(judgement: JudgementRecord) -> str:
+    """Return how many of the failed requests control's rate does not account for.
+
+    The excess is counted per stage and never below 0, so 0 is no equality; and without a control
+    it is not known.
+    """
+    harm = judgement.harm
     excess = harm.excess_failed_requests
-    compared = ""
-    if excess is not None:
-        count = f"{abs(excess):,.0f}"
-        more = "more" if excess >= 0 else "fewer"
-        compared = (
-            ", as many as at control's rate"
-            if count == "0"
-            else f", about {count} {more} than at control's rate"
-        )
-    return (
-        f"{harm.exposed_contexts:,} users had treatment; {harm.failed_requests:,} of their "
-        f"requests failed{compared}"
-    )
+    if excess is None or harm.failed_requests == 0:
+        return ""
+    has_control = judgement.exposures.get(Arm.CONTROL, 0) > 0
+    where = "" if has_control else ", where there was a control"
+    if excess <= 0:
+        return f", no more than at control's rate{where}"
+    # Rounded, a part of one failure would be none, or all of a single one.
+    count = "less than one" if excess < 1 else f"about {excess:,.0f}"
+    return f", {count} of them beyond control's rate{where}"
 
 
 def evidence_line(judgement: JudgementRecord) -> str:

@@ -20,7 +20,13 @@ from controller.codec.commands import command_event, to_command_received
 from controller.core.machine import decide
 from controller.core.rollout import AnswerCommand
 from controller.deciding.flag.command_answers import answer_keys, digest_of, read_answer
-from controller.errors import BadInput, EventLogUnavailable, OperatingTrouble, StoreUnavailable
+from controller.errors import (
+    BadInput,
+    DocumentUnreadable,
+    EventLogUnavailable,
+    OperatingTrouble,
+    StoreUnavailable,
+)
 from controller.ports import OutboxEntry, Publisher, Rollouts, StoredRollout
 from schemas.command import Command
 from schemas.result import Result
@@ -189,9 +195,19 @@ class CommandDesk:
         if answer is not None:
             return answer
         answer = await self._rollouts.answer_to(command.flag, first)
-        if answer is None or not read_answer(answer).is_of(event, digest_of(event)):
+        if answer is None:
             return None
-        return answer
+        earlier = read_answer(answer)
+        if earlier.is_of(event, digest_of(event)):
+            return answer
+        if command.verb not in ALWAYS_ACCEPTED:
+            return None
+        # Each repeat over HTTP has a new time: its flag's worker gives the first answer again.
+        try:
+            rollout = (await self._rollouts.load(command.flag)).rollout
+        except DocumentUnreadable:
+            return None
+        return answer if earlier.has_settled(event, rollout, command.issued_at) else None
 
 
 def _why_unusable(command: Command) -> str | None:

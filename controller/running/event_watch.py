@@ -226,6 +226,8 @@ def findings(tally: FlagTally, window: EventCounts, *, is_new: bool = False) -> 
 def _what(found: EventClass | EventRemark, tally: FlagTally) -> str:
     sample = tally.newest(found)
     why = "" if sample is None else sample.why
+    is_refused = sample is not None and sample.event_class is EventClass.REFUSED
+    lack = "are refused, and lack" if is_refused else "count without"
     if found is EventClass.UNKNOWN_VARIANT:
         variants = ", ".join(name for name, _ in tally.unknown_variants.most_common(3))
         has = why.rpartition("; ")[2] or "see the plan"
@@ -243,6 +245,6 @@ def _what(found: EventClass | EventRemark, tally: FlagTally) -> str:
         EventRemark.SLOW: "are longer than a minute: they look like milliseconds given as seconds",
         EventRemark.NO_ERROR_TYPE: "have a status code of 500 or more and no error.type: they "
         "count as successes, and no guardrail sees these failures",
-        EventRemark.MISNAMED_FIELD: f"count without a field that was meant to count: {why}",
+        EventRemark.MISNAMED_FIELD: f"{lack} a field that was meant to count: {why}",
     }
     return words.get(found, why)

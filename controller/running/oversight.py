@@ -25,6 +25,7 @@ from controller.running.claims import Claims, replica_name
 from controller.running.command_desk import CommandDesk
 from controller.running.connections import Connections
 from controller.running.decision_relay import DecisionRelay
+from controller.running.digest_watch import DigestWatch
 from controller.running.environment import RedisEnvironment
 from controller.running.event_watch import EventWatch
 from controller.running.flag_faults import LargeStates, RefusedStates, TimesAhead
@@ -100,6 +101,7 @@ class Oversight:
         alerts = self._make_alerts(process)
         self.visibility = self._make_visibility(process, registry, deciding, alerts)
         self.uses = self._make_uses(process, registry, deciding, ingest)
+        self.digest = self._make_digest(process, registry, deciding, alerts)
         self.event_watch = EventWatch(ingest.tally, registry.newest, alerts, clock)
         parts = WatchedParts(
             clock=clock,
@@ -156,6 +158,23 @@ class Oversight:
             connections.flag_uses,
             process.clock,
             process.faults,
+        )
+
+    def _make_digest(
+        self,
+        process: Process,
+        registry: RolloutRegistry,
+        deciding: Deciding,
+        alerts: VisibilityAlerts,
+    ) -> DigestWatch:
+        return DigestWatch(
+            process.settings.flags,
+            lambda: registry.rollouts,
+            lambda: self.uses.uses,
+            lambda flag_key: flag_key in deciding.pool,
+            self._connections.flag_uses,
+            alerts,
+            process.clock,
         )
 
     def _make_visibility(
@@ -239,6 +258,7 @@ class Oversight:
             ("stalls", stalls.run),
             ("identity", self.environment.run),
             ("uses", self.uses.run),
+            ("digest", self.digest.run),
         )
 
     async def _recheck_model(self) -> None:

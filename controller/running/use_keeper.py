@@ -215,7 +215,11 @@ class UseKeeper:
         await self._store.write_notes(new)
         self._notes.update(new)
         # A flag that is new may be known here a moment later than to whoever wrote of it.
-        gone = frozenset(use for use in self._notes if use.flag_key not in flag_keys)
+        gone = frozenset(
+            use
+            for use in self._notes
+            if use.flag_key not in flag_keys and use.kind is not UseKind.DIGEST
+        )
         await self._store.drop_notes(gone & self._gone)
         self._gone = gone
 

@@ -6,6 +6,7 @@ command needs which role (`controller/web/access/roles.py`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from enum import IntEnum
@@ -17,6 +18,7 @@ import yaml
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from controller.errors import ConfigInvalid
+from controller.text import fault_words
 from controller.yaml_places import Path as KeyPath
 from controller.yaml_places import YamlRefused, read_yaml
 
@@ -51,9 +53,15 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
-TokenName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+_MACHINE_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+TokenName = Annotated[str, Field(pattern=_MACHINE_NAME)]
 WhoName = Annotated[str, Field(min_length=1, max_length=200)]
 FlagPattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:*-]{1,128}$")]
+
+
+def is_token_name(text: str) -> bool:
+    """Return whether a machine's token may have this name."""
+    return re.fullmatch(_MACHINE_NAME, text) is not None
 
 
 class TokenEntry(_Part):
@@ -121,7 +129,7 @@ def parse_access(text: str, name: str) -> AccessFile:
     except ValidationError as error:
         for fault in error.errors(include_url=False, include_input=False):
             path = tuple(part for part in fault["loc"] if part != "[key]")
-            message = str(fault["msg"]).removeprefix("Value error, ")
+            message = fault_words(fault["type"], str(fault["msg"]))
             faults.append(f"{at(path)}: {'.'.join(map(str, path)) or 'the file'}: {message}")
         raise ConfigInvalid("\n".join(faults)) from None
     faults += [f"{at(path)}: {why}" for path, why in _broken_rules(access)]

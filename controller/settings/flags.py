@@ -18,6 +18,7 @@ def _read_off(value: object) -> object:
     return "off" if value is False else value
 
 
+WeekDay = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 StartPolicy = Annotated[Literal["off", "warn", "refuse"], BeforeValidator(_read_off)]
 
 
@@ -64,6 +65,9 @@ class FlagsSettings(Section):
     inventory reports those of an owner with more. None: any number."""
     most_active: int | None = Field(default=None, ge=1, le=1_000_000)
     """Active flags in all; with more, the inventory reports each. None: any number."""
+    weekly_digest: WeekDay | None = None
+    """On this day at 08:00 UTC one alert `flag_digest` says how many flags have which finding, and
+    names the first. Without findings there is none. None: never."""
     at_start: StartRulesSettings = StartRulesSettings()
 
     @field_validator("name_pattern")

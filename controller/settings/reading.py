@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 from controller.errors import ConfigInvalid
 from controller.settings.model import Settings
 from controller.settings.section import FILE_SUFFIX, is_secret, is_section, named_section
+from controller.text import fault_words
 from controller.yaml_places import Path as KeyPath
 from controller.yaml_places import YamlRefused, read_yaml
 
@@ -156,7 +157,7 @@ class _Source:
         lengths = range(len(at), 0, -1)
         place = next((self.places[at[:n]] for n in lengths if at[:n] in self.places), None)
         where = place or ("settings" if self.path is None else f"{self.path}")
-        message = str(fault["msg"]).removeprefix("Value error, ")
+        message = fault_words(fault["type"], str(fault["msg"]))
         if fault["type"] == "extra_forbidden":
             message = f"no such setting{_hint_at_key(at)}"
         name = _dotted(at)

@@ -24,7 +24,7 @@ from controller.web.answers import send_error, send_tagged
 from controller.web.flags import FlagBoard
 from controller.web.fleet_order import FleetOrder, Question
 from controller.web.inventory import FlagPage, Lists
-from controller.web.questions import LONGEST_SEARCH, Query, Refused, digits, state_of
+from controller.web.questions import LONGEST_SEARCH, Query, Refused, number, state_of
 from controller.web.reports import Evidence, History, News, OfRollout, Planes, Reports
 from schemas.api import BASE, MOST_OF_A_PAGE, PAGE, RolloutList, RolloutView
 from schemas.report import LiveReport
@@ -76,14 +76,6 @@ def question(query: Query) -> Question:
     state = state_of(query.get("state", [""])[-1])
     part = query.get("q", [""])[-1].strip()[:LONGEST_SEARCH]
     return Question(part, state, query.get("owner", [None])[-1])
-
-
-def number(query: Query, name: str, default: int, least: int, most: int) -> int:
-    """Return a whole number of the question. Raises Refused for anything else."""
-    asked = digits(query.get(name, [str(default)])[-1], 8)
-    if asked is None or not least <= asked <= most:
-        raise Refused(400, f"{name} is a whole number from {least} to {most}")
-    return asked
 
 
 class WholeRollout(OfRollout):

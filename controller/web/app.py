@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from controller.core.rollout import Rollout
 from controller.health import Faults, Health
 from controller.telemetry import Metrics
+from controller.web.access.reading import Explain
 from controller.web.admission import Admission
 from controller.web.answers import MAX_BODY_BYTES, SECURITY_HEADERS, header, send_error
 from controller.web.api import api_routes
@@ -108,7 +109,7 @@ def make_app(
         environment=environment,
         admission=admission,
     )
-    routes += open_routes(pages, has_status_page=public is not None)
+    routes += open_routes(pages, has_open_page=public is not None or why_not_shown is not None)
     if public is not None:
         routes += status_routes(StatusPage(public, board, reports, pages.renderer, now))
     shown = [
@@ -193,13 +194,13 @@ def _admitted(
     if pages.admission is not None:
         return pages.admission.checked(shown, why_not, pages.refuse)
     if why_not is not None:
-        return [_refused(route, why_not, index) for route in shown]
+        return [_refused(route, why_not, index, pages.refuse) for route in shown]
     return list(shown)
 
 
-def _refused(route: Route, why: str, index: Index) -> Route:
+def _refused(route: Route, why: str, index: Index, explain: Explain) -> Route:
     """Return a route that explains why it shows nothing; `/` still lists the paths."""
-    endpoint = NotShown(why, index if route.path == "/" else None)
+    endpoint = NotShown(why, explain, index if route.path == "/" else None)
     return Route(route.path, endpoint, methods=sorted(route.methods or ()))
 
 

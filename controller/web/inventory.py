@@ -24,7 +24,7 @@ from controller.settings.flags import FlagsSettings
 from controller.web.answers import send_bytes, send_error, send_tagged
 from controller.web.flags import FlagBoard
 from controller.web.fleet_order import FleetOrder
-from controller.web.questions import LONGEST_SEARCH, Query, Refused, digits
+from controller.web.questions import LONGEST_SEARCH, Query, Refused, number
 from schemas.api import MOST_OF_A_PAGE, PAGE
 from schemas.inventory import FlagList, UnknownFlag
 from schemas.terms import FlagFinding
@@ -190,8 +190,8 @@ class FlagPage:
 
     async def answer(self, question: FlagQuestion, query: Query) -> FlagList:
         """Return the flags that fit. Raises Refused for a parameter that is wrong."""
-        limit = _number(query, "limit", PAGE, 1, MOST_OF_A_PAGE)
-        offset = _number(query, "offset", 0, 0, 1_000_000)
+        limit = number(query, "limit", PAGE, 1, MOST_OF_A_PAGE)
+        offset = number(query, "offset", 0, 0, 1_000_000)
         found = await self._inventory.found(question)
         return FlagList(
             flags=[one.line() for one in found.flags[offset : offset + limit]],
@@ -249,10 +249,3 @@ def _cell(value: object) -> str:
         return str(value)
     text = "" if value is None else str(value)
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
-
-
-def _number(query: Query, name: str, default: int, least: int, most: int) -> int:
-    asked = digits(query.get(name, [str(default)])[-1], 8)
-    if asked is None or not least <= asked <= most:
-        raise Refused(400, f"{name} is a whole number from {least} to {most}")
-    return asked

@@ -10,6 +10,8 @@ from controller.reporting.views import Urgency
 Query = Mapping[str, Sequence[str]]
 #: Characters of a search; what follows is not looked for.
 LONGEST_SEARCH: Final = 200
+#: Pages of a list that can be asked for; beyond the last one, the last is shown.
+MOST_PAGES: Final = 999_999
 _STATES: Final[Mapping[str, Urgency]] = {state.name.lower(): state for state in Urgency}
 
 
@@ -25,6 +27,14 @@ def digits(text: str, most: int) -> int | None:
     """Return a whole number of at most so many decimal digits; None: it is none."""
     is_one = text.isascii() and text.isdigit() and len(text) <= most
     return int(text) if is_one else None
+
+
+def number(query: Query, name: str, default: int, least: int, most: int) -> int:
+    """Return a whole number of the question. Raises Refused for anything else."""
+    asked = digits(query.get(name, [str(default)])[-1], 8)
+    if asked is None or not least <= asked <= most:
+        raise Refused(400, f"{name} is a whole number from {least} to {most}")
+    return asked
 
 
 def state_of(text: str) -> Urgency | None:

@@ -17,7 +17,7 @@ from controller.core.rollout import Rollout
 from controller.errors import StoreUnavailable
 from controller.web.answers import send_error, send_tagged
 from controller.web.flags import FlagBoard
-from controller.web.questions import Query, Refused, digits
+from controller.web.questions import Query, Refused, digits, number
 from schemas.api import EVENTS, MOST_EVENTS
 from schemas.report import LiveReport, StageHistory
 
@@ -129,11 +129,9 @@ class News(OfRollout):
 
     async def answer(self, rollout: Rollout, query: Query) -> bytes:
         """Return the events as published, with `limit` of them at most."""
-        asked = digits(query.get("limit", [str(EVENTS)])[-1], 5)
-        if asked is None or not 1 <= asked <= MOST_EVENTS:
-            raise Refused(400, f"limit is a number from 1 to {MOST_EVENTS}")
+        limit = number(query, "limit", EVENTS, 1, MOST_EVENTS)
         events = await self._reports.news(rollout.flag_key, self._topic)
-        return msgspec.json.encode({self._topic: events[:asked]})
+        return msgspec.json.encode({self._topic: events[:limit]})
 
 
 async def send_no_rollout(send: Send, board: FlagBoard) -> None:

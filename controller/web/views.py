@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qs
 
 import msgspec
@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from controller.core.rollout import Rollout
 from controller.health import Faults, Health
 from controller.telemetry import Metrics
+from controller.web.access.reading import Explain
 from controller.web.answers import header, send_bytes, send_error, send_json, send_tagged
 from controller.web.flags import FlagBoard
 from controller.web.reports import send_no_rollout
@@ -44,19 +45,28 @@ class Index:
         await send_json(send, 200, self._body)
 
 
+_WHAT_TO_DO: Final = (
+    "Whoever runs rolloutd can change http.readers, or let people and machines sign in with "
+    "sign_in.access_file. rolloutctl status shows rollouts without HTTP"
+)
+
+
 class NotShown:
     """Refused, because `http.readers` does not let whoever connects read about rollouts."""
 
-    def __init__(self, why: str, index: Index | None = None) -> None:
-        """`index` answers in place of a refusal whoever does not ask for a page."""
+    def __init__(self, why: str, explain: Explain, index: Index | None = None) -> None:
+        """`explain` answers a browser with a page.
+
+        `index` answers in place of a refusal whoever does not ask for a page.
+        """
         self._why = why
+        self._explain = explain
         self._index = index
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 403 with the reason, as text to a browser and as JSON to all others."""
+        """Answer 403 with the reason: with a page to a browser, and as JSON to all others."""
         if "text/html" in header(scope, b"accept"):
-            plain = [(b"content-type", b"text/plain; charset=utf-8"), (b"vary", b"accept")]
-            await send_bytes(send, 403, f"{self._why}.\n".encode(), plain)
+            await self._explain(scope, send, 403, f"{self._why}. {_WHAT_TO_DO}")
         elif self._index is not None:
             await self._index(scope, receive, send)
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -47,7 +47,7 @@ async def settings(kafka: str, topic_prefix: str, create_topics: CreateTopics) -
         made.topic("evaluations"),
         made.topic("outcomes"),
         made.topic("decisions"),
-        configs={"retention.ms": "-1"},
+        configs={"retention.ms": "-1", "message.timestamp.after.max.ms": str(2**62)},
     )
     return made
 
@@ -61,14 +61,28 @@ async def producer(kafka: str) -> AsyncIterator[AIOKafkaProducer]:
     await made.stop()
 
 
-async def record(producer: AIOKafkaProducer, settings: KafkaSettings, worse: float) -> None:
+async def record(
+    producer: AIOKafkaProducer,
+    settings: KafkaSettings,
+    worse: float,
+    ahead: Mapping[int, timedelta] | None = None,
+) -> None:
     """Write seven minutes of ten users a second.
 
-    Treatment fails `worse` times as often as the 2 % of control.
+    Treatment fails `worse` times as often as the 2 % of control. `ahead`: by second, how far the
+    clock of one more record of each topic is ahead.
     """
     lot = random.Random(3)
     sent = []
     for second in range(SECONDS):
+        if ahead is not None and second in ahead:
+            time_ms = at_ms(BEGAN + timedelta(seconds=second) + ahead[second])
+            for logical, value in (
+                ("evaluations", evaluation_value("wrong", "on", time_ms=time_ms)),
+                ("outcomes", outcome_value("wrong", time_ms=time_ms)),
+            ):
+                topic = settings.topic(logical)
+                await producer.send_and_wait(topic, value, b"wrong", timestamp_ms=time_ms)
         for number in range(10):
             user, variant = f"u{second}-{number}", lot.choice(["on", "off"])
             time_ms = at_ms(BEGAN) + 1000 * second + 100 * number
@@ -127,6 +141,31 @@ async def test_a_healthy_recording_is_promoted(
     assert moves == [("start", 50.0), ("advance", 100.0), ("complete", 100.0)]
     assert told["records"]["counted"] == pytest.approx(2 * 10 * 180, abs=60)
     assert told["records"]["refused"] == 0
+
+
+async def test_records_from_the_future_change_nothing(
+    settings: KafkaSettings, producer: AIOKafkaProducer, tmp_path: Path
+) -> None:
+    """Of a clock that was ahead then, and of one that is ahead still; with an end and without.
+
+    The daemon refuses them and counts what is behind them.
+    """
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN)
+    ahead = {0: timedelta(hours=1), 60: timedelta(days=3), 200: timedelta(minutes=20)}
+    await record(producer, settings, worse=1, ahead=ahead)
+    begins = ("--from", (BEGAN - timedelta(minutes=5)).isoformat())
+    ends = ("--to", (BEGAN + timedelta(seconds=SECONDS)).isoformat())
+    for window in (begins, (*begins, *ends)):
+        code, out, err = await rolloutctl(settings, "backtest", str(plan), *window, "--json")
+        assert code == 0, err
+        told = json.loads(out)
+        decisions = [one for one in told["decisions"] if one["kind"] != "hold"]
+        moves = [(one["kind"], one["to_percent"]) for one in decisions]
+        assert moves == [("start", 50.0), ("advance", 100.0), ("complete", 100.0)]
+        assert datetime.fromisoformat(decisions[-1]["at"]) < BEGAN + timedelta(seconds=SECONDS)
+        assert told["records"]["counted"] == pytest.approx(2 * 10 * 180, abs=60)
+        assert told["records"]["refused"] == 2 * sum(second < 200 for second in ahead)
 
 
 async def test_a_backtest_begins_with_the_flags_first_event(

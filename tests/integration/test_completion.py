@@ -10,7 +10,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from controller.cli import known_flags
-from controller.cli.common import connection_environ
+from controller.cli.common import KafkaOptions
 from controller.settings import KafkaSettings
 from tests.conftest import CreateTopics
 
@@ -32,7 +32,7 @@ async def test_flags_come_from_the_state_topic(
     for key in (b"new-search", b"new-checkout", b"old", b"retired", b"$(reboot)", b"\xff"):
         await producer.send_and_wait(topic, b"{}", key)
     await producer.send_and_wait(topic, None, b"retired")
-    environ = connection_environ(kafka, topic_prefix)
+    environ = KafkaOptions(None, kafka, topic_prefix).environ
 
     offered = await asyncio.to_thread(known_flags.flags_beginning, "", None, environ)
     assert offered == ["new-checkout", "new-search", "old"]

@@ -60,3 +60,13 @@ def test_the_events_are_counted() -> None:
     outcome = decode_outcome(value, key, NOW_MS, ())
     assert outcome.is_error
     assert list(outcome.flags) == [("new-checkout", "on")]
+
+
+def test_a_lost_redis_has_one_answer() -> None:
+    """README, `ops/running.md` and `ops/alerts.md` all name the one case that needs a check."""
+    (row,) = re.findall(r"^\| Redis is lost.*$", README, re.MULTILINE)
+    assert "nothing" not in row
+    assert "running.md#recover-from-a-lost-redis" in row
+    for page in ("running.md", "alerts.md"):
+        text = " ".join((ROOT / "ops" / page).read_text().split())
+        assert "unless Kafka was away when Redis was lost" in text, page

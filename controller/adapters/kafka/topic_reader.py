@@ -7,6 +7,7 @@ here: what a record means; the daemon's own readers (`event_log.py`, `state_feed
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -19,10 +20,11 @@ from aiokafka.errors import KafkaConnectionError
 from controller.adapters.kafka.client import client_options, disconnect, reason_of
 from controller.adapters.kafka.connection_pace import pace_connections
 from controller.adapters.kafka.consumer_records import UNREADABLE, Guard, name_faults
-from controller.adapters.kafka.time_merge import TimeMerge
+from controller.adapters.kafka.time_merge import Placed, TimeMerge
 from controller.adapters.kafka.topics import partition_of
 from controller.errors import EventLogUnavailable
 from controller.settings import KafkaSettings
+from schemas.envelope import MAX_AHEAD_MS
 
 # Records that a backward search for a key reads first, and at most at once. The window doubles in
 # between.
@@ -197,7 +199,12 @@ class KafkaReader:
             yield record
 
     async def in_time_order(self, starts: Offsets, ends: Offsets) -> AsyncIterator[ConsumerRecord]:
-        """Yield the records from `starts` to before `ends`, merged by their timestamps.
+        """Yield the records from `starts` to before `ends`, merged by their timestamps."""
+        async for _, record in self.placed_in_time(starts, ends):
+            yield record
+
+    async def placed_in_time(self, starts: Offsets, ends: Offsets) -> AsyncIterator[Placed]:
+        """Yield the records of `in_time_order`, each with the time at which it came.
 
         Of records of the same millisecond the one whose partition comes first in `ends` is first.
         See `TimeMerge`. How much is read ahead of the others is bounded per partition.
@@ -207,13 +214,13 @@ class KafkaReader:
         # Of those that are not read to their end.
         positions = {partition: starts[partition] for partition in partitions}
         self._assign(positions)
-        merge = TimeMerge(partitions)
+        merge = TimeMerge(partitions, int(time.time() * 1000) + MAX_AHEAD_MS)
         paused: set[KafkaPartition] = set()
         deadline = loop.time() + self._settings.call_seconds
         while True:
-            record = merge.next()
-            if record is not None:
-                yield record
+            placed = merge.next()
+            if placed is not None:
+                yield placed
                 deadline = loop.time() + self._settings.call_seconds
                 continue
             if merge.is_over:

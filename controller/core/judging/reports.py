@@ -292,8 +292,9 @@ def _worse_than_control(check: _Check) -> HarmAnswer:
     return HarmAnswer(
         log_harm,
         veto,
-        f"treatment is about {effect:.2f} times as bad as {than}; in this stage "
-        f"{_both(check, test)}",
+        # Of the time of harm alone, so it is not the ratio of the stage's two rates.
+        f"treatment is about {effect:.2f} times as bad as {than}, as estimated since the harm "
+        f"began; in this stage {_both(check, test)}",
     )
 
 

@@ -86,7 +86,12 @@ class VirtualLatency(VirtualMetric):
 
     def words(self) -> list[str]:
         """Return control's quantiles for people."""
-        return [f"latency p50 {self.p50_ms:.3g} ms, p99 {self.p99_ms:.3g} ms"]
+        p50, p99 = (f"{ms:,.0f}" if ms >= 1_000 else f"{ms:.3g}" for ms in self._quantiles)
+        return [f"latency p50 {p50} ms, p99 {p99} ms"]
+
+    @property
+    def _quantiles(self) -> tuple[float, float]:
+        return self.p50_ms, self.p99_ms
 
     def document(self) -> dict[str, Any]:
         """Return control's quantiles for machines."""

@@ -2,7 +2,9 @@
 
 An id that comes a second time with another request was used twice by mistake, and is refused. A
 command that lowers is carried out all the same, under an event id of its own: a script that rolls
-back under one id in every rollout must not get the "accepted" of an earlier rollout.
+back under one id in every rollout must not get the "accepted" of an earlier rollout. Where it would
+change nothing, because its id has brought that about in this rollout already, it is a repeat: it
+gets the first answer, whatever time it gives. Over HTTP each repeat has a new time.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ from datetime import datetime
 import structlog
 
 from controller.codec.commands import to_command_received
-from controller.core.rollout import AnswerCommand, CommandReceived, CommandUnusable
+from controller.core.machine import decide
+from controller.core.rollout import AnswerCommand, CommandReceived, CommandUnusable, Rollout
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.flag.outbox import Outbox
 from controller.deciding.flag.store_trouble import StoreTrouble
 from controller.errors import CommandRefused
 from controller.ports import OutboxEntry
-from schemas.terms import ALWAYS_ACCEPTED
+from schemas.terms import ALWAYS_ACCEPTED, CommandStatus
 
 #: Digits of a digest that distinguish two uses of one id.
 SHORT_DIGEST = 16
@@ -47,6 +50,7 @@ class EarlierUse:
     digest: str  # empty: answered by a release that stored none
     verb: str | None
     at: str
+    is_accepted: bool = False
 
     def is_of(self, command: Command, digest: str) -> bool:
         """Return whether `command` is the one that was answered."""
@@ -61,6 +65,21 @@ class EarlierUse:
         except ValueError:
             return True
 
+    def has_settled(self, command: Command, rollout: Rollout | None, now: datetime) -> bool:
+        """Return whether a command that lowers asks for what this use of its id has brought about.
+
+        Only of the present rollout: an earlier one's answer says nothing about this one.
+        """
+        if isinstance(command, CommandUnusable) or command.verb not in ALWAYS_ACCEPTED:
+            return False
+        if rollout is None or not self.is_accepted or self.verb != command.verb:
+            return False
+        try:
+            is_of_this_rollout = datetime.fromisoformat(self.at) >= rollout.started_at
+        except ValueError:
+            return False
+        return is_of_this_rollout and decide(rollout, command, now).after is rollout
+
 
 class CommandAnswers:
     """Finds earlier answers of one flag, and gives them again."""
@@ -74,12 +93,13 @@ class CommandAnswers:
     ) -> None:
         self._flag_key = flag_key
         self._dependencies = dependencies
+        self._now = dependencies.clock.now
         self._outbox = outbox
         self._store = store
         self._logger = structlog.get_logger().bind(flag_key=flag_key)
 
-    async def bind(self, command: Command) -> Binding | None:
-        """Return what the command's answer is bound to.
+    async def bind(self, command: Command, rollout: Rollout | None) -> Binding | None:
+        """Return what the command's answer is bound to; `rollout` is the present one.
 
         None when exactly this command was answered before. It then gets that answer again.
         """
@@ -89,6 +109,9 @@ class CommandAnswers:
             return Binding(digest)
         earlier = read_answer(first)
         if earlier.is_of(command, digest):
+            self._repeat(command, first, command.command_id)
+            return None
+        if earlier.has_settled(command, rollout, self._now()):
             self._repeat(command, first, command.command_id)
             return None
         event = f"{command.command_id}/{digest[:SHORT_DIGEST]}"
@@ -158,7 +181,12 @@ def read_answer(answer: bytes) -> EarlierUse:
     try:
         event = json.loads(answer)
         data = event["data"]
-        return EarlierUse(event.get("rolloutddigest", ""), data.get("verb"), data.get("at", ""))
+        return EarlierUse(
+            event.get("rolloutddigest", ""),
+            data.get("verb"),
+            data.get("at", ""),
+            data.get("status") == CommandStatus.ACCEPTED,
+        )
     except (ValueError, LookupError, TypeError, AttributeError):
         return EarlierUse("", None, "")  # damaged: it is given again as it is
 

@@ -232,7 +232,7 @@ class FlagWorker:
         while True:
             binding: Binding | None = None
             if isinstance(event, CommandReceived | CommandUnusable):
-                binding = await self._answers.bind(event)
+                binding = await self._answers.bind(event, self.rollout)
                 if binding is None:
                     return ()
                 if isinstance(event, CommandReceived):
@@ -303,24 +303,33 @@ class FlagWorker:
 
     # --- recovery ---
 
-    async def _load(self) -> None:
-        """Read what is stored, and serve it. Raises DocumentUnreadable."""
+    async def _load(self, *, is_foreign: bool = False) -> None:
+        """Read what is stored, and serve it. Raises DocumentUnreadable.
+
+        `is_foreign`: the state topic has a newer document that no worker decided.
+        """
         what_happened = await self._state.load()
         if self.rollout is not None:
             self._dependencies.registry.update_own(self.rollout)
             # After a loss of all of Redis, flags whose rollout has ended are not worth an alert.
             if what_happened == "damaged" or (what_happened and not self.rollout.has_ended):
-                self._alert_recovery(self.rollout, what_happened)
+                self._alert_recovery(self.rollout, what_happened, is_foreign=is_foreign)
 
-    def _alert_recovery(self, rollout: Rollout, what_happened: str) -> None:
+    def _alert_recovery(self, rollout: Rollout, what_happened: str, *, is_foreign: bool) -> None:
         kind = AlertKind.FLAG_BROKEN
+        to_do = "check that this is where it should be; roll back if not"
+        if is_foreign:
+            what_happened = "older than what the state topic has"
+        elif what_happened == "lost":
+            # The state topic has every decision, but those that waited in Redis for Kafka.
+            to_do = f"nothing, unless Kafka was away when Redis was lost; then {to_do}"
         self.alert(
             RaiseAlert(
                 kind,
                 Severity.WARNING,
                 f"what was stored of {self.flag_key} was {what_happened}; it goes on from revision "
                 f"{rollout.revision}, at {rollout.served_words}",
-                "check that this is where it should be; roll back if not",
+                to_do,
                 f"{self.flag_key}/{rollout.rollout_id}/{len(rollout.visits)}/{kind}",
             )
         )
@@ -337,14 +346,15 @@ class FlagWorker:
             return
         stored = await self._state.read()
         revision = 0 if stored.rollout is None else stored.rollout.revision
-        if not stored.trouble and revision < newest.revision:
+        is_foreign = not stored.trouble and revision < newest.revision
+        if is_foreign:
             why = (
                 f"rollout.state has revision {newest.revision}, Redis {revision}: "
                 f"no worker decided it"
             )
             self._dependencies.metrics.invariant_violations.of("I7").inc()
             self._logger.error("invariant_violated", invariant="I7", error=why, is_saved=True)
-        await self._load()
+        await self._load(is_foreign=is_foreign)
 
     async def _correct_times(self) -> None:
         """Correct stored times that a wrong clock wrote, or the rollout would wait for them.

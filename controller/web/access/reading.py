@@ -29,6 +29,15 @@ def identity_of(scope: Scope) -> Identity | None:
     return found
 
 
+_AT_THE_PROXY: Final = (
+    "Sign in at the proxy in front of rolloutd (sign_in.proxy), and open this page there"
+)
+_NO_WAY: Final = (
+    "People cannot sign in on this page before whoever runs rolloutd sets sign_in.oidc or "
+    "sign_in.proxy. rolloutctl status shows rollouts without HTTP"
+)
+
+
 class Reading:
     """Puts a check in front of routes."""
 
@@ -60,6 +69,9 @@ class Reading:
             who = self._guardian.who(scope)
         except IdentityRefused as refusal:
             challenge = (CHALLENGE,) if refusal.status == 401 else ()
+            if _is_browser(scope) and scope["method"] == "GET":
+                await self._explain(scope, send, refusal.status, str(refusal))
+                return False
             await send_error(send, refusal.status, str(refusal), *challenge, CLOSE)
             return False
         scope[_KEY] = who
@@ -69,7 +81,7 @@ class Reading:
         return False
 
     async def _refuse(self, scope: Scope, send: Send, who: Identity | None) -> None:
-        is_browser = "text/html" in header(scope, b"accept")
+        is_browser = _is_browser(scope)
         if who is not None:
             why = f"{who.name} has no role here: ask whoever keeps sign_in.access_file"
             if is_browser:
@@ -83,6 +95,9 @@ class Reading:
             back = quote(_path(scope), safe="")
             to = (b"location", f"{SIGN_IN}?to={back}".encode())
             await send_bytes(send, 303, b"", (to, (b"cache-control", b"no-store")))
+        elif is_browser:
+            way = _AT_THE_PROXY if self._guardian.proxies else _NO_WAY
+            await self._explain(scope, send, 401, f"{self._why_not}. {way}")
         else:
             how = "sign in, or send `Authorization: Bearer TOKEN`"
             await send_error(send, 401, f"{self._why_not}; or {how}", CHALLENGE)
@@ -99,6 +114,11 @@ class _Checked:
         """Pass the request on, or refuse it."""
         if await self._reading.admit(scope, send):
             await self._endpoint(scope, receive, send)
+
+
+def _is_browser(scope: Scope) -> bool:
+    """Return whether a page is accepted by name."""
+    return "text/html" in header(scope, b"accept")
 
 
 def _path(scope: Scope) -> str:

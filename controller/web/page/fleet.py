@@ -23,7 +23,7 @@ from controller.text import one_line
 from controller.web.flags import FlagBoard
 from controller.web.fleet_order import FleetOrder, Listed, Question
 from controller.web.page.rendering import Renderer, Section
-from controller.web.questions import LONGEST_SEARCH, Query, Refused, digits, state_of
+from controller.web.questions import LONGEST_SEARCH, MOST_PAGES, Query, number, state_of
 from controller.web.reports import Reports
 from schemas.decision import JudgementRecord
 
@@ -54,10 +54,7 @@ class FleetView:
             return query.get(name, [""])[-1].strip()[:LONGEST_SEARCH]
 
         state_of(of("state"))
-        number = digits(of("page") or "1", 6)
-        if not number:
-            raise Refused(400, "page is a whole number from 1")
-        return cls(of("q"), of("state"), of("owner"), number)
+        return cls(of("q"), of("state"), of("owner"), number(query, "page", 1, 1, MOST_PAGES))
 
     def url(self, path: str = "/", **changed: str | int) -> str:
         """Return the address of this view, or of one that differs."""
@@ -95,8 +92,8 @@ class FleetScreen:
         question = Question(view.part, state, view.owner or None)
         listed = await self._order.listed(question)
         pages = max(1, -(-len(listed.rollouts) // ROWS))
-        number = min(view.number, pages)
-        shown = listed.rollouts[(number - 1) * ROWS : number * ROWS]
+        present = min(view.number, pages)
+        shown = listed.rollouts[(present - 1) * ROWS : present * ROWS]
         judged, trouble = await self._judgements(shown)
         rows: dict[str, str] = {}
         for count, rollout in enumerate(shown, start=1):
@@ -109,7 +106,7 @@ class FleetScreen:
         ]
         values = {
             "view": view,
-            "number": number,
+            "number": present,
             "pages": pages,
             "total": len(listed.rollouts),
             "counts": {kind.name.lower(): count for kind, count in listed.counts.items()},

@@ -24,7 +24,6 @@ from controller.web.clients import client_of
 from controller.web.commands import Commands, NotTaken
 from controller.web.page.buttons import label
 from controller.web.page.pages import Pages
-from controller.web.page.rendering import send_page
 from schemas.api import FittingCommand
 from schemas.command import Command, needs_reason
 from schemas.result import Result
@@ -77,9 +76,7 @@ class Give:
             "visitor": pages.visitor(scope),
         }
         sections = pages.renderer.blocks("give.html", values)
-        title = f"{label(verb)} {rollout.flag_key}"
-        page = pages.renderer.page(title, sections, visitor=values["visitor"])
-        await send_page(send, page)
+        await pages.show(scope, send, f"{label(verb)} {rollout.flag_key}", sections)
 
     async def _give(
         self,
@@ -104,8 +101,7 @@ class Give:
             return
         status, values = _outcome(command, answer)
         sections = pages.renderer.blocks("given.html", {**values, "flag": rollout.flag_key})
-        page = pages.renderer.page(values["title"], sections, visitor=pages.visitor(scope))
-        await send_page(send, page, status)
+        await pages.show(scope, send, values["title"], sections, status=status)
 
 
 def _shown(rollout: Rollout, command: FittingCommand) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from controller.reporting.inventory import Listed, decision_words, evaluations_w
 from controller.reporting.lift import lifts_words
 from controller.web.inventory import FlagQuestion, Inventory
 from controller.web.page.rendering import Renderer, Section
-from controller.web.questions import Query, Refused, digits
+from controller.web.questions import MOST_PAGES, Query, number
 from schemas.terms import FlagFinding
 
 #: Flags of one page: with them it stays below 100 kB.
@@ -40,10 +40,7 @@ class FlagsView:
     @classmethod
     def asked(cls, query: Query) -> FlagsView:
         """Return what a query asks for. Raises Refused for a parameter that is wrong."""
-        number = digits(query.get("page", [""])[-1] or "1", 6)
-        if not number:
-            raise Refused(400, "page is a whole number from 1")
-        return cls(FlagQuestion.asked(query), number)
+        return cls(FlagQuestion.asked(query), number(query, "page", 1, 1, MOST_PAGES))
 
     def url(self, **changed: str | int) -> str:
         """Return the address of this view, or of one that differs."""
@@ -71,20 +68,20 @@ class FlagScreen:
             return self._renderer.blocks("unknown.html", {"why": why_not})
         found = await self._inventory.found(view.question)
         pages = max(1, -(-len(found.flags) // ROWS))
-        number = min(view.number, pages)
-        shown = found.flags[(number - 1) * ROWS : number * ROWS]
+        present = min(view.number, pages)
+        shown = found.flags[(present - 1) * ROWS : present * ROWS]
         return self._renderer.blocks(
             "flags.html",
             {
                 "view": view,
-                "number": number,
+                "number": present,
                 "pages": pages,
                 "total": len(found.flags),
                 "all": found.total,
                 "counts": [(kind, WORDS[kind], found.counts[kind]) for kind in FlagFinding],
                 "flags": [(one.line(), one.findings, _use_words(one)) for one in shown],
                 "words": WORDS,
-                "unknown": found.unknown if number == pages else {},
+                "unknown": found.unknown if present == pages else {},
                 "why_stale": board.why_stale,
             },
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -18,7 +19,7 @@ from controller.web.page.fleet import FleetScreen
 from controller.web.page.inventory import FlagScreen
 from controller.web.page.live import LivePages
 from controller.web.page.plans import PlanScreen
-from controller.web.page.rendering import Renderer, Visitor, send_page
+from controller.web.page.rendering import Renderer, Section, Visitor, send_page
 from controller.web.page.rollout import RolloutScreen
 
 
@@ -36,6 +37,22 @@ class Pages:
     admission: Admission | None  # None: nobody can sign in
     flags: FlagScreen
 
+    async def show(
+        self,
+        scope: Scope,
+        send: Send,
+        title: str,
+        sections: Sequence[Section],
+        *,
+        here: str = "",
+        live: str | None = None,
+        status: int = 200,
+    ) -> None:
+        """Answer with a page for whoever looks at it; `here` and `live` are as in `Renderer`."""
+        visitor = self.visitor(scope)
+        page = self.renderer.page(title, sections, live=live, here=here, visitor=visitor)
+        await send_page(send, page, status)
+
     async def problem(self, send: Send, status: int, title: str, why: str, *cookies: bytes) -> None:
         """Answer with a page that says what is wrong."""
         sections = self.renderer.blocks("problem.html", {"title": title, "why": why})
@@ -46,8 +63,7 @@ class Pages:
     ) -> None:
         """Answer somebody who may not do this with why, and with the way to sign in or out."""
         sections = self.renderer.blocks("problem.html", {"title": title, "why": f"{why}."})
-        page = self.renderer.page(title, sections, visitor=self.visitor(scope))
-        await send_page(send, page, status)
+        await self.show(scope, send, title, sections, status=status)
 
     def visitor(self, scope: Scope) -> Visitor | None:
         """Return who looks at a page, None where nobody can sign in."""

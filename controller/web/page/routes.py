@@ -28,7 +28,7 @@ from controller.web.page.inventory import FlagScreen, FlagsView
 from controller.web.page.live import LivePages, LiveScreen
 from controller.web.page.pages import Pages
 from controller.web.page.plans import LONGEST_FORM, Busy, PlanScreen
-from controller.web.page.rendering import Renderer, Section, send_page
+from controller.web.page.rendering import Renderer, Section
 from controller.web.page.rollout import Known, RolloutScreen
 from controller.web.page.sign_in import sign_in_routes
 from controller.web.questions import Query, Refused
@@ -36,6 +36,7 @@ from controller.web.reports import Reports
 
 LIVE: Final = "/ui/live"
 ONE: Final = "/ui/rollouts/{flag_key}"
+_CHECK: Final = "Check a plan"
 
 
 class Home:
@@ -58,9 +59,7 @@ class Home:
             return
         sections = await pages.fleet.sections(view)
         live = view.url(f"{LIVE}/fleet")
-        visitor = pages.visitor(scope)
-        page = pages.renderer.page("Rollouts", sections, live=live, here="fleet", visitor=visitor)
-        await send_page(send, page)
+        await pages.show(scope, send, "Rollouts", sections, here="fleet", live=live)
 
 
 class OneRollout:
@@ -78,10 +77,7 @@ class OneRollout:
             known = await pages.rollout.known(rollout)
             sections = await pages.rollout.sections(known, steering)
             live = f"{LIVE}/rollouts/{quote(rollout.flag_key, safe='')}"
-            title = rollout.flag_key
-            visitor = pages.visitor(scope)
-            page = pages.renderer.page(title, sections, live=live, here="rollout", visitor=visitor)
-            await send_page(send, page)
+            await pages.show(scope, send, rollout.flag_key, sections, here="rollout", live=live)
 
 
 class Flags:
@@ -99,8 +95,7 @@ class Flags:
             await pages.problem(send, refused.status, "There is no such list", str(refused))
             return
         sections = await pages.flags.sections(view)
-        visitor = pages.visitor(scope)
-        await send_page(send, pages.renderer.page("Flags", sections, here="flags", visitor=visitor))
+        await pages.show(scope, send, "Flags", sections, here="flags")
 
 
 class PlanOfOne:
@@ -115,13 +110,11 @@ class PlanOfOne:
         rollout = await pages.found(scope, send)
         if rollout is not None:
             sections = await pages.plans.sections(rollout.plan)
-            title = f"Plan of {rollout.flag_key}"
-            page = pages.renderer.page(title, sections, visitor=pages.visitor(scope))
-            await send_page(send, page)
+            await pages.show(scope, send, f"Plan of {rollout.flag_key}", sections)
 
 
 class CheckPlan:
-    """GET /ui/plan: a form that checks a plan; nothing is kept and nothing is started."""
+    """GET /ui/plan: a form that checks and simulates a plan; nothing is kept or started."""
 
     def __init__(self, pages: Pages) -> None:
         self._pages = pages
@@ -130,7 +123,7 @@ class CheckPlan:
         """Answer the form, with the findings about what was posted."""
         pages = self._pages
         if scope["method"] != "POST":
-            await self._answer(scope, send, pages.plans.empty_form())
+            await pages.show(scope, send, _CHECK, pages.plans.empty_form(), here="plan")
             return
         # Another site could only make us work, and that is enough to refuse it.
         if header(scope, b"sec-fetch-site") in ("cross-site", "same-site"):
@@ -139,7 +132,7 @@ class CheckPlan:
             return
         try:
             body = await read_body(receive, LONGEST_FORM)
-            sections = await pages.plans.checked(body)
+            outcome = await pages.plans.checked(body)
         except BodyRefused as refused:
             await pages.problem(send, refused.status, "Not checked", str(refused))
         except ValueError as error:
@@ -148,12 +141,8 @@ class CheckPlan:
             why = "Another plan is being checked, and takes long. Send it again."
             await pages.problem(send, HTTPStatus.SERVICE_UNAVAILABLE, "Not checked", why)
         else:
-            await self._answer(scope, send, sections)
-
-    async def _answer(self, scope: Scope, send: Send, sections: list[Section]) -> None:
-        visitor = self._pages.visitor(scope)
-        page = self._pages.renderer.page("Check a plan", sections, here="plan", visitor=visitor)
-        await send_page(send, page)
+            sections, status = outcome.sections, outcome.status
+            await pages.show(scope, send, _CHECK, sections, here="plan", status=status)
 
 
 class LiveFleet:
@@ -266,14 +255,17 @@ def page_routes(pages: Pages) -> list[Route]:
     ]
 
 
-def open_routes(pages: Pages, *, has_status_page: bool = False) -> list[Route]:
-    """Return the routes that whoever is not signed in needs: signing in, and the page's files."""
+def open_routes(pages: Pages, *, has_open_page: bool = False) -> list[Route]:
+    """Return the routes that whoever is not signed in needs: signing in, and the page's files.
+
+    `has_open_page`: there is a page for everybody, such as the one that refuses them.
+    """
     admission = pages.admission
     signing_in = (
         []
         if admission is None or admission.provider is None
         else sign_in_routes(pages, admission.guardian, admission.provider)
     )
-    if admission is None and not has_status_page:
+    if admission is None and not has_open_page:
         return []
     return [Route(f"{FILES_PATH}/{{name}}", pages.files, methods=["GET"]), *signing_in]

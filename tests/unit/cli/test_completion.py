@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from controller.cli import known_flags
-from controller.cli.common import connection_environ
+from controller.cli.common import KafkaOptions
 from controller.cli.completion import Shell
 from controller.cli.operator import app
 from controller.settings import KafkaSettings
@@ -42,7 +42,7 @@ def offered(
     topic_prefix: str | None = None,
 ) -> list[str]:
     """Return the flags that are offered for the options typed so far."""
-    environ = connection_environ(bootstrap_servers, topic_prefix)
+    environ = KafkaOptions(None, bootstrap_servers, topic_prefix).environ
     return known_flags.flags_beginning(typed, config, environ)
 
 

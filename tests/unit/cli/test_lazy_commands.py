@@ -14,7 +14,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from controller.cli import daemon
-from controller.cli.command_table import COMMANDS, ListedCommand
+from controller.cli.command_table import COMMANDS, DAEMON_COMMANDS, ListedCommand
 from controller.cli.operator import app
 from controller.counting.fold import IS_COMPILED
 
@@ -75,6 +75,7 @@ def test_the_table_says_what_the_command_says(row: ListedCommand) -> None:
     assert (command.name, command.hidden) == (row.name, row.is_hidden)
     assert command.rich_help_panel == row.panel
     assert command.callback is not None or row.place.endswith(":app")
+    assert tuple(getattr(command, "commands", ())) == row.inner
 
 
 @pytest.mark.parametrize("row", [row for row in COMMANDS if row.aliases], ids=lambda row: row.name)
@@ -124,3 +125,29 @@ def test_a_rollout_is_read_without_numpy() -> None:
     )
     assert "aiokafka" in loaded
     assert sorted(set(loaded).intersection(UNUSED_BY_STATUS)) == []
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "hint"),
+    [
+        (daemon.app, ["start", "plan.yaml"], "Did you mean rolloutctl start?"),
+        (daemon.app, ["undo"], "Did you mean rolloutctl rollback?"),
+        (daemon.app, ["check"], "Did you mean config check?"),
+        (daemon.app, ["rnu"], "Did you mean run?"),
+        (daemon.app, ["serve"], "There are: demo, run, "),
+        (app, ["run"], "Did you mean rolloutd run?"),
+        (app, ["config", "show"], "Did you mean rolloutd config?"),
+    ],
+)
+def test_a_command_of_the_other_program_is_named(
+    program: typer.Typer, words: list[str], hint: str
+) -> None:
+    """Two programs share the work, and newcomers do not know yet which has what."""
+    done = CliRunner().invoke(program, words)
+    assert done.exit_code == 2
+    assert hint in " ".join(done.output.replace("│", " ").split())
+
+
+def test_the_commands_of_the_daemon_are_those_that_it_has() -> None:
+    """`rolloutctl` names them without importing them."""
+    assert set(get_command(daemon.app).commands) == set(DAEMON_COMMANDS)  # type: ignore[attr-defined]

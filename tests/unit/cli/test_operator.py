@@ -124,8 +124,11 @@ def test_an_alias_works_and_is_not_listed(alias: str) -> None:
         (["rolbak", "new-checkout"], "No such command 'rolbak'. Did you mean rollback? "),
         (["setp-back", "new-checkout"], "Did you mean step-back? "),
         (["lst"], "Did you mean status? "),
+        (["lint", "plan.yaml"], "No such command 'lint'. Did you mean plan lint? "),
+        (["templates"], "Did you mean plan templates? "),
         (["suggest", "pln"], "Did you mean plan? "),
         (["plan", "lint", "no-such-plan"], "there is no such file"),
+        (["plan", "lint", "/"], "/: is a directory; name a plan"),
         (["plan", "templates", "no-such"], "there is no template"),
         (["pause"], "Missing argument"),
         (["frobnicate"], "No such command 'frobnicate'. There are: start, pause, "),
@@ -159,6 +162,30 @@ def test_a_bad_configuration_exits_78_with_its_place(tmp_path: Path) -> None:
     code, _, err = run("status", "--config", str(config))
     assert code == EXIT_CONFIG
     assert f"{config}:1:9: kafka.bootstrap_server: no such setting" in err
+
+
+def test_lint_does_not_pass_over_settings_that_it_was_given(
+    plan_file: Path, tmp_path: Path
+) -> None:
+    """What it says about planes would be missing, as if nothing were wrong."""
+    plan_file.write_text(GOOD_PLAN)
+    code, _, err = run("plan", "lint", str(plan_file), "--config", str(tmp_path / "none.yaml"))
+    assert code == EXIT_CONFIG
+    assert "none.yaml: cannot be read" in err
+
+
+def test_a_file_that_is_no_text_is_refused_in_words(tmp_path: Path) -> None:
+    """Not in those of a decoder."""
+    (tmp_path / "plan.yaml").write_bytes(b"name: \xff")
+    code, _, err = run("plan", "lint", str(tmp_path / "plan.yaml"))
+    assert (code, "is no text in UTF-8 (byte 7), so no plan" in err) == (EXIT_USAGE, True)
+
+
+def test_lint_refuses_a_bad_option_although_no_traffic_is_known(plan_file: Path) -> None:
+    """Else nobody learns of it before the option has a use."""
+    plan_file.write_text(GOOD_PLAN)
+    code, _, err = run("plan", "lint", str(plan_file), "--error-rate", "abc")
+    assert (code, "--error-rate: 'abc' is not a share" in err) == (EXIT_USAGE, True)
 
 
 def test_a_plan_with_errors_is_told_with_line_and_fix(plan_file: Path) -> None:
@@ -257,11 +284,50 @@ def test_lint_warns_of_a_gate_that_cannot_decide_with_its_line(plan_file: Path) 
         in out.replace("\n", " ")
     )
     assert "simulated: " in out
+    assert "too little traffic: 1 of 6 rollouts of a release as good as control complete" in out
+    assert "; 5 stay undecided at max_bake\n" in out
+    assert "(1h 1m planned), undecided in 5\n" in out
     plan_file.write_text(plan_file.read_text() + "traffic: 7200\n")
     _, out, _ = run("plan", "lint", "--json", str(plan_file))
     told = json.loads(out)
     assert told["simulation"]["rollouts"] > 0
+    assert told["simulation"]["is_enough_traffic"] is False
+    assert told["simulation"]["healthy"]["undecided"] == 5
     assert any("unlikely to decide" in finding["message"] for finding in told["findings"])
+
+
+def test_lint_tells_how_long_the_stages_take_with_the_traffic(plan_file: Path) -> None:
+    """Enough traffic is a result, too: how long each stage takes, and all of them."""
+    plan_file.write_text(GOOD_PLAN)
+    code, out, _ = run("plan", "lint", str(plan_file), "--traffic", "1e5/min")
+    assert code == 0
+    result, first, second = out[out.index("enough traffic") :].splitlines()[:3]
+    assert result.startswith("enough traffic: 6 of 6 rollouts of a release as good as control")
+    assert result.endswith("complete, after about 2h 2m")
+    assert first == "  stage 1, 10 %: about 1h 1m (1h 1m planned)"
+    assert second == "  stage 2, 100 %: about 1h 1m (1h 1m planned)"
+    _, out, _ = run("plan", "lint", "--json", str(plan_file), "--traffic", "1e5/min")
+    simulation = json.loads(out)["simulation"]
+    assert simulation["is_enough_traffic"] is True
+    assert [one["planned_seconds"] for one in simulation["healthy"]["stages"]] == [3_660] * 2
+
+
+def test_lint_of_a_blind_plan_does_not_ask_for_the_traffic_that_it_got(plan_file: Path) -> None:
+    """No evidence is judged, so that there is nothing to simulate."""
+    _, text, _ = run("plan", "templates", "blind")
+    plan_file.write_text(text)
+    _, out, _ = run("plan", "lint", str(plan_file), "--traffic", "50/s")
+    assert "not simulated: the plan is blind, so its stages take 3d 1h as planned" in out
+    assert "--traffic" not in out
+
+
+@pytest.mark.parametrize("traffic", ["1e99/s", "2e9/s"])
+def test_impossible_traffic_is_refused_in_words(plan_file: Path, traffic: str) -> None:
+    """And does not end in a random number generator."""
+    plan_file.write_text(GOOD_PLAN)
+    code, _, err = run("plan", "lint", str(plan_file), "--traffic", traffic)
+    assert code == 2
+    assert f"--traffic: '{traffic}' is more than can be drawn" in " ".join(err.split())
 
 
 def test_lint_warns_of_planes_that_cannot_serve_a_plan(plan_file: Path, tmp_path: Path) -> None:

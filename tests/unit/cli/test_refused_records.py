@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from controller.cli.refused_records import _left_out, _Refused
+from controller.cli.refused_records import _left_out, _Refused, misnamed_field
+from controller.settings import KafkaSettings
+from controller.settings.kafka import EventFormats
+from schemas.formats import EventFormat
 from schemas.quarantine import RefusedRecord
 from schemas.terms import QuarantineReason
 from tests.builders import T0
@@ -45,3 +48,30 @@ def test_records_that_name_no_flag_are_counted() -> None:
     ]
     [only] = _left_out(None, T0, 0, 0, 0, 0)
     assert only.startswith("no record was refused since")
+
+
+@pytest.mark.parametrize(
+    ("topic", "evaluations", "question"),
+    [
+        ("flag.evaluations", "rolloutd", ("flagKey", "feature_flag.key")),
+        ("flag.evaluations", "go_feature_flag", None),
+        ("rollout.commands", "rolloutd", None),
+    ],
+)
+def test_a_refused_event_of_our_format_is_asked_after_its_misnamed_field(
+    topic: str, evaluations: str, question: tuple[str, str] | None
+) -> None:
+    """Other formats and commands have other fields."""
+    body = b'{"data":{"flagKey":"f","feature_flag.result.variant":"on"}}'
+    record = RefusedRecord(
+        offset=0,
+        timestamp_ms=0,
+        sha256="0" * 64,
+        size=len(body),
+        reason=QuarantineReason.INVALID,
+        detail="Object missing required field `feature_flag.key`",
+        body=base64.b64encode(body).decode(),
+        is_trimmed=False,
+    )
+    kafka = KafkaSettings(formats=EventFormats(evaluations=EventFormat(evaluations)))
+    assert misnamed_field(kafka, _Refused(topic, 0, record)) == question

@@ -17,7 +17,7 @@ from controller.cli.operator_client import Event, as_decision, as_rollout, read_
 from controller.codec.alerts import alert_event
 from controller.codec.decisions import decision_event, to_judgement_record
 from controller.codec.rollouts import state_event, to_state
-from controller.core.judging.judgement import Gap
+from controller.core.judging.judgement import Gap, Harm
 from controller.core.rollout import (
     Aborted,
     AwaitingApproval,
@@ -36,6 +36,7 @@ from schemas.command import Command
 from schemas.result import Result
 from schemas.terms import (
     AlertKind,
+    Arm,
     CommandStatus,
     CommandVerb,
     DecisionKind,
@@ -183,18 +184,28 @@ def test_the_table_says_why_and_never_wraps_in_a_pipe() -> None:
 
 
 @pytest.mark.parametrize(
-    ("excess", "words"),
+    ("failed", "excess", "words"),
     [
-        (2.9, "about 3 more than at control's rate"),
-        (-2.2, "about 2 fewer than at control's rate"),
-        (0.2, "as many as at control's rate"),
+        (12, 2.9, "12 of their requests failed, about 3 of them beyond control's rate"),
+        (1, 0.6, "1 of their requests failed, less than one of them beyond control's rate"),
+        (1, 0.2, "1 of their requests failed, less than one of them beyond control's rate"),
+        (7, 0.0, "7 of their requests failed, no more than at control's rate"),
+        (0, 0.0, "none of their requests failed"),
     ],
 )
-def test_harm_is_told_in_whole_failures(excess: float, words: str) -> None:
-    """Nobody has had 0.9 failures."""
-    record = to_judgement_record(make_judgement())
-    harm = record.harm.model_copy(update={"excess_failed_requests": excess})
-    assert words in harm_words(record.model_copy(update={"harm": harm}))
+def test_harm_is_told_in_whole_failures(failed: int, excess: float, words: str) -> None:
+    """Nobody has had 0.9 failures, and 1 failure is not 1 more than at a rate that expects 0.4."""
+    record = to_judgement_record(make_judgement(harm=Harm(1_000, failed, excess)))
+    assert harm_words(record) == f"1,000 users had treatment; {words}"
+
+
+def test_harm_without_a_control_is_not_compared_with_one() -> None:
+    """At 100 % nobody is left in control, and the excess counts the stages before alone."""
+    everybody = {Arm.TREATMENT: 9_000}
+    for excess, words in ((0.0, "no more than at"), (4.0, "about 4 of them beyond")):
+        judgement = make_judgement(harm=Harm(9_000, 70, excess), exposures=everybody)
+        shown = harm_words(to_judgement_record(judgement))
+        assert shown.endswith(f", {words} control's rate, where there was a control")
 
 
 def test_gaps_are_told() -> None:

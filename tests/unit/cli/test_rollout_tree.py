@@ -10,33 +10,13 @@ from rich.console import Console
 
 from controller.cli.rollout_tree import bar, interval, rollout_tree
 from controller.codec.decisions import to_judgement_record
-from controller.core.rollout import (
-    AwaitingApproval,
-    Baking,
-    Completed,
-    Gating,
-    Paused,
-    Phase,
-    RolledBack,
-    Scheduled,
-)
 from controller.reporting.situation import Situation
 from schemas.decision import MetricRecord
-from schemas.terms import HoldReason
 from tests.builders import make_judgement, make_report
-from tests.pages import judgement_at, rollout_in
+from tests.pages import judgement_at, phases_at, situation_in
 
 NOW = datetime(2026, 11, 23, 9, 0, 7, tzinfo=UTC)
-SOON = NOW + timedelta(minutes=5)
-PHASES: dict[str, Phase] = {
-    "scheduled": Scheduled(SOON),
-    "baking": Baking(1, SOON),
-    "gating": Gating(1, "gate-1", NOW, SOON),
-    "awaiting": AwaitingApproval(1, "gate-1", NOW, HoldReason.APPROVAL),
-    "paused": Paused(NOW, HoldReason.OPERATOR, Baking(1, SOON)),
-    "completed": Completed(NOW),
-    "rolled_back": RolledBack(NOW, "error_rate 4 %"),
-}
+PHASES = phases_at(NOW)
 PLANES = [
     {"plane": "ofrep", "is_converged": True, "percent": 10.0},
     {"plane": "unleash", "is_converged": False, "percent": None, "reason": "HTTP 503\x1b[2J"},
@@ -51,18 +31,17 @@ def shown(situation: Situation, *, width: int = 80, trouble: str = "") -> str:
     return stream.getvalue()
 
 
-def situation_in(name: str, *, is_judged: bool = True) -> Situation:
-    """Return a rollout in a phase."""
-    rollout = rollout_in(lambda _: PHASES[name], "new-checkout", 1, NOW)
-    judged = to_judgement_record(judgement_at(NOW - timedelta(seconds=3), 1548))
-    return Situation(rollout, (), NOW, judged if is_judged else None)
+def judged_in(name: str) -> Situation:
+    """Return a rollout in a phase, with evidence."""
+    record = to_judgement_record(judgement_at(NOW - timedelta(seconds=3), 1548))
+    return situation_in(PHASES[name], NOW, record)
 
 
 @pytest.mark.parametrize("name", PHASES)
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_tree_fits_the_terminal_in_every_phase(name: str, width: int) -> None:
     """No line is wider than the terminal, and every stage is there."""
-    tree = shown(situation_in(name), width=width)
+    tree = shown(judged_in(name), width=width)
     assert max(map(len, tree.splitlines())) <= width
     for percent in ("1 %", "10 %", "25 %", "50 %", "100 %"):
         assert percent in tree
@@ -70,15 +49,15 @@ def test_a_tree_fits_the_terminal_in_every_phase(name: str, width: int) -> None:
 
 def test_every_phase_names_what_a_person_can_do() -> None:
     """The commands are whole lines to be copied, with the revision that was seen."""
-    tree = shown(situation_in("awaiting"), width=200)
+    tree = shown(judged_in("awaiting"), width=200)
     assert "rolloutctl approve new-checkout --expected-revision 11" in tree
     assert "rolloutctl rollback new-checkout" in tree
-    assert "rolloutctl restart new-checkout" in shown(situation_in("rolled_back"))
+    assert "rolloutctl restart new-checkout" in shown(judged_in("rolled_back"))
 
 
 def test_what_others_wrote_moves_no_cursor() -> None:
     """A plane's answer and a trouble that hold an escape are shown without it."""
-    tree = shown(situation_in("gating"), trouble="away\x1b[2J\nforged line")
+    tree = shown(judged_in("gating"), trouble="away\x1b[2J\nforged line")
     assert "\x1b" not in tree
     assert "HTTP 503" in tree
     assert tree.rstrip().splitlines()[-1].startswith("└─ away")
@@ -86,7 +65,7 @@ def test_what_others_wrote_moves_no_cursor() -> None:
 
 def test_a_tree_without_evidence_says_so() -> None:
     """Nothing stands there as zero."""
-    tree = shown(situation_in("baking", is_judged=False))
+    tree = shown(situation_in(PHASES["baking"], NOW))
     assert "nothing was judged yet in this stage" in tree
     assert "users 0" not in tree
 

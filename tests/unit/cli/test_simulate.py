@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from controller.cli.common import EXIT_REJECTED, EXIT_USAGE
 from controller.cli.operator import app
-from controller.cli.typed_traffic import begins_at
+from controller.planning.typed_traffic import begins_at
 from tests.builders import make_plan
 
 PLAN = """name: small
@@ -114,10 +114,15 @@ def test_the_page_needs_nothing_from_elsewhere(plan_file: str, tmp_path: Path) -
         (["--traffic", "5/s", "--effect", "conversion:bought=x2"], "does no harm"),
         (["--traffic", "5/s", "--effect", "errors=x2@stage3"], "has stages 1 to 2"),
         (["--traffic", "5/s", "--effect", "errors=x2@5furlongs"], "is not a duration"),
-        (["--traffic", "5/s", "--conversion", "bought"], "is not a share"),
+        (["--traffic", "5/s", "--effect", "latency_p99=x2"], "is not known, did you mean latency?"),
+        (["--traffic", "5/s", "--effect", "errors=x2@2"], "write @stage2 from that stage on, @2h"),
+        (["--traffic", "5/s", "--conversion", "bought"], "write name and share, as in bought=3%"),
+        (["--traffic", "5/s", "--conversion", "x=3%"], "no guardrail of the plan is about"),
+        (["--traffic", "5/s", "--latency", "40,150"], "write both with a unit, as in 40ms,150ms"),
+        (["--error-rate", "2"], "is not a share"),
         (
-            ["--traffic", "5/s", "--html", "/no/such/directory/page.html", "--runs", "1"],
-            "cannot be written",
+            ["--traffic", "5/s", "--html", "/no/such/directory/page.html"],
+            "there is no directory /no/such/directory",
         ),
     ],
 )
@@ -157,7 +162,7 @@ def test_virtual_rollouts_begin_on_a_monday_morning(now: datetime, day: int) -> 
     [
         ([], "--from"),
         (["--from", "yesterday"], "is not a time"),
-        (["--from", "1h", "--to", "2h"], "--from lies before --to"),
+        (["--from", "1h", "--to", "2h"], "nothing lies between --from ("),
         (["--from", "2h", "--every", "1d"], "write a duration from 100ms to 1m"),
         (["--from", "2h", "--flag", "a/b"], "is not a flag key"),
     ],

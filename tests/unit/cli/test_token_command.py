@@ -29,6 +29,13 @@ def test_a_role_that_there_is_not_is_refused() -> None:
     assert "viewer, operator, approver, admin" in done.stderr
 
 
+def test_a_name_that_no_token_may_have_is_refused_in_words() -> None:
+    """Not with a pattern, and a place in a file that there is not."""
+    done = CliRunner().invoke(app, ["token", "new", "my bot", "--role", "operator"])
+    assert done.exit_code == EXIT_CONFIG
+    assert done.stderr.startswith("'my bot' is not a token's name: up to 100 of A-Z a-z 0-9 . _ -")
+
+
 @pytest.mark.parametrize(
     ("access", "fault"),
     [

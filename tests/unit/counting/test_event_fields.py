@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from controller.cli.event_lines import show_flag_events
+from controller.cli.event_lines import show_flag_events, show_summary
 from controller.counting.event_classes import FIELD_HINTS
 from controller.counting.event_fields import _COUNTS, fields_sent, meant_field
 from controller.counting.event_tally import EventTally
@@ -156,6 +156,73 @@ def test_an_evaluation_with_its_context_under_another_name_is_remarked() -> None
     record = Record("e", 0, 0, at_ms(AT), b"u1", json.dumps(event).encode(), ())
     (sample,) = make_tally().add_evaluations(("e", 0), record)
     assert "did you mean feature_flag.context.id?" in sample.why
+
+
+def refused(kind: str, data: dict[str, Any], tally: EventTally) -> EventSample:
+    """Read an event with this data that is refused."""
+    type_ = f"io.rolloutd.{kind}.v1"
+    event = {"specversion": "1.0", "type": type_, "source": "/x", "id": "1", "data": data}
+    record = make_record(0, json.dumps(event).encode(), topic="t", timestamp_ms=at_ms(AT))
+    if kind == "evaluation":
+        (sample,) = tally.add_evaluations(("t", 0), record)
+    else:
+        (sample,) = tally.add_outcomes(("t", 0), record, join=lambda *_: [])
+    assert sample.event_class is EventClass.REFUSED
+    return sample
+
+
+CONTEXT = {"feature_flag.context.id": "u1"}
+KEY, VARIANT = "feature_flag.key", "feature_flag.result.variant"
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "name", "meant"),
+    [
+        ("evaluation", {"feature_flag.kee": FLAG, VARIANT: "on"}, "feature_flag.kee", KEY),
+        ("evaluation", {"feature_flag_key": FLAG, VARIANT: "on"}, "feature_flag_key", KEY),
+        ("evaluation", {"flagKey": FLAG, VARIANT: "on"}, "flagKey", KEY),
+        ("evaluation", {KEY: FLAG, "varient": "on"}, "varient", VARIANT),
+        ("evaluation", {KEY: FLAG, "feature_flag.result.varient": "on"},
+         "feature_flag.result.varient", VARIANT),
+        ("evaluation", {KEY: FLAG, "variation": "on"}, "variation", VARIANT),
+        ("outcome", {"rolloutd.flags": [{"feature_flag.kye": FLAG, VARIANT: "on"}]},
+         "feature_flag.kye", KEY),
+        ("outcome", {"rolloutd.flags": [{KEY: FLAG, "variant": "on"}]}, "variant", VARIANT),
+    ],
+)  # fmt: skip
+def test_a_refused_event_is_asked_after_its_misnamed_field(
+    kind: str, data: dict[str, Any], name: str, meant: str
+) -> None:
+    """Why it is refused names a field that its sender believes to have sent."""
+    tally = make_tally()
+    sample = refused(kind, data | CONTEXT, tally)
+    assert sample.why.endswith(f"; nothing reads its field {name}; did you mean {meant}?")
+    with (console := Console(width=400)).capture() as shown:
+        show_summary(console, tally.summary(), "read")
+    assert f"did you mean {meant}?" in shown.get()
+
+
+def test_a_refused_event_without_a_near_name_is_not_asked_after() -> None:
+    """What is refused for another reason says that reason alone."""
+    assert "did you mean" not in refused("evaluation", {"a": 1, **CONTEXT}, make_tally()).why
+
+
+def test_without_a_flag_misnamed_fields_are_shown_too() -> None:
+    """Of each flag's events, and of those that name none."""
+    tally = make_tally()
+    outcome(tally, error_type="500")
+    event = json.loads(outcome_value("u1", time_ms=at_ms(AT), flags=((FLAG, "on"),)))
+    event["data"]["rolloutd.flag"] = event["data"].pop("rolloutd.flags")
+    record = make_record(0, json.dumps(event).encode(), topic="o", timestamp_ms=at_ms(AT))
+    tally.add_outcomes(("o", 0), record, join=lambda *_: [])
+    with (console := Console(width=400)).capture() as shown:
+        show_summary(console, tally.summary(), "read")
+    lines = [line.strip() for line in shown.get().splitlines()]
+    question = "nothing reads its field error_type; did you mean error.type?"
+    assert f"misnamed field in 1 event: {question}" in lines
+    assert "did you mean rolloutd.flags?" in shown.get()
+    assert "fields that nothing reads: rolloutd.flag (1)" in lines
+    assert any(line.startswith("misnamed field") and line.endswith("1 events") for line in lines)
 
 
 def test_what_the_contract_names_is_read_or_known() -> None:

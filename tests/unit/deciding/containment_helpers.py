@@ -24,6 +24,12 @@ def alerts(cluster: Cluster) -> list[str]:
     ]
 
 
+def actions(cluster: Cluster, kind: str) -> list[str]:
+    """Return what the alerts of a kind ask to do, each alert once."""
+    published = (json.loads(entry.value)["data"] for entry in cluster.publisher.distinct("alerts"))
+    return [alert["action"] for alert in published if alert["kind"] == kind]
+
+
 class Poison:
     """Makes the machine fail at every tick, as a gate time beyond the year 9999 does."""
 

@@ -17,6 +17,7 @@ from controller.deciding.flag.command_answers import digest_of, read_answer
 from controller.errors import CommandRefused
 from schemas.command import Command
 from tests.unit.deciding.cluster import FLAGS, PLAN, TOPIC, Cluster, Replica
+from tests.unit.deciding.containment_helpers import actions
 from tests.virtual_time import in_virtual_time
 
 
@@ -451,3 +452,5 @@ async def test_a_roll_back_beats_a_strangers_document_in_the_state_topic() -> No
         rollout = await cluster.stored(FLAGS[0])
         assert rollout is not None
         assert (rollout.percent, rollout.revision) == (0.0, 1_001)
+    # Nothing was lost, and whoever reads of it has something to check.
+    assert [action.split()[0] for action in actions(cluster, "flag_broken")] == ["check"]

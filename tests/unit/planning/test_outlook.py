@@ -36,12 +36,17 @@ def test_a_plan_that_works_is_not_warned_of() -> None:
 
 
 def test_a_gate_that_cannot_decide_is_named_with_what_it_lacks() -> None:
-    """A hundred times less traffic: the first gate stays undecided, for want of the error rate."""
+    """A hundred times less traffic: the first gate does not show the error rate to be safe."""
     [(at, words)] = told(steps(Guardrail("error_rate", limit=0.02, margin=0.1)), 1.0)
     assert at == ("stages", 0)
     assert "unlikely to decide at 1 contexts/s: in 6 of 6 simulated rollouts" in words
-    assert "undecided at max_bake (3h), for want of error_rate" in words
-    assert "raise max_bake" in words
+    assert "undecided at max_bake (3h): error_rate is not shown to be safe" in words
+    assert "raise max_bake, expose more, or ask for less with a wider limit" in words
+    [(_, words)] = told(steps(Guardrail("error_rate", limit=0.02, margin=0.1)), 5 / 3600)
+    assert "unlikely to decide at 5 contexts/h" in words
+    assert "the sample is too small" in words
+    assert "raise max_bake, expose more, or lower min_sample" in words
+    assert "gate_margin" not in words
 
 
 def test_a_gate_that_waits_long_is_told() -> None:

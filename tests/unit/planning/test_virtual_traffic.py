@@ -122,3 +122,10 @@ def test_effects_begin_when_they_are_told_to(
 def test_effects_read_as_they_are_written(effect: Effect, written: str) -> None:
     """What is told is what could have been typed."""
     assert str(effect) == written
+
+
+def test_traffic_is_said_in_numbers_that_people_write() -> None:
+    """Neither `0.0333 contexts/s` nor `4e+03 ms`."""
+    assert VirtualLatency(4_000.0, 120_000.0).words() == ["latency p50 4,000 ms, p99 120,000 ms"]
+    rates = {50.0: "50 contexts/s", 2 / 60: "2 contexts/min", 5 / 3_600: "5 contexts/h"}
+    assert {rate: make_traffic(rate).rate_words for rate in rates} == rates

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from controller.adapters.memory import MemoryPublisher, MemoryRollouts
 from controller.codec.commands import command_event, to_command_received
+from controller.core.rollout import RolledBack
 from controller.deciding.flag.command_answers import answer_keys, digest_of
 from controller.errors import EventLogUnavailable, OperatingTrouble
 from controller.ports import OutboxEntry
@@ -19,7 +21,7 @@ from schemas.command import Command
 from schemas.result import Result
 from schemas.terms import ALWAYS_ACCEPTED, CommandStatus, CommandVerb
 from tests.admission import accepted, answered
-from tests.builders import T0
+from tests.builders import T0, make_rollout
 from tests.unit.deciding.cluster import PLAN
 
 FLAG = "new-checkout"
@@ -97,6 +99,22 @@ async def test_a_command_goes_to_its_topic_as_rolloutctl_sends_it() -> None:
     entry = office.publisher.published[0]
     assert (entry.topic, entry.key, entry.value) == ("commands", FLAG, command_event(sent))
     assert office.direct.commands == []
+
+
+async def test_a_repeated_lowering_gets_the_answer_of_the_first() -> None:
+    """Where it would change nothing; a live rollout is lowered again, under whatever id."""
+    office, sent = Office(), command(CommandVerb.ROLL_BACK, expected_revision=None)
+    first = accepted(sent)
+    await office.answer(sent, first)
+    later = sent.model_copy(update={"issued_at": T0 + timedelta(minutes=1)})
+    off = make_rollout(flag_key=FLAG, phase=RolledBack(T0, "5xx"), percent=0.0)
+    answers = []
+    for rollout in (make_rollout(flag_key=FLAG), off):
+        token = (await office.rollouts.load(FLAG)).token
+        await office.rollouts.save(FLAG, expected_token=token, rollout=rollout)
+        answers.append(await office.desk.send(later))
+        assert len(office.direct.commands) == 1, "past Kafka for the live rollout alone"
+    assert answers[-1] == first
 
 
 async def test_a_repeat_gets_the_answer_of_the_first() -> None:

@@ -24,6 +24,7 @@ from schemas.terms import ALWAYS_ACCEPTED, CommandStatus, CommandVerb
 from tests.admission import NotedDesk, admission, answered, bearer, token_line
 from tests.pages import PageWorld, filled
 
+BROWSER = {"accept": "text/html,application/xhtml+xml"}
 NAMES = ("viewer", "operator", "approver", "admin")
 ACCESS = (
     "tokens:\n"
@@ -292,6 +293,50 @@ async def test_who_is_not_signed_in_sees_what_the_settings_say(
             assert seen.status_code == 200, where
         for where in ("/healthz", "/flagd/flags.json"):
             assert (await client.get(where)).status_code == 200, where
+
+
+@pytest.mark.parametrize(
+    ("proxies", "to_do"),
+    [(["10.0.0.0/8"], "Sign in at the proxy"), ([], "sets sign_in.oidc or sign_in.proxy")],
+)
+async def test_a_browser_without_a_way_to_sign_in_gets_a_page(
+    tmp_path: Path, desk: NotedDesk, proxies: list[str], to_do: str
+) -> None:
+    """A person is told what to do; a machine gets JSON with the way for machines."""
+    world = PageWorld(
+        admit=lambda board: admission(tmp_path, ACCESS, board, desk, proxy={"addresses": proxies}),
+        why_not_shown="rollouts are not shown",
+    )
+    await filled(world)
+    transport = httpx.ASGITransport(app=world.app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        page = await client.get("/", headers=BROWSER)
+        assert (page.status_code, "rollouts are not shown" in page.text) == (401, True)
+        assert page.headers["content-type"].startswith("text/html")
+        assert to_do in page.text
+        assert "pricing-api" not in page.text
+        machine = await client.get("/")
+        assert (machine.status_code, "Bearer TOKEN" in machine.json()["error"]) == (401, True)
+
+
+async def test_a_claim_that_is_not_true_is_refused_with_a_page_in_a_browser(
+    tmp_path: Path, desk: NotedDesk
+) -> None:
+    """Such as the header of a proxy from an address that is none of its."""
+    world = PageWorld(
+        admit=lambda board: admission(
+            tmp_path, ACCESS, board, desk, proxy={"addresses": ["10.0.0.0/8"]}
+        ),
+        why_not_shown="rollouts are not shown",
+    )
+    transport = httpx.ASGITransport(app=world.app, raise_app_exceptions=False)
+    claim = {"x-forwarded-user": "ada@example.org"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        page = await client.get("/", headers={**BROWSER, **claim})
+        assert (page.status_code, "sign_in.proxy.addresses" in page.text) == (403, True)
+        assert page.headers["content-type"].startswith("text/html")
+        machine = await client.get("/", headers=claim)
+        assert "sign_in.proxy.addresses" in machine.json()["error"]
 
 
 #: What whoever can connect may use, whoever they are.

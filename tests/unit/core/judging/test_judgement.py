@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from controller.core.analysis.sequential_tests import SequentialTests
@@ -9,6 +11,7 @@ from controller.core.evidence import ArmTotals, VisitTotals
 from controller.core.judging.gate import judge
 from controller.core.judging.judgement import Judgement, MetricReport
 from controller.core.plan import Guardrail
+from controller.core.rollout import Baking
 from schemas.terms import MetricRole, OnBreach, Verdict
 from tests.builders import (
     HOUR,
@@ -20,7 +23,10 @@ from tests.builders import (
     make_progress,
     make_report,
     make_rollout,
+    make_stages,
+    make_visit,
 )
+from tests.streams import Watched
 
 
 def judged(*metrics: MetricReport) -> Judgement:
@@ -102,3 +108,26 @@ def test_a_limit_is_told_before_anything_is_measured(guardrail: Guardrail, words
     seen = make_evidence(visits={0: VisitTotals(ArmTotals(), ArmTotals())})
     judgement, _ = judge(rollout, seen, SequentialTests(), T0 + HOUR)
     assert f"nothing measured yet, {words}" in judgement.metrics[0].reason
+
+
+def test_the_size_of_harm_says_that_it_is_no_quotient_of_the_stage() -> None:
+    """Harm that began late: the sentence has two numbers, and says what the first is of."""
+    guardrail = Guardrail("error_rate", margin=0.1)
+    plan = make_plan(guardrails=(guardrail,), stages=make_stages(50.0, 100))
+    phase = Baking(stage=0, until=T0 + HOUR)
+    visits = (make_visit(percent=50.0),)
+    watched = Watched(make_rollout(plan=plan, phase=phase, visits=visits, percent=50.0))
+    for failures in [1] * 30 + [8] * 10:
+        watched.treatment.add(100, failures)
+        watched.control.add(100, 1)
+        watched.look()
+    report = watched.last().metrics[0]
+    assert report.harm is Verdict.FAIL
+    found = re.search(
+        r"treatment is about ([\d.]+) times as bad as control, as estimated since the harm began; "
+        r"in this stage ([\d.]+) % of treatment's .* against ([\d.]+) % of control's",
+        report.reason,
+    )
+    assert found is not None
+    times, treatment, control = (float(number) for number in found.groups())
+    assert times > 1.5 * treatment / control

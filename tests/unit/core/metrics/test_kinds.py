@@ -28,10 +28,12 @@ NAMED_ELSEWHERE = {
     "controller/core/evidence.py": {"latency"},
     # A key of an input line of `rolloutctl verdict`.
     "controller/cli/verdict_lines.py": {"latency"},
+    # Fields of a form, for what `rolloutctl simulate` has options for.
+    "controller/web/page/plans.py": {"conversion", "error_rate", "latency"},
 }
 #: Files that may import a kind's own module: for options and figures that exist for one kind.
 KIND_IMPORTED_ELSEWHERE = {
-    "controller/cli/typed_traffic.py",
+    "controller/planning/typed_traffic.py",
     "controller/planning/virtual_traffic.py",
 }
 

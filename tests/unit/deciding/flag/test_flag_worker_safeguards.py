@@ -103,6 +103,28 @@ async def test_a_roll_back_under_the_id_of_the_rollout_before_is_carried_out() -
 
 
 @in_virtual_time
+@pytest.mark.parametrize("verb", [CommandVerb.ROLL_BACK, CommandVerb.ABORT, CommandVerb.PAUSE])
+async def test_a_lowering_repeated_with_a_new_time_gets_its_first_answer(verb: CommandVerb) -> None:
+    """Nothing is left to change, so whoever repeats it wants the answer."""
+    world = World()
+    async with world.worker() as worker:
+        await worker.submit(start())
+        await worker.submit(order(verb, "down", after=MINUTE))
+        await settled()
+        revision = (await world.stored()).revision
+        await worker.submit(order(verb, "down", after=2 * MINUTE))
+        await worker.submit(order(verb, "another", after=2 * MINUTE))
+        await settled()
+        assert (await world.stored()).revision == revision
+    values = {entry.value for entry in world.publisher.published if entry.topic == "results"}
+    results = [json.loads(value)["data"] for value in values]
+    reasons = {one["command_id"]: one["reason"] for one in results}
+    assert len(results) == 3
+    assert reasons["down"] == "done"
+    assert reasons["another"] in ("0 % is served already", "paused already")
+
+
+@in_virtual_time
 async def test_an_id_with_other_content_is_refused_and_said_so() -> None:
     """A promote under the start's id is not answered `start accepted`.
 

@@ -1,4 +1,4 @@
-"""The form that checks a plan: bounded, off the loop, and nothing but lint."""
+"""The form that checks and simulates a plan: bounded, and off the loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from urllib.parse import urlencode
 import httpx
 import pytest
 
-from controller.web.page.plans import LONGEST_FORM, LONGEST_PLAN
+from controller.reporting.tried_plan import TrialAnswer, TrialOrder
+from controller.web.page.files import Files
+from controller.web.page.plans import LONGEST_FORM, LONGEST_PLAN, PlanScreen
+from controller.web.page.rendering import Renderer
+from controller.web.page.trials import NotTried, PlanTrials
 from tests.pages import PageWorld
 
 NOW = datetime(2026, 11, 23, 9, 0, 7, tzinfo=UTC)
@@ -88,6 +92,53 @@ async def test_another_site_cannot_send_the_form(browser: httpx.AsyncClient) -> 
     answer = await post(browser, GOOD, **{"sec-fetch-site": "cross-site"})
     assert answer.status_code == 403
     assert (await post(browser, GOOD, **{"sec-fetch-site": "same-origin"})).status_code == 200
+
+
+async def simulated(world: PageWorld, text: str, **typed: str) -> httpx.Response:
+    """Send a plan with the button that simulates it."""
+    transport = httpx.ASGITransport(app=world.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        return await client.post("/ui/plan", data={"plan": text, "do": "simulate", **typed})
+
+
+async def test_a_plan_is_simulated_in_place() -> None:
+    """The page says what virtual rollouts came to, and keeps what was typed."""
+    answer = await simulated(PageWorld(), GOOD, traffic="5000/s", effect="errors=x9")
+    assert answer.status_code == 200
+    for words in ("50 virtual rollouts each", "with errors=x9", "harm found", "undecided"):
+        assert words in answer.text
+    assert 'value="5000/s"' in answer.text
+    assert "assumed, because not stated" in answer.text
+
+
+async def test_what_was_typed_is_refused_in_the_form() -> None:
+    """It stays there, and is no markup; lint's findings are beside it."""
+    answer = await simulated(PageWorld(), GOOD, traffic='"><script>')
+    assert answer.status_code == 200
+    assert "Not simulated" in answer.text
+    assert "is not a rate: write it as in 50/s" in answer.text
+    assert "<script>" not in answer.text.replace("<script src", "")
+    faulty = await simulated(PageWorld(), "flag: x\nstages: many\n", traffic="50/s")
+    assert "It cannot be started" in faulty.text
+    assert "Simulated" not in faulty.text
+
+
+class Refusing(PlanTrials):
+    """Trials that are taken up."""
+
+    async def tried(self, order: TrialOrder) -> TrialAnswer:
+        """Refuse every plan."""
+        raise NotTried(429, "Another plan is being simulated")
+
+
+async def test_a_simulation_that_cannot_be_had_keeps_the_plan() -> None:
+    """The status is for programs; a person reads why, and sends it again."""
+    screen = PlanScreen(Renderer(Files(), "test"), lambda: NOW, Refusing())
+    outcome = await screen.checked(urlencode({"plan": GOOD, "do": "simulate"}).encode())
+    page = "".join(one.html for one in outcome.sections)
+    assert outcome.status == 429
+    assert "Another plan is being simulated" in page
+    assert "checkout-canary" in page
 
 
 def test_no_file_is_opened() -> None:

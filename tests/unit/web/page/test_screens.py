@@ -326,6 +326,10 @@ async def test_rollouts_are_shown_to_whom_the_setting_says(
                 assert answer.status_code in (200, 404), path
             else:
                 assert (answer.status_code, "http.readers" in answer.text) == (403, True), path
+                assert answer.headers["content-type"].startswith("text/html"), path
+                assert "rolloutctl status shows rollouts without HTTP" in answer.text
+                style = answer.text.partition('rel="stylesheet" href="')[2].partition('"')[0]
+                assert (await client.get(style)).status_code == 200
                 assert "pricing-api" not in answer.text
         refused = await client.get("/api/v1/rollouts", headers={"accept": "*/*"})
         assert is_shown or "http.readers" in refused.json()["error"]
