@@ -222,7 +222,8 @@ def test_without_a_flag_misnamed_fields_are_shown_too() -> None:
     assert f"misnamed field in 1 event: {question}" in lines
     assert "did you mean rolloutd.flags?" in shown.get()
     assert "fields that nothing reads: rolloutd.flag (1)" in lines
-    assert any(line.startswith("misnamed field") and line.endswith("1 events") for line in lines)
+    assert any(line.startswith("misnamed field") and line.endswith("1 event") for line in lines)
+    assert sum("did you mean rolloutd.flags?" in line for line in lines) == 1, "once per event"
 
 
 def test_what_the_contract_names_is_read_or_known() -> None:
