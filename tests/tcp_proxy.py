@@ -62,6 +62,10 @@ class TcpProxy(OwnServer):
         """Do this to all connections from now on."""
         self._run(self._apply(fault))
 
+    def pass_to(self, target_port: int) -> None:
+        """Pass new connections on to another port."""
+        self._target_port = target_port
+
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
 

@@ -56,17 +56,17 @@ def answer(
 
 
 def _rested() -> Callable[[int], None]:
-    """Return what rests after each rollout as long as it took.
+    """Return what rests after each rollout as long as it worked.
 
     A container's share of the processors is one for all its processes: without a rest, the daemon
-    beside this one would be held back.
+    beside this one would be held back. While others have the processor it need not rest as well.
     """
-    began = time.monotonic()
+    began = time.process_time()
 
     def rest(_done: int) -> None:
         nonlocal began
-        time.sleep(time.monotonic() - began)
-        began = time.monotonic()
+        time.sleep(time.process_time() - began)
+        began = time.process_time()
 
     return rest
 

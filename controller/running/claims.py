@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 from uuid import uuid4
@@ -31,6 +31,9 @@ READ_WITHIN_SECONDS: Final = 5.0
 #: A claim this old is of a partition that no longer exists, or that no replica works on.
 FORGOTTEN_SECONDS: Final = 3600.0
 CLAIMS: Final = "claims"
+#: A claim names at most so many flags whose guardrails do not see; with more, it means all.
+_MOST_UNSEEN: Final = 20
+_EVERY_FLAG: Final = "*"
 _REMEDY: Final = (
     "if Redis is full, free memory; if it denies the right, grant its user the key of the claims, "
     "see ops/security.md: until then it is "
@@ -43,7 +46,7 @@ log = structlog.get_logger(__name__)
 class ClaimStore(Protocol):
     """Where claims are kept; `adapters/redis/claims.py`. Each call raises StoreUnavailable."""
 
-    async def claim(self, partitions: Sequence[int], value: bytes) -> None:
+    async def claim(self, values: Mapping[int, bytes]) -> None:
         """Write one value for each partition."""
 
     async def claims(self) -> Mapping[int, bytes]:
@@ -65,6 +68,7 @@ class ReadClaim:
     replica: str
     at_ms: int  # as written, by the clock of its replica
     fresh_at: float  # our monotonic seconds when it was last known to be new
+    unseen: frozenset[str] = frozenset()  # flags whose guardrails do not see there
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +90,15 @@ class Knowledge:
             parsed = _parse(value)
             if parsed is None:
                 continue
-            at_ms, replica = parsed
+            at_ms, replica, unseen = parsed
             previous = self.claims.get(partition)
-            if previous is not None and (previous.at_ms, previous.replica) == parsed:
+            if previous is not None and (previous.at_ms, previous.replica) == (at_ms, replica):
                 claims[partition] = previous
             elif previous is None and self.read_at is None:
                 age_seconds = max(now_ms - at_ms, 0) / 1000
-                claims[partition] = ReadClaim(replica, at_ms, now - age_seconds)
+                claims[partition] = ReadClaim(replica, at_ms, now - age_seconds, unseen)
             else:
-                claims[partition] = ReadClaim(replica, at_ms, now)
+                claims[partition] = ReadClaim(replica, at_ms, now, unseen)
         return Knowledge(claims, now, self.known_since if self.is_known(now) else now)
 
     def is_known(self, now: float) -> bool:
@@ -106,15 +110,30 @@ class Knowledge:
         claim = self.claims.get(partition)
         return None if claim is None or now - claim.fresh_at > FRESH_SECONDS else claim.replica
 
+    def is_seen(self, partition: int, flag_key: str, now: float) -> bool:
+        """Return whether the guardrails of a flag see on the replica that claims its partition."""
+        claim = self.claims.get(partition)
+        if claim is None or self.holder(partition, now) is None:
+            return False
+        return claim.unseen.isdisjoint((flag_key, _EVERY_FLAG))
+
     def is_certain(self, now: float) -> bool:
         """Return whether claims were read long enough to notice every working replica."""
         return self.is_known(now) and now - self.known_since > FRESH_SECONDS
 
 
-def _parse(value: bytes) -> tuple[int, str] | None:
-    """Return (milliseconds, replica), None for a value that no replica wrote."""
-    at, _, replica = value.decode(errors="replace").partition(" ")
-    return (int(at), replica) if at.isascii() and at.isdigit() and len(at) < 20 else None
+def _written(at_ms: int, replica: str, unseen: Collection[str]) -> bytes:
+    """Return a claim as it is stored. A release that does not know `unseen` passes over it."""
+    named = sorted(unseen) if len(unseen) <= _MOST_UNSEEN else [_EVERY_FLAG]
+    return " ".join([str(at_ms), replica, *named]).encode()
+
+
+def _parse(value: bytes) -> tuple[int, str, frozenset[str]] | None:
+    """Return (milliseconds, replica, unseen flags), None for a value that no replica wrote."""
+    at, *words = value.decode(errors="replace").split(" ")
+    if not words or not (at.isascii() and at.isdigit() and len(at) < 20):
+        return None
+    return int(at), words[0], frozenset(words[1:])
 
 
 class Claims:
@@ -128,14 +147,20 @@ class Claims:
         *,
         replica: str,
         working: Callable[[], Sequence[int]],
+        unseen: Callable[[], Mapping[int, Collection[str]]] = dict,
         topic: str = "rollout.commands",
     ) -> None:
-        """`working` are the partitions of `topic` whose flags run here and now."""
+        """`working` are the partitions of `topic` whose flags run here and now.
+
+        `unseen` are the flags of each whose guardrails do not see: a claim says so, because another
+        replica ends its alert by it.
+        """
         self._clock = clock
         self._store = store
         self._faults = faults
         self._replica = replica
         self._working = working
+        self._unseen = unseen
         self._topic = topic
         self._knowledge = Knowledge({}, None, clock.monotonic())
         #: Partitions that were worked on here and that no other replica has claimed since.
@@ -157,7 +182,10 @@ class Claims:
         now_ms = round(self._clock.now().timestamp() * 1000)
         try:
             if working:
-                await self._store.claim(working, f"{now_ms} {self._replica}".encode())
+                unseen = self._unseen()
+                await self._store.claim(
+                    {one: _written(now_ms, self._replica, unseen.get(one, ())) for one in working}
+                )
             claims = await self._store.claims()
             self._update(claims, now_ms)
             if working and (old := self._abandoned(now_ms)):
@@ -193,6 +221,11 @@ class Claims:
             log.warning("claims_unavailable", error=why)
         if now - self._trouble_since > READ_WITHIN_SECONDS:
             self._faults.report(Scope.DEPENDENCY, CLAIMS, why, _REMEDY)
+
+    def is_seen(self, partition: int, flag_key: str) -> bool:
+        """Return whether a replica is known to run a flag and to see what it does."""
+        now = self._clock.monotonic()
+        return self._knowledge.is_known(now) and self._knowledge.is_seen(partition, flag_key, now)
 
     def judge(self, partition: int, *, is_owned: bool) -> tuple[bool, str | None]:
         """Return whether a replica runs a partition's flags, and why none does.

@@ -132,6 +132,7 @@ class Oversight:
             process.faults,
             replica=replica_name(),
             working=WorkingPartitions(deciding, process.clock).numbers,
+            unseen=lambda: self._views.unseen(self.visibility.seen),
             topic=process.settings.kafka.topic("commands"),
         )
 
@@ -184,7 +185,8 @@ class Oversight:
         alerts: VisibilityAlerts,
     ) -> Visibility:
         settings, clock, faults = process.settings, process.clock, process.faults
-        views = RolloutViews(
+        redis = self._connections.redis
+        self._views = RolloutViews(
             deciding,
             registry,
             self.claims,
@@ -192,8 +194,9 @@ class Oversight:
             clock,
             faults,
             event_topics=settings.kafka.event_topics,
+            store_heard_at=lambda: redis.heard_at,
         )
-        return Visibility(clock, views, alerts, process.metrics, faults)
+        return Visibility(clock, self._views, alerts, process.metrics, faults)
 
     def _make_relay(
         self, process: Process, registry: RolloutRegistry, deciding: Deciding

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 from controller.core.rollout import Rollout
@@ -11,6 +12,7 @@ from controller.deciding.registry import RolloutRegistry
 from controller.health import Faults, Health, Scope
 from controller.ports import Clock
 from controller.running.claims import Claims
+from controller.running.reporter import SILENT_AFTER_SECONDS
 from controller.running.visibility import Holder, Unseen, View, needs_watching
 
 #: A process that has not started by then may be kept from it by an outage.
@@ -47,7 +49,9 @@ class RolloutViews:
         faults: Faults,
         *,
         event_topics: Sequence[str],
+        store_heard_at: Callable[[], float | None],
     ) -> None:
+        """`store_heard_at`: when the store answered last, monotonic seconds; None: never."""
         self._deciding = deciding
         self._registry = registry
         self._claims = claims
@@ -55,6 +59,7 @@ class RolloutViews:
         self._clock = clock
         self._faults = faults
         self._event_topics = event_topics
+        self._store_heard_at = store_heard_at
         self._began_at = clock.monotonic()
 
     @property
@@ -66,6 +71,15 @@ class RolloutViews:
     def store_trouble(self) -> str | None:
         """Why the store cannot be used."""
         return self._claims.trouble
+
+    def why_store_silent(self) -> str | None:
+        """Return for how long the store has answered nothing, None while it answers."""
+        heard_at, now = self._store_heard_at(), self._clock.monotonic()
+        silent = now - (self._began_at if heard_at is None else heard_at)
+        if silent <= SILENT_AFTER_SECONDS:
+            return None
+        since = " since this replica started," if heard_at is None else ""
+        return f"Redis has not answered{since} for {silent:.0f} s"
 
     def why_all_blind(self) -> str | None:
         """Return why no guardrail can see: event topics that are not counted completely."""
@@ -81,20 +95,22 @@ class RolloutViews:
     def views(self) -> Sequence[View]:
         """Return every live rollout that this replica should watch, whether it runs here or not.
 
-        While this replica cannot start, it may not know who else runs a flag. After a while it
-        watches every live rollout; its alerts have keys that all replicas share.
+        While this replica cannot start, it may not know who else runs a flag. After a while, and
+        at once where Redis answers nothing, it watches every live rollout: no replica can read
+        totals then. Its alerts have keys that all replicas share.
         """
+        silent = self.why_store_silent()
         views: list[View] = list(self._deciding.totals.views())
         here = {view.flag_key for view in views}
         owned = {number for _, number in self._deciding.follower.owned}
         is_late = self._clock.monotonic() - self._began_at > STARTING_SECONDS
-        watches_all = is_late and not self._health.has_started
+        watches_all = (is_late or silent is not None) and not self._health.has_started
         for flag_key, rollout in self._registry.rollouts.items():
             if flag_key in here or rollout.has_ended:
                 continue
             is_ours = bool(owned) and self._deciding.topic.home_of(flag_key) in owned
             if is_ours or (watches_all and not self._is_known(flag_key)):
-                views.append(Unseen(flag_key, rollout))
+                views.append(Unseen(flag_key, rollout, trouble=silent or ""))
         return views
 
     def holders(self) -> Sequence[Holder]:
@@ -109,8 +125,19 @@ class RolloutViews:
             except KeyError:  # the number of partitions is not known yet
                 continue
             is_claimed, why = self._claims.judge(number, is_owned=number in owned)
-            holders.append(Holder(flag_key, rollout, is_claimed, why))
+            is_watched = is_claimed and self._claims.is_seen(number, flag_key)
+            holders.append(Holder(flag_key, rollout, is_claimed, why, is_watched))
         return holders
+
+    def unseen(self, seen: Collection[str]) -> Mapping[int, Collection[str]]:
+        """Return the flags by command partition that need watching and are not `seen` here."""
+        unseen: dict[int, list[str]] = {}
+        for flag_key, rollout in self._registry.rollouts.items():
+            if flag_key in seen or not needs_watching(rollout):
+                continue
+            with suppress(KeyError):  # the number of partitions is not known yet
+                unseen.setdefault(self._deciding.topic.home_of(flag_key), []).append(flag_key)
+        return unseen
 
     def _is_known(self, flag_key: str) -> bool:
         """Return whether the claims say who runs a flag that is not ours, or that nobody does."""

@@ -27,8 +27,9 @@ from controller.retrying import Backoff, until_done
 from controller.running.watchdog import EXIT_CONSUMER_STUCK
 from controller.settings import ShutdownSettings
 
-#: Pauses between attempts of a step at the start, while what it needs is away.
-STEP_BACKOFF = Backoff(first_seconds=0.5, longest_seconds=10.0)
+#: Pauses between attempts of a step at the start, while what it needs is away. What is back is used
+#: within the longest: nothing is judged before.
+STEP_BACKOFF = Backoff(first_seconds=0.5, longest_seconds=3.0)
 #: First and longest pause before a part that failed is started again.
 FIRST_RESTART_SECONDS, LONGEST_RESTART_SECONDS = 1.0, 30.0
 #: A part that has run for so long is healthy again.
@@ -38,8 +39,8 @@ HEALTHY_AFTER_SECONDS = 60.0
 FAILURES_LIMIT, FAILURES_WITHIN_SECONDS = 5, 300.0
 #: A step that has not ended for so long says whose answer it waits for, and for how long.
 SLOW_STEP_SECONDS = 2.0
-#: Unexpected failures of one step at the start. A passing trouble causes fewer.
-STEP_FAILURES_LIMIT = 10
+#: Unexpected failures of one step at the start, in about a minute. A passing trouble causes fewer.
+STEP_FAILURES_LIMIT = 20
 #: The exit status when an invariant does not hold: a new process may work; a person should check.
 EXIT_BROKEN = 70
 

@@ -3,12 +3,11 @@
 A rollout is unwatched while its guardrails cannot see: totals cannot be read, partitions are not
 counted or stand still, saves fail. A gate notices that at the end of a bake; here it is noticed
 during the bake. Nothing is changed by it, because an unwatched flag stays where it is, but people
-are alerted within ten seconds after one of these conditions holds. The constants below say when
-each does.
+are alerted within ten seconds after one of these conditions holds.
 
-Belongs here: the judgement, which is pure, and the loop that repeats it. Does not belong here:
-where the evidence comes from (`rollout_views.py`), and how an alert is published
-(`visibility_alerts.py`).
+Belongs here: when people are alerted, and the loop that checks. Does not belong here: what blinds
+guardrails (`blindness.py`), where the evidence comes from (`rollout_views.py`), and how an alert is
+published (`visibility_alerts.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Final, Protocol
 
 import structlog
@@ -25,30 +23,20 @@ from controller.core.evidence import Evidence
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.health import Faults, Scope
 from controller.ports import Clock
+from controller.running.blindness import Blindness, blindness_of
 from controller.telemetry import Metrics
 from schemas.terms import AlertKind, Severity
 
 CHECK_EVERY_SECONDS: Final = 1.0
-#: Totals are read every second.
-READ_WITHIN_SECONDS: Final = 5.0
 #: A worker gets totals every second, and saves what follows from them in milliseconds.
 HANDLED_WITHIN_SECONDS: Final = 5.0
-#: A partition's owner writes once a second at least, and under load every two seconds.
-REPORTED_WITHIN: Final = timedelta(seconds=7)
-#: A fence moves with every save. So long means that nothing is counted.
-MOVED_WITHIN_SECONDS: Final = 7.0
-#: A partition is far behind its log when records have waited for so long and the newest that is
-#: counted is so old.
-BEHIND_SECONDS: Final = 60.0
 #: A reason has to last: a partition that moves between replicas has no owner for a moment.
 CONFIRMED_AFTER_SECONDS: Final = 2.0
 #: A replica that has just begun to watch a rollout waits this long before it alerts.
 GRACE_SECONDS: Final = 10.0
 REPEATED_EVERY_SECONDS: Final = 300.0
-#: How many reasons a text names.
-_NAMED: Final = 3
-
-_NOTHING: Final[Mapping[str, float]] = {}
+#: Checks that are further apart leave a time of which nothing is known.
+UNOBSERVED_SECONDS: Final = 3.0
 
 #: The reporter of unwatched flags, which alone clears them.
 _REPORTER: Final = "visibility"
@@ -98,56 +86,12 @@ class Holder:
     rollout: Rollout
     is_claimed: bool  # by a replica that works; False: by none, or not known
     why: str | None = None  # why no replica runs it; None: one does, or not known
+    is_watched: bool = False  # by that replica: its guardrails see
 
 
 def needs_watching(rollout: Rollout) -> bool:
     """Return whether contexts are exposed and a guardrail is to watch them."""
     return rollout.stage_index is not None and rollout.percent > 0 and not rollout.plan.blind
-
-
-def why_unwatched(
-    evidence: Evidence | None,
-    seconds_since_read: float,
-    expected_partitions: int,
-    now: datetime,
-    standing_seconds: Mapping[str, float],
-    waiting_seconds: Mapping[str, float] = _NOTHING,
-) -> str | None:
-    """Return why guardrails cannot see, None while they can.
-
-    `standing_seconds`: by partition, for how long its fence has stood while the log went on;
-    `waiting_seconds`: for how long records have waited there without a break.
-    """
-    if seconds_since_read > READ_WITHIN_SECONDS:
-        return f"its totals have not been read for {seconds_since_read:.0f} s"
-    if evidence is None:
-        return None  # its worker was started a moment ago
-    reasons = []
-    missing = max(expected_partitions, evidence.expected_partitions) - len(evidence.partitions)
-    if missing > 0:
-        total = missing + len(evidence.partitions)
-        reasons.append(f"{missing} of {total} event partitions are not counted")
-    for partition in evidence.partitions:
-        silence = now - partition.reported_at
-        stands = standing_seconds.get(partition.topic_partition, 0.0)
-        if silence > REPORTED_WITHIN:
-            reasons.append(
-                f"{partition.topic_partition} was last reported {silence.total_seconds():.0f} s ago"
-            )
-        elif stands > MOVED_WITHIN_SECONDS:
-            waiting = partition.end_offset - partition.next_offset
-            reasons.append(
-                f"{partition.topic_partition} has stood still for {stands:.0f} s with "
-                f"{waiting:,} records waiting"
-            )
-        elif (
-            waiting_seconds.get(partition.topic_partition, 0.0) > BEHIND_SECONDS
-            and partition.freshest
-        ):
-            age = (now - partition.freshest).total_seconds()
-            if age > BEHIND_SECONDS:
-                reasons.append(f"{partition.topic_partition} is counted {age:.0f} s behind its log")
-    return _some(reasons) or None
 
 
 class WatchedRollouts(Protocol):
@@ -160,6 +104,9 @@ class WatchedRollouts(Protocol):
     @property
     def store_trouble(self) -> str | None:
         """Why the store cannot be used, None while it can."""
+
+    def why_store_silent(self) -> str | None:
+        """Return for how long the store has answered nothing, None while it answers."""
 
     def why_all_blind(self) -> str | None:
         """Return a reason that holds for every rollout, None for none."""
@@ -191,6 +138,8 @@ class _Episode:
     rollout: Rollout
     why: str
     since: float  # monotonic seconds
+    noticed_at: float
+    is_longer: bool  # it may have begun before `since`, while nobody here could tell
     alerted_at: float | None = None  # None: not confirmed yet
 
 
@@ -222,6 +171,8 @@ class Visibility:
         self._watched_since: dict[str, tuple[str, float]] = {}  # by flag: rollout, since when
         self._fences: dict[str, _FencePosition] = {}
         self._episodes: dict[str, _Episode] = {}
+        self._seen_at: dict[str, tuple[str, float]] = {}  # by flag: rollout, seen watched last
+        self._seen_here: frozenset[str] = frozenset()
         self._unheld: frozenset[str] = frozenset()  # flags that no replica runs
 
     @property
@@ -232,6 +183,11 @@ class Visibility:
             for flag_key, episode in self._episodes.items()
             if episode.alerted_at is not None
         }
+
+    @property
+    def seen(self) -> frozenset[str]:
+        """Flags whose guardrails saw at the last check, on this replica."""
+        return self._seen_here
 
     async def run(self) -> None:
         """Check once a second, and publish alerts, until cancelled."""
@@ -255,23 +211,50 @@ class Visibility:
         for flag_key in self._watched_since.keys() - here:
             del self._watched_since[flag_key]
         self._follow_fences(views, now)
-        blind = self._rollouts.why_all_blind()
-        expected = self._rollouts.expected_partitions
-        for view in views:
-            rollout = view.rollout
-            since = self._watched_from(view, now)
-            why = blind or self._why_unwatched(view, since, expected, now)
-            if why is None and view.flag_key in holders:
-                why = holders[view.flag_key].why
-            if why is None and view.evidence is None and self._goes_on(rollout):
-                continue  # its worker was started a moment ago: nothing is known yet
-            self._follow(rollout, why, now, watched_since=since)
+        self._follow_views(views, holders, now)
         elsewhere = [holders[key] for key in self._unheld - here]
         for holder in elsewhere:
-            self._follow(holder.rollout, holder.why, now)
+            if holder.why is not None:
+                self._follow(holder.rollout, Blindness(holder.why), now)
         for flag_key in list(self._episodes.keys() - here - self._unheld):
             self._end_elsewhere(self._episodes[flag_key], holders.get(flag_key), now)
+        self._note_seen(views, holders, now)
         self._metrics.unwatched_rollouts.set(len(self.unwatched))
+
+    def _follow_views(
+        self, views: Sequence[View], holders: Mapping[str, Holder], now: float
+    ) -> None:
+        """Judge each rollout that is to be watched here."""
+        blind, expected = self._rollouts.why_all_blind(), self._rollouts.expected_partitions
+        # A takeover needs time. It is not what is waited for while the store says nothing.
+        has_grace = self._rollouts.why_store_silent() is None
+        seen = []
+        for view in views:
+            rollout, holder = view.rollout, holders.get(view.flag_key)
+            since = self._watched_from(view, now)
+            found = Blindness(blind) if blind else self._blindness(view, since, expected, now)
+            if found is None and holder is not None and holder.why is not None:
+                found = Blindness(holder.why)
+            has_handled = view.evidence is not None and view.handled_at is not None
+            if found is None and not has_handled and self._goes_on(rollout):
+                continue  # its worker was started a moment ago: nothing is known yet
+            if found is None and has_handled:
+                seen.append(view.flag_key)
+            self._follow(rollout, found, now, watched_since=since if has_grace else None)
+        self._seen_here = frozenset(seen)
+
+    def _note_seen(self, views: Sequence[View], holders: Mapping[str, Holder], now: float) -> None:
+        """Note which rollouts are watched, here or by another replica."""
+        elsewhere = [one.rollout for one in holders.values() if one.is_watched]
+        here = [view.rollout for view in views if view.flag_key in self._seen_here]
+        for rollout in (*elsewhere, *here):
+            self._seen_at[rollout.flag_key] = (rollout.rollout_id, now)
+        for flag_key in [
+            key
+            for key, (_, at) in self._seen_at.items()
+            if now - at > UNOBSERVED_SECONDS and key not in self._episodes
+        ]:
+            del self._seen_at[flag_key]
 
     def _watched_from(self, view: View, now: float) -> float:
         """Return since when this replica watches a rollout."""
@@ -280,18 +263,23 @@ class Visibility:
             watched = self._watched_since[view.flag_key] = (view.rollout.rollout_id, now)
         return watched[1]
 
-    def _why_unwatched(self, view: View, since: float, expected: int, now: float) -> str | None:
-        """Return why a rollout that is to be watched here is not."""
+    def _blindness(self, view: View, since: float, expected: int, now: float) -> Blindness | None:
+        """Return why the guardrails of a rollout that is to be watched here cannot see."""
+        if view.trouble:
+            return Blindness(view.trouble)
         standing = {name: now - fence.since for name, fence in self._fences.items()}
         waiting = {name: now - fence.waiting_since for name, fence in self._fences.items()}
         read_at = since if view.read_at is None else max(view.read_at, since)
-        why = view.trouble or why_unwatched(
+        found = blindness_of(
             view.evidence, now - read_at, expected, self._clock.now(), standing, waiting
         )
         handled_at = since if view.handled_at is None else max(view.handled_at, since)
-        if not why and now - handled_at > HANDLED_WITHIN_SECONDS:
-            why = f"its worker has handled no totals for {now - handled_at:.0f} s"
-        return why or None
+        unhandled = now - handled_at
+        if found is None and unhandled > HANDLED_WITHIN_SECONDS:
+            least = "at least " if view.handled_at is None else ""
+            why = f"its worker has handled no totals for {least}{unhandled:.0f} s"
+            return Blindness(why, unhandled)
+        return found
 
     def _goes_on(self, rollout: Rollout) -> bool:
         """Return whether this rollout has an episode that goes on."""
@@ -301,7 +289,8 @@ class Visibility:
     def _end_elsewhere(self, episode: _Episode, holder: Holder | None, now: float) -> None:
         """End an episode of a rollout that is not watched here any more.
 
-        It ends when the rollout is over, or when another replica runs it.
+        It ends when the rollout is over, or when another replica sees what it does. To run it is
+        not enough: that replica may have to read and count everything first.
         """
         newest = self._rollouts.newest(episode.rollout.flag_key)
         if newest is not None and newest.rollout_id != episode.rollout.rollout_id:
@@ -309,8 +298,8 @@ class Visibility:
         elif newest is not None and not needs_watching(newest):
             over = "it is closed: nobody has treatment" if newest.closed_since else "it has ended"
             self._end(episode, now, over)
-        elif holder is not None and holder.is_claimed:
-            self._end(episode, now, "another replica runs it now")
+        elif holder is not None and holder.is_watched:
+            self._end(episode, now, "another replica runs it now, and its guardrails see")
 
     def _follow_fences(self, views: Sequence[View], now: float) -> None:
         """Note where each partition's fence stands, by the newest evidence of all rollouts."""
@@ -333,7 +322,7 @@ class Visibility:
     def _follow(
         self,
         rollout: Rollout,
-        why: str | None,
+        blindness: Blindness | None,
         now: float,
         watched_since: float | None = None,
     ) -> None:
@@ -345,17 +334,18 @@ class Visibility:
         if episode is not None and episode.rollout.rollout_id != rollout.rollout_id:
             self._end(episode, now, "another rollout has begun")
             episode = None
-        if why is None:
+        if blindness is None:
             if episode is not None:
                 self._end(episode, now, "guardrails see again")
             return
+        why = blindness.why
         if episode is None:
-            episode = self._episodes[rollout.flag_key] = _Episode(rollout, why, now)
+            episode = self._episodes[rollout.flag_key] = self._begun(rollout, blindness, now)
         previous = episode.why
         episode.rollout, episode.why = rollout, why
         is_new = episode.alerted_at is None
         is_young = watched_since is not None and now - watched_since < GRACE_SECONDS
-        if is_new and (is_young or now - episode.since < CONFIRMED_AFTER_SECONDS):
+        if is_new and (is_young or now - episode.noticed_at < CONFIRMED_AFTER_SECONDS):
             return
         action = self._action(rollout.flag_key)
         if is_new or previous != why:
@@ -375,6 +365,13 @@ class Visibility:
             f"does: {why}",
             action,
         )
+
+    def _begun(self, rollout: Rollout, blindness: Blindness, now: float) -> _Episode:
+        """Return an episode that began when its reason says, or before this replica could tell."""
+        since = now - blindness.seconds
+        rollout_id, seen_at = self._seen_at.get(rollout.flag_key, ("", 0.0))
+        is_known = rollout_id == rollout.rollout_id and since - seen_at <= UNOBSERVED_SECONDS
+        return _Episode(rollout, blindness.why, since, now, is_longer=not is_known)
 
     def _action(self, flag_key: str) -> str:
         """Return what helps now: a command helps only where a replica can carry it out."""
@@ -409,8 +406,13 @@ class Visibility:
             return
         self._faults.clear(Scope.FLAG, rollout.flag_key, reporter=_REPORTER)
         seconds = now - episode.since
+        least = "at least " if episode.is_longer else ""
         log.info(
-            "rollout_watched_again", flag_key=rollout.flag_key, seconds=round(seconds), reason=why
+            "rollout_watched_again",
+            flag_key=rollout.flag_key,
+            seconds=round(seconds),
+            is_longer=episode.is_longer,
+            reason=why,
         )
         newest = self._rollouts.newest(rollout.flag_key)
         if newest is not None and newest.rollout_id == rollout.rollout_id:
@@ -419,7 +421,7 @@ class Visibility:
         self._raise(
             rollout,
             Severity.INFO,
-            f"{rollout.flag_key}: no longer unwatched after {seconds:.0f} s: {why}",
+            f"{rollout.flag_key}: no longer unwatched after {least}{seconds:.0f} s: {why}",
             "nothing" if rollout.has_ended else f"nothing: {counted}",
         )
 
@@ -427,8 +429,3 @@ class Visibility:
         key = f"{rollout.flag_key}/{rollout.rollout_id}/{AlertKind.UNWATCHED}"
         alert = RaiseAlert(AlertKind.UNWATCHED, severity, summary, action, key)
         self._alerts.add(rollout, alert)
-
-
-def _some(reasons: Sequence[str]) -> str:
-    more = len(reasons) - _NAMED
-    return "; ".join(reasons[:_NAMED]) + (f"; and {more} more" if more > 0 else "")

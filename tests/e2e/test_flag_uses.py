@@ -42,6 +42,31 @@ async def counted(daemon: DaemonProcess, at_least: int) -> None:
     raise AssertionError(f"fewer than {at_least} events: {sums}")
 
 
+async def test_flags_without_a_rollout_are_known_after_a_restart(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """A misspelled key is in the list; one that got a rollout is not."""
+    async with (
+        Client(kafka, topic_prefix) as client,
+        DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix) as daemon,
+    ):
+        for flag in ("new_checkout", "old-banner"):
+            traffic = Traffic(client, daemon, flag)
+            for number in range(USERS):
+                await traffic.emit_evaluation(f"user-{number}", "on", datetime.now(UTC))
+        await counted(daemon, 2 * USERS)
+        answer = await client.command(
+            CommandVerb.START, "old-banner", plan=quick_plan("old-banner")
+        )
+        assert answer.status is CommandStatus.ACCEPTED, answer.reason
+        await daemon.stop()
+        await daemon.start()
+        await line_of(daemon, lambda one: one["evaluations"] is not None)
+        body = (await daemon.get("/api/v1/flags")).json()
+        assert body["without_rollout"] == [{"flag": "new_checkout", "events": USERS}]
+        assert [one["flag"] for one in body["flags"]] == ["old-banner"]
+
+
 async def test_evaluations_are_known_after_a_restart_and_after_the_end(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:

@@ -35,8 +35,8 @@ async def test_claims_are_kept_one_field_for_each_partition(own_redis: RedisServ
     """What was written last is read, by others too; what is no partition is passed over."""
     store, other = RedisConnection.connect(own_redis.url), RedisConnection.connect(own_redis.url)
     assert await RedisClaims(store).claims() == {}
-    await RedisClaims(store).claim([0, 3], b"1 a")
-    await RedisClaims(other).claim([3, 5], b"2 b")
+    await RedisClaims(store).claim({0: b"1 a", 3: b"1 a"})
+    await RedisClaims(other).claim({3: b"2 b", 5: b"2 b"})
     await store.client.hset("rolloutd:claims", "strange", "x")
     assert await RedisClaims(store).claims() == {0: b"1 a", 3: b"2 b", 5: b"2 b"}
     await RedisClaims(store).drop_claims([0, 5, 7])

@@ -124,7 +124,7 @@ CALLS: dict[str, Call] = {
     "rollouts.newer_than": lambda store, totals, rollouts: rollouts.newer_than({}),
     "rollouts.prune": prune,
     "ask_time": lambda store, totals, rollouts: store.ask_time(),
-    "claims.claim": lambda store, totals, rollouts: RedisClaims(store).claim([0, 3], b"1 a"),
+    "claims.claim": lambda store, totals, rollouts: RedisClaims(store).claim({3: b"1 a"}),
     "claims.claims": lambda store, totals, rollouts: RedisClaims(store).claims(),
     "claims.drop_claims": lambda store, totals, rollouts: RedisClaims(store).drop_claims([3]),
     "relay.write": lambda store, totals, rollouts: RedisRelay(store).write({"f": 3}),

@@ -20,9 +20,9 @@ class RedisClaims:
     def __init__(self, connection: RedisConnection) -> None:
         self._hash = SharedHash(connection, "claims")
 
-    async def claim(self, partitions: Sequence[int], value: bytes) -> None:
+    async def claim(self, values: Mapping[int, bytes]) -> None:
         """Write one value for each command partition."""
-        await self._hash.write({str(partition): value for partition in partitions})
+        await self._hash.write({str(partition): value for partition, value in values.items()})
 
     async def claims(self) -> Mapping[int, bytes]:
         """Return the newest claim of every command partition."""

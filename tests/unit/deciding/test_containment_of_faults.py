@@ -193,6 +193,10 @@ class OwnViews:
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
 
+    def why_store_silent(self) -> str | None:
+        """Return none."""
+        return None
+
     def why_all_blind(self) -> str | None:
         """Return none."""
         return None

@@ -36,10 +36,10 @@ class MemoryClaims:
         if fault:
             raise StoreUnavailable("gone")
 
-    async def claim(self, partitions: Sequence[int], value: bytes) -> None:
+    async def claim(self, values: Mapping[int, bytes]) -> None:
         """Write one value for each partition."""
         self._check(self.is_away or self.is_full)
-        self.values |= dict.fromkeys(partitions, value)
+        self.values |= values
 
     async def claims(self) -> Mapping[int, bytes]:
         """Return all."""
@@ -68,6 +68,7 @@ class Replica:
             self.faults,
             replica=name,
             working=lambda: sorted(self.owned),
+            unseen=self.unseen,
         )
         metrics = Metrics(version="test")
         alerts = Alerts(MemoryPublisher(), clock, metrics)
@@ -76,6 +77,14 @@ class Replica:
 
     expected_partitions = 0
     store_trouble = None
+
+    def unseen(self) -> Mapping[int, Sequence[str]]:
+        """Return the flag, unless its guardrails see here."""
+        flag_key = self.rollout.flag_key
+        return {} if flag_key in self.visibility.seen else {3: [flag_key]}
+
+    def why_store_silent(self) -> str | None:
+        """Return none."""
 
     def why_all_blind(self) -> str | None:
         """Return none."""
@@ -95,8 +104,10 @@ class Replica:
 
     def holders(self) -> Sequence[Holder]:
         """Return what is known of who runs the flag."""
-        verdict = self.claims.judge(3, is_owned=3 in self.owned)
-        return [Holder(self.rollout.flag_key, self.rollout, *verdict)]
+        is_claimed, why = self.claims.judge(3, is_owned=3 in self.owned)
+        flag_key = self.rollout.flag_key
+        is_watched = is_claimed and self.claims.is_seen(3, flag_key)
+        return [Holder(flag_key, self.rollout, is_claimed, why, is_watched)]
 
     @property
     def said(self) -> list[Severity]:

@@ -162,7 +162,7 @@ async def test_surroundings_that_are_away_at_start_are_waited_for() -> None:
     assert daemon.story == []
     await asyncio.sleep(120)
     pauses = [later - earlier for earlier, later in pairwise(tries)]
-    assert pauses == pytest.approx([0.5, 1, 2, 4, 8, 10, 10], abs=0.01)
+    assert pauses == pytest.approx([0.5, 1, 2, 3, 3, 3, 3], abs=0.01)
     assert daemon.health.is_working
     send(signal.SIGINT)
     assert await running == 0

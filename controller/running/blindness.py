@@ -1,0 +1,95 @@
+"""Why the guardrails of a rollout cannot see: totals, partitions and fences, judged by their age.
+
+Pure: time is an argument. The constants say when each condition holds. Does not belong here: what
+follows from it (`visibility.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from controller.core.evidence import Evidence, PartitionProgress
+
+#: Totals are read every second.
+READ_WITHIN_SECONDS: Final = 5.0
+#: A partition's owner writes once a second at least, and under load every two seconds.
+REPORTED_WITHIN: Final = timedelta(seconds=7)
+#: A fence moves with every save. So long means that nothing is counted.
+MOVED_WITHIN_SECONDS: Final = 7.0
+#: A partition is far behind its log when records have waited for so long and the newest that is
+#: counted is so old.
+BEHIND_SECONDS: Final = 60.0
+#: How many reasons a text names.
+_NAMED: Final = 3
+
+_NOTHING: Final[Mapping[str, float]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Blindness:
+    """Why guardrails cannot see."""
+
+    why: str
+    seconds: float = 0.0  # for how long they have not, by the reason alone; 0: it does not say
+
+
+def blindness_of(
+    evidence: Evidence | None,
+    seconds_since_read: float,
+    expected_partitions: int,
+    now: datetime,
+    standing_seconds: Mapping[str, float],
+    waiting_seconds: Mapping[str, float] = _NOTHING,
+) -> Blindness | None:
+    """Return why guardrails cannot see, None while they can.
+
+    `evidence`: None before totals were read here. `standing_seconds`: by partition, for how long
+    its fence has stood while the log went on; `waiting_seconds`: for how long records have waited
+    there without a break.
+    """
+    if seconds_since_read > READ_WITHIN_SECONDS:
+        least = "at least " if evidence is None else ""
+        why = f"its totals have not been read for {least}{seconds_since_read:.0f} s"
+        return Blindness(why, seconds_since_read)
+    if evidence is None:
+        return None  # its worker was started a moment ago
+    reasons = []
+    missing = max(expected_partitions, evidence.expected_partitions) - len(evidence.partitions)
+    if missing > 0:
+        total = missing + len(evidence.partitions)
+        reasons.append(Blindness(f"{missing} of {total} event partitions are not counted"))
+    for partition in evidence.partitions:
+        stands = standing_seconds.get(partition.topic_partition, 0.0)
+        waits = waiting_seconds.get(partition.topic_partition, 0.0)
+        if (found := _of_partition(partition, now, stands, waits)) is not None:
+            reasons.append(found)
+    if not reasons:
+        return None
+    return Blindness(_some([one.why for one in reasons]), max(one.seconds for one in reasons))
+
+
+def _of_partition(
+    partition: PartitionProgress, now: datetime, stands: float, waits: float
+) -> Blindness | None:
+    """Return what is wrong with one partition, None for nothing."""
+    name, silence = partition.topic_partition, now - partition.reported_at
+    if silence > REPORTED_WITHIN:
+        seconds = silence.total_seconds()
+        return Blindness(f"{name} was last reported {seconds:.0f} s ago", seconds)
+    if stands > MOVED_WITHIN_SECONDS:
+        waiting = partition.end_offset - partition.next_offset
+        why = f"{name} has stood still for at least {stands:.0f} s with {waiting:,} records waiting"
+        return Blindness(why, stands)
+    if waits > BEHIND_SECONDS and partition.freshest:
+        age = (now - partition.freshest).total_seconds()
+        if age > BEHIND_SECONDS:
+            return Blindness(f"{name} is counted {age:.0f} s behind its log", waits)
+    return None
+
+
+def _some(reasons: Sequence[str]) -> str:
+    more = len(reasons) - _NAMED
+    return "; ".join(reasons[:_NAMED]) + (f"; and {more} more" if more > 0 else "")

@@ -1,0 +1,116 @@
+"""Which rollouts a replica watches, also while it cannot know who else does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import cast
+
+from controller.adapters.memory import ManualClock
+from controller.deciding.deciding import Deciding
+from controller.deciding.registry import RolloutRegistry
+from controller.health import Faults, Health
+from controller.running.claims import Claims
+from controller.running.reporter import OPTIONAL, REQUIRED
+from controller.running.rollout_views import RolloutViews
+from tests.builders import T0, make_rollout
+from tests.unit.running.test_claims import MemoryClaims
+
+FLAG = make_rollout().flag_key
+
+
+@dataclass
+class Stand:
+    """A replica that has just started, with a rollout on the state topic."""
+
+    clock: ManualClock = field(default_factory=lambda: ManualClock(T0))
+    heard_at: float | None = None
+    has_started: bool = False
+
+    def __post_init__(self) -> None:
+        clock, faults = self.clock, Faults(self.clock.now)
+        self.store = MemoryClaims()
+        self.claims = Claims(clock, self.store, faults, replica="one", working=list)
+        deciding = SimpleNamespace(
+            totals=SimpleNamespace(views=list, partitions=SimpleNamespace(counts={})),
+            follower=SimpleNamespace(owned=frozenset()),
+            topic=SimpleNamespace(home_of=lambda flag_key: 3),
+        )
+        registry = SimpleNamespace(rollouts={FLAG: make_rollout()})
+        self.views = RolloutViews(
+            cast(Deciding, deciding),
+            cast(RolloutRegistry, registry),
+            self.claims,
+            Health(REQUIRED, OPTIONAL, now=clock.now),
+            clock,
+            faults,
+            event_topics=(),
+            store_heard_at=lambda: self.heard_at,
+        )
+
+    def passes(self, seconds: float) -> None:
+        """Let time pass."""
+        self.clock.advance(timedelta(seconds=seconds))
+
+
+def test_a_replica_that_starts_without_redis_watches_what_is_live_at_once() -> None:
+    """No replica can read totals then: after five seconds, not after half a minute."""
+    stand = Stand()
+    stand.passes(4)
+    assert stand.views.views() == []
+    stand.passes(1)
+    (view,) = stand.views.views()
+    assert (view.flag_key, view.trouble) == (
+        FLAG,
+        "Redis has not answered since this replica started, for 5 s",
+    )
+    stand.heard_at = stand.clock.monotonic()
+    stand.passes(1)
+    assert stand.views.views() == []
+    assert stand.views.why_store_silent() is None
+    stand.passes(9)
+    assert stand.views.why_store_silent() == "Redis has not answered for 10 s"
+
+
+async def test_a_flag_is_watched_elsewhere_only_where_its_guardrails_see() -> None:
+    """The claim of the replica that runs it says so, for each flag."""
+    stand = Stand()
+    unseen: dict[int, list[str]] = {}
+    other = Claims(
+        stand.clock,
+        stand.store,
+        Faults(stand.clock.now),
+        replica="two",
+        working=lambda: [3],
+        unseen=lambda: unseen,
+    )
+    too_many_to_name = [f"flag-{number}" for number in range(21)]
+    for flag_keys, is_watched in (
+        ([FLAG], False),
+        (["another"], True),
+        (too_many_to_name, False),
+        ([], True),
+    ):
+        stand.passes(1)
+        unseen[3] = flag_keys
+        await other.beat()
+        await stand.claims.beat()
+        (holder,) = stand.views.holders()
+        assert (holder.is_claimed, holder.is_watched) == (True, is_watched)
+
+
+async def test_the_claim_of_an_earlier_release_says_nothing_of_sight() -> None:
+    """It names its replica alone, and counts as before."""
+    stand = Stand()
+    stand.store.values = {3: f"{round(T0.timestamp() * 1000)} two".encode()}
+    await stand.claims.beat()
+    (holder,) = stand.views.holders()
+    assert (holder.is_claimed, holder.is_watched) == (True, True)
+
+
+def test_what_is_not_seen_here_is_unseen_in_its_partition() -> None:
+    """Also what nobody has judged yet."""
+    stand = Stand()
+    assert stand.views.unseen(()) == {3: [FLAG]}
+    assert stand.views.unseen({FLAG}) == {}
