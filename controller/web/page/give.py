@@ -21,7 +21,7 @@ from controller.web.access.identity import Identity, IdentityRefused
 from controller.web.access.reading import identity_of
 from controller.web.answers import BodyRefused, read_body
 from controller.web.clients import client_of
-from controller.web.commands import Commands, NotTaken
+from controller.web.commands import Commands, NotTaken, PerhapsTaken
 from controller.web.page.buttons import label
 from controller.web.page.pages import Pages
 from schemas.api import FittingCommand
@@ -31,6 +31,7 @@ from schemas.terms import ALWAYS_ACCEPTED, CommandStatus, CommandVerb, verb_name
 
 _LONGEST_FORM: Final = 16_384
 _NOT_SENT: Final = "Nothing was sent"
+_PERHAPS_SENT: Final = "It is not known whether this is carried out"
 
 
 class Give:
@@ -97,7 +98,8 @@ class Give:
             command = self._commands.command(who, rollout.flag_key, _fields(verb, form))
             answer = await self._commands.give(command, client_of(scope["client"]))
         except (BodyRefused, IdentityRefused, NotTaken) as refused:
-            await pages.problem(send, refused.status, _NOT_SENT, f"{refused}.")
+            title = _PERHAPS_SENT if isinstance(refused, PerhapsTaken) else _NOT_SENT
+            await pages.problem(send, refused.status, title, f"{refused}.")
             return
         status, values = _outcome(command, answer)
         sections = pages.renderer.blocks("given.html", {**values, "flag": rollout.flag_key})
