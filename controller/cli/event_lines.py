@@ -18,6 +18,8 @@ from controller.text import one_line
 from schemas.envelope import format_time, time_of
 from schemas.terms import EventClass, EventRemark
 
+#: Events shown of each class and remark, the newest ones.
+_SHOWN: Final = 3
 #: By class; those that are not here need a person. A later release's daemon may have others.
 _STYLES: Final[dict[str, str]] = {
     EventClass.COUNTED: "green",
@@ -105,7 +107,10 @@ def _show_unattributed(console: Console, others: Mapping[str, Any]) -> None:
     for name, found in others["classes"].items():
         _show_class(console, name, found)
     if misnamed := others.get("remarks", {}).get(EventRemark.MISNAMED_FIELD):
-        _show_remark(console, EventRemark.MISNAMED_FIELD, misnamed)
+        # Their class may have shown the same events, with the same question.
+        shown = [one for each in others["classes"].values() for one in each["samples"][-_SHOWN:]]
+        new = [one for one in misnamed["samples"] if _place(one) not in map(_place, shown)]
+        _show_remark(console, EventRemark.MISNAMED_FIELD, {**misnamed, "samples": new})
     _show_unread(console, others)
 
 
@@ -124,7 +129,9 @@ def _show_class(console: Console, name: str, found: Mapping[str, Any]) -> None:
 
 
 def _show_remark(console: Console, name: str, found: Mapping[str, Any]) -> None:
-    line = Text.assemble((f"{in_words(name):<16}", "bold yellow"), f"{found['events']:>9,} events")
+    count = found["events"]
+    words = f"{count:>9,} event{'s' * (count != 1)}"
+    line = Text.assemble((f"{in_words(name):<16}", "bold yellow"), words)
     rendering.show_line(console, line)
     _show_samples(console, found)
 
@@ -133,13 +140,16 @@ def _show_samples(console: Console, found: Mapping[str, Any]) -> None:
     hint = one_line(str(found["hint"]))
     to_do = hint if hint.startswith("nothing to do") else f"to do: {hint}"
     rendering.show_line(console, Text(f"    {to_do}"))
-    for sample in found["samples"][-3:]:
-        place = f"{sample['topic']}/{sample['partition']} offset {sample['offset']}"
+    for sample in found["samples"][-_SHOWN:]:
         words = (
-            f"    {place}  {sample['time']}  {sample['variant']} of {sample['context'] or '-'}: "
-            f"{sample['why']}"
+            f"    {_place(sample)}  {sample['time']}  {sample['variant']} of "
+            f"{sample['context'] or '-'}: {sample['why']}"
         )
         rendering.show_line(console, Text(one_line_indented(words), "dim"))
+
+
+def _place(sample: Mapping[str, Any]) -> str:
+    return f"{sample['topic']}/{sample['partition']} offset {sample['offset']}"
 
 
 def one_line_indented(words: str) -> str:

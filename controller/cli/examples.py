@@ -10,7 +10,7 @@ import inspect
 from typing import Any, Final
 
 import typer
-from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 _BAD: Final = '"error rate doubled in eu-west"'
 
@@ -80,7 +80,10 @@ class _Command(TyperCommand):
     """A command whose switches are shown without a type: `--json` takes no value."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Refuse `--all` where a command is for one flag: it would be taken for another option."""
+        """Refuse `--all` where a command is for one flag: it would be taken for another option.
+
+        Of words too many it is said what the command takes.
+        """
         params = self.get_params(ctx)
         is_for_one = any(param.name == "flag" and param.required for param in params)
         if is_for_one and "--all" in args:
@@ -89,7 +92,16 @@ class _Command(TyperCommand):
                 "`rolloutctl status` lists the flags. `rolloutctl freeze --all --reason WHY` keeps "
                 "every rollout from advancing."
             )
-        return super().parse_args(ctx, args)
+        if ctx.allow_extra_args:
+            return super().parse_args(ctx, args)
+        ctx.allow_extra_args = True
+        rest = super().parse_args(ctx, args)
+        if ctx.args and not ctx.resilient_parsing:
+            arguments = (one for one in params if isinstance(one, TyperArgument))
+            names = [(one.metavar or one.name or "").upper() for one in arguments]
+            too_much = ", ".join(map(repr, ctx.args))
+            ctx.fail(f"{self.name} takes {' '.join(names) or 'options alone'}: drop {too_much}.")
+        return rest
 
     def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
         """Return the parameters."""

@@ -25,6 +25,7 @@ from controller.reporting.evidence_words import (
     harm_words,
     incomplete_words,
     proven_words,
+    ratio_legend,
     worse_words,
 )
 from controller.reporting.fitting import fitting_commands
@@ -193,7 +194,7 @@ def _evidence(judgement: JudgementRecord) -> RenderableType:
         rows.insert(0, Text(one_line(incomplete), "yellow"))
     for metric in judgement.metrics:
         rows += _metric(metric)
-    rows.append(Text(one_line(harm_words(judgement)), "dim"))
+    rows += [Text(words, "dim") for words in (*ratio_legend(judgement), harm_words(judgement))]
     return Group(*rows)
 
 

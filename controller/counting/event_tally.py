@@ -427,10 +427,11 @@ def _rounded(counts: Mapping[EventClass, float]) -> dict[str, int]:
 
 def _why(found: EventClass, why: str, event: _Event, timestamp_ms: int) -> str:
     """Return why an event does not count, or what looks wrong about one that does."""
+    if not why or event.sent.misnamed is None:
+        return why or _remark_words(event, timestamp_ms)
     # A misnamed field is the cause where the event seems to name no flag or no variant.
-    if event.sent.misnamed is not None and found in _FOR_LACK_OF_A_FIELD:
-        return f"{misnamed_words(event.sent.misnamed)}; {why}"
-    return why or _remark_words(event, timestamp_ms)
+    question = misnamed_words(event.sent.misnamed)
+    return f"{question}; {why}" if found in _FOR_LACK_OF_A_FIELD else f"{why}; {question}"
 
 
 def _remark_words(event: _Event, timestamp_ms: int) -> str:

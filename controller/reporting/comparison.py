@@ -106,8 +106,12 @@ def _estimate(metric: MetricRecord, arm: Arm) -> float | None:
 
 
 def _quotient(metric: MetricRecord) -> float | None:
-    """Return treatment's value divided by control's, None where that is no number."""
-    treatment, control = (_estimate(metric, arm) for arm in (Arm.TREATMENT, Arm.CONTROL))
+    """Return treatment's value divided by control's, None where that is no number.
+
+    Both as they are shown, with three digits: others would have another quotient in its last one.
+    """
+    estimates = (_estimate(metric, arm) for arm in (Arm.TREATMENT, Arm.CONTROL))
+    treatment, control = (None if one is None else float(f"{one:.3g}") for one in estimates)
     return None if treatment is None or not control else treatment / control
 
 

@@ -65,7 +65,7 @@ def estimate(metric: MetricRecord, arm: Arm) -> str:
 
 
 def legend(judgement: JudgementRecord, rollout: Rollout) -> list[str]:
-    """Return what a reader of the table must know: what is counted, and where margins come from."""
+    """Return what a reader of the values must know: what is counted, where margins come from."""
     kinds = [kind_to_show(metric.metric) for metric in judgement.metrics]
     lines = []
     if any(kind.unit_words == MetricKind.unit_words for kind in kinds):
@@ -74,7 +74,6 @@ def legend(judgement: JudgementRecord, rollout: Rollout) -> list[str]:
             "stage, so a dashboard of requests shows another rate."
         )
     lines += [words for one in judgement.metrics if (words := _repeats_words(one))]
-    lines += _ratio_legend(judgement)
     percent = _judged_percent(judgement, rollout)
     for metric, kind in zip(judgement.metrics, kinds, strict=True):
         margin = metric.gate_margin
@@ -99,8 +98,8 @@ def _repeats_words(metric: MetricRecord) -> str:
     )
 
 
-def _ratio_legend(judgement: JudgementRecord) -> list[str]:
-    """Return what the ratios of `reporting/comparison.py` are."""
+def ratio_legend(judgement: JudgementRecord) -> list[str]:
+    """Return what the ratios of `reporting/comparison.py` are, for where they are shown."""
     of_shares = {
         kind_to_show(metric.metric).is_share
         for metric in judgement.metrics

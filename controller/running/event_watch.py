@@ -226,8 +226,8 @@ def findings(tally: FlagTally, window: EventCounts, *, is_new: bool = False) -> 
 def _what(found: EventClass | EventRemark, tally: FlagTally) -> str:
     sample = tally.newest(found)
     why = "" if sample is None else sample.why
-    is_refused = sample is not None and sample.event_class is EventClass.REFUSED
-    lack = "are refused, and lack" if is_refused else "count without"
+    does_count = sample is not None and sample.event_class is EventClass.COUNTED
+    lack = "count without" if does_count else "lack"
     if found is EventClass.UNKNOWN_VARIANT:
         variants = ", ".join(name for name, _ in tally.unknown_variants.most_common(3))
         has = why.rpartition("; ")[2] or "see the plan"

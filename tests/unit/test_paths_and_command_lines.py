@@ -262,7 +262,7 @@ def test_every_command_line_parses() -> None:
         ("rolloutctl approve", None),
         ("rolloutctl stats", "No such command"),
         ("rolloutctl status --deamon x", "No such option"),
-        ("rolloutd repair flag a b", "unexpected extra argument"),
+        ("rolloutd repair flag a b", "takes FLAG: drop 'b'"),
         ("rolloutctl simulate p.yaml --runs many", "valid integer"),
     ],
 )

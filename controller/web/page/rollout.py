@@ -25,6 +25,7 @@ from controller.reporting.evidence_words import (
     incomplete_words,
     legend,
     proven_words,
+    ratio_legend,
     verdict_words,
     worse_words,
 )
@@ -165,7 +166,9 @@ class RolloutScreen:
             "judgement": judgement,
             "verdict": "" if judgement is None else verdict_words(judgement),
             "metrics": [] if judgement is None else _metrics(judgement),
-            "legend": [] if judgement is None else legend(judgement, rollout),
+            "legend": []
+            if judgement is None
+            else [*ratio_legend(judgement), *legend(judgement, rollout)],
             "users": {}
             if judgement is None
             else {arm.value: judgement.exposures.get(arm, 0) for arm in Arm},

@@ -167,3 +167,17 @@ def test_a_gates_margin_is_explained_after_the_end_too() -> None:
     assert "2.8 times the plan's 0.5 pp" in " ".join(during)
     ended = replace(watched.rollout, phase=RolledBack(T0, "a test"), percent=0.0)
     assert legend(judgement, ended) == during
+
+
+def test_a_ratio_is_explained_where_it_is_shown() -> None:
+    """`get` shows one, and `status` none."""
+    rollout = make_rollout()
+    judgement = to_judgement_record(make_judgement(metrics=(make_report(gate_margin=1.0),)))
+    situation = Situation(rollout, (decision(judgement),), T0 + MINUTE, judgement)
+    console, stream = pipe()
+    status_view.show_flag(console, situation)
+    assert "×" not in stream.getvalue()
+    console, stream = pipe()
+    console.print(rollout_tree(situation, (), ""))
+    assert "× 1" in stream.getvalue()
+    assert "×: treatment's rate divided by control's, as shown." in stream.getvalue()

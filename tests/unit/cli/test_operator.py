@@ -131,6 +131,8 @@ def test_an_alias_works_and_is_not_listed(alias: str) -> None:
         (["plan", "lint", "/"], "/: is a directory; name a plan"),
         (["plan", "templates", "no-such"], "there is no template"),
         (["pause"], "Missing argument"),
+        (["apply", "new-checkout", "plan.yaml"], "apply takes PLAN: drop 'plan.yaml'. "),
+        (["doctor", "new-checkout"], "doctor takes options alone: drop 'new-checkout'. "),
         (["frobnicate"], "No such command 'frobnicate'. There are: start, pause, "),
         (
             ["step-back", "new-checkout", "--to", "10%"],

@@ -124,6 +124,18 @@ def test_a_misnamed_list_of_flags_is_named_where_the_outcome_is_lost() -> None:
     assert "fields that nothing reads: rolloutd.flag (1)" in shown.get()
 
 
+def test_a_misnamed_field_is_named_also_where_the_event_does_not_count() -> None:
+    """Whoever is shown an event for its field is asked after that field."""
+    tally = make_tally()
+    early = at_ms(AT) - 86_400_000
+    event = json.loads(outcome_value("u1", time_ms=early, flags=((FLAG, "on"),)))
+    event["data"]["error_type"] = "500"
+    record = make_record(0, json.dumps(event).encode(), topic="o", timestamp_ms=early)
+    (sample,) = tally.add_outcomes(("o", 0), record, join=lambda *_: [])
+    assert sample.event_class is EventClass.BEFORE_START
+    assert sample.why.endswith("; nothing reads its field error_type; did you mean error.type?")
+
+
 def test_a_misnamed_variant_is_named_where_the_variant_is_unknown() -> None:
     """What the plan has stays the last part, which alerts read."""
     event = json.loads(evaluation_value("u1", "on", time_ms=at_ms(AT), flag=FLAG))
@@ -222,7 +234,8 @@ def test_without_a_flag_misnamed_fields_are_shown_too() -> None:
     assert f"misnamed field in 1 event: {question}" in lines
     assert "did you mean rolloutd.flags?" in shown.get()
     assert "fields that nothing reads: rolloutd.flag (1)" in lines
-    assert any(line.startswith("misnamed field") and line.endswith("1 events") for line in lines)
+    assert any(line.startswith("misnamed field") and line.endswith("1 event") for line in lines)
+    assert sum("did you mean rolloutd.flags?" in line for line in lines) == 1, "once per event"
 
 
 def test_what_the_contract_names_is_read_or_known() -> None:

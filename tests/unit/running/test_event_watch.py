@@ -12,10 +12,16 @@ import pytest
 from controller.adapters.memory import ManualClock
 from controller.core.rollout import RaiseAlert, RolledBack, Rollout
 from controller.counting.event_tally import EventTally
+from controller.counting.flag_tally import EventSample, FlagTally
 from controller.counting.flags_to_count import FlagsToCount
 from controller.ports import Record
-from controller.running.event_watch import LEAST_EVENTS, REPEATED_EVERY_SECONDS, EventWatch
-from schemas.terms import AlertKind, Severity
+from controller.running.event_watch import (
+    LEAST_EVENTS,
+    REPEATED_EVERY_SECONDS,
+    EventWatch,
+    findings,
+)
+from schemas.terms import AlertKind, EventClass, EventRemark, Severity
 from schemas.wire import read_evaluations, read_outcomes
 from tests.builders import MINUTE, T0, make_rollout
 from tests.records import at_ms, evaluation_value, outcome_value
@@ -248,3 +254,19 @@ def test_nothing_wrong_alerts_nobody() -> None:
     bench.evaluate(200, "off")
     bench.end(200, 183.0)
     assert bench.check() == []
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [(EventClass.COUNTED, "count without a field"), (EventClass.REFUSED, "lack a field")],
+)
+def test_an_event_that_does_not_count_is_not_said_to(found: EventClass, words: str) -> None:
+    """A misnamed field may be why it does not, or one more fault."""
+    question = "nothing reads its field variation; did you mean feature_flag.result.variant?"
+    tally = FlagTally()
+    sample = EventSample(
+        found, "evaluation", "t", 0, 0, 0, FLAG, "", "", question, (EventRemark.MISNAMED_FIELD,)
+    )
+    tally.add(sample, 1.0, is_timed=False)
+    (what,) = [one.what for one in findings(tally, tally.window) if "meant to count" in one.what]
+    assert what == f"{words} that was meant to count: {question}"
