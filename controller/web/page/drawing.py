@@ -97,25 +97,21 @@ def chart(
     def at_y(value: float) -> int:
         return round(_TOP + inside_y * (1 - min(max(value / top, 0.0), 1.0)))
 
-    parts = []
+    parts, right = [], _CHART_WIDE - _RIGHT
     for part, label in scale.items():
         y = at_y(top * part)
-        parts.append(
-            f'<line class="grid" x1="{left}" x2="{_CHART_WIDE - _RIGHT}" y1="{y}" y2="{y}"/>'
-        )
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>')
         parts.append(_label(left - 6, y + 4, label, "end"))
     for line in lines:
         parts += _drawn(line, at_x, at_y)
     for level in levels:
         y = at_y(level.value)
-        parts.append(
-            f'<line class="{level.style}" x1="{left}" x2="{_CHART_WIDE - _RIGHT}" y1="{y}" y2="{y}"/>'
-        )
-        parts.append(_label(_CHART_WIDE - _RIGHT - 2, max(y - 4, 11), level.name, "end"))
+        parts.append(f'<line class="{level.style}" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>')
+        parts.append(_label(right - 2, max(y - 4, 11), level.name, "end"))
     bottom = _CHART_HIGH - 6
     parts.append(_label(left, bottom, f"{moments[0].astimezone(UTC):%H:%M:%S}", "start"))
     last = f"{moments[-1].astimezone(UTC):%H:%M:%S} UTC"
-    parts.append(_label(_CHART_WIDE - _RIGHT, bottom, last, "end"))
+    parts.append(_label(right, bottom, last, "end"))
     return _svg("chart", _CHART_WIDE, _CHART_HIGH, title, parts)
 
 

@@ -175,6 +175,8 @@ async def test_what_is_not_known_is_said(office: Office) -> None:
     away = await office.post(give("approve"), fields)
     assert away.status_code == 503
     assert "Kafka did not confirm the command" in away.text
+    assert "It is not known whether this is carried out" in away.text
+    assert "Nothing was sent" not in away.text
 
 
 @pytest.mark.parametrize(
