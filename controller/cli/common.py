@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from controller.settings import CountingSettings, KafkaSettings
+    from controller.settings import CountingSettings, KafkaSettings, Settings
     from schemas.plan import PlanDocument
 
 T = TypeVar("T")
@@ -263,6 +263,21 @@ def prepare_process() -> None:
             stream.reconfigure(errors="replace")
 
 
+def settings_at_hand(config: Path | None) -> Settings | None:
+    """Return the settings, None where none that can be read were named.
+
+    Exits 78 for a file that was named and cannot be used.
+    """
+    from controller.settings import load_settings
+
+    try:
+        return load_settings(config, os.environ)
+    except BadInput as refused:
+        if config is not None:
+            fail(f"{refused}", EXIT_CONFIG)
+        return None  # a command that needs the settings refuses them
+
+
 def warn_by_settings(document: PlanDocument, config: Path | None) -> None:
     """Warn of what the settings at hand make of a plan: flag planes, and a model.
 
@@ -273,14 +288,10 @@ def warn_by_settings(document: PlanDocument, config: Path | None) -> None:
     from controller.core.serving import beyond_share_of
     from controller.planes import planes_without_audiences
     from controller.plans import advice_beyond_max_bake
-    from controller.settings import load_settings
 
-    try:
-        settings = load_settings(config, os.environ)
-    except BadInput as refused:
-        if config is not None:
-            fail(f"{refused}", EXIT_CONFIG)
-        return  # a command that needs the settings refuses them
+    settings = settings_at_hand(config)
+    if settings is None:
+        return
     planes = planes_without_audiences(settings.planes)
     beyond = beyond_share_of(to_core_plan(document))
     if beyond is not None and planes:

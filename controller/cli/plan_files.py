@@ -6,6 +6,7 @@ Needs no Kafka.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -23,6 +24,7 @@ from controller.cli.common import (
     complain,
     fail,
     output,
+    settings_at_hand,
     warn_by_settings,
 )
 from controller.cli.typed_traffic import (
@@ -32,7 +34,7 @@ from controller.cli.typed_traffic import (
     TrafficOption,
 )
 from controller.errors import ConfigInvalid
-from controller.plans import MAX_BYTES, lint_text, template, template_text, templates
+from controller.plans import MAX_BYTES, Finding, lint_text, template, template_text, templates
 from controller.plans.finding import nearest_word
 from schemas.plan import PlanDocument
 
@@ -63,15 +65,22 @@ def lint(
     """Report everything wrong or doubtful about a plan, with its line and how to fix it.
 
     Exits 1 on an error. Where traffic is stated, by --traffic or in the plan, a few virtual
-    rollouts show whether it is enough for every gate, and how long each stage takes.
+    rollouts show whether it is enough for every gate, and how long each stage takes. With --config,
+    the rules of that daemon for a start hold too, but for the limits on the number of flags.
     """
     from controller.cli.lint_report import Tryout, alpha_budget, alpha_lines
     from controller.planning.typed_traffic import TypedTraffic
+    from controller.reporting.start_rules import start_findings
+
+    settings = settings_at_hand(config)
+
+    def by_settings(document: PlanDocument) -> Iterable[Finding]:
+        return () if settings is None else start_findings(document, (), settings.flags)
 
     source, text = _read(file)
     typed = TypedTraffic(traffic, error_rate, latency, tuple(conversions or ()))
     tried = Tryout(typed, datetime.now(UTC))
-    document, findings = lint_text(text, datetime.now(UTC), tried)
+    document, findings = lint_text(text, datetime.now(UTC), tried, by_settings)
     is_usable = document is not None and not any(finding.is_error for finding in findings)
     if is_json:
         listed = [rendering.finding_document(finding, source) for finding in findings]

@@ -50,10 +50,12 @@ def lint_text(
     text: str,
     now: datetime | None = None,
     further: Callable[[PlanDocument], Iterable[Finding]] | None = None,
+    by_settings: Callable[[PlanDocument], Iterable[Finding]] | None = None,
 ) -> tuple[PlanDocument | None, list[Finding]]:
     """Return the plan, None when it cannot be read, and all findings in the order of the text.
 
-    `further` adds findings about a plan without errors.
+    `by_settings` adds findings about a plan that can be read, such as those of the rules for flags;
+    `further` adds those about a plan without errors.
     """
     try:
         values, places, findings = _read(text)
@@ -68,6 +70,8 @@ def lint_text(
         findings += _of_sound_parts(values, [tuple(fault["loc"]) for fault in faults], now)
     else:
         findings += lint(document, now)
+        if by_settings is not None:
+            findings += by_settings(document)
         if further is not None and not any(finding.is_error for finding in findings):
             findings += further(document)
     return document, sorted((_placed(finding, places) for finding in findings), key=_text_order)

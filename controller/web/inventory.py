@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Final, NamedTuple
 from urllib.parse import parse_qs
 
 import xxhash
 from starlette.types import Receive, Scope, Send
 
+from controller.plans import Finding
 from controller.ports import FlagUses
 from controller.reporting.inventory import Census, Listed, counted, listing
+from controller.reporting.start_rules import start_findings
 from controller.settings.flags import FlagsSettings
 from controller.web.answers import send_bytes, send_error, send_tagged
 from controller.web.flags import FlagBoard
@@ -27,6 +30,7 @@ from controller.web.fleet_order import FleetOrder
 from controller.web.questions import LONGEST_SEARCH, Query, Refused, number
 from schemas.api import MOST_OF_A_PAGE, PAGE
 from schemas.inventory import FlagList, UnknownFlag
+from schemas.plan import PlanDocument
 from schemas.terms import FlagFinding
 
 #: Flags looked at before other requests get a turn.
@@ -138,6 +142,13 @@ class Inventory:
             flags, counts = self._flags, self._counts
         fitting = flags if question == FlagQuestion() else list(filter(question.fits, flags))
         return Found(fitting, counts, len(flags), question.fitting(uses.unknown))
+
+    def start_rules(self) -> Callable[[PlanDocument], Iterable[Finding]]:
+        """Return what finds what a start would be told, beside the flags that there are now.
+
+        It may be called in a thread.
+        """
+        return partial(start_findings, rollouts=self.board.rollouts, rules=self._source.rules)
 
     async def _work_out(self, now: datetime, uses: FlagUses) -> None:
         rollouts, rules = self.board.rollouts, self._source.rules

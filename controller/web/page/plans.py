@@ -7,7 +7,7 @@ of its own. No file is opened, and what was pasted is not kept.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Final
@@ -32,6 +32,9 @@ LONGEST_FORM: Final = 12 * LONGEST_PLAN
 LONGEST_FIELD: Final = 100
 FINDINGS: Final = 50
 _WAIT_SECONDS: Final = 5.0
+
+#: Finds what the settings say about a plan. It is called in a thread.
+PlanRules = Callable[[PlanDocument], Iterable[Finding]]
 
 
 class Busy(Exception):
@@ -65,11 +68,19 @@ class PlanScreen:
     """Shows a plan, and checks and simulates one that is pasted."""
 
     def __init__(
-        self, renderer: Renderer, now: Callable[[], datetime], trials: PlanTrials | None = None
+        self,
+        renderer: Renderer,
+        now: Callable[[], datetime],
+        rules: Callable[[], PlanRules],
+        trials: PlanTrials | None = None,
     ) -> None:
-        """`trials` None: in processes of their own, with the limits of the page."""
+        """`rules` makes those that hold at the moment of a check.
+
+        `trials` None: in processes of their own, with the limits of the page.
+        """
         self._renderer = renderer
         self._now = now
+        self._rules = rules
         self._trials = PlanTrials() if trials is None else trials
         self._one_at_a_time = asyncio.Semaphore(1)
 
@@ -116,7 +127,8 @@ class PlanScreen:
             raise Busy from None
         try:
             # Not awaited by the request alone: a thread goes on when its client has left.
-            task = asyncio.ensure_future(asyncio.to_thread(lint_text, text, self._now()))
+            work = asyncio.to_thread(lint_text, text, self._now(), by_settings=self._rules())
+            task = asyncio.ensure_future(work)
             task.add_done_callback(lambda _: self._one_at_a_time.release())
         except BaseException:
             self._one_at_a_time.release()

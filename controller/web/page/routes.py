@@ -234,7 +234,7 @@ def make_pages(
         board,
         FleetScreen(board, reports, renderer, now, faults, lists.fleet),
         RolloutScreen(board, reports, renderer, now),
-        PlanScreen(renderer, now),
+        PlanScreen(renderer, now, lists.inventory.start_rules),
         live,
         admission,
         FlagScreen(lists.inventory, renderer),

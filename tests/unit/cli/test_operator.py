@@ -176,6 +176,25 @@ def test_lint_does_not_pass_over_settings_that_it_was_given(
     assert "none.yaml: cannot be read" in err
 
 
+@pytest.mark.parametrize(
+    ("policy", "code", "verdict"),
+    [("refuse", EXIT_REJECTED, "would be refused"), ("warn", 0, "can be started")],
+)
+def test_lint_goes_by_the_rules_of_a_start(
+    plan_file: Path, tmp_path: Path, policy: str, code: int, verdict: str
+) -> None:
+    """Those of the settings that it was given: the daemon would say the same."""
+    config = tmp_path / "rolloutd.yaml"
+    config.write_text(f"flags: {{name_pattern: 'pay-.*', at_start: {{name: {policy}}}}}\n")
+    plan_file.write_text(GOOD_PLAN)
+    found, out, _ = run("plan", "lint", str(plan_file), "--config", str(config))
+    kind = "error" if code else "warning"
+    assert f"{plan_file}:2:1: {kind}: flag: " in out
+    assert "new-checkout does not fit pay-.* (flags.name_pattern); choose one that does" in out
+    assert (found, verdict in out) == (code, True)
+    assert "does not fit" not in run("plan", "lint", str(plan_file))[1]
+
+
 def test_a_file_that_is_no_text_is_refused_in_words(tmp_path: Path) -> None:
     """Not in those of a decoder."""
     (tmp_path / "plan.yaml").write_bytes(b"name: \xff")

@@ -11,10 +11,13 @@ import httpx
 import pytest
 
 from controller.reporting.tried_plan import TrialAnswer, TrialOrder
+from controller.settings.flags import FlagsSettings
+from controller.web.inventory import FlagSource
 from controller.web.page.files import Files
 from controller.web.page.plans import LONGEST_FORM, LONGEST_PLAN, PlanScreen
 from controller.web.page.rendering import Renderer
 from controller.web.page.trials import NotTried, PlanTrials
+from tests.builders import make_rollout
 from tests.pages import PageWorld
 
 NOW = datetime(2026, 11, 23, 9, 0, 7, tzinfo=UTC)
@@ -64,6 +67,27 @@ async def test_a_plan_of_the_package_can_be_started(browser: httpx.AsyncClient) 
     """Then the command to start it is shown."""
     answer = await post(browser, GOOD)
     assert "rolloutctl start plan.yaml" in answer.text, answer.text
+
+
+async def test_what_a_start_would_be_told_is_found_here() -> None:
+    """By the daemon's own rules, and beside the flags that it has."""
+    refusing = FlagsSettings.model_validate(
+        {
+            "name_pattern": "pay-[a-z]+",
+            "most_active": 1,
+            "at_start": {"name": "refuse", "too_many": "warn"},
+        }
+    )
+    world = PageWorld(lambda: NOW, flag_source=FlagSource(refusing))
+    world.show(make_rollout(flag_key="old"))
+    transport = httpx.ASGITransport(app=world.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        answer = await post(client, GOOD)
+    assert "It cannot be started: 1 error, 1 warning." in answer.text
+    assert "the flag key new-checkout does not fit pay-[a-z]+" in answer.text
+    assert "active flags, 1 are allowed" in answer.text
+    assert 'id="line-2" class="marked"' in answer.text
+    assert "rolloutctl start" not in answer.text
 
 
 @pytest.mark.parametrize(
@@ -133,7 +157,7 @@ class Refusing(PlanTrials):
 
 async def test_a_simulation_that_cannot_be_had_keeps_the_plan() -> None:
     """The status is for programs; a person reads why, and sends it again."""
-    screen = PlanScreen(Renderer(Files(), "test"), lambda: NOW, Refusing())
+    screen = PlanScreen(Renderer(Files(), "test"), lambda: NOW, lambda: lambda _: (), Refusing())
     outcome = await screen.checked(urlencode({"plan": GOOD, "do": "simulate"}).encode())
     page = "".join(one.html for one in outcome.sections)
     assert outcome.status == 429
