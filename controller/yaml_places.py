@@ -70,7 +70,7 @@ class CoreSchemaLoader(yaml.SafeLoader):
         PyYAML composes by recursion: a text of 20,000 brackets takes it seconds.
         """
         if self._depth >= MAX_DEPTH:
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise YamlRefused(f"nested deeper than {MAX_DEPTH}", mark.line + 1, mark.column + 1)
         self._depth += 1
         try:
