@@ -22,6 +22,7 @@ from controller.text import one_line
 if TYPE_CHECKING:
     from controller.core.rollout import Rollout
     from controller.ports import FlagUse, FlagUses
+    from controller.reporting.inventory import Finding
     from schemas.decision import JudgementRecord
 
 Event = dict[str, Any]
@@ -137,16 +138,25 @@ def ask_rollouts(daemon: str) -> tuple[KnownRollouts | None, str]:
     return KnownRollouts(rollouts, documents, [], answer.stale_since), ""
 
 
-def ask_flag_uses(daemon: str) -> tuple[FlagUses | None, str]:
-    """Return how flags are used, or None and the reason."""
+@dataclass(frozen=True, slots=True)
+class KnownFlags:
+    """The inventory as a daemon has it: what it found by its own rules, and how flags are used."""
+
+    findings: Mapping[str, tuple[Finding, ...]]  # by flag
+    uses: FlagUses
+
+
+def ask_flags(daemon: str) -> tuple[KnownFlags | None, str]:
+    """Return the inventory, or None and the reason."""
     from pydantic import ValidationError
 
     from controller.ports import FlagUses
-    from controller.reporting.inventory import use_of
+    from controller.reporting.inventory import findings_of, use_of
     from schemas.api import MOST_OF_A_PAGE
     from schemas.inventory import FlagList
 
     found: dict[str, FlagUse] = {}
+    findings: dict[str, tuple[Finding, ...]] = {}
     unknown: dict[str, int] = {}
     for offset in range(0, MOST_LISTED, MOST_OF_A_PAGE):
         path = f"{API}/flags?limit={MOST_OF_A_PAGE}&offset={offset}"
@@ -157,12 +167,13 @@ def ask_flag_uses(daemon: str) -> tuple[FlagUses | None, str]:
             listed = FlagList.model_validate(document)
         except ValidationError:
             return None, f"{daemon} does not answer as rolloutd does"
+        findings |= {line.flag: findings_of(line) for line in listed.flags}
         uses = {line.flag: use_of(line) for line in listed.flags}
         found |= {flag_key: use for flag_key, use in uses.items() if use is not None}
         unknown = {one.flag: one.events for one in listed.without_rollout}
         if offset + MOST_OF_A_PAGE >= listed.total:
             break
-    return FlagUses(found, unknown), ""
+    return KnownFlags(findings, FlagUses(found, unknown)), ""
 
 
 def _rollouts_in(documents: Sequence[object]) -> dict[str, Rollout]:

@@ -21,10 +21,14 @@ from controller.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.table import Table
 
-    from controller.ports import FlagUse, FlagUses
+    from controller.cli.daemon_answers import KnownFlags
+    from controller.ports import FlagUse
     from controller.reporting.inventory import Listed
+    from controller.settings.flags import FlagsSettings
 
 NO_FLAGS: Final[Mapping[str, int]] = {}
 
@@ -40,13 +44,14 @@ def flags(
 ) -> None:
     """Show every flag with a rollout, those to tidy up first, each with what resolves it.
 
-    The rules are the settings `flags` of --config; without a file they are the default ones. With
-    --daemon, any replica says how flags are used.
+    With --daemon, any replica says what it found by its own rules, and how flags are used. Without,
+    the rules are the settings `flags` of --config, or the default ones.
     """
     from controller.cli import rendering, sending
     from controller.cli.status import say_unreadable
     from controller.errors import BadInput
-    from controller.reporting.inventory import inventory
+    from controller.ports import FlagUses
+    from controller.reporting.inventory import Listed, inventory
     from controller.settings import load_settings
 
     kafka = connection.settings()
@@ -56,8 +61,17 @@ def flags(
         fail(f"{refused}", EXIT_CONFIG)
     newest = perform(sending.all_rollouts(kafka))
     say_unreadable(newest)
-    uses = _uses(daemon)
-    listed = inventory(list(newest.rollouts.values()), datetime.now(UTC), rules, uses)
+    rollouts, known = newest.rollouts.values(), _known_by(daemon)
+    uses = FlagUses() if known is None else known.uses
+    listed = inventory(list(rollouts), datetime.now(UTC), rules, uses)
+    if known is not None:
+        # A flag that it has not read yet has no findings: other rules would say something else.
+        mine = (
+            Listed(one.rollout, known.findings.get(one.rollout.flag_key, ()), one.use)
+            for one in listed
+        )
+        listed = sorted(mine, key=lambda one: one.place)
+    by = _rules_words(None if known is None else daemon, connection.config, rules)
     shown = [one for one in listed if one.findings or not is_stale]
     unknown = {} if is_stale else uses.unknown
     if is_json:
@@ -68,22 +82,35 @@ def flags(
         return
     if shown or unknown:
         output().print(flag_table(shown, has_uses=bool(uses.by_flag), unknown=unknown))
-    else:
-        complain("no flag to tidy up" if newest.rollouts else "no flag has a rollout yet")
+    elif not newest.rollouts:
+        complain("no flag has a rollout yet")
+        return
+    has_findings = any(one.findings for one in shown)
+    found = "what to tidy up was found" if has_findings else "no flag to tidy up"
+    complain(f"{found} {by}")
 
 
-def _uses(daemon: str | None) -> FlagUses:
-    """Return how flags are used as a daemon knows it; nothing, and a word why, where none says."""
-    from controller.cli.daemon_answers import ask_flag_uses
-    from controller.ports import FlagUses
+def _known_by(daemon: str | None) -> KnownFlags | None:
+    """Return the inventory as a daemon has it; None, and a word why, where none says."""
+    from controller.cli.daemon_answers import ask_flags
 
     if daemon is None:
-        return FlagUses()
-    uses, why = ask_flag_uses(daemon)
-    if uses is None:
-        complain(f"how flags are used is not shown: {why}")
-        return FlagUses()
-    return uses
+        return None
+    known, why = ask_flags(daemon)
+    if known is None:
+        complain(f"what the daemon found, and how flags are used, is not shown: {why}")
+    return known
+
+
+def _rules_words(daemon: str | None, config: Path | None, rules: FlagsSettings) -> str:
+    """Return by which rules flags were judged: those of a daemon may be others."""
+    if daemon is not None:
+        return f"by the rules of {daemon}"
+    if (named := config or os.environ.get("ROLLOUTD_CONFIG")) is not None:
+        return f"by {named}"
+    if rules != type(rules)():
+        return "by the ROLLOUTD_ variables"
+    return "by the default rules; --daemon URL or --config FILE goes by those of a daemon"
 
 
 def flag_table(

@@ -237,6 +237,11 @@ def use_of(line: FlagLine) -> FlagUse | None:
     )
 
 
+def findings_of(line: FlagLine) -> tuple[Finding, ...]:
+    """Return what was found about a flag, from the line that a replica made of it."""
+    return tuple(Finding(one.finding, one.why, one.action) for one in line.findings)
+
+
 def _decision_record(decision: LastDecision | None) -> LastDecisionRecord | None:
     return None if decision is None else LastDecisionRecord(kind=decision.kind, at=decision.at)
 
