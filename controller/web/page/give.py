@@ -73,6 +73,7 @@ class Give:
         values: dict[str, Any] = {
             **_shown(rollout, command),
             "id": uuid.uuid4().hex,
+            "asked": _asked(rollout, verb),
             "needs_reason": needs_reason(verb, None),
             "visitor": pages.visitor(scope),
         }
@@ -95,6 +96,7 @@ class Give:
             pairs = parse_qs(body.decode("ascii", errors="replace"))
             form = {name: values[-1] for name, values in pairs.items()}
             self._commands.guardian.check_form(scope, who, form.get("form", ""))
+            _check_asked(form, rollout, verb)
             command = self._commands.command(who, rollout.flag_key, _fields(verb, form))
             answer = await self._commands.give(command, client_of(scope["client"]))
         except (BodyRefused, IdentityRefused, NotTaken) as refused:
@@ -121,6 +123,25 @@ def _shown(rollout: Rollout, command: FittingCommand) -> dict[str, Any]:
         "raises": verb in RAISING,
         "lowers": verb in ALWAYS_ACCEPTED,
     }
+
+
+def _asked(rollout: Rollout, verb: CommandVerb) -> str:
+    """Return what a form is about: the command that was shown, of the rollout that was seen."""
+    return f"{verb.value}/{rollout.flag_key}/{rollout.rollout_id}"
+
+
+def _check_asked(form: dict[str, str], rollout: Rollout, verb: CommandVerb) -> None:
+    """Raise NotTaken for a form of another question, such as one that a browser sends again.
+
+    Lowering is bound to no revision. Without this, a reload after a restart would lower the flag's
+    next rollout, which nobody has looked at.
+    """
+    if form.get("asked") != _asked(rollout, verb):
+        raise NotTaken(
+            409,
+            "this form was about another command, or about an earlier rollout of the flag: open "
+            "the rollout and press the button again",
+        )
 
 
 def _fields(verb: CommandVerb, form: dict[str, str]) -> dict[str, Any]:
