@@ -95,6 +95,11 @@ def ask_rollout(daemon: str, flag: str) -> tuple[KnownRollouts | None, str]:
     return KnownRollouts(rollouts, documents, decisions or [], answer.stale_since, trouble), ""
 
 
+def why_silent(daemon: str) -> str:
+    """Return why a daemon says nothing of rollouts, empty where it does."""
+    return _exchange(daemon, f"{API}/rollouts?limit=1").why
+
+
 def ask_whether_known(daemon: str, flag: str) -> tuple[bool | None, str]:
     """Return whether a flag has a rollout; None with the reason where the daemon does not say."""
     answer = _exchange(daemon, f"{API}/rollouts/{quote(flag, safe='')}")

@@ -37,6 +37,7 @@ from controller.cli.daemon_answers import (
     ask_rollout,
     ask_rollouts,
     plane_line,
+    why_silent,
 )
 from controller.cli.operator_client import (
     Event,
@@ -245,10 +246,14 @@ async def _read_rollouts(kafka: KafkaSettings, daemon: str | None) -> NewestRoll
     """Return every rollout, from the daemon while Kafka is away."""
     try:
         async with KafkaReader(kafka, ["state"]) as reader:
-            return await read_rollouts(reader)
+            newest = await read_rollouts(reader)
     except EventLogUnavailable as trouble:
         known = await _known_by(daemon, trouble, None)
-    return NewestRollouts(dict(known.rollouts), dict(known.documents))
+        return NewestRollouts(dict(known.rollouts), dict(known.documents))
+    # Kafka keeps what was decided last, also when nobody decides any more.
+    if daemon is not None and (why := await asyncio.to_thread(why_silent, daemon)):
+        complain(why)
+    return newest
 
 
 async def _known_by(

@@ -144,7 +144,9 @@ def _people(situation: Situation) -> Check:
         return Check("people", CheckState.OPEN, f"approval of revision {rollout.revision}")
     if _needs_approval(rollout):
         return Check("people", CheckState.AHEAD, "a person approves this stage's end")
-    return Check("people", CheckState.NOT_ASKED, "the plan asks nobody")
+    asks = any(stage.approval is Approval.REQUIRED for stage in rollout.plan.stages)
+    why = "this stage asks nobody" if asks else "the plan asks nobody"
+    return Check("people", CheckState.NOT_ASKED, why)
 
 
 def _needs_approval(rollout: Rollout) -> bool:

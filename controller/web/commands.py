@@ -71,6 +71,10 @@ class NotTaken(Exception):
         self.headers = headers
 
 
+class PerhapsTaken(NotTaken):
+    """A command that may have been sent, and may still be carried out."""
+
+
 class Commands:
     """Checks commands and gives them to the desk."""
 
@@ -145,7 +149,7 @@ class Commands:
             answer = await self._desk.send(command)
         except OperatingTrouble as trouble:
             log.warning("command_not_sent", **_logged(command, client), error=str(trouble))
-            raise NotTaken(503, str(trouble)) from trouble
+            raise PerhapsTaken(503, str(trouble)) from trouble
         status = "pending" if isinstance(answer, str) else answer.status.value
         log.info("command_given", **_logged(command, client), status=status)
         return answer

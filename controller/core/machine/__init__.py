@@ -36,6 +36,7 @@ from controller.core.machine.cause import Cause
 from controller.core.machine.commands import Request, Table, carry_out, table_of
 from controller.core.machine.gate_flow import hold_back
 from controller.core.machine.times import (
+    due_at,
     first_free,
     first_unfrozen,
     has_just_expired,
@@ -186,7 +187,8 @@ def next_deadline(rollout: Rollout, at: datetime | None = None) -> datetime | No
     `at` is the present time; None: that of the last transition. A window that began and ended since
     then is no deadline any more.
     """
-    now, plan = max(at or rollout.updated_at, rollout.updated_at), rollout.plan
+    begun, plan = rollout.updated_at, rollout.plan
+    now = max(at or begun, begun)
     ends = [plan.ends_at, window_boundary(rollout, now)]
     match rollout.phase:
         case RolledBack() | Aborted() | Retired():
@@ -196,11 +198,11 @@ def next_deadline(rollout: Rollout, at: datetime | None = None) -> datetime | No
         case _ if rollout.closed_since is not None:
             soonest = [plan.expires_at]
         case Scheduled(start_at=start_at):
-            soonest = [first_free(rollout, max(start_at, now)), plan.expires_at]
+            soonest = [due_at(first_free, rollout, max(start_at, begun), now), plan.expires_at]
         case Baking(until=until):
             soonest = [until, plan.expires_at]
         case Gating(until=until, advice=advice):
-            soonest = [first_unfrozen(rollout, max(until, now)), plan.expires_at]
+            soonest = [due_at(first_unfrozen, rollout, max(until, begun), now), plan.expires_at]
             if advice is not None and not advice.is_closed:
                 soonest.append(advice.until)
         case _:

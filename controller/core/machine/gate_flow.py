@@ -127,7 +127,8 @@ def _consider_people(
         return holding.await_approval(rollout, gate, HoldReason.APPROVAL, cause, now)
     if (too_often := why_not_again(rollout, gate.stage + 1)) is not None:
         return transitions.pause(rollout, HoldReason.OSCILLATES, Cause(too_often, judgement), now)
-    why = "the gate has passed"
+    # A blind plan judges nothing: only its time passes.
+    why = "its time has passed; nothing is judged" if rollout.plan.blind else "the gate has passed"
     if rollout.has_advisor and gate.advice is not None and gate.advice.answer is None:
         why = "the gate has passed; no advice came, the statistics decide alone"
     return transitions.advance(rollout, Cause(why, judgement), now)

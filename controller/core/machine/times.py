@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from controller.core.plan import Plan
@@ -174,3 +175,18 @@ def time_for_advice(rollout: Rollout, stage_index: int) -> timedelta:
         return timedelta(0)
     stage = rollout.plan.stages[stage_index]
     return max(rollout.plan.advisor.all_rounds - (stage.max_bake - stage.bake), timedelta(0))
+
+
+def due_at(
+    first_free_from: Callable[[Rollout, datetime], datetime | None],
+    rollout: Rollout,
+    at: datetime,
+    now: datetime,
+) -> datetime | None:
+    """Return when what waits until `at` can happen: in the past where it is overdue.
+
+    While a window keeps it from happening now, that is when the window ends.
+    """
+    if at < now and (free := first_free_from(rollout, now)) != now:
+        return free
+    return first_free_from(rollout, at)

@@ -105,7 +105,7 @@ def _evidence_chart(points: _Points, metric: MetricRecord) -> Markup:
     return chart(
         f"{metric.metric}: evidence of harm and of safety over time; 100 % is enough",
         [Line("harm", "harm", harm), Line("safe", "safe", safe)],
-        [Level("enough", 1.0)],
+        [Level("enough", 1.0, "goal")],
         lambda value: f"{100 * value:.0f} %",
     )
 

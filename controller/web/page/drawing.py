@@ -20,7 +20,10 @@ from controller.reporting.comparison import Comparison
 _WIDE, _HIGH = 200, 30
 #: Size of a chart, and the room for its labels.
 _CHART_WIDE, _CHART_HIGH = 560, 190
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 8, 8, 22
+_LEAST_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 8, 8, 22
+#: Width of a character at the font size that the style sheet has for narrow windows, which is the
+#: larger one.
+_CHARACTER = 10
 #: Points drawn of one line: more cannot be told apart.
 _MOST_DRAWN = 60
 
@@ -62,10 +65,11 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A horizontal line of a chart."""
+    """A horizontal line of a chart: `margin`, where it is bad to be above it, or `goal`."""
 
     name: str
     value: float
+    style: str = "margin"
 
 
 def chart(
@@ -83,33 +87,31 @@ def chart(
     if len(moments) < 2 or top is None:
         return Markup("")
     begin, end = moments[0].timestamp(), moments[-1].timestamp()
-    inside_x, inside_y = _CHART_WIDE - _LEFT - _RIGHT, _CHART_HIGH - _TOP - _BOTTOM
+    scale = {part: words(top * part) for part in (0, 0.5, 1)}
+    left = max(_LEAST_LEFT, 12 + _CHARACTER * max(map(len, scale.values())))
+    inside_x, inside_y = _CHART_WIDE - left - _RIGHT, _CHART_HIGH - _TOP - _BOTTOM
 
     def at_x(moment: datetime) -> int:
-        return round(_LEFT + inside_x * (moment.timestamp() - begin) / (end - begin))
+        return round(left + inside_x * (moment.timestamp() - begin) / (end - begin))
 
     def at_y(value: float) -> int:
         return round(_TOP + inside_y * (1 - min(max(value / top, 0.0), 1.0)))
 
-    parts = []
-    for part in (0, 0.5, 1):
+    parts, right = [], _CHART_WIDE - _RIGHT
+    for part, label in scale.items():
         y = at_y(top * part)
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{_CHART_WIDE - _RIGHT}" y1="{y}" y2="{y}"/>'
-        )
-        parts.append(_label(_LEFT - 6, y + 4, words(top * part), "end"))
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>')
+        parts.append(_label(left - 6, y + 4, label, "end"))
     for line in lines:
         parts += _drawn(line, at_x, at_y)
     for level in levels:
         y = at_y(level.value)
-        parts.append(
-            f'<line class="margin" x1="{_LEFT}" x2="{_CHART_WIDE - _RIGHT}" y1="{y}" y2="{y}"/>'
-        )
-        parts.append(_label(_CHART_WIDE - _RIGHT - 2, max(y - 4, 11), level.name, "end"))
+        parts.append(f'<line class="{level.style}" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>')
+        parts.append(_label(right - 2, max(y - 4, 11), level.name, "end"))
     bottom = _CHART_HIGH - 6
-    parts.append(_label(_LEFT, bottom, f"{moments[0].astimezone(UTC):%H:%M:%S}", "start"))
+    parts.append(_label(left, bottom, f"{moments[0].astimezone(UTC):%H:%M:%S}", "start"))
     last = f"{moments[-1].astimezone(UTC):%H:%M:%S} UTC"
-    parts.append(_label(_CHART_WIDE - _RIGHT, bottom, last, "end"))
+    parts.append(_label(right, bottom, last, "end"))
     return _svg("chart", _CHART_WIDE, _CHART_HIGH, title, parts)
 
 

@@ -21,7 +21,7 @@ from controller.web.access.identity import Identity, IdentityRefused
 from controller.web.access.reading import identity_of
 from controller.web.answers import BodyRefused, read_body
 from controller.web.clients import client_of
-from controller.web.commands import Commands, NotTaken
+from controller.web.commands import Commands, NotTaken, PerhapsTaken
 from controller.web.page.buttons import label
 from controller.web.page.pages import Pages
 from schemas.api import FittingCommand
@@ -31,6 +31,7 @@ from schemas.terms import ALWAYS_ACCEPTED, CommandStatus, CommandVerb, verb_name
 
 _LONGEST_FORM: Final = 16_384
 _NOT_SENT: Final = "Nothing was sent"
+_PERHAPS_SENT: Final = "It is not known whether this is carried out"
 
 
 class Give:
@@ -72,6 +73,7 @@ class Give:
         values: dict[str, Any] = {
             **_shown(rollout, command),
             "id": uuid.uuid4().hex,
+            "asked": _asked(rollout, verb),
             "needs_reason": needs_reason(verb, None),
             "visitor": pages.visitor(scope),
         }
@@ -94,10 +96,12 @@ class Give:
             pairs = parse_qs(body.decode("ascii", errors="replace"))
             form = {name: values[-1] for name, values in pairs.items()}
             self._commands.guardian.check_form(scope, who, form.get("form", ""))
+            _check_asked(form, rollout, verb)
             command = self._commands.command(who, rollout.flag_key, _fields(verb, form))
             answer = await self._commands.give(command, client_of(scope["client"]))
         except (BodyRefused, IdentityRefused, NotTaken) as refused:
-            await pages.problem(send, refused.status, _NOT_SENT, f"{refused}.")
+            title = _PERHAPS_SENT if isinstance(refused, PerhapsTaken) else _NOT_SENT
+            await pages.problem(send, refused.status, title, f"{refused}.")
             return
         status, values = _outcome(command, answer)
         sections = pages.renderer.blocks("given.html", {**values, "flag": rollout.flag_key})
@@ -119,6 +123,25 @@ def _shown(rollout: Rollout, command: FittingCommand) -> dict[str, Any]:
         "raises": verb in RAISING,
         "lowers": verb in ALWAYS_ACCEPTED,
     }
+
+
+def _asked(rollout: Rollout, verb: CommandVerb) -> str:
+    """Return what a form is about: the command that was shown, of the rollout that was seen."""
+    return f"{verb.value}/{rollout.flag_key}/{rollout.rollout_id}"
+
+
+def _check_asked(form: dict[str, str], rollout: Rollout, verb: CommandVerb) -> None:
+    """Raise NotTaken for a form of another question, such as one that a browser sends again.
+
+    Lowering is bound to no revision. Without this, a reload after a restart would lower the flag's
+    next rollout, which nobody has looked at.
+    """
+    if form.get("asked") != _asked(rollout, verb):
+        raise NotTaken(
+            409,
+            "this form was about another command, or about an earlier rollout of the flag: open "
+            "the rollout and press the button again",
+        )
 
 
 def _fields(verb: CommandVerb, form: dict[str, str]) -> dict[str, Any]:

@@ -29,8 +29,11 @@ from controller.web.page.pages import Pages
 SIGN_OUT: Final = "/ui/sign-out"
 #: People look for their password so long at most.
 SIGN_IN_LASTS: Final = timedelta(minutes=10)
-#: Sign-ins of one client per second, with a burst of ten: each costs the provider a request.
-PER_SECOND: Final = 1.0
+#: Sign-ins that one client begins per second: behind a proxy everybody has one address.
+BEGUN_PER_SECOND: Final = 20.0
+#: Those that come back from the provider with the state that we gave: each costs it requests.
+FINISHED_PER_SECOND: Final = 2.0
+_BURST_SECONDS: Final = 10.0
 _COOKIE: Final = "sign-in"
 _FAILED: Final = "You are not signed in"
 _LONGEST_FORM: Final = 4_096
@@ -51,7 +54,9 @@ class SignInDesk:
         self.pages = pages
         self.guardian = guardian
         self.provider = provider
-        self._limit = RateLimit(PER_SECOND, burst_seconds=10.0)
+        #: Two limits, so that whoever only begins keeps nobody from coming back.
+        self.begins = RateLimit(BEGUN_PER_SECOND, burst_seconds=_BURST_SECONDS)
+        self.finishes = RateLimit(FINISHED_PER_SECOND, burst_seconds=_BURST_SECONDS)
 
     def begun(self, scope: Scope) -> tuple[SignInBegun, str] | None:
         """Return the sign-in that this browser began, and where it goes then; None for none."""
@@ -75,9 +80,9 @@ class SignInDesk:
         """The header that takes that cookie away: a code is used once."""
         return self.guardian.sessions.cookie(_COOKIE, "", timedelta(0))
 
-    async def is_too_often(self, scope: Scope, send: Send) -> bool:
+    async def is_too_often(self, limit: RateLimit, scope: Scope, send: Send) -> bool:
         """Return whether a client asks too often, which is then answered."""
-        if not self._limit.seconds_to_wait(client_of(scope["client"])):
+        if not limit.seconds_to_wait(client_of(scope["client"])):
             return False
         why = "There were too many sign-ins from your address. Try again in some seconds."
         await self.pages.problem(send, 429, _FAILED, why)
@@ -93,7 +98,7 @@ class BeginSignIn:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with the way to the provider."""
         desk = self._desk
-        if await desk.is_too_often(scope, send):
+        if await desk.is_too_often(desk.begins, scope, send):
             return
         to = safe_path(_one(scope, "to"))
         try:
@@ -114,8 +119,6 @@ class FinishSignIn:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with the way to where they wanted to go; else with why they are not signed in."""
         desk = self._desk
-        if await desk.is_too_often(scope, send):
-            return
         found = desk.begun(scope)
         if found is None or found[0].state != _one(scope, "state"):
             why = (
@@ -127,6 +130,8 @@ class FinishSignIn:
         if (error := _one(scope, "error")) or not _one(scope, "code"):
             why = f"The provider says: {error[:100] or 'nothing'}. Begin again."
             await desk.pages.problem(send, 403, _FAILED, why)
+            return
+        if await desk.is_too_often(desk.finishes, scope, send):
             return
         begun, to = found
         try:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Self
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -20,6 +21,7 @@ from controller.cli.daemon_answers import (
     plane_line,
 )
 from controller.cli.operator import app
+from controller.cli.operator_client import NewestRollouts
 from controller.codec.decisions import decision_event, to_judgement_record
 from controller.codec.rollouts import rollout_to_json
 from controller.core.rollout import PublishDecision, RolledBack
@@ -176,6 +178,36 @@ def test_status_without_kafka_is_what_the_daemon_knows(
     queue.append((200, b'{"rollouts": [%b, {"flag": "other"}, 7]}' % document))
     (line,) = status("--daemon", address, "--json").stdout.splitlines()
     assert json.loads(line)["state"]["flag"] == "new-checkout"
+
+
+def test_status_of_all_says_that_the_daemon_is_silent(
+    answers: tuple[str, list[tuple[int, bytes]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kafka keeps what was decided last, also when nobody decides any more."""
+    rollout = make_rollout()
+    document = json.loads(rollout_to_json(rollout))
+
+    class Kafka:
+        """Answers, although no daemon does."""
+
+        def __init__(self, *_: object) -> None: ...
+
+        async def __aenter__(self) -> Self:
+            return self
+
+        async def __aexit__(self, *_: object) -> None: ...
+
+    async def read(_: object) -> NewestRollouts:
+        return NewestRollouts({rollout.flag_key: rollout}, {rollout.flag_key: document})
+
+    monkeypatch.setattr("controller.cli.status.KafkaReader", Kafka)
+    monkeypatch.setattr("controller.cli.status.read_rollouts", read)
+    dead = status("--daemon", "http://127.0.0.1:1")
+    assert (dead.exit_code, "new-checkout" in dead.stdout) == (0, True)
+    assert "http://127.0.0.1:1 cannot be reached" in dead.stderr
+    address, queue = answers
+    queue.append((200, b'{"rollouts": []}'))
+    assert "cannot be reached" not in status("--daemon", address).stderr
 
 
 @pytest.mark.parametrize(

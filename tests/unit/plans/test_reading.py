@@ -451,3 +451,12 @@ def test_a_window_beside_a_broken_one_is_judged_by_itself() -> None:
 def _said(plan: dict[str, Any]) -> list[str]:
     """Return what lint says of a plan."""
     return [str(one) for one in lint_text(json.dumps(plan), T0)[1]]
+
+
+@pytest.mark.parametrize("opening", ["[", "{", "- ", "? "])
+def test_what_is_nested_too_deeply_is_refused_where_it_is(opening: str) -> None:
+    """At its place, not when the interpreter's stack is full, which takes seconds."""
+    _, findings = lint_text("a: " + opening * 20_000 if opening in "[{" else opening * 20_000, T0)
+    (finding,) = findings
+    assert "nested deeper than 20" in finding.message
+    assert (finding.line, finding.column is not None) == (1, True)

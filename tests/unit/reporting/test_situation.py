@@ -390,6 +390,19 @@ def test_a_deadline_that_nobody_acted_on_is_overdue() -> None:
     )
 
 
+def test_a_gate_and_a_start_that_nobody_acted_on_are_overdue() -> None:
+    """As a bake is. In a freeze window they wait for its end, and are not."""
+    late = T0 + 2 * HOUR
+    assert "should have paused" in (
+        make_situation(make_rollout(phase=GATING), now=late).overdue or ""
+    )
+    scheduled = make_rollout(phase=Scheduled(T0 + HOUR))
+    assert "should have started" in (make_situation(scheduled, now=late).overdue or "")
+    office = Window(frozenset(range(1, 6)), 9 * 60, 8 * 60, "UTC")
+    frozen = make_rollout(plan=make_plan(freeze_windows=(office,)), phase=GATING)
+    assert make_situation(frozen, now=late).overdue is None
+
+
 def test_a_stage_that_nobody_judges_is_not_called_healthy() -> None:
     """A bake has no deadline for hours. That its evidence grows old is said long before."""
     rollout = make_rollout(phase=Baking(0, T0 + 22 * HOUR))

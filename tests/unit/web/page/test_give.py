@@ -43,7 +43,7 @@ class Office:
         """Return the fields of the form that somebody gets."""
         text = (await self.get(path, name)).text
         assert "<form" in text, text
-        return dict(re.findall(r'name="(form|id|revision)" value="([^"]*)"', text))
+        return dict(re.findall(r'name="(form|id|asked|revision)" value="([^"]*)"', text))
 
     async def post(
         self, path: str, fields: dict[str, str], name: str = "ada", **headers: str
@@ -152,6 +152,17 @@ async def test_a_form_that_is_sent_twice_is_one_command(office: Office) -> None:
     assert len({command.id for command in office.desk.commands}) == 1
 
 
+async def test_a_form_of_an_earlier_rollout_does_nothing(office: Office) -> None:
+    """A reload of the answer to a roll back must not lower the rollout that came after it."""
+    fields = await office.form(give("roll-back"))
+    earlier = {**fields, "asked": fields["asked"].rpartition("/")[0] + "/start-0"}
+    answer = await office.post(give("roll-back"), earlier)
+    assert answer.status_code == 409
+    assert "an earlier rollout of the flag" in answer.text
+    assert office.desk.commands == []
+    assert (await office.post(give("roll-back"), fields)).status_code == 200
+
+
 async def test_the_second_of_two_people_is_told(office: Office) -> None:
     """That the first was quicker, and that nothing was done twice."""
     stale = "stale: revision 11 was expected, it is 12; check the rollout and send it again"
@@ -175,6 +186,8 @@ async def test_what_is_not_known_is_said(office: Office) -> None:
     away = await office.post(give("approve"), fields)
     assert away.status_code == 503
     assert "Kafka did not confirm the command" in away.text
+    assert "It is not known whether this is carried out" in away.text
+    assert "Nothing was sent" not in away.text
 
 
 @pytest.mark.parametrize(
@@ -184,6 +197,8 @@ async def test_what_is_not_known_is_said(office: Office) -> None:
         ({}, {"origin": "https://evil.example"}, 403),
         ({"form": ""}, SAME, 403),
         ({"form": "0" * 64}, SAME, 403),
+        ({"asked": ""}, SAME, 409),
+        ({"asked": "pause/search-v3/start-1"}, SAME, 409),
         ({"revision": ""}, SAME, 400),
         ({"revision": "1" * 30}, SAME, 400),
         ({"id": "a b"}, SAME, 400),
