@@ -176,7 +176,13 @@ def show_settings(
 def new_token(
     name: Annotated[str, typer.Argument(help="The machine, as in deploy-bot", show_default=False)],
     role: Annotated[str, typer.Option(help="viewer, operator, approver or admin.")] = "operator",
-    flags: Annotated[str, typer.Option(help="Flag keys; * stands for any characters.")] = "*",
+    flags: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A pattern of flag keys; * stands for any characters. Repeatable. Default: all.",
+            show_default=False,
+        ),
+    ] = None,
     days: Annotated[int, typer.Option(min=1, max=3650, help="Until it expires.")] = 365,
 ) -> None:
     """Make a token: it is printed once, with the lines for `sign_in.access_file`.
@@ -187,7 +193,7 @@ def new_token(
     from controller.cli.tokens import make_token
 
     try:
-        made = make_token(name, role, flags, days)
+        made = make_token(name, role, flags or ["*"], days)
     except BadInput as refused:
         _refuse(refused)
     typer.echo(made.lines, err=True)

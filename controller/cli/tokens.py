@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -11,7 +12,7 @@ from typing import Final
 import yaml
 
 from controller.errors import ConfigInvalid
-from controller.settings.access_file import is_token_name, parse_access
+from controller.settings.access_file import checked_flag_pattern, checked_token_name, parse_access
 
 #: Secret scanners find tokens by such a beginning.
 PREFIX: Final = "rolloutd_"
@@ -26,16 +27,22 @@ class NewToken:
     lines: str
 
 
-def make_token(name: str, role: str, flags: str, days: int) -> NewToken:
-    """Return a new random token of 256 bits. Raises ConfigInvalid for what no file may say."""
-    if not is_token_name(name):
-        raise ConfigInvalid(
-            f"{name!r} is not a token's name: up to 100 of A-Z a-z 0-9 . _ -, beginning with a "
-            f"letter or digit"
-        )
+def make_token(name: str, role: str, flags: Sequence[str], days: int) -> NewToken:
+    """Return a new random token of 256 bits. Raises ConfigInvalid for what no file may say.
+
+    `flags` are patterns; `*` alone stands for all.
+    """
+    try:
+        checked_token_name(name)
+    except ValueError as fault:
+        raise ConfigInvalid(f"{fault}") from None
+    try:
+        patterns = [checked_flag_pattern(pattern) for pattern in flags]
+    except ValueError as fault:
+        raise ConfigInvalid(f"{fault}: repeat --flags for more") from None
     token = PREFIX + secrets.token_urlsafe(_BYTES)
     until = (datetime.now(UTC) + timedelta(days=days)).replace(microsecond=0)
-    grant = {"role": role, "tokens": [name]} | ({} if flags == "*" else {"flags": [flags]})
+    grant = {"role": role, "tokens": [name]} | ({} if patterns == ["*"] else {"flags": patterns})
     digest = hashlib.sha256(token.encode()).hexdigest()
     document = {
         "tokens": {name: {"sha256": digest, "expires": until.isoformat()}},

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import yaml
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from controller.errors import ConfigInvalid
 from controller.text import fault_words
@@ -53,15 +62,29 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
-_MACHINE_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-TokenName = Annotated[str, Field(pattern=_MACHINE_NAME)]
+def checked_token_name(text: str) -> str:
+    """Return the name of a machine's token. Raises ValueError, in words, for what is none."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text) is None:
+        raise ValueError(
+            f"{text!r} is not a token's name: up to 100 of A-Z a-z 0-9 . _ -, beginning with a "
+            f"letter or digit"
+        )
+    return text
+
+
+def checked_flag_pattern(text: str) -> str:
+    """Return a pattern of flag keys. Raises ValueError, in words, for what is none."""
+    if re.fullmatch(r"[A-Za-z0-9._:*-]{1,128}", text) is None:
+        raise ValueError(
+            f"{text!r} is not a pattern of flag keys: up to 128 of A-Z a-z 0-9 . _ : - and *, and "
+            f"one pattern each"
+        )
+    return text
+
+
+TokenName = Annotated[str, AfterValidator(checked_token_name)]
 WhoName = Annotated[str, Field(min_length=1, max_length=200)]
-FlagPattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:*-]{1,128}$")]
-
-
-def is_token_name(text: str) -> bool:
-    """Return whether a machine's token may have this name."""
-    return re.fullmatch(_MACHINE_NAME, text) is not None
+FlagPattern = Annotated[str, AfterValidator(checked_flag_pattern)]
 
 
 class TokenEntry(_Part):
@@ -79,8 +102,16 @@ class Grant(_Part):
     people: tuple[WhoName, ...] = ()
     groups: tuple[WhoName, ...] = ()
     tokens: tuple[TokenName, ...] = ()
-    flags: tuple[FlagPattern, ...] = Field(default=("*",), min_length=1)
+    flags: tuple[FlagPattern, ...] = ("*",)
     """Flag keys; `*` stands for any characters."""
+
+    @field_validator("flags")
+    @classmethod
+    def _names_a_flag(cls, flags: tuple[str, ...]) -> tuple[str, ...]:
+        # Not by min_length: it would call a list of one wrong pattern empty.
+        if not flags:
+            raise ValueError("is empty: name a pattern, or leave it out for all flags")
+        return flags
 
     def fits(self, flag_key: str) -> bool:
         """Return whether a flag is one of these."""

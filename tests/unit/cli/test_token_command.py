@@ -36,6 +36,16 @@ def test_a_name_that_no_token_may_have_is_refused_in_words() -> None:
     assert done.stderr.startswith("'my bot' is not a token's name: up to 100 of A-Z a-z 0-9 . _ -")
 
 
+def test_a_list_of_patterns_is_refused_with_the_way_to_write_it() -> None:
+    """Not with a place in a file that there is not."""
+    done = CliRunner().invoke(app, ["token", "new", "deploy-bot", "--flags", "new-*,pay*"])
+    assert done.exit_code == EXIT_CONFIG
+    assert done.stderr.startswith("'new-*,pay*' is not a pattern of flag keys: up to 128 of ")
+    assert done.stderr.endswith("one pattern each: repeat --flags for more\n")
+    twice = ["token", "new", "deploy-bot", "--flags", "new-*", "--flags", "pay*"]
+    assert "  - new-*\n  - pay*\n" in CliRunner().invoke(app, twice).stderr
+
+
 @pytest.mark.parametrize(
     ("access", "fault"),
     [

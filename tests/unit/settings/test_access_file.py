@@ -86,12 +86,13 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 def test_a_new_token_comes_with_lines_that_the_file_accepts() -> None:
     """They have its digest and not itself."""
-    made = make_token("deploy-bot", "approver", "checkout-*", 30)
+    made = make_token("deploy-bot", "approver", ["checkout-*", "pay*"], 30)
     access = parse_access(made.lines, "a")
     assert made.token not in made.lines
     assert access.grants[0].role is Role.APPROVER
+    assert access.grants[0].flags == ("checkout-*", "pay*")
     assert access.tokens["deploy-bot"].expires is not None
-    assert made.token != make_token("deploy-bot", "approver", "*", 30).token
+    assert made.token != make_token("deploy-bot", "approver", ["*"], 30).token
 
 
 @pytest.mark.parametrize(
@@ -100,4 +101,20 @@ def test_a_new_token_comes_with_lines_that_the_file_accepts() -> None:
 def test_a_token_for_nobody_is_not_made(name: str, role: str, flags: str) -> None:
     """A name, role or pattern that the file would refuse is refused at once."""
     with pytest.raises(ConfigInvalid):
-        make_token(name, role, flags, 1)
+        make_token(name, role, [flags], 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("flags: ['new-*,pay*']", "grants.0.flags.0: 'new-*,pay*' is not a pattern of flag keys: "),
+        ("flags: []", "grants.0.flags: is empty: name a pattern, or leave it out for all flags"),
+        ("tokens: ['a b']", "grants.0.tokens.0: 'a b' is not a token's name: up to 100 of "),
+    ],
+)
+def test_names_and_patterns_are_refused_in_words(text: str, fault: str) -> None:
+    """Once each, and not with an expression of ours."""
+    with pytest.raises(ConfigInvalid) as refused:
+        parse_access(f"grants: [{{role: admin, people: [ada], {text}}}]", "a")
+    (line,) = str(refused.value).splitlines()
+    assert fault in line
