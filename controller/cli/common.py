@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
@@ -338,8 +338,13 @@ def check_flag(flag: str) -> str:
     return flag
 
 
-def without_rollout(flag: str, known: Iterable[str]) -> str:
-    """Return that a flag has no rollout, and which flag is meant, or which of them have one."""
+def without_rollout(flag: str, known: Iterable[str], retired: Container[str] = ()) -> str:
+    """Return that a flag has no rollout, and which flag is meant, or which of them have one.
+
+    One of the `retired` was not mistyped: no other flag is meant.
+    """
+    if flag in retired:
+        return f"{flag} is retired; `rolloutctl history {flag}` shows its rollouts"
     flags = sorted(known)
     if not flags:
         return f"{flag} has no rollout, and no other flag has one; `rolloutctl start` starts one"

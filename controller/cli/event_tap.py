@@ -346,7 +346,7 @@ def _nothing_found(request: TapRequest, reading: _Reading, newest: NewestRollout
     of_flag = "" if request.flag is None else f" for the flag {request.flag}"
     yield f"no event of the context {context}{of_flag}: {reading.words}"
     if request.flag is not None and request.flag not in newest.rollouts:
-        yield without_rollout(request.flag, newest.rollouts)
+        yield without_rollout(request.flag, newest.rollouts, newest.retired)
     if reading.other_flags:
         named = (
             f"{one_line(flag)} ({count:,})" for flag, count in reading.other_flags.most_common(5)

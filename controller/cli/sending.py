@@ -224,12 +224,12 @@ def send(commands: Sequence[Command], options: CommandOptions) -> None:
 def _show_answer(
     console: Console, command: Command, answer: Result, answers: CommandResults
 ) -> None:
-    """Show a result and what is served now; of a flag without a rollout, first which is meant."""
+    """Show a result and what is served now; of a mistyped flag, first which is meant."""
     rollout = answers.newest.rollouts.get(command.flag)
     is_accepted = answer.status is CommandStatus.ACCEPTED
-    if rollout is None and not is_accepted and not answers.detour:
-        line = Text(without_rollout(command.flag, answers.newest.rollouts), "bold")
-        rendering.show_line(console, line)
+    is_absent = rollout is None and not is_accepted and not answers.detour
+    if is_absent and (why := _why_no_rollout(command, answer, answers.newest)):
+        rendering.show_line(console, Text(why, "bold"))
     rendering.show_line(console, event_view.result_line(answer))
     if rollout is not None:
         line = status_view.now_line(situation_of(rollout), answer.revision)
@@ -238,6 +238,19 @@ def _show_answer(
         done = _DONE_OVER_HTTP.get(command.verb, "it is done")
         line = Text.assemble(("now       ", "dim"), f"{done}; published once Kafka takes it")
         rendering.show_line(console, line)
+
+
+def _why_no_rollout(command: Command, answer: Result, newest: NewestRollouts) -> str:
+    """Return that a rejected command's flag is retired, or which is meant; empty: neither.
+
+    Another flag is suggested only for one that never had a rollout, and never to be switched on.
+    """
+    if command.verb is CommandVerb.START:
+        return ""  # its flag needs no rollout
+    is_retired = command.flag in newest.retired
+    if not is_retired and (command.verb is CommandVerb.RESTART or answer.revision > 0):
+        return ""
+    return without_rollout(command.flag, newest.rollouts, newest.retired)
 
 
 def _say_unanswered(

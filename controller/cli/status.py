@@ -224,7 +224,7 @@ async def read_situation(reader: KafkaReader, flag: str) -> tuple[Situation, Eve
     if flag in newest.unreadable:
         complain(f"{flag}: its newest document cannot be read: {newest.unreadable[flag]}")
     if rollout is None:
-        fail(without_rollout(flag, newest.rollouts), EXIT_REJECTED)
+        fail(without_rollout(flag, newest.rollouts, newest.retired), EXIT_REJECTED)
     events = await newest_events(reader, "decisions", _DECISIONS_FOR_STATUS, flag)
     newest_decisions = [one for one in map(as_decision, events) if one is not None]
     return situation_of(rollout, newest_decisions), newest.documents[flag]
@@ -306,7 +306,7 @@ async def _read_newest(
         if not events and flag is not None:
             newest = await read_rollouts(reader)
             if flag not in newest.rollouts and flag not in newest.unreadable:
-                fail(without_rollout(flag, newest.rollouts), EXIT_REJECTED)
+                fail(without_rollout(flag, newest.rollouts, newest.retired), EXIT_REJECTED)
     return events
 
 

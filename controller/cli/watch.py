@@ -71,7 +71,7 @@ async def _watch(
         newest = await read_rollouts(reader, state_ends)
         say_unreadable(newest)
         if flag is not None and flag not in newest.rollouts and flag not in newest.unreadable:
-            missing = without_rollout(flag, newest.rollouts)
+            missing = without_rollout(flag, newest.rollouts, newest.retired)
             if not waits:
                 fail(f"{missing}\nnext: --wait waits until it has one", EXIT_REJECTED)
             complain(f"{missing}\nwaiting until it has one; Ctrl-C ends")

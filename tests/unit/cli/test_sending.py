@@ -95,7 +95,13 @@ def test_whoever_waits_is_told_what_becomes_of_the_command(
     assert "It may be carried out, also if you stop waiting" in lowering.stderr
 
 
-def answering(status: CommandStatus, detour: str, known: tuple[str, ...]) -> Callable[..., object]:
+def answering(
+    status: CommandStatus,
+    detour: str,
+    known: tuple[str, ...],
+    revision: int = 2,
+    retired: tuple[str, ...] = (),
+) -> Callable[..., object]:
     """Return a `deliver` that answers every command, with the rollouts that Kafka has."""
 
     async def deliver(commands: list[Command], *_: object, **__: object) -> CommandResults:
@@ -107,11 +113,12 @@ def answering(status: CommandStatus, detour: str, known: tuple[str, ...]) -> Cal
                 verb=command.verb,
                 status=status,
                 reason="it has no rollout" if status is CommandStatus.REJECTED else "",
-                revision=2,
+                revision=revision,
                 at=datetime.now(UTC),
             )
         for flag in known:
             answers.newest.rollouts[flag] = make_rollout()
+        answers.newest.retired.update(dict.fromkeys(retired, revision))
         return answers
 
     return deliver
@@ -119,10 +126,41 @@ def answering(status: CommandStatus, detour: str, known: tuple[str, ...]) -> Cal
 
 def test_a_mistyped_flag_is_corrected_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """On standard output: in an emergency nobody looks for it below."""
-    deliver = answering(CommandStatus.REJECTED, "", ("new-checkout",))
+    deliver = answering(CommandStatus.REJECTED, "", ("new-checkout",), revision=0)
     monkeypatch.setattr(sending, "deliver", deliver)
     result = CliRunner().invoke(app, ["rollback", "nwe-checkout", "--reason", "r"])
     assert "did you mean new-checkout?" in result.stdout.splitlines()[0]
+
+
+@pytest.mark.parametrize("verb", ["rollback", "abort", "kill", "revive", "restart", "pause"])
+def test_for_a_retired_flag_no_other_is_suggested(
+    verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not mistyped, and the other one may be live, and another team's."""
+    deliver = answering(CommandStatus.REJECTED, "", ("pay-two",), retired=("pay-three",))
+    monkeypatch.setattr(sending, "deliver", deliver)
+    result = CliRunner().invoke(app, [verb, "pay-three", "--reason", "r"])
+    first = "pay-three is retired; `rolloutctl history pay-three` shows its rollouts"
+    assert result.stdout.splitlines()[0] == first
+    assert "pay-two" not in result.output
+    # Kafka keeps the record of it for a day, the daemon knows it longer.
+    later = answering(CommandStatus.REJECTED, "", ("pay-two",))
+    monkeypatch.setattr(sending, "deliver", later)
+    result = CliRunner().invoke(app, [verb, "pay-three", "--reason", "r"])
+    assert result.stdout.startswith("rejected")
+    assert "pay-two" not in result.output
+
+
+def test_what_begins_a_rollout_is_not_told_that_there_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A rejected start has another reason; and no other flag is to be switched on."""
+    deliver = answering(CommandStatus.REJECTED, "", ("new-checkin",), revision=0)
+    monkeypatch.setattr(sending, "deliver", deliver)
+    started = CliRunner().invoke(app, ["start", "canary", "--flag", "new-checkout"])
+    assert started.stdout.startswith("rejected"), started.output
+    revived = CliRunner().invoke(app, ["revive", "new-checkout", "--reason", "r"])
+    assert revived.stdout.startswith("rejected"), revived.output
 
 
 @pytest.mark.parametrize(("verb", "done"), [("rollback", "0 % served"), ("pause", "paused")])
