@@ -14,8 +14,8 @@ from typing import Final
 
 from controller.core.metrics import VIRTUAL_METRICS
 from controller.core.metrics.conversion import VirtualConversions
-from controller.core.metrics.error_rate import VirtualErrors
-from controller.core.metrics.latency import VirtualLatency
+from controller.core.metrics.error_rate import ERRORS, VirtualErrors
+from controller.core.metrics.latency import SLOWER, TAIL, VirtualLatency
 from controller.core.metrics.virtual import VirtualMetric
 from controller.core.plan import Plan
 from controller.core.plan_changes import window_words
@@ -38,7 +38,7 @@ _EFFECT = re.compile(
     r"(?:@(?:stage(?P<stage>[0-9]+)|(?P<after>[0-9].*)))?",
     re.ASCII,
 )
-_EFFECTS = ("errors", "latency", "tail", CONVERSION_PREFIX)
+_EFFECTS = (ERRORS, SLOWER, TAIL, CONVERSION_PREFIX)
 _EFFECT_FORM = (
     "write it as in errors=x2, latency=x1.5@stage2, tail=x5@25h or conversion:bought=x0.8"
 )

@@ -291,8 +291,8 @@ I16 = (
     Bug(
         "a gate waits for ever",
         TABLES,
-        "            soonest = [first_unfrozen(rollout, max(until, now)), plan.expires_at]\n"
-        "            if advice",
+        "            soonest = [due_at(first_unfrozen, rollout, max(until, begun), now), "
+        "plan.expires_at]\n            if advice",
         "            soonest = []\n            if advice",
         f"{HISTORIES}::test_i16_a_live_phase_has_a_deadline_and_its_tick_makes_progress",
     ),
