@@ -112,7 +112,7 @@ def _expired(rollout: Rollout, now: datetime) -> Finding | None:
 def _without_owner(rollout: Rollout, rules: FlagsSettings) -> Finding | None:
     if not rules.needs_owner or rollout.plan.owner.strip() or not is_active(rollout):
         return None
-    action = "apply its plan with an `owner`"
+    action = "apply its plan with an owner"
     return Finding(FlagFinding.NO_OWNER, "its plan names no owner", action)
 
 

@@ -45,6 +45,11 @@ class Admission:
     faults: Faults
     provider: IdentityProvider | None  # whom people sign in with; None: not on a page of ours
 
+    @property
+    def takes_browsers(self) -> bool:
+        """Whether a person with a browser can be recognized; tokens are for machines."""
+        return self.provider is not None or bool(self.guardian.proxies)
+
     def routes(self) -> list[Route]:
         """Return the routes that there are for who is signed in."""
         one = f"{BASE}/rollouts/{{flag_key}}"

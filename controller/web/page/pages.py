@@ -66,10 +66,10 @@ class Pages:
         await self.show(scope, send, title, sections, status=status)
 
     def visitor(self, scope: Scope) -> Visitor | None:
-        """Return who looks at a page, None where nobody can sign in."""
-        if self.admission is None:
-            return None
+        """Return who looks at a page, None where nobody can sign in with a browser."""
         who = identity_of(scope)
+        if self.admission is None or (who is None and not self.admission.takes_browsers):
+            return None
         return Visitor(
             name="" if who is None else who.name,
             form="" if who is None else self.admission.guardian.signer.form_token(who),
@@ -80,10 +80,10 @@ class Pages:
         )
 
     def role(self, scope: Scope, flag_key: str) -> Steering | None:
-        """Return what whoever looks at a page may do to a flag, None where nobody can sign in."""
-        if self.admission is None:
-            return None
+        """Return what whoever looks at a page may do to a flag, None as for `visitor`."""
         who = identity_of(scope)
+        if self.admission is None or (who is None and not self.admission.takes_browsers):
+            return None
         return Steering(who is not None, self.admission.commands.role(who, flag_key))
 
     async def found(self, scope: Scope, send: Send) -> Rollout | None:

@@ -113,6 +113,18 @@ async def test_without_sign_in_there_are_no_buttons() -> None:
         assert (await client.get(give("approve"))).status_code == 404
 
 
+async def test_with_tokens_alone_the_page_only_shows(tmp_path: Path) -> None:
+    """No browser can sign in there, so no button says "sign in first"."""
+    world = await filled(
+        PageWorld(admit=lambda board: admission(tmp_path, ACCESS, board, NotedDesk()))
+    )
+    transport = httpx.ASGITransport(app=world.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        text = (await client.get("/ui/rollouts/search-v3")).text
+    assert buttons(text) == {}
+    assert "This page only shows" in text
+
+
 async def test_the_question_shows_what_will_happen(office: Office) -> None:
     """From where to where, for everybody, on which revision, in whose name."""
     text = (await office.get(give("approve"))).text
