@@ -6,6 +6,7 @@ rollouts, and anything that knows a format.
 
 from __future__ import annotations
 
+import unicodedata
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -25,10 +26,18 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()), "?")
 
 
+def is_blank(text: str) -> bool:
+    """Return whether nothing of `text` can be seen: it is empty, or spaces and fillers alone."""
+    return all(char in _FILLERS or unicodedata.category(char)[0] in "CMZ" for char in text)
+
+
 def excerpt(text: str, max_chars: int) -> str:
     """Return the first `max_chars` characters of `text`, printable and trimmed."""
     return printable(text[:max_chars]).strip()
 
+
+#: Letters and symbols by their category that show nothing: of Hangul, and of Braille.
+_FILLERS: Final = frozenset("\u115f\u1160\u3164\uffa0\u2800")
 
 #: What to write, by pydantic's name of a fault of form.
 _TO_WRITE: Final[dict[str, str]] = {

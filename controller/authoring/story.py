@@ -65,6 +65,8 @@ STEPS_FOR_GAPS = {
     HealthGap.ACTUATION_DRIFT: "check the flag plane: it does not serve what was decided",
     HealthGap.TAINTED: "events of this stage were lost: step back or promote with a reason",
 }
+#: Their advice is how to go on, which an ended rollout does not.
+_WHILE_UNDER_WAY = frozenset({HealthGap.BELOW_MIN_SAMPLE, HealthGap.TAINTED})
 
 
 class _Summary(BaseModel):
@@ -162,7 +164,7 @@ def by_rule(
             likely_cause="Nothing was decided about this rollout yet.", next_steps=[]
         )
     by = "" if subject.issuer == "rolloutd" else f" by {subject.issuer}"
-    steps = [STEPS_FOR_GAPS[gap.kind] for gap in evidence.gaps] if evidence is not None else []
+    steps = []
     failing = (
         []
         if evidence is None
@@ -174,6 +176,7 @@ def by_rule(
             f"compare {where} with treatment and control, beginning at {subject.at:%H:%M} "
             f"UTC ({metric.metric})"
         )
+    steps += _steps_for_gaps(rollout, evidence)
     if subject.kind in _LOWERING and subject.issuer == "rolloutd":
         steps.append("start a new rollout once the cause is fixed; this one is over")
     if by and subject.kind in _STOPPING and subject.phase is not PhaseName.SCHEDULED:
@@ -184,6 +187,12 @@ def by_rule(
         likely_cause=_cut(_recorded_cause(subject, evidence, failing), 400),
         next_steps=[_cut(step, 200) for step in dict.fromkeys(steps)][:4],
     )
+
+
+def _steps_for_gaps(rollout: Rollout, evidence: JudgementRecord | None) -> list[str]:
+    kinds = [] if evidence is None else [gap.kind for gap in evidence.gaps]
+    ended = rollout.has_ended
+    return [STEPS_FOR_GAPS[kind] for kind in kinds if not (ended and kind in _WHILE_UNDER_WAY)]
 
 
 #: What the records cannot tell.

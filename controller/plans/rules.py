@@ -34,6 +34,7 @@ from controller.plans.guardrail_rules import (
 )
 from controller.plans.health_rules import health_faults
 from controller.plans.window_rules import endless_freezes, unknown_time_zones
+from controller.text import is_blank
 from controller.yaml_places import Path
 from schemas.audiences import ConditionDocument
 from schemas.fields import format_duration
@@ -453,7 +454,7 @@ def _nothing_fresh(document: PlanDocument, _: datetime | None) -> Iterator[Findi
 
 def _nobody_to_ask(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
     """Find a plan without an owner."""
-    if not document.owner.strip():
+    if is_blank(document.owner):
         yield warning(
             ("owner",) if "owner" in document.model_fields_set else (),
             "nobody is named to ask when the rollout needs a person",

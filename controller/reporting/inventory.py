@@ -17,6 +17,7 @@ from typing import Final
 from controller.core.rollout import Rollout
 from controller.ports import FlagUse, FlagUses, LastDecision, Lift
 from controller.settings.flags import FlagsSettings
+from controller.text import is_blank
 from schemas.inventory import (
     EvaluationsRecord,
     FindingRecord,
@@ -110,7 +111,7 @@ def _expired(rollout: Rollout, now: datetime) -> Finding | None:
 
 
 def _without_owner(rollout: Rollout, rules: FlagsSettings) -> Finding | None:
-    if not rules.needs_owner or rollout.plan.owner.strip() or not is_active(rollout):
+    if not rules.needs_owner or not is_blank(rollout.plan.owner) or not is_active(rollout):
         return None
     action = "apply its plan with an owner"
     return Finding(FlagFinding.NO_OWNER, "its plan names no owner", action)
@@ -137,7 +138,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 def _too_many_of_owner(rollout: Rollout, rules: FlagsSettings, census: Census) -> Finding | None:
     owner, most = rollout.plan.owner, rules.most_active_per_owner
     count = census.of_owner[owner]
-    if most is None or count <= most or not owner or not is_active(rollout):
+    if most is None or count <= most or is_blank(owner) or not is_active(rollout):
         return None
     why = f"{owner} has {count} active flags, {most} are allowed"
     return Finding(FlagFinding.TOO_MANY_OF_OWNER, why, "complete or retire flags of this owner")

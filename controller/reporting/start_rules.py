@@ -16,6 +16,7 @@ from controller.plans import Finding
 from controller.plans.finding import error, warning
 from controller.reporting.inventory import Census, has_allowed_name
 from controller.settings.flags import FlagsSettings, StartPolicy
+from controller.text import is_blank
 from controller.yaml_places import Path
 from schemas.plan import PlanDocument
 from schemas.terms import FlagFinding
@@ -82,7 +83,7 @@ def _broken(
     if not has_allowed_name(flag_key, rules):
         what = f"the flag key {flag_key} does not fit {rules.name_pattern} (flags.name_pattern)"
         yield _Broken(FlagFinding.NAME, ("flag",), what, "choose one that does")
-    if rules.needs_owner and not owner.strip():
+    if rules.needs_owner and is_blank(owner):
         what = "the plan names no owner (flags.needs_owner)"
         yield _Broken(FlagFinding.NO_OWNER, ("owner",), what, "add `owner: TEAM` to it")
     most_of_owner, most = rules.most_active_per_owner, rules.most_active
@@ -90,7 +91,7 @@ def _broken(
         return
     census = Census.of(one for one in rollouts if one.flag_key != flag_key)
     of_owner, active = census.of_owner[owner] + 1, census.active + 1
-    if most_of_owner is not None and owner and of_owner > most_of_owner:
+    if most_of_owner is not None and not is_blank(owner) and of_owner > most_of_owner:
         what = f"{owner} would have {of_owner} active flags, {most_of_owner} are allowed"
         what = f"{what} (flags.most_active_per_owner)"
         fix = "complete or retire one of this owner first, see `rolloutctl flags`"

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from controller.text import describe_faults, excerpt, one_line, printable
+from controller.text import describe_faults, excerpt, is_blank, one_line, printable
 
 HOSTILE = "a\x1b[31mb\r\nc\u202ed"
 
@@ -13,6 +13,21 @@ def test_nothing_printable_is_changed_and_all_else_replaced() -> None:
     assert printable("Größe: 10 %") == "Größe: 10 %"
     assert printable(HOSTILE) == "a [31mb  c d"
     assert printable(HOSTILE, "?") == "a?[31mb??c?d"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", True),
+        (" \t", True),
+        ("\u200b\ufeff\ufe0f\u3164", True),
+        ("\u200ba", False),
+        ("é", False),
+    ],
+)
+def test_what_cannot_be_seen_is_blank(text: str, expected: bool) -> None:
+    """Also characters that are no white space, and letters without a shape."""
+    assert is_blank(text) is expected
 
 
 def test_an_excerpt_is_cut_before_it_is_trimmed() -> None:

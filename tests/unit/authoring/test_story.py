@@ -11,6 +11,7 @@ import pytest
 from controller.authoring.story import STEPS_FOR_GAPS, changelog, explain_rollout, since, subject_of
 from controller.codec.decisions import to_judgement_record
 from controller.core.judging.judgement import Gap, Judgement
+from controller.core.rollout import RolledBack
 from schemas.decision import Decision, PlanReference
 from schemas.terms import Arm, DecisionKind, HealthGap, PhaseName, Verdict
 from tests.builders import (
@@ -184,6 +185,20 @@ async def test_who_decided_is_asked_before_the_evidence() -> None:
     rolled_back = make_decision("roll_back", 2, make_judgement(gaps=gaps), issuer="ada")
     told = await explain_rollout(None, make_rollout(), [rolled_back])
     assert told.guess.content.next_steps[0] == "ask ada, who sent the command"
+
+
+async def test_a_breach_comes_before_the_gaps_and_an_end_has_no_advice_to_wait() -> None:
+    """A guardrail breaches early, when the sample of a gate is not complete."""
+    gaps = (Gap(HealthGap.BELOW_MIN_SAMPLE, "20 of 500"), Gap(HealthGap.STALE, "40 s old"))
+    judgement = make_judgement(metrics=(make_breach(),), gaps=gaps)
+    ended = make_rollout(phase=RolledBack(T0, "guardrail"))
+    told = await explain_rollout(None, ended, [make_decision("roll_back", 2, judgement)])
+    breach, *others = told.guess.content.next_steps
+    assert "failed requests" in breach
+    assert others == [
+        STEPS_FOR_GAPS[HealthGap.STALE],
+        "start a new rollout once the cause is fixed; this one is over",
+    ]
 
 
 @pytest.mark.parametrize("kind", HealthGap)

@@ -247,6 +247,7 @@ def test_plan_that_can_work_is_accepted(overrides: dict[str, Any]) -> None:
     ("overrides", "said"),
     [
         ({"owner": ""}, "nobody is named"),
+        ({"owner": "\u200b"}, "nobody is named"),
         ({"stages": STAGES[:2]}, "completes at 50 %"),
         ({"traffic": 200}, "longer than bake"),
     ],

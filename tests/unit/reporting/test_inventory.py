@@ -73,6 +73,14 @@ def test_each_rule_is_off_until_it_is_set() -> None:
     }
 
 
+@pytest.mark.parametrize("owner", [" ", "\u200b", "\u2060\u3164"])
+def test_an_owner_that_nobody_can_see_is_none(owner: str) -> None:
+    """Neither is there anybody to ask, nor is a limit of this owner's exceeded."""
+    flags = [flag(name, owner=owner) for name in ("a", "b")]
+    rules = {"needs_owner": True, "most_active_per_owner": 1, "stale_after_days": None}
+    assert found(*flags, **rules) == {key: [FlagFinding.NO_OWNER] for key in "ab"}
+
+
 def test_too_many_flags_of_one_owner_are_reported_at_this_owner_alone() -> None:
     """What serves nothing does not count."""
     flags = [flag(f"a{number}", owner="ada") for number in range(3)]

@@ -61,9 +61,9 @@ def test_off_may_be_written_as_yaml_reads_it() -> None:
 
 
 def test_a_plan_needs_an_owner() -> None:
-    """Blanks are none."""
+    """Blanks are none, and what cannot be seen."""
     settings = FlagsSettings(needs_owner=True)
-    for owner in ("", "  "):
+    for owner in ("", "  ", "\u200b", " \u2060\u3164"):
         (warning,), _ = against_rules(make_plan(owner=owner), (), settings)
         assert "add `owner: TEAM`" in warning
     assert against_rules(PLAN, (), settings) == AgainstRules()
