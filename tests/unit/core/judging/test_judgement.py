@@ -110,6 +110,19 @@ def test_a_limit_is_told_before_anything_is_measured(guardrail: Guardrail, words
     assert f"nothing measured yet, {words}" in judgement.metrics[0].reason
 
 
+@pytest.mark.parametrize(("failures", "is_reached"), [(0, True), (1, False)])
+def test_a_small_sample_within_the_limit_gets_there(failures: int, is_reached: bool) -> None:
+    """None of 40 is within 1 %, and 1 of 40 is not: said is what follows if it goes on so."""
+    plan = make_plan(guardrails=(Guardrail("error_rate", limit=0.01),))
+    seen = Watched(make_rollout(plan=plan))
+    seen.treatment.add(40, failures)
+    seen.control.add(40, 0)
+    seen.look()
+    reason = seen.last().metrics[0].reason
+    assert ("not at this rate" not in reason) is is_reached
+    assert (re.search(r"about [\d,]+ more", reason) is not None) is is_reached
+
+
 def test_the_size_of_harm_says_that_it_is_no_quotient_of_the_stage() -> None:
     """Harm that began late: the sentence has two numbers, and says what the first is of."""
     guardrail = Guardrail("error_rate", margin=0.1)
