@@ -332,7 +332,7 @@ def _against_limit(check: _Check) -> SafetyAnswer:
     log_safe, threshold = log_sum_exp(log_weights + increment), -math.log(check.beta)
     if log_safe >= threshold:
         return SafetyAnswer(Verdict.PASS, log_safe, f"confirmed: {words}")
-    # One trial at the limit is added, so that a sample within the limit stays within, however small.
+    # One trial at the limit is added: a sample within the limit stays within, however small.
     growth = limit_growth(share, (events + share) / (trials + 1), is_above=is_floor)
     missing = trials_until(increment, log_weights, growth, threshold)
     outlook = (
