@@ -28,6 +28,8 @@ CHECKOUT = ("Makefile", "controller", "ops", "pyproject.toml", "requirements.loc
 LONGEST_SECONDS = 240.0
 RUNS_ON = "n a terminal of its own"
 _NOT_RUN = "With Docker"
+#: Of whoever runs the tests: settings, and what make hands to a make below it, as `ARGS`.
+_NOT_A_NEWCOMERS = re.compile(r"ROLLOUT|MAKE|MFLAGS|ARGS\Z")
 _BLOCK = re.compile(r"(?P<before>[^\n]+(?:\n[^\n]+)*)?\n\n```sh\n(?P<sh>.*?)```", re.DOTALL)
 _PRINTS = re.compile(r"\s*```text\n(.*?)```", re.DOTALL)
 
@@ -86,7 +88,9 @@ class Newcomer:
 
     @property
     def _environ(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("ROLLOUT")}
+        kept = {
+            name: value for name, value in os.environ.items() if not _NOT_A_NEWCOMERS.match(name)
+        }
         caches = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
         ports = self._ports
         return {
@@ -94,6 +98,7 @@ class Newcomer:
             "HOME": str(self._home),
             "XDG_CACHE_HOME": caches,  # the jars of Kafka, which Maven fetched once
             "COLUMNS": "200",
+            "PYTHONUNBUFFERED": "1",  # as in a terminal, where each line is seen at once
             "ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{ports['9092']}",
             "ROLLOUTD_REDIS__URL": f"redis://127.0.0.1:{ports['6379']}",
             "ROLLOUTD_HTTP__PORT": ports["8080"],
