@@ -12,8 +12,8 @@ import pytest
 import structlog
 
 from controller.adapters.last_known_file import LastKnownFile
-from controller.adapters.private_file import ReplicaDirectory
 from controller.adapters.memory import ManualClock, MemoryRollouts
+from controller.adapters.private_file import ReplicaDirectory
 from controller.codec.last_known import Origin
 from controller.core.rollout import RolledBack, Rollout
 from controller.errors import DocumentUnreadable, StoreUnavailable
