@@ -81,8 +81,10 @@ def run(config: ConfigOption = None) -> None:
     from controller.logs import configure_logs, set_level
     from controller.running.reloading import SettingsReload
     from controller.settings import load_settings
+    from schemas.fields import build_models
 
     settings = _settings(config)
+    build_models()
     stream = configure_logs(settings.log)
     raise_descriptor_limit()
     reload = SettingsReload(settings, lambda: load_settings(config, os.environ), set_level)
