@@ -7,7 +7,8 @@ page shows, too.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
@@ -42,6 +43,8 @@ NEWS: Final = 5
 #: Columns of a drawn interval, and of a bar.
 _AXIS: Final = 29
 _BAR: Final = 10
+#: Branches that a low terminal does without, the first to go first.
+_GIVE_WAY: Final = ("commands", "gate", "planes", "stages")
 _GUIDE: Final = "│  "
 _NARROWEST: Final = 20
 _TONES: Final = {
@@ -70,24 +73,64 @@ _SELDOM: Final = {
 def rollout_tree(
     situation: Situation, planes: Sequence[Mapping[str, Any]] | None, trouble: str = ""
 ) -> RenderableType:
-    """Return a rollout as a tree.
+    """Return a rollout as a tree. Where it is given a height, its last resorts give way first.
 
     `planes` are a daemon's answers, None where none was asked. `trouble` says what is
     not at hand; empty for nothing.
     """
     judgement = situation.judgement
-    branches: list[tuple[Text, RenderableType]] = [(Text("stages"), _stages(situation))]
+    branches = [_Branch("stages", "stages", _stages(situation))]
     if checks := _checks(situation):
-        branches.append((Text(f"gate of stage {situation.stage_number}"), checks))
+        branches.append(_Branch("gate", f"gate of stage {situation.stage_number}", checks))
     if judgement is not None:
-        branches.append((_evidence_title(situation, judgement), _evidence(judgement)))
+        title = _evidence_title(situation, judgement)
+        branches.append(_Branch("evidence", title, _evidence(judgement)))
     if planes:
-        branches.append((Text("served by"), _planes(planes)))
+        branches.append(_Branch("planes", "served by", _planes(planes)))
     if situation.decisions:
-        branches.append((Text("last decisions"), _news(situation.decisions, situation.now)))
-    branches.append((Text("commands that fit"), _commands(situation)))
-    end = Text(f"└─ {one_line(trouble)}" if trouble else "└─", "yellow" if trouble else "dim")
-    return Group(_head(situation, headline(situation)), *_branches(branches), end)
+        decisions = _news(situation.decisions, situation.now)
+        branches.append(_Branch("decisions", "last decisions", decisions))
+    branches.append(_Branch("commands", "commands that fit", _commands(situation)))
+    return _Tree(_head(situation, headline(situation)), branches, trouble)
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """One part of the tree, with a title of its own."""
+
+    name: str
+    title: str
+    content: RenderableType
+
+
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    """The head, the branches that have room, and the end, which says what has none."""
+
+    head: RenderableType
+    branches: Sequence[_Branch]
+    trouble: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        inside = options.update(height=None)
+        lines = console.render_lines(self._without(()), inside, pad=False)
+        for count in range(1, len(_GIVE_WAY) + 1):
+            if options.height is None or len(lines) <= options.height:
+                break
+            lines = console.render_lines(self._without(_GIVE_WAY[:count]), inside, pad=False)
+        for line in lines[: options.height]:
+            yield from line
+            yield Segment.line()
+
+    def _without(self, names: Container[str]) -> RenderableType:
+        """Return the tree without the branches of these names."""
+        hidden = [one.name for one in self.branches if one.name in names]
+        words = [f"a higher terminal shows: {', '.join(hidden)}"] if hidden else []
+        ends = "; ".join([one_line(self.trouble), *words] if self.trouble else words)
+        end = Text(f"└─ {ends}".rstrip(), "yellow" if self.trouble else "dim")
+        return Group(
+            self.head, *_branches([one for one in self.branches if one.name not in names]), end
+        )
 
 
 def _head(situation: Situation, head: Headline) -> RenderableType:
@@ -124,11 +167,11 @@ class _Guided:
             yield Segment.line()
 
 
-def _branches(branches: Sequence[tuple[Text, RenderableType]]) -> Iterator[RenderableType]:
+def _branches(branches: Iterable[_Branch]) -> Iterator[RenderableType]:
     """Yield each branch: its title behind a line of the tree, and its content under it."""
-    for title, content in branches:
-        yield Text.assemble(("├─ ", "dim"), (title.plain, "bold"))
-        yield _Guided(content)
+    for branch in branches:
+        yield Text.assemble(("├─ ", "dim"), (branch.title, "bold"))
+        yield _Guided(branch.content)
 
 
 def _grid(*columns: int) -> Table:
@@ -178,11 +221,11 @@ def _checks(situation: Situation) -> Table | None:
     return grid
 
 
-def _evidence_title(situation: Situation, judgement: JudgementRecord) -> Text:
+def _evidence_title(situation: Situation, judgement: JudgementRecord) -> str:
     users = " against ".join(f"{judgement.exposures.get(arm, 0):,}" for arm in Arm)
     age = f"{about(situation.now - judgement.at)} ago"
     is_old = judgement is not situation.newest and not situation.rollout.has_ended
-    return Text(f"evidence {'of the last decision, ' if is_old else ''}{age}: users {users}")
+    return f"evidence {'of the last decision, ' if is_old else ''}{age}: users {users}"
 
 
 def _evidence(judgement: JudgementRecord) -> RenderableType:

@@ -47,6 +47,22 @@ def test_a_tree_fits_the_terminal_in_every_phase(name: str, width: int) -> None:
         assert percent in tree
 
 
+def test_a_low_terminal_keeps_the_evidence_and_the_decisions() -> None:
+    """Where there is no room for all, commands and gate give way, and the end says which did."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=80, force_terminal=False, color_system=None)
+    tree = rollout_tree(judged_in("baking"), PLANES)
+    whole = console.render_lines(tree, console.options, pad=False)
+    lower = console.options.update(height=len(whole) - 3)
+    words = ["".join(part.text for part in line) for line in console.render_lines(tree, lower)]
+    assert len(words) == len(whole) - 3
+    assert any(line.startswith("├─ evidence") for line in words)
+    assert not any("commands that fit" in line for line in words)
+    assert any(line.startswith("└─ a higher terminal shows: commands") for line in words)
+    lowest = console.options.update(height=5)
+    assert len(console.render_lines(tree, lowest)) == 5
+
+
 def test_every_phase_names_what_a_person_can_do() -> None:
     """The commands are whole lines to be copied, with the revision that was seen."""
     tree = shown(judged_in("awaiting"), width=200)
