@@ -75,13 +75,13 @@ class StrictModel(BaseModel):
 
 
 def build_models() -> None:
-    """Build the validators of all records that are defined so far.
+    """Build the validators of all models that are defined so far.
 
     A command builds only those that it reads or writes, when it does: a quarter of its start. The
     daemon calls this before its event loop runs, so that no record waits for its validator there,
     and no two threads build one at a time.
     """
-    waiting: list[type[BaseModel]] = [OpenModel, StrictModel]
+    waiting = BaseModel.__subclasses__()
     while waiting:
         model = waiting.pop()
         model.model_rebuild()
