@@ -18,6 +18,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from controller.core.rollout import Rollout
 from controller.reporting.axis import axis_of
 from controller.reporting.command_lines import command_line
 from controller.reporting.comparison import bound_words, comparison_of
@@ -40,11 +41,12 @@ from schemas.terms import Arm, CommandVerb, MetricRole, Verdict
 
 #: Decisions shown, the newest last.
 NEWS: Final = 5
+BRIEF_NEWS: Final = 3
 #: Columns of a drawn interval, and of a bar.
 _AXIS: Final = 29
 _BAR: Final = 10
 #: Branches that a low terminal does without, the first to go first.
-_GIVE_WAY: Final = ("commands", "gate", "planes", "stages")
+_GIVE_WAY: Final = ("commands", "gate", "planes")
 _GUIDE: Final = "│  "
 _NARROWEST: Final = 20
 _TONES: Final = {
@@ -79,28 +81,32 @@ def rollout_tree(
     not at hand; empty for nothing.
     """
     judgement = situation.judgement
-    branches = [_Branch("stages", "stages", _stages(situation))]
+    rollout = situation.rollout
+    branches = [_Branch("stages", "stages", _stages(situation), _stages_in_a_line(rollout))]
     if checks := _checks(situation):
         branches.append(_Branch("gate", f"gate of stage {situation.stage_number}", checks))
     if judgement is not None:
         title = _evidence_title(situation, judgement)
-        branches.append(_Branch("evidence", title, _evidence(judgement)))
+        facts = Group(*_facts(judgement))
+        branches.append(_Branch("evidence", title, _evidence(judgement), facts))
     if planes:
         branches.append(_Branch("planes", "served by", _planes(planes)))
     if situation.decisions:
-        decisions = _news(situation.decisions, situation.now)
-        branches.append(_Branch("decisions", "last decisions", decisions))
+        news = _news(situation.decisions, situation.now)
+        brief = _news(situation.decisions[-BRIEF_NEWS:], situation.now, is_brief=True)
+        branches.append(_Branch("decisions", "last decisions", news, brief))
     branches.append(_Branch("commands", "commands that fit", _commands(situation)))
     return _Tree(_head(situation, headline(situation)), branches, trouble)
 
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
-    """One part of the tree, with a title of its own."""
+    """One part of the tree, with a title of its own. `brief` is for a low terminal."""
 
     name: str
     title: str
     content: RenderableType
+    brief: RenderableType | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,24 +119,35 @@ class _Tree:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         inside = options.update(height=None)
-        lines = console.render_lines(self._without(()), inside, pad=False)
-        for count in range(1, len(_GIVE_WAY) + 1):
-            if options.height is None or len(lines) <= options.height:
-                break
-            lines = console.render_lines(self._without(_GIVE_WAY[:count]), inside, pad=False)
+        lines = console.render_lines(self._whole(), inside, pad=False)
+        if options.height is not None and len(lines) > options.height:
+            for count in range(len(_GIVE_WAY) + 1):
+                lines = console.render_lines(self._brief(_GIVE_WAY[:count]), inside, pad=False)
+                if len(lines) <= options.height:
+                    break
         for line in lines[: options.height]:
             yield from line
             yield Segment.line()
 
-    def _without(self, names: Container[str]) -> RenderableType:
-        """Return the tree without the branches of these names."""
-        hidden = [one.name for one in self.branches if one.name in names]
-        words = [f"a higher terminal shows: {', '.join(hidden)}"] if hidden else []
-        ends = "; ".join([one_line(self.trouble), *words] if self.trouble else words)
-        end = Text(f"└─ {ends}".rstrip(), "yellow" if self.trouble else "dim")
-        return Group(
-            self.head, *_branches([one for one in self.branches if one.name not in names]), end
-        )
+    def _whole(self) -> RenderableType:
+        branches = [(one.title, one.content) for one in self.branches]
+        return Group(self.head, *_branches(branches), self._end(""))
+
+    def _brief(self, left_out: Container[str]) -> RenderableType:
+        """Return the tree in fewer lines, without the branches of these names."""
+        branches = [
+            (one.title, one.content if one.brief is None else one.brief)
+            for one in self.branches
+            if one.name not in left_out
+        ]
+        names = [one.name for one in self.branches if one.name in left_out]
+        more = ", ".join(["more words", *names])
+        end = self._end(f"a terminal with more lines shows {more}")
+        return Group(self.head, *_branches(branches), end)
+
+    def _end(self, remark: str) -> Text:
+        words = "; ".join(part for part in (one_line(self.trouble), remark) if part)
+        return Text(f"└─ {words}".rstrip(), "yellow" if self.trouble else "dim")
 
 
 def _head(situation: Situation, head: Headline) -> RenderableType:
@@ -167,11 +184,11 @@ class _Guided:
             yield Segment.line()
 
 
-def _branches(branches: Iterable[_Branch]) -> Iterator[RenderableType]:
+def _branches(branches: Iterable[tuple[str, RenderableType]]) -> Iterator[RenderableType]:
     """Yield each branch: its title behind a line of the tree, and its content under it."""
-    for branch in branches:
-        yield Text.assemble(("├─ ", "dim"), (branch.title, "bold"))
-        yield _Guided(branch.content)
+    for title, content in branches:
+        yield Text.assemble(("├─ ", "dim"), (title, "bold"))
+        yield _Guided(content)
 
 
 def _grid(*columns: int) -> Table:
@@ -210,6 +227,13 @@ def _stages(situation: Situation) -> Table:
     return grid
 
 
+def _stages_in_a_line(rollout: Rollout) -> Text:
+    line = Text(no_wrap=True, overflow="ellipsis")
+    for state, percent in ladder(rollout):
+        line.append(f"{MARKS_OF_STAGES[state]} {percent:g} %   ", _STAGES.get(state, "dim"))
+    return line
+
+
 def _checks(situation: Situation) -> Table | None:
     checks = gate_checks(situation)
     if not checks:
@@ -229,6 +253,13 @@ def _evidence_title(situation: Situation, judgement: JudgementRecord) -> str:
 
 
 def _evidence(judgement: JudgementRecord) -> RenderableType:
+    rows = _facts(judgement)
+    rows += [Text(words, "dim") for words in (*ratio_legend(judgement), harm_words(judgement))]
+    return Group(*rows)
+
+
+def _facts(judgement: JudgementRecord) -> list[RenderableType]:
+    """Return the gaps and the metrics, without a legend."""
     rows: list[RenderableType] = [
         Text(one_line(f"{gap.kind.replace('_', ' ')}: {gap.detail}"), "yellow")
         for gap in judgement.gaps
@@ -237,8 +268,7 @@ def _evidence(judgement: JudgementRecord) -> RenderableType:
         rows.insert(0, Text(one_line(incomplete), "yellow"))
     for metric in judgement.metrics:
         rows += _metric(metric)
-    rows += [Text(words, "dim") for words in (*ratio_legend(judgement), harm_words(judgement))]
-    return Group(*rows)
+    return rows
 
 
 def _metric(metric: MetricRecord) -> list[RenderableType]:
@@ -306,17 +336,20 @@ def _planes(planes: Sequence[Mapping[str, Any]]) -> Table:
     return grid
 
 
-def _news(decisions: Sequence[Decision], now: datetime) -> Table:
+def _news(decisions: Sequence[Decision], now: datetime, *, is_brief: bool = False) -> Table:
     grid = _grid(12, 9, 10)
     for one in decisions[-NEWS:]:
         is_same = one.from_percent == one.to_percent
         moved = "" if is_same else f"{one.from_percent:g} → "
         by = "" if one.issuer == "rolloutd" else f" (by {one.issuer})"
+        why = Text(one_line(f"{one.reason.rstrip(': ')}{by}"), "dim")
+        if is_brief:
+            why.no_wrap, why.overflow = True, "ellipsis"
         grid.add_row(
             Text(clock(one.at, now), "dim"),
             one.kind.value.replace("_", " "),
             f"{moved}{one.to_percent:g} %",
-            Text(one_line(f"{one.reason.rstrip(': ')}{by}"), "dim"),
+            why,
         )
     return grid
 

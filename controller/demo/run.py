@@ -43,6 +43,8 @@ LONGEST_WITH_MODEL_SECONDS = 240.0
 #: records to be read.
 SETTLE_SECONDS = 3.0
 REFRESH_SECONDS = 0.5
+#: For the daemon to show its last decision, which its topic has first.
+SHOWN_SECONDS = 1.5
 #: What to do after the demo.
 _NEXT = (
     "Next: `rolloutd demo --scenario list` shows the other scenarios;",
@@ -150,6 +152,8 @@ class _Run:
         settled_by = time.monotonic() + SETTLE_SECONDS
         while time.monotonic() < settled_by and not self._has_settled(observer):
             await self._step(observer)
+        if self._screen.is_live:
+            await asyncio.sleep(SHOWN_SECONDS)
         await self._refresh(observer)
         self._screen.close()
         return self._conclude(observer, longest)
@@ -169,12 +173,11 @@ class _Run:
         if not self._screen.is_live or time.monotonic() - self._refreshed_at < at_most_every:
             return
         self._refreshed_at = time.monotonic()
-        rollout: RenderableType | None = Text("the start command is published …", "dim")
+        rollout: RenderableType = Text("the start command is published …", "dim")
         if observer.course.rollout is not None:
             url = self._environment.http_url
-            rollout, why = await asyncio.to_thread(self._options.view, url, self.flag_key)
-            if rollout is None:
-                rollout = Text(why, "yellow")
+            tree, why = await asyncio.to_thread(self._options.view, url, self.flag_key)
+            rollout = Text(why, "yellow") if tree is None else tree
         self._screen.show(report, rollout)
 
     def _show_decision(self, observer: Observer, decision: dict[str, Any]) -> None:
