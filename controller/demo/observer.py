@@ -1,4 +1,4 @@
-"""Reads the course of the demo from rolloutd's topics: decisions, alerts and the rollout."""
+"""Reads the course of the demo from the topics: decisions, alerts and the rollout."""
 
 from __future__ import annotations
 
