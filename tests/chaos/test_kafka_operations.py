@@ -90,9 +90,11 @@ async def test_partitions_are_added_to_every_topic(
         await asyncio.sleep(1)
         await release.client.producer.client.force_metadata_update()
         await release.fail_in([4, 5])
-        await release.is_noticed(
-            within_seconds=30.0
-        )  # consumers hear of new partitions within 10 s, and rebalance
+        # Consumers hear of new partitions within 10 s, and rebalance.
+        await release.is_noticed(within_seconds=30.0)
+        await release.daemon.until(
+            release.flag_key, lambda one: one["phase"]["name"] == "rolled_back"
+        )
         answer = await release.client.command(CommandVerb.ROLL_BACK, release.flag_key)
         assert answer.status == "accepted"
         commands = await release.client.records("rollout.commands")
