@@ -247,8 +247,8 @@ def _next_step(why: str) -> str:
     """Return what to do about a daemon that does not answer."""
     if "CERTIFICATE_VERIFY_FAILED" in why:
         return (
-            f"let {CA_VARIABLE} name the PEM file of the authority that signed its certificate, and "
-            f"use a name that stands in it"
+            f"let {CA_VARIABLE} name the PEM file of the authority that signed its certificate, "
+            f"and use a name that stands in it"
         )
     if "WRONG_VERSION_NUMBER" in why:
         return "write http://, as it speaks no TLS there"

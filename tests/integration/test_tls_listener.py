@@ -250,6 +250,7 @@ async def test_rolloutctl_trusts_an_authority_of_ones_own(
             document, why = await asyncio.to_thread(ask_daemon, url, "/api/v1/rollouts")
             assert (document is not None) == (not words)
             assert words in why
+        monkeypatch.delenv("ROLLOUTCTL_CA_FILE")
         plain = url.replace("https", "http")
         _, why = await asyncio.to_thread(ask_daemon, plain, "/api/v1/rollouts")
         assert "write https:// if it has http.certificate_file" in why
