@@ -10,6 +10,7 @@ from rich.text import Text
 
 from controller.cli import rendering
 from controller.cli.common import EXIT_REJECTED, JsonOption, complain, output
+from controller.cli.daemon_answers import trusted
 from controller.text import one_line
 
 DEADLINE_SECONDS: Final = 5.0
@@ -60,9 +61,13 @@ def read_report(address: str) -> tuple[dict[str, Any] | None, str]:
     """Return the body of /readyz at this address, or None and why there is none."""
     import httpx  # slow to load, and no other command needs it
 
+    verify, why = trusted()
+    if why:
+        return None, f"{address}: {why}"
+    url = f"{address.rstrip('/')}/readyz"
     try:
         with httpx.stream(
-            "GET", f"{address.rstrip('/')}/readyz", timeout=DEADLINE_SECONDS, trust_env=False
+            "GET", url, timeout=DEADLINE_SECONDS, trust_env=False, verify=verify
         ) as answer:
             content = b""
             for chunk in answer.iter_raw():

@@ -41,6 +41,13 @@ class HttpSettings(Section):
     takes the treatment from all users in every longer outage of Kafka. `refuse`: 503, so that
     clients use another replica, or the values that they have. Both of these also withhold the flagd
     document (503)."""
+    certificate_file: Path | None = None
+    """PEM file with the listener's certificate, those of its authorities after it. It is read again
+    within 10 s after it has changed. Then `port` speaks TLS 1.2 and newer, and nothing else; the
+    second port stays as it is. None: no TLS, which a proxy in front may add."""
+    key_file: Path | None = None
+    """PEM file with the certificate's key, without a password. None: it is in `certificate_file`.
+    """
     allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
     """Host headers that are answered, without ports, so that a web page elsewhere cannot reach us
     by rebinding its name. `*.example.org` matches subdomains, `*` everything. Also add the names
@@ -80,8 +87,8 @@ class HttpSettings(Section):
     command_token: SecretStr | None = None
     """Lets whoever knows it lower flags over HTTP, for when Kafka is away: `POST
     /rollouts/FLAG/roll-back`, and `abort`, `kill`, `pause`. At least 32 characters without spaces;
-    several lines are several tokens, so that one can be replaced. It travels as it is: put TLS in
-    front. None: there are no such routes."""
+    several lines are several tokens, so that one can be replaced. It travels as it is: set
+    `certificate_file`, or put TLS in front. None: there are no such routes."""
     command_token_file: Path | None = None
     """File with the token. None: `command_token` is used."""
 
@@ -98,11 +105,12 @@ class HttpSettings(Section):
         return value
 
     def insecure_connections(self, where: str) -> Iterable[str]:
-        if self.command_token is not None and not is_loopback(self.host):
+        has_tls = self.certificate_file is not None
+        if self.command_token is not None and not is_loopback(self.host) and not has_tls:
             yield (
                 f"{where}.command_token: whoever sees a request on the way to {self.host} reads "
-                f"the token and can lower every flag: put a proxy with TLS in front, or listen on "
-                f"loopback"
+                f"the token and can lower every flag: set {where}.certificate_file, put a proxy "
+                f"with TLS in front, or listen on loopback"
             )
 
     @model_validator(mode="after")
@@ -112,6 +120,8 @@ class HttpSettings(Section):
                 "max_event_streams, with max_page_streams, must be less than max_connections, or "
                 "streams take every connection"
             )
+        if self.key_file is not None and self.certificate_file is None:
+            raise ValueError("key_file needs certificate_file")
         if self.ops_port and self.ops_port == self.port:
             raise ValueError("ops_port must be another port than port")
         return self

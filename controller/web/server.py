@@ -1,4 +1,7 @@
-"""The HTTP server: uvicorn, with limits on everything that a client can hold."""
+"""The HTTP server: uvicorn, with limits on everything that a client can hold.
+
+With a certificate, a connection takes its place first, and then has its handshake.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,15 @@ from collections import Counter
 from collections.abc import Iterator
 
 import httptools
+import structlog
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from controller.errors import ConfigInvalid
 from controller.web.clients import client_of
+from controller.web.tls import Certificate, shake_hands
 
 #: Seconds that an idle connection is kept between two requests: longer than the 5 s at which flagd
 #: polls.
@@ -34,6 +40,9 @@ _TOO_MANY = (
 )
 #: Part of the time of `stop` for closing connections after the requests under way were cancelled.
 _CLOSING_SECONDS = 0.5
+
+
+log = structlog.get_logger(__name__)
 
 
 class _Seats:
@@ -109,6 +118,8 @@ class _Protocol(HttpToolsProtocol):
     client_key = ""
     has_left = False
     head_seconds = 10.0
+    certificate: Certificate | None = None
+    _handshake: asyncio.Task[None] | None = None
     _is_in_head = False
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
@@ -118,7 +129,7 @@ class _Protocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.client_key = client_of(self.client)
         if not self.seats.take(self):
-            self.transport.write(_TOO_MANY)
+            self._say(_TOO_MANY)
             self.transport.close()
         elif self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency:
             # At the limit uvicorn still answers 503. Beyond it each connection would cost a file
@@ -126,10 +137,35 @@ class _Protocol(HttpToolsProtocol):
             transport.abort()
         else:
             self._start_timer()
+            if self.certificate is not None:
+                transport.pause_reading()  # the handshake reads, and not we
+                self._handshake = self.loop.create_task(
+                    self._encrypt(transport, self.certificate), name="tls_handshake"
+                )
+
+    async def _encrypt(self, transport: asyncio.Transport, certificate: Certificate) -> None:
+        """Go on encrypted. A client that cannot is let go: without TLS it gets no answer."""
+        try:
+            encrypted, first = await shake_hands(transport, self, certificate, self.head_seconds)
+        except (OSError, EOFError) as error:
+            log.debug("tls_handshake_failed", client=self.client_key, error=str(error))
+            transport.abort()
+            return
+        self.transport, self.flow, self.scheme = encrypted, FlowControl(encrypted), "https"
+        self._handshake = None
+        if first:
+            self.data_received(first)
+
+    def _say(self, answer: bytes) -> None:
+        """Send a whole answer, where the client can read it already."""
+        if self.certificate is None or self.scheme == "https":
+            self.transport.write(answer)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         self.seats.leave(self)
+        if self._handshake is not None:
+            self._handshake.cancel()
         super().connection_lost(exc)
 
     @property
@@ -185,9 +221,7 @@ class _Protocol(HttpToolsProtocol):
 
     def _give_up(self, status: bytes) -> None:
         self._stop_timer()
-        self.transport.write(
-            b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-        )
+        self._say(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
         self.transport.close()
 
 
@@ -228,12 +262,14 @@ class HttpServer:
         keep_alive_seconds: int = _KEEP_ALIVE_SECONDS,
         backlog: int = 512,
         setting: str = "http.host and http.port",
+        certificate: Certificate | None = None,
     ) -> None:
         """Listen nowhere yet.
 
         `head_seconds` bounds the time from connecting, or from a request's first byte, to the end
         of its head. `max_per_client` bounds the connections of one client address, 0: no bound.
         `setting` names the setting that an operator changes when the address is not free.
+        `certificate`: speak TLS, and nothing else.
         """
         self._app = app
         self._host = host
@@ -244,6 +280,7 @@ class HttpServer:
         self._keep_alive_seconds = keep_alive_seconds
         self._setting = setting
         self._backlog = backlog
+        self._certificate = certificate
         self._uvicorn: _Uvicorn | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -267,6 +304,7 @@ class HttpServer:
                     (_Protocol,),
                     {
                         "head_seconds": self._head_seconds,
+                        "certificate": self._certificate,
                         "seats": _Seats(self._max_connections, self._max_per_client),
                     },
                 ),

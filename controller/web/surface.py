@@ -10,7 +10,7 @@ import structlog
 from controller.codec.rollouts import rollout_to_json
 from controller.health import Faults, Health
 from controller.ports import Clock, FlagUses
-from controller.settings import Settings
+from controller.settings import HttpSettings, Settings
 from controller.telemetry import Metrics
 from controller.web.admission import Admission
 from controller.web.app import make_app, make_ops_app
@@ -24,6 +24,7 @@ from controller.web.reports import Reports
 from controller.web.server import HttpServer
 from controller.web.status_page import PublicNames
 from controller.web.steering import Steer, Steering, Tokens
+from controller.web.tls import Certificate
 
 #: Connections of the port for probes: some kubelets, some Prometheus servers, and a few people.
 OPS_CONNECTIONS = 64
@@ -88,6 +89,7 @@ class Surface:
             port=http.port,
             max_connections=http.max_connections,
             max_per_client=http.connections_per_client,
+            certificate=make_certificate(http),
         )
         self._ops = make_ops_server(settings, board, health, metrics, faults, steer)
         self._flagd_sync = make_flagd_sync(settings, board)
@@ -148,6 +150,13 @@ def make_board(settings: Settings, clock: Clock) -> FlagBoard:
         when_stale=http.when_stale,
         now=clock.now,
     )
+
+
+def make_certificate(http: HttpSettings) -> Certificate | None:
+    """Return the listener's certificate, None without TLS. Raises ConfigInvalid."""
+    if http.certificate_file is None:
+        return None
+    return Certificate(http.certificate_file, http.key_file, "http")
 
 
 def make_ops_server(
