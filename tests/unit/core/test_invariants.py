@@ -14,7 +14,7 @@ import pytest
 from controller.core.invariants import RULES, Step, violations
 from controller.core.judging.judgement import Gap
 from controller.core.machine import decide
-from controller.core.plan import AdvisorPolicy
+from controller.core.plan import AdvisorPolicy, Window
 from controller.core.rollout import (
     AdviceRound,
     AnswerCommand,
@@ -27,7 +27,6 @@ from controller.core.rollout import (
     Rollout,
     Ticked,
 )
-from controller.core.windows import Window
 from schemas.terms import (
     AdviceChoice,
     AdvisorMode,
