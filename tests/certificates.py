@@ -12,11 +12,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 
-def write_certificate(certificate: Path, key: Path, name: str = "rolloutd tests") -> int:
-    """Write a new certificate for 127.0.0.1 and its key; return its serial number."""
+def write_certificate(
+    certificate: Path, key: Path, name: str = "rolloutd tests", *, begins_in_days: float = 0
+) -> int:
+    """Write a new certificate for 127.0.0.1 and its key; return its serial number.
+
+    It lasts two days, from five minutes before `begins_in_days`.
+    """
     secret = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
+    now = datetime.now(UTC) + timedelta(days=begins_in_days)
     addresses = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
     made = (
         x509.CertificateBuilder()

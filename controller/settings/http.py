@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -14,6 +15,14 @@ from controller.settings.section import Count, Section, is_loopback
 #: A token of random hex digits of this length has 128 bits: nobody guesses it.
 SHORTEST_TOKEN: Final = 32
 _TOKEN: Final = re.compile(rf"[!-~]{{{SHORTEST_TOKEN},200}}")
+
+
+def _is_open_to_all(path: Path) -> bool:
+    """Return whether every user of this machine may read a file; not for one that is not there."""
+    try:
+        return bool(path.stat().st_mode & stat.S_IROTH)
+    except OSError:
+        return False  # said when it is read
 
 
 class HttpSettings(Section):
@@ -111,6 +120,13 @@ class HttpSettings(Section):
                 f"{where}.command_token: whoever sees a request on the way to {self.host} reads "
                 f"the token and can lower every flag: set {where}.certificate_file, put a proxy "
                 f"with TLS in front, or listen on loopback"
+            )
+        key = self.key_file or self.certificate_file
+        if key is not None and _is_open_to_all(key):
+            name = "certificate_file" if self.key_file is None else "key_file"
+            yield (
+                f"{where}.{name}: every user of this machine can read the key in {key} and pass "
+                f"for rolloutd: chmod o-rwx {key}"
             )
 
     @model_validator(mode="after")

@@ -9,10 +9,9 @@ import asyncio
 import contextlib
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httptools
-import structlog
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -20,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from controller.errors import ConfigInvalid
 from controller.web.clients import client_of
-from controller.web.tls import Certificate, shake_hands
+from controller.web.tls import Certificate, FailedHandshakes, shake_hands
 
 #: Seconds that an idle connection is kept between two requests: longer than the 5 s at which flagd
 #: polls.
@@ -40,9 +39,6 @@ _TOO_MANY = (
 )
 #: Part of the time of `stop` for closing connections after the requests under way were cancelled.
 _CLOSING_SECONDS = 0.5
-
-
-log = structlog.get_logger(__name__)
 
 
 class _Seats:
@@ -119,6 +115,7 @@ class _Protocol(HttpToolsProtocol):
     has_left = False
     head_seconds = 10.0
     certificate: Certificate | None = None
+    failed_handshakes: FailedHandshakes
     _handshake: asyncio.Task[None] | None = None
     _is_in_head = False
     _head_bytes = 0
@@ -146,10 +143,17 @@ class _Protocol(HttpToolsProtocol):
     async def _encrypt(self, transport: asyncio.Transport, certificate: Certificate) -> None:
         """Go on encrypted. A client that cannot is let go: without TLS it gets no answer."""
         try:
-            encrypted, first = await shake_hands(transport, self, certificate, self.head_seconds)
+            # The other half is for the head: the timer that we started runs for both.
+            encrypted, first = await shake_hands(
+                transport, self, certificate, self.head_seconds / 2
+            )
         except (OSError, EOFError) as error:
-            log.debug("tls_handshake_failed", client=self.client_key, error=str(error))
+            self.failed_handshakes.note(self.client_key, error)
             transport.abort()
+            # asyncio tells nobody of a connection that ends in its handshake, and its place would
+            # never be free again.
+            self._handshake = None
+            self.connection_lost(error)
             return
         self.transport, self.flow, self.scheme = encrypted, FlowControl(encrypted), "https"
         self._handshake = None
@@ -263,13 +267,14 @@ class HttpServer:
         backlog: int = 512,
         setting: str = "http.host and http.port",
         certificate: Certificate | None = None,
+        handshake_failed: Callable[[str], object] = lambda _: None,
     ) -> None:
         """Listen nowhere yet.
 
         `head_seconds` bounds the time from connecting, or from a request's first byte, to the end
         of its head. `max_per_client` bounds the connections of one client address, 0: no bound.
         `setting` names the setting that an operator changes when the address is not free.
-        `certificate`: speak TLS, and nothing else.
+        `certificate`: speak TLS, and nothing else; `handshake_failed` is told why one did.
         """
         self._app = app
         self._host = host
@@ -281,6 +286,7 @@ class HttpServer:
         self._setting = setting
         self._backlog = backlog
         self._certificate = certificate
+        self._failed_handshakes = FailedHandshakes(handshake_failed)
         self._uvicorn: _Uvicorn | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -288,6 +294,11 @@ class HttpServer:
     def port(self) -> int:
         """The port it listens on."""
         return self._port
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open, those in their handshake too."""
+        return 0 if self._uvicorn is None else len(self._uvicorn.server_state.connections)
 
     async def start(self) -> None:
         """Return once connections are accepted.
@@ -305,6 +316,7 @@ class HttpServer:
                     {
                         "head_seconds": self._head_seconds,
                         "certificate": self._certificate,
+                        "failed_handshakes": self._failed_handshakes,
                         "seats": _Seats(self._max_connections, self._max_per_client),
                     },
                 ),

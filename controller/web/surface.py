@@ -83,13 +83,15 @@ class Surface:
         self._health = health
         self._event_streams: EventStreams = app.state.event_streams
         self._live_pages: LivePages = app.state.live_pages
+        self._certificate = make_certificate(http)
         self._http = HttpServer(
             app,
             host=http.host,
             port=http.port,
             max_connections=http.max_connections,
             max_per_client=http.connections_per_client,
-            certificate=make_certificate(http),
+            certificate=self._certificate,
+            handshake_failed=lambda reason: metrics.handshakes_failed.of(reason).inc(),
         )
         self._ops = make_ops_server(settings, board, health, metrics, faults, steer)
         self._flagd_sync = make_flagd_sync(settings, board)
@@ -101,6 +103,8 @@ class Surface:
         if self._ops is not None:
             await self._ops.start()
             self._logger.info("ops_http_started", port=self._ops.port)
+        if self._certificate is not None:
+            await asyncio.to_thread(self._certificate.warn)
         await self._http.start()
         self._health.ready("http")
         self._logger.info("http_started", port=self._http.port)

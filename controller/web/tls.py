@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -21,6 +23,15 @@ from controller.errors import ConfigInvalid
 RENEW_SECONDS: Final = 10.0
 #: For the end of a connection that says goodbye; then it is cut.
 _SHUTDOWN_SECONDS: Final = 1.0
+#: Seconds between two lines of the log about handshakes that failed: strangers cause as many as
+#: they like.
+FAILED_LINE_SECONDS: Final = 60.0
+#: What OpenSSL says about a certificate that clients will not take, by its number.
+_REFUSED_BY_CLIENTS: Final = {
+    9: "is not valid yet: check this machine's clock, or use the one before",
+    10: "has expired: renew it; new files are used without a restart",
+    26: "is not for servers (its extended key usage): make one that is",
+}
 _Stamp = tuple[tuple[int, int], ...]
 
 _log = structlog.get_logger(__name__)
@@ -42,6 +53,14 @@ class Certificate:
         self._stamp, self.context = self._stamps(), self._read()
         self._looked_at = time.monotonic()
 
+    def warn(self) -> None:
+        """Log why clients will refuse the certificate, where that can be seen here.
+
+        It is no error: a controller that does not start protects nobody.
+        """
+        if (why := _why_refused(self.context, self.certificate_file)) is not None:
+            _log.warning("certificate_doubtful", file=str(self.certificate_file), warning=why)
+
     async def newest(self) -> ssl.SSLContext:
         """Return the context for a handshake. Files that cannot be used change nothing."""
         now = time.monotonic()
@@ -59,6 +78,7 @@ class Certificate:
             self.context = self._read()
             self._stamp = stamp
             _log.info("certificate_renewed", file=str(self.certificate_file))
+            self.warn()
         except ConfigInvalid as refused:
             # Both files are rarely replaced in one moment: the next look finds them whole.
             _log.warning("certificate_not_renewed", error=str(refused))
@@ -109,6 +129,61 @@ def _words(error: ssl.SSLError) -> str:
             )
         case reason:
             return reason.lower().replace("_", " ")
+
+
+def _why_refused(context: ssl.SSLContext, certificate_file: Path) -> str | None:
+    """Return why a client that trusts this very certificate would refuse it; None: it would not.
+
+    A handshake in memory, as the standard library has no other way to read a certificate's dates.
+    """
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname = False  # which names people use is not known here
+    trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    trusting.load_verify_locations(certificate_file)
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = trusting.wrap_bio(down, up)
+    server = context.wrap_bio(up, down, server_side=True)
+    for side in (client, server, client):
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLCertVerificationError as refused:
+            return _REFUSED_BY_CLIENTS.get(refused.verify_code)
+    return None
+
+
+class FailedHandshakes:
+    """Counts handshakes that failed, and logs them: the first at once, then one line a minute."""
+
+    def __init__(self, count: Callable[[str], object]) -> None:
+        """`count` is told the reason of each."""
+        self._count = count
+        self._reasons: Counter[str] = Counter()
+        self._logged_at: float | None = None
+
+    def note(self, client: str, error: Exception) -> None:
+        """Note one of this client."""
+        reason = why_failed(error)
+        self._count(reason)
+        self._reasons[reason] += 1
+        now = time.monotonic()
+        if self._logged_at is None or now - self._logged_at >= FAILED_LINE_SECONDS:
+            _log.warning("tls_handshakes_failed", last_client=client, **self._reasons)
+            self._logged_at = now
+            self._reasons.clear()
+
+
+def why_failed(error: Exception) -> str:
+    """Return the reason as one of `HANDSHAKE_FAILURES`."""
+    reason = getattr(error, "reason", None) or ""
+    if isinstance(error, ConnectionAbortedError):  # asyncio's, after the time for it
+        return "timeout"
+    if reason in ("HTTP_REQUEST", "WRONG_VERSION_NUMBER"):
+        return "no_tls"
+    if "_ALERT_" in reason:
+        return "refused_by_client"
+    return "protocol" if isinstance(error, ssl.SSLError) else "lost"
 
 
 class _Early(asyncio.Protocol):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import struct
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,9 +16,11 @@ import httpx
 import pytest
 import structlog
 from cryptography import x509
+from prometheus_client import generate_latest
 
 from controller.cli.daemon_answers import ask_daemon
 from controller.errors import ConfigInvalid
+from controller.telemetry import Metrics
 from controller.web import tls
 from controller.web.server import HttpServer
 from controller.web.tls import Certificate
@@ -129,7 +133,7 @@ async def test_a_request_without_tls_gets_no_answer_and_does_not_hang(
 
 async def test_a_handshake_that_never_comes_ends(pair: Pair) -> None:
     """Also one that stops in the middle."""
-    async with serving(pair.read(), head_seconds=1.0) as port:
+    async with serving(pair.read(), head_seconds=2.0) as port:
         began = time.monotonic()
         silent, silent_writer = await asyncio.open_connection("127.0.0.1", port)
         half, half_writer = await asyncio.open_connection("127.0.0.1", port)
@@ -256,3 +260,105 @@ async def test_rolloutctl_trusts_an_authority_of_ones_own(
         assert "write https:// if it has http.certificate_file" in why
     finally:
         await server.stop(2)
+
+
+async def test_a_connection_lost_in_its_handshake_leaves_its_place(pair: Pair) -> None:
+    """Whether the client resets it, or we end it: nothing is counted, nor waited for at the end."""
+    reasons: list[str] = []
+    server = HttpServer(
+        app,
+        port=0,
+        certificate=pair.read(),
+        max_per_client=5,
+        head_seconds=2.0,
+        handshake_failed=reasons.append,
+    )
+    await server.start()
+    try:
+        for _ in range(5):
+            await reset_in_handshake(server.port)
+        silent = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(5)]
+        for reader, writer in silent:
+            assert not await read_to_the_end(reader)
+            writer.close()
+        await asyncio.sleep(0.1)
+        assert server.connections == 0
+        assert reasons == ["lost"] * 5 + ["timeout"] * 5
+        under_way = await asyncio.open_connection("127.0.0.1", server.port)
+        await asyncio.sleep(0.1)
+        assert server.connections == 1
+    finally:
+        began = time.monotonic()
+        await server.stop(4)
+    assert time.monotonic() - began < 1.5
+    under_way[1].close()
+
+
+async def reset_in_handshake(port: int) -> None:
+    """Send half a greeting, and reset the connection, as a scanner of ports does."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"\x16\x03\x01\x02\x00\x01")
+    await asyncio.sleep(0.05)
+    # With a linger of zero seconds, closing resets.
+    writer.get_extra_info("socket").setsockopt(
+        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+    )
+    writer.transport.abort()
+    await asyncio.sleep(0.05)
+
+
+def refuse_the_certificate(port: int) -> None:
+    """Say why the handshake ends, as clients do; asyncio's does not."""
+    with (
+        socket.create_connection(("127.0.0.1", port)) as plain,
+        pytest.raises(ssl.SSLCertVerificationError),
+    ):
+        ssl.create_default_context().wrap_socket(plain, server_hostname="localhost")
+
+
+async def test_failed_handshakes_are_counted_and_logged_once_a_minute(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their reason, so that a certificate which nobody trusts is told from strangers."""
+    metrics = Metrics(version="test")
+    server = HttpServer(
+        app,
+        port=0,
+        certificate=pair.read(),
+        handshake_failed=lambda reason: metrics.handshakes_failed.of(reason).inc(),
+    )
+    await server.start()
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(20):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(REQUEST)
+            await read_to_the_end(reader)
+            writer.close()
+        await asyncio.to_thread(refuse_the_certificate, server.port)
+        async with asyncio.timeout(10):
+            while server.connections:
+                await asyncio.sleep(0.05)
+        monkeypatch.setattr(tls, "FAILED_LINE_SECONDS", 0.0)
+        await reset_in_handshake(server.port)
+    await server.stop(2)
+    lines = [one for one in logs if one["event"] == "tls_handshakes_failed"]
+    assert [one["no_tls"] for one in lines] == [1, 19]
+    assert (lines[1]["refused_by_client"], lines[1]["lost"]) == (1, 1)
+    page = generate_latest(metrics.registry).decode()
+    assert 'rolloutd_tls_handshakes_failed_total{reason="no_tls"} 20.0' in page
+    assert 'rolloutd_tls_handshakes_failed_total{reason="refused_by_client"} 1.0' in page
+
+
+@pytest.mark.parametrize(
+    ("begins_in_days", "words"), [(0, None), (-3, "has expired: renew it"), (3, "not valid yet")]
+)
+def test_a_certificate_that_clients_refuse_is_warned_of(
+    tmp_path: Path, begins_in_days: float, words: str | None
+) -> None:
+    """It is used all the same: a controller that does not start protects nobody."""
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    write_certificate(certificate, key, begins_in_days=begins_in_days)
+    with structlog.testing.capture_logs() as logs:
+        Certificate(certificate, key, "http").warn()
+    assert [one["event"] for one in logs] == ([] if words is None else ["certificate_doubtful"])
+    assert words is None or words in logs[0]["warning"]

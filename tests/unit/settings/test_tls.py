@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from controller.errors import ConfigInvalid
@@ -31,3 +33,19 @@ def test_a_token_behind_tls_is_no_open_door() -> None:
     assert any("http.command_token" in one for one in open_doors)
     open_doors = insecure_connections(load_settings(None, {**token, **PAIR}))
     assert not any("http.command_token" in one for one in open_doors)
+
+
+def test_a_key_that_everybody_may_read_is_an_open_door(tmp_path: Path) -> None:
+    """In a file of its own or with the certificate; one that is not there is said elsewhere."""
+    key = tmp_path / "tls.key"
+    key.write_text("a key")
+    pair = {"ROLLOUTD_HTTP__CERTIFICATE_FILE": "/x.crt", "ROLLOUTD_HTTP__KEY_FILE": str(key)}
+    together = {"ROLLOUTD_HTTP__CERTIFICATE_FILE": str(key)}
+    for mode, is_open in ((0o644, True), (0o640, False), (0o600, False)):
+        key.chmod(mode)
+        for variables, name in ((pair, "key_file"), (together, "certificate_file")):
+            doors = insecure_connections(load_settings(None, variables))
+            named = [one for one in doors if one.startswith(f"http.{name}: ")]
+            assert bool(named) == is_open
+            assert all(f"chmod o-rwx {key}" in one for one in named)
+    assert not any("key" in one for one in insecure_connections(load_settings(None, PAIR)))
