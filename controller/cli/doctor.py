@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
 import typer
 from rich.text import Text
 
 from controller.cli import rendering
-from controller.cli.common import EXIT_REJECTED, JsonOption, complain, output
+from controller.cli.common import (
+    EXIT_REJECTED,
+    EXIT_USAGE,
+    JsonOption,
+    complain,
+    fail,
+    output,
+)
 from controller.cli.daemon_answers import trusted
 from controller.text import one_line
 
@@ -38,6 +46,9 @@ def doctor(
 ) -> None:
     """Show what is wrong with a replica and how to fix it. Exits 0 when nothing is, else 1."""
     is_well = True
+    for address in url:
+        if urlsplit(address).scheme not in ("http", "https"):
+            fail(f"--url: {address!r} has no scheme: write http://{address}", EXIT_USAGE)
     for address in url:
         body, trouble = read_report(address)
         if body is None:
