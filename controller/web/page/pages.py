@@ -112,6 +112,7 @@ class Pages:
         if why is not None:
             await self.problem(send, 503, "It is not known yet which rollouts there are", why)
         else:
-            why = f"rolloutctl start plan.yaml starts one. This address is for {flag_key[:LONGEST_SHOWN]}."
+            shown = flag_key[:LONGEST_SHOWN]
+            why = f"rolloutctl start plan.yaml starts one. This address is for {shown}."
             await self.problem(send, 404, "This flag has no rollout", why)
         return None
