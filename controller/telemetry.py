@@ -48,6 +48,8 @@ UNKNOWN_VERB = "unknown"
 #: Logical topic names. The prefix in front of them is the operator's and is not repeated here.
 EVENT_TOPICS = ("evaluations", "outcomes")
 READ_TOPICS = (*EVENT_TOPICS, "commands")
+#: Why a handshake of TLS failed. `refused_by_client`: it does not trust our certificate.
+HANDSHAKE_FAILURES = ("timeout", "no_tls", "refused_by_client", "protocol", "lost")
 DEPENDENCIES = ("kafka", "redis", "advisor", "flag_plane")
 
 # Bucket edges in seconds. Fast calls take tens of milliseconds; a gate may wait for people over a
@@ -282,6 +284,12 @@ class Metrics:
         self.state_silence_seconds = self._plain_gauge(
             "state_silence_seconds",
             "Time since a broker said that the known decisions are the newest.",
+        )
+
+        self.handshakes_failed = self._counter(
+            "tls_handshakes_failed_total",
+            "Connections to the HTTP listener that ended in their handshake.",
+            reason=HANDSHAKE_FAILURES,
         )
 
     # --- kinds of metrics ---

@@ -28,7 +28,7 @@ REASON_MAX_CHARS = 200
 class AdviceAnswer(BaseModel):
     """The model's opinion in its own words."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
     # In this order the verdict follows from the reasons. A converter may emit another order.
     reasons: list[Annotated[str, Field(max_length=REASON_MAX_CHARS)]] = Field(
@@ -64,7 +64,7 @@ STEP_MAX_CHARS = 200
 class ExplanationAnswer(BaseModel):
     """The model's guess at why something happened, in its own words."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
     likely_cause: str = Field(min_length=1, max_length=CAUSE_MAX_CHARS)
     next_steps: list[Annotated[str, Field(max_length=STEP_MAX_CHARS)]] = Field(max_length=MAX_STEPS)
@@ -91,7 +91,7 @@ MAX_ANOMALIES = 3
 class AnomalyAnswer(BaseModel):
     """One thing that is unusual; `rollout` is its number in the question."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
     rollout: Annotated[int, Field(ge=1)]
     what: Annotated[str, Field(min_length=1, max_length=REASON_MAX_CHARS)]
@@ -100,7 +100,7 @@ class AnomalyAnswer(BaseModel):
 class AnomaliesAnswer(BaseModel):
     """The anomalies that the model reports, usually none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
     unusual: list[AnomalyAnswer] = Field(max_length=MAX_ANOMALIES)
 

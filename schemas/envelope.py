@@ -232,7 +232,7 @@ TimeText = Annotated[
 class CloudEvent(BaseModel):
     """The attributes that every event has. Unknown ones are ignored, null ones are absent."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", defer_build=True)
 
     specversion: Literal["1.0"]
     type: str = Field(min_length=1, max_length=MAX_ATTRIBUTE)

@@ -51,7 +51,11 @@ class Evaluation(BaseModel):
     """A flag evaluation. One of variant, value or their deprecated names is needed."""
 
     model_config = ConfigDict(
-        strict=True, frozen=True, extra="ignore", json_schema_extra={"anyOf": _HAS_A_VARIANT}
+        strict=True,
+        frozen=True,
+        extra="ignore",
+        defer_build=True,
+        json_schema_extra={"anyOf": _HAS_A_VARIANT},
     )
 
     flag_key: Name = Field(alias="feature_flag.key", description="The flag that was evaluated.")

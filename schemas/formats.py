@@ -6,8 +6,6 @@ Belongs here: the choice. Does not belong here: what a format means, which is it
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 from schemas import go_feature_flag, otlp, wire
 from schemas.events import (
     EvaluationFields,
@@ -17,20 +15,7 @@ from schemas.events import (
     Packed,
     R,
 )
-
-
-class EventFormat(StrEnum):
-    """How the records of an event topic are written."""
-
-    ROLLOUTD = "rolloutd"  # one CloudEvent a record: schemas/json
-    OTLP_JSON = "otlp_json"  # what the OpenTelemetry Collector's Kafka exporter writes
-    OTLP_PROTO = "otlp_proto"
-    GO_FEATURE_FLAG = "go_feature_flag"  # what GO Feature Flag's Kafka exporter writes
-
-    @property
-    def is_otlp(self) -> bool:
-        """Whether a record is one export of logs or spans."""
-        return self in (EventFormat.OTLP_JSON, EventFormat.OTLP_PROTO)
+from schemas.terms import EventFormat
 
 
 def evaluation_reader(

@@ -48,7 +48,7 @@ _HAS_ONE: list[JsonValue] = [
 class EvaluatedFlag(BaseModel):
     """A flag that was evaluated during the request, and the variant that was served."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", defer_build=True)
 
     flag_key: Name = Field(alias="feature_flag.key")
     variant: Name = Field(alias="feature_flag.result.variant")

@@ -31,7 +31,7 @@ _MAX_BODIES = 256 * 1024
 class RefusedRecord(BaseModel):
     """One record that was refused."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     offset: int = Field(ge=0)
     timestamp_ms: int = Field(
@@ -56,7 +56,7 @@ class RefusedRecord(BaseModel):
 class Quarantined(BaseModel):
     """Refusals of one topic partition, in the order of their offsets."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     topic: str
     partition: int = Field(ge=0)

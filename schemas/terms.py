@@ -305,6 +305,20 @@ class UseKind(StrEnum):
     DIGEST = "digest"  # of no flag: when the newest weekly digest was due
 
 
+class EventFormat(StrEnum):
+    """How the records of an event topic are written."""
+
+    ROLLOUTD = "rolloutd"  # one CloudEvent a record: schemas/json
+    OTLP_JSON = "otlp_json"  # what the OpenTelemetry Collector's Kafka exporter writes
+    OTLP_PROTO = "otlp_proto"
+    GO_FEATURE_FLAG = "go_feature_flag"  # what GO Feature Flag's Kafka exporter writes
+
+    @property
+    def is_otlp(self) -> bool:
+        """Whether a record is one export of logs or spans."""
+        return self in (EventFormat.OTLP_JSON, EventFormat.OTLP_PROTO)
+
+
 class RecordClass(StrEnum):
     """The one class of each record of an event partition (invariant I2)."""
 

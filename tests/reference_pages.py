@@ -24,7 +24,7 @@ from pydantic_core import PydanticUndefined
 
 from controller.settings import Settings
 from controller.settings.planes import FilePlaneSettings, HttpPlaneSettings
-from controller.settings.section import named_section
+from controller.settings.section import Section, named_section
 from controller.telemetry import Metrics
 from schemas.api import (
     BASE,
@@ -81,12 +81,11 @@ def wrapped(text: str, first: str = "", later: str = "") -> str:
 # --- fields ---
 
 
-def entry(name: str, field: FieldInfo) -> str:
+def entry(name: str, field: FieldInfo, meaning: str) -> str:
     """Return one list entry: name, type, range, default and meaning of a field."""
     facts = [type_words(field.annotation, field.metadata), *range_words(field)]
     facts.append(default_words(field))
-    words = (field.description or "").strip()
-    return wrapped(f"`{name}` ({', '.join(fact for fact in facts if fact)}): {words}", "- ", "  ")
+    return wrapped(f"`{name}` ({', '.join(fact for fact in facts if fact)}): {meaning}", "- ", "  ")
 
 
 def type_words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
@@ -250,7 +249,10 @@ def with_fields(page: str, sections: Iterable[str]) -> str:
 def plan_sections() -> Iterator[str]:
     """Yield the reference of every field of a plan."""
     for model, title in _PLAN_SECTIONS.items():
-        lines = [entry(field.alias or name, field) for name, field in model.model_fields.items()]
+        lines = [
+            entry(field.alias or name, field, (field.description or "").strip())
+            for name, field in model.model_fields.items()
+        ]
         words = wrapped((model.__doc__ or "").split("\n\n")[0])
         yield f"## {title}\n\n{words}\n\n" + "\n".join(lines)
 
@@ -259,7 +261,7 @@ def plan_sections() -> Iterator[str]:
 
 
 def setting_sections(
-    section: type[BaseModel] = Settings, where: str = "", *, is_named: bool = False
+    section: type[Section] = Settings, where: str = "", *, is_named: bool = False
 ) -> Iterator[str]:
     """Yield the reference of each section of the settings, those within it after it."""
     title = f"`{where}`" if where else "At the top"
@@ -272,12 +274,12 @@ def setting_sections(
     for name, field in section.model_fields.items():
         place = f"{where}.{name}" if where else name
         named = named_section(field.annotation)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             inner.append((field.annotation, place, False))
             continue
         if named is not None:
             inner.append((named, f"{place}.NAME", True))
-        fields.append(entry(place, field))
+        fields.append(entry(place, field, section.meaning(name)))
     if fields:
         yield "\n\n".join([f"## {title}", *words, "\n".join(fields)])
     for model, place, below in inner:

@@ -26,7 +26,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from schemas.formats import EventFormat
+from schemas.terms import EventFormat
 
 _NS = 1_000_000  # in a millisecond
 _RESOURCE = Resource({"service.name": "checkout-api"})

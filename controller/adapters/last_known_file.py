@@ -8,14 +8,12 @@ Both methods block: call them in a thread.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 
-from controller.adapters.private_file import MAX_BYTES, PrivateFile, file_name
+from controller.adapters.private_file import MAX_BYTES, ReplicaDirectory
 from controller.codec.last_known import (
     LastKnownState,
-    Origin,
     last_known_from_bytes,
     last_known_to_bytes,
 )
@@ -27,19 +25,11 @@ from controller.errors import LastKnownUnavailable
 class LastKnownFile:
     """One replica's file. Whoever can write to it decides what is served after a restart."""
 
-    def __init__(
-        self,
-        directory: Path,
-        origin: Origin,
-        *,
-        port: int,
-        former_environments: Collection[str] = (),
-    ) -> None:
-        """Touch nothing yet. `port` tells replicas on one machine apart."""
-        self.path = directory / file_name("last-known", origin, port, "jsonl")
-        self._file = PrivateFile(self.path)
-        self._origin = origin
-        self._former_environments = former_environments
+    def __init__(self, directory: ReplicaDirectory) -> None:
+        """Touch nothing yet."""
+        self._directory = directory
+        self._file = directory.file("last-known", "jsonl")
+        self.path = self._file.path
         self._documents: dict[str, tuple[Rollout, bytes]] = {}  # as written last, by flag
 
     def read(self) -> LastKnownState | None:
@@ -50,7 +40,8 @@ class LastKnownFile:
         content = self._file.read()
         if content is None:
             return None
-        return last_known_from_bytes(content, self._origin, self._former_environments)
+        directory = self._directory
+        return last_known_from_bytes(content, directory.origin, directory.former_environments)
 
     def write(
         self,
@@ -65,7 +56,7 @@ class LastKnownFile:
         """
         is_changed = self._encode(rollouts)
         documents = [document for _, document in self._documents.values()]
-        content = last_known_to_bytes(self._origin, known_at, documents, confirmed_at)
+        content = last_known_to_bytes(self._directory.origin, known_at, documents, confirmed_at)
         if len(content) > MAX_BYTES:
             raise LastKnownUnavailable(
                 f"{self.path}: {len(rollouts)} flags take {len(content)} bytes, and {MAX_BYTES} "

@@ -10,7 +10,9 @@ import hashlib
 import os
 import secrets
 import stat
+from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -21,14 +23,23 @@ from controller.errors import LastKnownUnavailable
 MAX_BYTES: Final = 64_000_000
 
 
-def file_name(kind: str, origin: Origin, port: int, suffix: str) -> str:
-    """Return the name of one replica's file.
+@dataclass(frozen=True, slots=True)
+class ReplicaDirectory:
+    """Where one replica keeps its files, and whose files it reads there."""
 
-    `port` tells replicas on one machine apart, and a digest environments with similar names.
-    """
-    names = f"{origin.environment}\n{origin.topic_prefix}".encode()
-    digest = hashlib.sha256(names).hexdigest()[:8]
-    return f"{kind}-{origin.environment}-{digest}-{port}.{suffix}"
+    path: Path
+    origin: Origin
+    #: Tells replicas on one machine apart.
+    port: int
+    former_environments: Collection[str] = ()
+
+    def file(self, kind: str, suffix: str) -> PrivateFile:
+        """Return one file of the replica. A digest tells environments of similar names apart."""
+        origin = self.origin
+        names = f"{origin.environment}\n{origin.topic_prefix}".encode()
+        digest = hashlib.sha256(names).hexdigest()[:8]
+        name = f"{kind}-{origin.environment}-{digest}-{self.port}.{suffix}"
+        return PrivateFile(self.path / name)
 
 
 class PrivateFile:

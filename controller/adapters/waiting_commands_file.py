@@ -7,11 +7,9 @@ It is read and written in a thread. Who waits, and for how long, is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-from controller.adapters.private_file import PrivateFile, file_name
-from controller.codec.last_known import Origin
+from controller.adapters.private_file import ReplicaDirectory
 from controller.codec.waiting_commands import (
     WaitingCommand,
     waiting_commands_from_bytes,
@@ -22,19 +20,11 @@ from controller.codec.waiting_commands import (
 class WaitingCommandsFile:
     """One replica's file. Implements `KeptCommands` of `deciding/commands/waiting_commands.py`."""
 
-    def __init__(
-        self,
-        directory: Path,
-        origin: Origin,
-        *,
-        port: int,
-        former_environments: Collection[str] = (),
-    ) -> None:
-        """Touch nothing yet. `port` tells replicas on one machine apart."""
-        self.path = directory / file_name("waiting-commands", origin, port, "json")
-        self._file = PrivateFile(self.path)
-        self._origin = origin
-        self._former_environments = former_environments
+    def __init__(self, directory: ReplicaDirectory) -> None:
+        """Touch nothing yet."""
+        self._directory = directory
+        self._file = directory.file("waiting-commands", "json")
+        self.path = self._file.path
 
     async def read(self) -> Sequence[WaitingCommand]:
         """Return the commands that waited last.
@@ -48,11 +38,12 @@ class WaitingCommandsFile:
         content = self._file.read()
         if content is None:
             return ()
-        return waiting_commands_from_bytes(content, self._origin, self._former_environments)
+        directory = self._directory
+        return waiting_commands_from_bytes(content, directory.origin, directory.former_environments)
 
     async def write(self, commands: Sequence[WaitingCommand]) -> None:
         """Replace the file, and wait for the disk. Raises LastKnownUnavailable."""
-        content = waiting_commands_to_bytes(self._origin, commands)
+        content = waiting_commands_to_bytes(self._directory.origin, commands)
         await asyncio.to_thread(self._file.replace, content, is_durable=True)
 
     async def set_aside(self) -> str:

@@ -151,8 +151,8 @@ DaemonOption = Annotated[
         metavar="URL",
         envvar="ROLLOUTCTL_DAEMON",
         callback=check_daemon,
-        help="HTTP address of the replica that runs the flag, as in http://127.0.0.1:8080. It has "
-        "the newest evidence and the standing of the flag planes.",
+        help="HTTP address of any replica, as in http://127.0.0.1:8080. It has the newest evidence "
+        "and the standing of the flag planes.",
     ),
 ]
 

@@ -13,6 +13,7 @@ import typer
 from controller.cli.command_table import COMMANDS
 from controller.cli.demo import demo
 from controller.cli.examples import CommandGroup, with_examples
+from controller.cli.version import version_option
 from controller.errors import BadInput, RolloutdError
 
 if TYPE_CHECKING:
@@ -62,23 +63,8 @@ _LONGEST_NUMBER = 9  # digits
 _DESCRIPTORS = 65_536
 
 
-def _show_version(is_asked: bool) -> None:
-    if is_asked:
-        from controller.cli.version import version_line  # slow to load, and seldom needed
-
-        typer.echo(version_line("rolloutd"))
-        raise typer.Exit
-
-
 @app.callback()
-def _main_options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
-        ),
-    ] = False,
-) -> None:
+def _main_options(version: Annotated[bool, version_option("rolloutd")] = False) -> None:
     pass
 
 
@@ -95,8 +81,10 @@ def run(config: ConfigOption = None) -> None:
     from controller.logs import configure_logs, set_level
     from controller.running.reloading import SettingsReload
     from controller.settings import load_settings
+    from schemas.fields import build_models
 
     settings = _settings(config)
+    build_models()
     stream = configure_logs(settings.log)
     raise_descriptor_limit()
     reload = SettingsReload(settings, lambda: load_settings(config, os.environ), set_level)

@@ -20,6 +20,8 @@ from rich.text import Text
 from controller.text import one_line
 
 if TYPE_CHECKING:
+    import ssl
+
     from controller.core.rollout import Rollout
     from controller.ports import FlagUse, FlagUses
     from controller.reporting.inventory import Finding
@@ -36,6 +38,8 @@ MAX_BYTES = 1_000_000
 MAX_LIST_BYTES = 100_000_000
 #: Names a file with the token of `sign_in.access_file` that reads where `http.readers` is closed.
 READ_TOKEN_VARIABLE: Final = "ROLLOUTCTL_READ_TOKEN_FILE"  # noqa: S105  # a variable's name
+#: Names a PEM file of the authorities that may sign a daemon's certificate. Unset: the usual ones.
+CA_VARIABLE: Final = "ROLLOUTCTL_CA_FILE"
 #: Flags whose use is asked for.
 MOST_LISTED: Final = 100_000
 #: As many decisions or alerts as the API gives at once.
@@ -208,11 +212,17 @@ def _exchange(daemon: str, path: str, most_bytes: int = MAX_BYTES) -> _Answer:
 
     address = f"{daemon.rstrip('/')}{path}"
     headers, why = _headers()
-    if why:
-        return _Answer(None, why)
+    verify, why_not = trusted()
+    if why or why_not:
+        return _Answer(None, why or f"next: {why_not}")
     try:
         with httpx.stream(
-            "GET", address, headers=headers, timeout=DEADLINE_SECONDS, trust_env=False
+            "GET",
+            address,
+            headers=headers,
+            timeout=DEADLINE_SECONDS,
+            trust_env=False,
+            verify=verify,
         ) as answer:
             body = bytearray()
             for chunk in answer.iter_raw():
@@ -228,13 +238,37 @@ def _exchange(daemon: str, path: str, most_bytes: int = MAX_BYTES) -> _Answer:
         return _Answer(None, why, status=answer.status_code)
     except (httpx.HTTPError, httpx.InvalidURL) as trouble:
         why = str(trouble).rstrip(".")
-        return _Answer(
-            None,
-            f"{daemon} cannot be reached: {why}; next: see whether that replica runs, and "
-            f"whether this is its http.port",
-        )
+        return _Answer(None, f"{daemon} cannot be reached: {why}; next: {_next_step(why)}")
     except (ValueError, KeyError, TypeError, RecursionError):
         return _Answer(None, f"{daemon} does not answer as rolloutd does")
+
+
+def _next_step(why: str) -> str:
+    """Return what to do about a daemon that does not answer."""
+    if "CERTIFICATE_VERIFY_FAILED" in why:
+        return (
+            f"let {CA_VARIABLE} name the PEM file of the authority that signed its certificate, "
+            f"and use a name that stands in it"
+        )
+    if "WRONG_VERSION_NUMBER" in why:
+        return "write http://, as it speaks no TLS there"
+    if "disconnected without" in why:
+        return "write https:// if it has http.certificate_file"
+    return "see whether that replica runs, and whether this is its http.port"
+
+
+def trusted() -> tuple[ssl.SSLContext | bool, str]:
+    """Return what a daemon's certificate is checked with, and why that cannot be as asked for."""
+    path = os.environ.get(CA_VARIABLE)
+    if not path:
+        return True, ""
+    import ssl  # slow to load, and seldom needed
+
+    try:
+        return ssl.create_default_context(cafile=path), ""
+    except OSError as error:
+        why = f"let {CA_VARIABLE} name a PEM file of authorities ({path}: {error.strerror})"
+        return True, why
 
 
 def _headers() -> tuple[dict[str, str], str]:

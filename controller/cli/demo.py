@@ -61,11 +61,12 @@ def demo(
     try:
         import asyncio
 
+        from controller.cli.get import tree_of_daemon
         from controller.demo.environment import AdvisorAddress
         from controller.demo.run import Options, play
 
         address = None if advisor_url is None else AdvisorAddress(advisor_url, advisor_model)
-        as_named = asyncio.run(play(Options(chosen, seed, is_json, address)))
+        as_named = asyncio.run(play(Options(chosen, seed, is_json, address, tree_of_daemon)))
     except (BadInput, OperatingTrouble) as trouble:
         typer.echo(f"rolloutd demo: {trouble}", err=True)
         raise typer.Exit(EXIT_NOT_AS_NAMED) from None

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
 import typer
 from rich.text import Text
 
 from controller.cli import rendering
-from controller.cli.common import EXIT_REJECTED, JsonOption, complain, output
+from controller.cli.common import (
+    EXIT_REJECTED,
+    EXIT_USAGE,
+    JsonOption,
+    complain,
+    fail,
+    output,
+)
+from controller.cli.daemon_answers import trusted
 from controller.text import one_line
 
 DEADLINE_SECONDS: Final = 5.0
@@ -38,6 +47,9 @@ def doctor(
     """Show what is wrong with a replica and how to fix it. Exits 0 when nothing is, else 1."""
     is_well = True
     for address in url:
+        if urlsplit(address).scheme not in ("http", "https"):
+            fail(f"--url: {address!r} has no scheme: write http://{address}", EXIT_USAGE)
+    for address in url:
         body, trouble = read_report(address)
         if body is None:
             complain(trouble)
@@ -60,9 +72,13 @@ def read_report(address: str) -> tuple[dict[str, Any] | None, str]:
     """Return the body of /readyz at this address, or None and why there is none."""
     import httpx  # slow to load, and no other command needs it
 
+    verify, why = trusted()
+    if why:
+        return None, f"{address}: {why}"
+    url = f"{address.rstrip('/')}/readyz"
     try:
         with httpx.stream(
-            "GET", f"{address.rstrip('/')}/readyz", timeout=DEADLINE_SECONDS, trust_env=False
+            "GET", url, timeout=DEADLINE_SECONDS, trust_env=False, verify=verify
         ) as answer:
             content = b""
             for chunk in answer.iter_raw():

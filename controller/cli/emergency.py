@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from pydantic import ValidationError
 
+from controller.cli.daemon_answers import trusted
 from controller.cli.operator_client import CommandResults, send_commands
 from controller.cli.rendering import dashed
 from controller.errors import EventLogUnavailable
@@ -27,6 +28,8 @@ from schemas.result import Result
 from schemas.terms import ALWAYS_ACCEPTED
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
 DAEMON_VARIABLE: Final = "ROLLOUTCTL_DAEMON"
@@ -46,6 +49,7 @@ class Daemon:
 
     url: str
     token: str
+    verify: ssl.SSLContext | bool = True  # what its certificate is checked with
 
 
 def known_daemon() -> tuple[Daemon | None, str]:
@@ -62,7 +66,8 @@ def known_daemon() -> tuple[Daemon | None, str]:
         return None, f"let {TOKEN_VARIABLE} name a readable file ({error}), {_PREPARED}"
     if not lines or not lines[0].isascii():
         return None, f"write a token into {path} ({TOKEN_VARIABLE}), {_PREPARED}"
-    return Daemon(url.rstrip("/"), lines[0]), ""
+    verify, why = trusted()
+    return (None, why) if why else (Daemon(url.rstrip("/"), lines[0], verify), "")
 
 
 async def deliver(
@@ -133,6 +138,7 @@ async def _ask(daemon: Daemon, commands: Sequence[Command], answers: CommandResu
     async with httpx.AsyncClient(
         timeout=DEADLINE_SECONDS,
         trust_env=False,
+        verify=daemon.verify,
         headers={"authorization": f"Bearer {daemon.token}"},
     ) as client:
         asked = await asyncio.gather(*(_ask_one(client, daemon, command) for command in commands))

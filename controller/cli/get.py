@@ -76,7 +76,7 @@ def get(
 async def _once(kafka: KafkaSettings, flag: str, daemon: str | None) -> RenderableType:
     """Return the tree, from the daemon where it answers, else from Kafka."""
     if daemon is not None:
-        tree, why = await asyncio.to_thread(_tree_of_daemon, daemon, flag)
+        tree, why = await asyncio.to_thread(tree_of_daemon, daemon, flag)
         if tree is not None:
             return tree
         complain(f"{why}\nshown is what Kafka has")
@@ -87,7 +87,7 @@ async def _once(kafka: KafkaSettings, flag: str, daemon: str | None) -> Renderab
 async def _watch(kafka: KafkaSettings, flag: str, daemon: str | None, console: Console) -> None:
     """Show the tree anew until Ctrl-C. While nothing answers, the last one stays, with why."""
     if daemon is not None:
-        first, why = await asyncio.to_thread(_tree_of_daemon, daemon, flag)
+        first, why = await asyncio.to_thread(tree_of_daemon, daemon, flag)
         if first is not None:
             await _show(console, first, partial(_asked, daemon, flag), _EVERY_SECONDS)
             return
@@ -119,13 +119,14 @@ async def _show(
 
 async def _asked(daemon: str, flag: str) -> RenderableType:
     """Return the daemon's tree. Raises EventLogUnavailable where it does not answer."""
-    tree, why = await asyncio.to_thread(_tree_of_daemon, daemon, flag)
+    tree, why = await asyncio.to_thread(tree_of_daemon, daemon, flag)
     if tree is None:
         raise EventLogUnavailable(why)
     return tree
 
 
-def _tree_of_daemon(daemon: str, flag: str) -> tuple[RenderableType | None, str]:
+def tree_of_daemon(daemon: str, flag: str) -> tuple[RenderableType | None, str]:
+    """Return a rollout as the daemon at this address knows it, or None and the reason. Blocks."""
     known, why = ask_rollout(daemon, flag)
     if known is None:
         return None, why

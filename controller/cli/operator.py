@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from controller.cli.lazy_commands import LazyGroup
+from controller.cli.version import version_option
 
 app = typer.Typer(
     help="Control and watch rollouts: publish commands to Kafka and wait for the one result "
@@ -31,23 +32,8 @@ app = typer.Typer(
 )
 
 
-def _show_version(is_asked: bool) -> None:
-    if is_asked:
-        from controller.cli.version import version_line  # slow to load, and seldom needed
-
-        typer.echo(version_line("rolloutctl"))
-        raise typer.Exit
-
-
 @app.callback()
-def _main_options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
-        ),
-    ] = False,
-) -> None:
+def _main_options(version: Annotated[bool, version_option("rolloutctl")] = False) -> None:
     pass
 
 

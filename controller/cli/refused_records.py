@@ -25,8 +25,8 @@ from controller.settings import KafkaSettings
 from controller.text import one_line
 from schemas import quarantine
 from schemas.envelope import format_time, time_of
-from schemas.formats import EventFormat
 from schemas.quarantine import Quarantined, RefusedRecord
+from schemas.terms import EventFormat
 
 #: Characters of a refused record that are shown to people.
 _SHOWN_CHARS: Final = 400

@@ -7,7 +7,8 @@ page shows, too.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from controller.core.rollout import Rollout
 from controller.reporting.axis import axis_of
 from controller.reporting.command_lines import command_line
 from controller.reporting.comparison import bound_words, comparison_of
@@ -39,9 +41,12 @@ from schemas.terms import Arm, CommandVerb, MetricRole, Verdict
 
 #: Decisions shown, the newest last.
 NEWS: Final = 5
+BRIEF_NEWS: Final = 3
 #: Columns of a drawn interval, and of a bar.
 _AXIS: Final = 29
 _BAR: Final = 10
+#: Branches that a low terminal does without, the first to go first.
+_GIVE_WAY: Final = ("commands", "gate", "planes")
 _GUIDE: Final = "│  "
 _NARROWEST: Final = 20
 _TONES: Final = {
@@ -70,24 +75,79 @@ _SELDOM: Final = {
 def rollout_tree(
     situation: Situation, planes: Sequence[Mapping[str, Any]] | None, trouble: str = ""
 ) -> RenderableType:
-    """Return a rollout as a tree.
+    """Return a rollout as a tree. Where it is given a height, its last resorts give way first.
 
     `planes` are a daemon's answers, None where none was asked. `trouble` says what is
     not at hand; empty for nothing.
     """
     judgement = situation.judgement
-    branches: list[tuple[Text, RenderableType]] = [(Text("stages"), _stages(situation))]
+    rollout = situation.rollout
+    branches = [_Branch("stages", "stages", _stages(situation), _stages_in_a_line(rollout))]
     if checks := _checks(situation):
-        branches.append((Text(f"gate of stage {situation.stage_number}"), checks))
+        branches.append(_Branch("gate", f"gate of stage {situation.stage_number}", checks))
     if judgement is not None:
-        branches.append((_evidence_title(situation, judgement), _evidence(judgement)))
+        title = _evidence_title(situation, judgement)
+        facts = Group(*_facts(judgement))
+        branches.append(_Branch("evidence", title, _evidence(judgement), facts))
     if planes:
-        branches.append((Text("served by"), _planes(planes)))
+        branches.append(_Branch("planes", "served by", _planes(planes)))
     if situation.decisions:
-        branches.append((Text("last decisions"), _news(situation.decisions, situation.now)))
-    branches.append((Text("commands that fit"), _commands(situation)))
-    end = Text(f"└─ {one_line(trouble)}" if trouble else "└─", "yellow" if trouble else "dim")
-    return Group(_head(situation, headline(situation)), *_branches(branches), end)
+        news = _news(situation.decisions, situation.now)
+        brief = _news(situation.decisions[-BRIEF_NEWS:], situation.now, is_brief=True)
+        branches.append(_Branch("decisions", "last decisions", news, brief))
+    branches.append(_Branch("commands", "commands that fit", _commands(situation)))
+    return _Tree(_head(situation, headline(situation)), branches, trouble)
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """One part of the tree, with a title of its own. `brief` is for a low terminal."""
+
+    name: str
+    title: str
+    content: RenderableType
+    brief: RenderableType | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    """The head, the branches that have room, and the end, which says what has none."""
+
+    head: RenderableType
+    branches: Sequence[_Branch]
+    trouble: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        inside = options.update(height=None)
+        lines = console.render_lines(self._whole(), inside, pad=False)
+        if options.height is not None and len(lines) > options.height:
+            for count in range(len(_GIVE_WAY) + 1):
+                lines = console.render_lines(self._brief(_GIVE_WAY[:count]), inside, pad=False)
+                if len(lines) <= options.height:
+                    break
+        for line in lines[: options.height]:
+            yield from line
+            yield Segment.line()
+
+    def _whole(self) -> RenderableType:
+        branches = [(one.title, one.content) for one in self.branches]
+        return Group(self.head, *_branches(branches), self._end(""))
+
+    def _brief(self, left_out: Container[str]) -> RenderableType:
+        """Return the tree in fewer lines, without the branches of these names."""
+        branches = [
+            (one.title, one.content if one.brief is None else one.brief)
+            for one in self.branches
+            if one.name not in left_out
+        ]
+        names = [one.name for one in self.branches if one.name in left_out]
+        more = ", ".join(["more words", *names])
+        end = self._end(f"a terminal with more lines shows {more}")
+        return Group(self.head, *_branches(branches), end)
+
+    def _end(self, remark: str) -> Text:
+        words = "; ".join(part for part in (one_line(self.trouble), remark) if part)
+        return Text(f"└─ {words}".rstrip(), "yellow" if self.trouble else "dim")
 
 
 def _head(situation: Situation, head: Headline) -> RenderableType:
@@ -124,10 +184,10 @@ class _Guided:
             yield Segment.line()
 
 
-def _branches(branches: Sequence[tuple[Text, RenderableType]]) -> Iterator[RenderableType]:
+def _branches(branches: Iterable[tuple[str, RenderableType]]) -> Iterator[RenderableType]:
     """Yield each branch: its title behind a line of the tree, and its content under it."""
     for title, content in branches:
-        yield Text.assemble(("├─ ", "dim"), (title.plain, "bold"))
+        yield Text.assemble(("├─ ", "dim"), (title, "bold"))
         yield _Guided(content)
 
 
@@ -167,6 +227,13 @@ def _stages(situation: Situation) -> Table:
     return grid
 
 
+def _stages_in_a_line(rollout: Rollout) -> Text:
+    line = Text(no_wrap=True, overflow="ellipsis")
+    for state, percent in ladder(rollout):
+        line.append(f"{MARKS_OF_STAGES[state]} {percent:g} %   ", _STAGES.get(state, "dim"))
+    return line
+
+
 def _checks(situation: Situation) -> Table | None:
     checks = gate_checks(situation)
     if not checks:
@@ -178,14 +245,21 @@ def _checks(situation: Situation) -> Table | None:
     return grid
 
 
-def _evidence_title(situation: Situation, judgement: JudgementRecord) -> Text:
+def _evidence_title(situation: Situation, judgement: JudgementRecord) -> str:
     users = " against ".join(f"{judgement.exposures.get(arm, 0):,}" for arm in Arm)
     age = f"{about(situation.now - judgement.at)} ago"
     is_old = judgement is not situation.newest and not situation.rollout.has_ended
-    return Text(f"evidence {'of the last decision, ' if is_old else ''}{age}: users {users}")
+    return f"evidence {'of the last decision, ' if is_old else ''}{age}: users {users}"
 
 
 def _evidence(judgement: JudgementRecord) -> RenderableType:
+    rows = _facts(judgement)
+    rows += [Text(words, "dim") for words in (*ratio_legend(judgement), harm_words(judgement))]
+    return Group(*rows)
+
+
+def _facts(judgement: JudgementRecord) -> list[RenderableType]:
+    """Return the gaps and the metrics, without a legend."""
     rows: list[RenderableType] = [
         Text(one_line(f"{gap.kind.replace('_', ' ')}: {gap.detail}"), "yellow")
         for gap in judgement.gaps
@@ -194,8 +268,7 @@ def _evidence(judgement: JudgementRecord) -> RenderableType:
         rows.insert(0, Text(one_line(incomplete), "yellow"))
     for metric in judgement.metrics:
         rows += _metric(metric)
-    rows += [Text(words, "dim") for words in (*ratio_legend(judgement), harm_words(judgement))]
-    return Group(*rows)
+    return rows
 
 
 def _metric(metric: MetricRecord) -> list[RenderableType]:
@@ -263,17 +336,20 @@ def _planes(planes: Sequence[Mapping[str, Any]]) -> Table:
     return grid
 
 
-def _news(decisions: Sequence[Decision], now: datetime) -> Table:
+def _news(decisions: Sequence[Decision], now: datetime, *, is_brief: bool = False) -> Table:
     grid = _grid(12, 9, 10)
     for one in decisions[-NEWS:]:
         is_same = one.from_percent == one.to_percent
         moved = "" if is_same else f"{one.from_percent:g} → "
         by = "" if one.issuer == "rolloutd" else f" (by {one.issuer})"
+        why = Text(one_line(f"{one.reason.rstrip(': ')}{by}"), "dim")
+        if is_brief:
+            why.no_wrap, why.overflow = True, "ellipsis"
         grid.add_row(
             Text(clock(one.at, now), "dim"),
             one.kind.value.replace("_", " "),
             f"{moved}{one.to_percent:g} %",
-            Text(one_line(f"{one.reason.rstrip(': ')}{by}"), "dim"),
+            why,
         )
     return grid
 

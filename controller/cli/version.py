@@ -6,13 +6,31 @@ Imports nothing of what it describes, so that it answers at once.
 from __future__ import annotations
 
 import platform
-from importlib import metadata
-from importlib.machinery import EXTENSION_SUFFIXES
-from importlib.util import find_spec
+from typing import Any
+
+import typer
+
+
+def version_option(program: str) -> Any:
+    """Return the option of the program's root that shows the version and exits."""
+
+    def show(is_asked: bool) -> None:
+        if is_asked:
+            typer.echo(version_line(program))
+            raise typer.Exit
+
+    return typer.Option(
+        "--version", callback=show, is_eager=True, help="Show the version and exit."
+    )
 
 
 def version_line(program: str) -> str:
     """Return the program's version, Python's, and whether the counting loops are compiled."""
+    # Slow to load, and seldom needed.
+    from importlib import metadata
+    from importlib.machinery import EXTENSION_SUFFIXES
+    from importlib.util import find_spec
+
     loops = find_spec("controller.counting.fold")
     is_compiled = bool(loops and str(loops.origin).endswith(tuple(EXTENSION_SUFFIXES)))
     counting = "compiled" if is_compiled else "interpreted"

@@ -9,6 +9,7 @@ import json
 from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime
+from functools import cache
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -32,13 +33,18 @@ LARGEST_REVISION: Final = LARGEST_INTEGER // 2
 MAX_REASON_CHARS: Final = 500
 
 _PHASES: Final[dict[str, type[Phase]]] = {phase.name.value: phase for phase in PHASE_TYPES}
-_PHASE_RECORD: TypeAdapter[state.PhaseRecord] = TypeAdapter(state.PhaseRecord)
 
 #: What numbers and nesting that no test has foreseen can raise. The flag stops, and no other flag.
 _DAMAGE = (ArithmeticError, LookupError, RecursionError, MemoryError, TypeError, ValueError)
 
 
 # --- writing ---
+
+
+@cache
+def _phase_record() -> TypeAdapter[state.PhaseRecord]:
+    """Return what writes a phase; it is made when the first is written, for a tool's fast start."""
+    return TypeAdapter(state.PhaseRecord)
 
 
 def to_state(rollout: Rollout) -> state.RolloutState:
@@ -49,7 +55,7 @@ def to_state(rollout: Rollout) -> state.RolloutState:
         revision=rollout.revision,
         percent=percent_to_serve(rollout),
         stage_percent=rollout.percent,
-        phase=_numbered(_PHASE_RECORD.validate_python(rollout.phase, from_attributes=True), 1),
+        phase=_numbered(_phase_record().validate_python(rollout.phase, from_attributes=True), 1),
         hold=rollout.hold,
         freeze=optional_record(state.FreezeRecord, rollout.freeze),
         closed_since=rollout.closed_since,

@@ -1,36 +1,22 @@
-"""Reads what the demo shows: rolloutd's topics, and the totals that the daemon has counted.
-
-Only reads. Totals come from the store. They are judged here by the same function and from the same
-stored tests as in the daemon. The decisions themselves are the daemon's own, from its topic.
-"""
+"""Reads the course of the demo from the topics: decisions, alerts and the rollout."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord
 
-from controller.adapters.redis.connection import RedisConnection
-from controller.adapters.redis.rollouts import RedisRollouts
-from controller.adapters.redis.totals import RedisTotals
 from controller.codec.commands import command_event
 from controller.codec.rollouts import read_state
-from controller.core.analysis.sequential_tests import decode_tests
-from controller.core.evidence import Evidence, VisitTotals
-from controller.core.judging.gate import judge
-from controller.core.judging.judgement import Judgement
 from controller.core.rollout import Rollout
-from controller.demo.broker import PARTITIONS
 from controller.errors import OperatingTrouble
 from controller.settings import TopicNames
 from schemas.command import Command
 from schemas.terms import CommandStatus
 
-_EPOCH = 1  # of the event topics: the demo's are always new
 READ_SECONDS = 0.1
 
 
@@ -47,16 +33,13 @@ class Course:
     decisions: list[dict[str, Any]] = field(default_factory=list)
     alerts: list[dict[str, Any]] = field(default_factory=list)
     decision_events: set[str] = field(default_factory=set)  # ids: a repeat is the same decision
-    judgement: Judgement | None = None  # of the present stage, as of the last refresh
-    totals: VisitTotals = field(default_factory=VisitTotals)
 
 
 class Observer:
     """Follows one flag; an async context manager."""
 
-    def __init__(self, bootstrap: str, redis_url: str, flag_key: str) -> None:
+    def __init__(self, bootstrap: str) -> None:
         self.course = Course()
-        self._flag_key = flag_key
         self._bootstrap = bootstrap
         self._topics = TopicNames()
         self._followed = (
@@ -68,12 +51,6 @@ class Observer:
         self._consumer = AIOKafkaConsumer(
             *self._followed, bootstrap_servers=bootstrap, auto_offset_reset="earliest"
         )
-        self._store = RedisConnection.connect(redis_url)
-        self._totals, self._rollouts = RedisTotals(self._store), RedisRollouts(self._store)
-        topics = (self._topics.evaluations, self._topics.outcomes)
-        self._partitions = [
-            f"{topic}/{number}/{_EPOCH}" for topic in topics for number in range(PARTITIONS)
-        ]
 
     async def __aenter__(self) -> Observer:
         await self._consumer.start()
@@ -81,7 +58,6 @@ class Observer:
 
     async def __aexit__(self, *_: object) -> None:
         await self._consumer.stop()
-        await self._store.close()
 
     async def send(self, command: Command) -> None:
         """Publish a command, as an operator's tool does."""
@@ -128,30 +104,6 @@ class Observer:
     def is_decision(self, topic: str) -> bool:
         """Return whether a topic is that of decisions, and not of alerts."""
         return topic == self._topics.decisions
-
-    async def refresh(self) -> None:
-        """Read the totals of the present stage and judge them.
-
-        What cannot be read now is read next time.
-        """
-        rollout = self.course.rollout
-        if rollout is None or not rollout.visits:
-            return
-        index = rollout.visit_index
-        try:
-            stored = await self._rollouts.load(self._flag_key)
-            totals, progress = await self._totals.read(
-                self._partitions, {self._flag_key: (rollout.rollout_id, [index])}
-            )
-        except OperatingTrouble:
-            return
-        if stored.rollout is None or stored.rollout.revision != rollout.revision:
-            return  # it moved on meanwhile
-        visits = totals.get(self._flag_key, {})
-        now = datetime.now(UTC)
-        evidence = Evidence(now, visits, tuple(progress), len(self._partitions))
-        self.course.totals = visits.get(index, VisitTotals())
-        self.course.judgement, _ = judge(rollout, evidence, decode_tests(stored.tests), now)
 
 
 def last_reasons(decisions: Sequence[dict[str, Any]], count: int = 2) -> str:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.padding import Padding
+from rich.text import Text
 
 from controller.demo.advisors import MODEL, StandIn
 from controller.demo.ending import ending_difference, is_at_rest, is_objection, summary
 from controller.demo.environment import AdvisorAddress, DemoEnvironment
-from controller.demo.observer import Course, Observer
+from controller.demo.observer import Observer
 from controller.demo.processes import ProcessTree
 from controller.demo.scenarios import AdvisorPart, Scenario, plan_of
 from controller.demo.screen import (
@@ -39,7 +42,9 @@ LONGEST_WITH_MODEL_SECONDS = 240.0
 #: After the end, for the apps to follow the last percentage, which they poll, and for the last
 #: records to be read.
 SETTLE_SECONDS = 3.0
-REFRESH_SECONDS = 0.3
+REFRESH_SECONDS = 0.5
+#: For the daemon to show its last decision, which its topic has first.
+SHOWN_SECONDS = 1.5
 #: What to do after the demo.
 _NEXT = (
     "Next: `rolloutd demo --scenario list` shows the other scenarios;",
@@ -48,14 +53,20 @@ _NEXT = (
 )
 
 
+#: Returns the rollout of a flag as a daemon at this address shows it, or None and the reason. It
+#: blocks.
+View = Callable[[str, str], tuple[RenderableType | None, str]]
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the user of the demo chose."""
+    """What the user of the demo chose, and how a rollout is shown."""
 
     scenario: Scenario
     seed: int
     is_json: bool
     advisor: AdvisorAddress | None  # a real server
+    view: View
 
 
 async def play(options: Options) -> bool:
@@ -70,7 +81,7 @@ async def play(options: Options) -> bool:
         tree = stack.enter_context(ProcessTree())
         run = _Run(options, DemoEnvironment(tree), screen)
         await run.start(advisor)
-        async with Observer(run.bootstrap, run.redis_url, run.flag_key) as observer:
+        async with Observer(run.bootstrap) as observer:
             return await run.run(observer)
 
 
@@ -94,7 +105,7 @@ def _screen(options: Options, advisor_words: str) -> Screen:
         return Silent()
     console = Console()
     if console.is_terminal:
-        return Terminal(console, options.scenario, plan_of(options.scenario), advisor_words)
+        return Terminal(console, options.scenario, advisor_words)
     return Lines(console, options.scenario, advisor_words)
 
 
@@ -113,15 +124,10 @@ class _Run:
     def bootstrap(self) -> str:
         return self._environment.bootstrap
 
-    @property
-    def redis_url(self) -> str:
-        return self._environment.redis_url
-
     async def start(self, advisor: AdvisorAddress | None) -> None:
         """Start everything."""
-        self._screen.show(
-            Course(), self._environment.report, "starting broker, store, daemon and apps …"
-        )
+        starting = Text("starting broker, store, daemon and apps …", "dim")
+        self._screen.show(self._environment.report, starting)
         await self._environment.start(self._options.scenario, self._options.seed, advisor)
         self._screen.served_at(f"{self._environment.http_url}/ui/rollouts/{self.flag_key}")
 
@@ -146,6 +152,8 @@ class _Run:
         settled_by = time.monotonic() + SETTLE_SECONDS
         while time.monotonic() < settled_by and not self._has_settled(observer):
             await self._step(observer)
+        if self._screen.is_live:
+            await asyncio.sleep(SHOWN_SECONDS)
         await self._refresh(observer)
         self._screen.close()
         return self._conclude(observer, longest)
@@ -160,13 +168,17 @@ class _Run:
         await self._refresh(observer, at_most_every=REFRESH_SECONDS)
 
     async def _refresh(self, observer: Observer, at_most_every: float = 0.0) -> None:
-        """Bring the picture up to date. With --json there is none, and no totals are read."""
-        if not self._options.is_json and time.monotonic() - self._refreshed_at >= at_most_every:
-            self._refreshed_at = time.monotonic()
-            await observer.refresh()
-        self._screen.show(
-            observer.course, self._environment.read_report(), "the start command is published …"
-        )
+        """Bring the picture up to date, where there is one."""
+        report = self._environment.read_report()
+        if not self._screen.is_live or time.monotonic() - self._refreshed_at < at_most_every:
+            return
+        self._refreshed_at = time.monotonic()
+        rollout: RenderableType = Text("the start command is published …", "dim")
+        if observer.course.rollout is not None:
+            url = self._environment.http_url
+            tree, why = await asyncio.to_thread(self._options.view, url, self.flag_key)
+            rollout = Text(why, "yellow") if tree is None else tree
+        self._screen.show(report, rollout)
 
     def _show_decision(self, observer: Observer, decision: dict[str, Any]) -> None:
         if self._options.is_json:
@@ -176,7 +188,8 @@ class _Run:
         advice = advice_line(decision, self._is_stand_in)
         if advice is not None:
             self._screen.add_line(advice)
-        self._screen.add_line(decision_line(decision, started_at))
+        if not self._screen.is_live:  # a picture has the decisions in it
+            self._screen.add_line(decision_line(decision, started_at))
 
     def _has_settled(self, observer: Observer) -> bool:
         """Return whether the last decision has been read, and every app follows it."""

@@ -38,7 +38,7 @@ from controller.text import is_blank
 from controller.yaml_places import Path
 from schemas.audiences import ConditionDocument
 from schemas.fields import format_duration
-from schemas.plan import PlanDocument
+from schemas.plan import PlanDocument, StageDocument
 from schemas.terms import NAME, AdvisorMode, ControlArm
 
 Rule = Callable[[PlanDocument, datetime | None], Iterator[Finding]]
@@ -119,8 +119,7 @@ def _stage_faults(document: PlanDocument, _: datetime | None) -> Iterator[Findin
                 f"({format_duration(stage.bake)}) that follows it: of the "
                 f"{format_duration(stage.settle + stage.bake)} that the stage takes at least, only "
                 f"the bake gathers evidence",
-                "check that both are meant: settle is the time that apps need to ask for the new "
-                "percentage",
+                _settle_fix(stage),
             )
         if stage.max_bake is not None and stage.max_bake < stage.bake:
             yield error(
@@ -136,6 +135,18 @@ def _stage_faults(document: PlanDocument, _: datetime | None) -> Iterator[Findin
                 "write at least 1, better 100; a ramp without evidence says `blind: true`",
             )
     yield from _repeated_names(document)
+
+
+def _settle_fix(stage: StageDocument) -> str:
+    """Return what to do about a settling time that is as long as the bake."""
+    meaning = "the time that apps need to ask for the new percentage"
+    if "settle" in stage.model_fields_set:
+        return f"check that both are meant: settle is {meaning}"
+    shorter = min(timedelta(seconds=5), stage.bake / 4)
+    return (
+        f"add `settle: {format_duration(shorter)}` to this stage if that is {meaning}; "
+        f"{format_duration(stage.settle)} is the default"
+    )
 
 
 def _last_stage(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:

@@ -51,6 +51,18 @@ def _keys_at(at: Path) -> Sequence[str]:
     )
 
 
+def _place_of(key: str) -> str | None:
+    """Return where in a plan a key belongs, None for one that belongs nowhere or in two places."""
+    places = [
+        at[:1]
+        for at, model in _MODELS.items()
+        if key in {field.alias or name for name, field in model.model_fields.items()}
+    ]
+    if len(places) != 1:
+        return None
+    return f"`{places[0][0]}`" if places[0] else "the plan itself"
+
+
 def _at(at: Path, values: Any) -> Path:
     """Return where a fault stands in the text.
 
@@ -72,6 +84,9 @@ def in_our_words(fault: Any, values: Any) -> Finding:
         case "extra_forbidden":
             keys = _keys_at(at[:-1])
             near = nearest_word(str(at[-1]), keys)
+            place = _place_of(str(at[-1]))
+            if place is not None:
+                return error(at, "does not belong here", f"write it in {place}")
             fix = f"did you mean {near}?" if near else f"there are: {', '.join(keys)}"
             return error(at, "unknown key", fix)
         case "missing":

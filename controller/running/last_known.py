@@ -26,6 +26,7 @@ from typing import Final, Protocol
 import structlog
 
 from controller.adapters.last_known_file import LastKnownFile
+from controller.adapters.private_file import ReplicaDirectory
 from controller.adapters.redis.identity import StoredIdentity
 from controller.codec.last_known import LastKnownState, Origin
 from controller.core.rollout import Rollout
@@ -307,6 +308,19 @@ class LastKnown:
         return None if silent is None else self._clock.now() - timedelta(seconds=silent)
 
 
+def replica_directory(settings: Settings) -> ReplicaDirectory | None:
+    """Return where this replica keeps its files; None: it keeps none."""
+    path = settings.last_known.directory
+    if path is None:
+        return None
+    origin = _own_origin(settings)
+    return ReplicaDirectory(path, origin, settings.http.port, settings.former_environments)
+
+
+def _own_origin(settings: Settings) -> Origin:
+    return Origin(settings.environment, settings.kafka.topic_prefix)
+
+
 def make_last_known(
     settings: Settings,
     board: FlagBoard,
@@ -319,20 +333,14 @@ def make_last_known(
     waiting_read: Callable[[], Awaitable[None]],
 ) -> LastKnown:
     """Return the last known state of a replica as its settings describe it."""
-    chosen, former = settings.last_known, settings.former_environments
-    origin = Origin(settings.environment, settings.kafka.topic_prefix)
-    file = None
-    if chosen.directory is not None:
-        file = LastKnownFile(
-            chosen.directory, origin, port=settings.http.port, former_environments=former
-        )
+    directory = replica_directory(settings)
     return LastKnown(
         board,
-        StoredDecisions(identity, rollouts, origin, former),
-        file,
+        StoredDecisions(identity, rollouts, _own_origin(settings), settings.former_environments),
+        None if directory is None else LastKnownFile(directory),
         feed,
         clock,
-        max_age=timedelta(seconds=chosen.max_age_seconds),
+        max_age=timedelta(seconds=settings.last_known.max_age_seconds),
         update=update,
         lowered=lowered,
         waiting_read=waiting_read,

@@ -13,7 +13,6 @@ from controller.adapters.redis.relay import RedisRelay
 from controller.adapters.waiting_commands_file import WaitingCommandsFile
 from controller.clock import AgreedClock
 from controller.codec.cloud_events import source_of
-from controller.codec.last_known import Origin
 from controller.counting.ingest import Ingest
 from controller.deciding.commands.direct_commands import DirectCommands
 from controller.deciding.deciding import Deciding
@@ -31,6 +30,7 @@ from controller.running.event_watch import EventWatch
 from controller.running.flag_faults import LargeStates, RefusedStates, TimesAhead
 from controller.running.flag_summaries import FlagSummaries
 from controller.running.health_watch import HealthWatch, WatchedParts
+from controller.running.last_known import replica_directory
 from controller.running.redis_heartbeat import RedisHeartbeat
 from controller.running.reporter import SILENT_AFTER_SECONDS, Reporter
 from controller.running.rollout_views import RolloutViews, WorkingPartitions
@@ -296,14 +296,8 @@ class Oversight:
 
 def _waiting_commands_file(settings: Settings) -> WaitingCommandsFile | None:
     """Return where commands over HTTP outlive the process while Redis is away; None: nowhere."""
-    directory = settings.last_known.directory
-    if directory is None:
-        return None
-    origin = Origin(settings.environment, settings.kafka.topic_prefix)
-    former = settings.former_environments
-    return WaitingCommandsFile(
-        directory, origin, port=settings.http.port, former_environments=former
-    )
+    directory = replica_directory(settings)
+    return None if directory is None else WaitingCommandsFile(directory)
 
 
 def _let_measure(

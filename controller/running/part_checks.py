@@ -7,7 +7,7 @@ from controller.clock import SystemClock
 from controller.planes import make_outside_planes
 from controller.settings import Settings
 from controller.settings.access_file import read_access_file
-from controller.web.surface import make_board, make_flagd_sync
+from controller.web.surface import make_board, make_certificate, make_flagd_sync
 
 
 def check_parts(settings: Settings) -> None:
@@ -17,6 +17,7 @@ def check_parts(settings: Settings) -> None:
     """
     clock = SystemClock()
     make_outside_planes(settings, clock)
+    make_certificate(settings.http)
     make_flagd_sync(settings, make_board(settings, clock))
     if settings.sign_in.access_file is not None:
         read_access_file(settings.sign_in.access_file)

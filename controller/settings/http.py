@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -14,6 +15,14 @@ from controller.settings.section import Count, Section, is_loopback
 #: A token of random hex digits of this length has 128 bits: nobody guesses it.
 SHORTEST_TOKEN: Final = 32
 _TOKEN: Final = re.compile(rf"[!-~]{{{SHORTEST_TOKEN},200}}")
+
+
+def _is_open_to_all(path: Path) -> bool:
+    """Return whether every user of this machine may read a file; not for one that is not there."""
+    try:
+        return bool(path.stat().st_mode & stat.S_IROTH)
+    except OSError:
+        return False  # said when it is read
 
 
 class HttpSettings(Section):
@@ -41,6 +50,13 @@ class HttpSettings(Section):
     takes the treatment from all users in every longer outage of Kafka. `refuse`: 503, so that
     clients use another replica, or the values that they have. Both of these also withhold the flagd
     document (503)."""
+    certificate_file: Path | None = None
+    """PEM file with the listener's certificate, those of its authorities after it. It is read again
+    within 10 s after it has changed. Then `port` speaks TLS 1.2 and newer, and nothing else; the
+    second port stays as it is. None: no TLS, which a proxy in front may add."""
+    key_file: Path | None = None
+    """PEM file with the certificate's key, without a password. None: it is in `certificate_file`.
+    """
     allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
     """Host headers that are answered, without ports, so that a web page elsewhere cannot reach us
     by rebinding its name. `*.example.org` matches subdomains, `*` everything. Also add the names
@@ -80,8 +96,8 @@ class HttpSettings(Section):
     command_token: SecretStr | None = None
     """Lets whoever knows it lower flags over HTTP, for when Kafka is away: `POST
     /rollouts/FLAG/roll-back`, and `abort`, `kill`, `pause`. At least 32 characters without spaces;
-    several lines are several tokens, so that one can be replaced. It travels as it is: put TLS in
-    front. None: there are no such routes."""
+    several lines are several tokens, so that one can be replaced. It travels as it is: set
+    `certificate_file`, or put TLS in front. None: there are no such routes."""
     command_token_file: Path | None = None
     """File with the token. None: `command_token` is used."""
 
@@ -98,11 +114,19 @@ class HttpSettings(Section):
         return value
 
     def insecure_connections(self, where: str) -> Iterable[str]:
-        if self.command_token is not None and not is_loopback(self.host):
+        has_tls = self.certificate_file is not None
+        if self.command_token is not None and not is_loopback(self.host) and not has_tls:
             yield (
                 f"{where}.command_token: whoever sees a request on the way to {self.host} reads "
-                f"the token and can lower every flag: put a proxy with TLS in front, or listen on "
-                f"loopback"
+                f"the token and can lower every flag: set {where}.certificate_file, put a proxy "
+                f"with TLS in front, or listen on loopback"
+            )
+        key = self.key_file or self.certificate_file
+        if key is not None and _is_open_to_all(key):
+            name = "certificate_file" if self.key_file is None else "key_file"
+            yield (
+                f"{where}.{name}: every user of this machine can read the key in {key} and pass "
+                f"for rolloutd: chmod o-rwx {key}"
             )
 
     @model_validator(mode="after")
@@ -112,6 +136,8 @@ class HttpSettings(Section):
                 "max_event_streams, with max_page_streams, must be less than max_connections, or "
                 "streams take every connection"
             )
+        if self.key_file is not None and self.certificate_file is None:
+            raise ValueError("key_file needs certificate_file")
         if self.ops_port and self.ops_port == self.port:
             raise ValueError("ops_port must be another port than port")
         return self

@@ -13,7 +13,7 @@ from pydantic import Field, SecretStr, model_validator
 
 from controller.errors import ConfigInvalid
 from controller.settings.section import KafkaName, Seconds, Section, is_loopback
-from schemas.formats import EventFormat
+from schemas.terms import EventFormat
 
 
 class KafkaSecurity(Section):

@@ -170,6 +170,21 @@ class Settings(Section):
     shutdown: ShutdownSettings = ShutdownSettings()
     log: LogSettings = LogSettings()
 
+    @model_validator(mode="after")
+    def _one_scheme(self) -> Self:
+        """Refuse a page that people would be sent to without TLS, which the listener speaks alone.
+
+        The reverse is right behind a proxy.
+        """
+        if self.http.certificate_file is None or self.sign_in.public_url is None:
+            return self
+        if not self.sign_in.is_secure:
+            raise ValueError(
+                "sign_in.public_url begins with http:// and http.certificate_file is set, so that "
+                "nobody is answered there: write https://"
+            )
+        return self
+
     @property
     def redis_key_prefix(self) -> str:
         """The start of every Redis key: as set, or made so that no other environment has it."""

@@ -17,11 +17,11 @@ from types import NoneType
 from typing import Any, Final, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from controller.errors import ConfigInvalid
 from controller.settings.model import Settings
-from controller.settings.section import FILE_SUFFIX, is_secret, is_section, named_section
+from controller.settings.section import FILE_SUFFIX, Section, is_secret, is_section, named_section
 from controller.text import fault_words
 from controller.yaml_places import Path as KeyPath
 from controller.yaml_places import YamlRefused, read_yaml
@@ -211,7 +211,7 @@ def _may_be_none(annotation: Any) -> bool:
     return NoneType in get_args(annotation) and not is_secret(annotation)
 
 
-def _variables(model: type[BaseModel], at: tuple[str, ...] = ()) -> Iterable[str]:
+def _variables(model: type[Section], at: tuple[str, ...] = ()) -> Iterable[str]:
     """Yield every setting as a variable's name."""
     for name, info in model.model_fields.items():
         annotation: Any = info.annotation

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import ipaddress
+import textwrap
 from collections.abc import Iterable, Mapping
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Final, get_args, get_origin
+from typing import Annotated, Any, Final, TypeGuard, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
@@ -50,12 +55,12 @@ HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
 RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
 
 
-def is_section(annotation: Any) -> bool:
+def is_section(annotation: Any) -> TypeGuard[type[Section]]:
     """Return whether a field's type is a section of settings."""
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
-def named_section(annotation: Any) -> type[BaseModel] | None:
+def named_section(annotation: Any) -> type[Section] | None:
     """Return the section under each name of a mapping, None for a field of another type.
 
     A mapping is a type such as `dict[PlaneName, HttpPlaneSettings]`.
@@ -79,6 +84,24 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
+@cache
+def _docstrings(section: type) -> Mapping[str, str]:
+    """Return the docstring below each field that the class itself defines."""
+    if not issubclass(section, Section) or section is Section:
+        return {}
+    body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    return {
+        field.target.id: inspect.cleandoc(words.value.value)
+        for field, words in pairwise(body.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(words, ast.Expr)
+        and isinstance(words.value, ast.Constant)
+        and isinstance(words.value.value, str)
+    }
+
+
 class Section(BaseModel):
     """A frozen part of the settings.
 
@@ -89,11 +112,21 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
-        use_attribute_docstrings=True,
         hide_input_in_errors=True,
         # The whole is built once, when settings are read, and no section before it.
         defer_build=True,
     )
+
+    @classmethod
+    def meaning(cls, name: str) -> str:
+        """Return what the docstring below a field says; "" where there is none.
+
+        It is read from the source when it is asked for: pydantic would parse the source of every
+        section at each start, which takes a command longer than reading its settings.
+        """
+        return next(
+            (found for one in cls.__mro__ if (found := _docstrings(one).get(name)) is not None), ""
+        )
 
     @model_validator(mode="before")
     @classmethod

@@ -28,13 +28,13 @@ def show_explained(settings: Settings) -> str:
     return "\n".join(_explained_lines(type(settings), plain, 0)) + "\n"
 
 
-def _explained_lines(section: type[BaseModel], plain: dict[str, Any], depth: int) -> Iterator[str]:
+def _explained_lines(section: type[Section], plain: dict[str, Any], depth: int) -> Iterator[str]:
     """Yield the lines of one section. Those under a name of the operator's own are not repeated."""
     indent = "  " * depth
     for name, value in plain.items():
         field = section.model_fields[name]
         inner: Any = field.annotation if is_section(field.annotation) else None
-        words = (inner.__doc__ if inner is not None else field.description) or ""
+        words = (inner.__doc__ or "") if inner is not None else section.meaning(name)
         if depth == 0 or (inner is not None and depth):
             yield ""
         for paragraph in words.split("\n\n"):

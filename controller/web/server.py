@@ -1,4 +1,7 @@
-"""The HTTP server: uvicorn, with limits on everything that a client can hold."""
+"""The HTTP server: uvicorn, with limits on everything that a client can hold.
+
+With a certificate, a connection takes its place first, and then has its handshake.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,17 @@ import asyncio
 import contextlib
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httptools
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from controller.errors import ConfigInvalid
 from controller.web.clients import client_of
+from controller.web.tls import Certificate, FailedHandshakes, shake_hands
 
 #: Seconds that an idle connection is kept between two requests: longer than the 5 s at which flagd
 #: polls.
@@ -109,6 +114,9 @@ class _Protocol(HttpToolsProtocol):
     client_key = ""
     has_left = False
     head_seconds = 10.0
+    certificate: Certificate | None = None
+    failed_handshakes: FailedHandshakes
+    _handshake: asyncio.Task[None] | None = None
     _is_in_head = False
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
@@ -118,7 +126,7 @@ class _Protocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.client_key = client_of(self.client)
         if not self.seats.take(self):
-            self.transport.write(_TOO_MANY)
+            self._say(_TOO_MANY)
             self.transport.close()
         elif self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency:
             # At the limit uvicorn still answers 503. Beyond it each connection would cost a file
@@ -126,10 +134,42 @@ class _Protocol(HttpToolsProtocol):
             transport.abort()
         else:
             self._start_timer()
+            if self.certificate is not None:
+                transport.pause_reading()  # the handshake reads, and not we
+                self._handshake = self.loop.create_task(
+                    self._encrypt(transport, self.certificate), name="tls_handshake"
+                )
+
+    async def _encrypt(self, transport: asyncio.Transport, certificate: Certificate) -> None:
+        """Go on encrypted. A client that cannot is let go: without TLS it gets no answer."""
+        try:
+            # The other half is for the head: the timer that we started runs for both.
+            encrypted, first = await shake_hands(
+                transport, self, certificate, self.head_seconds / 2
+            )
+        except (OSError, EOFError) as error:
+            self.failed_handshakes.note(self.client_key, error)
+            transport.abort()
+            # asyncio tells nobody of a connection that ends in its handshake, and its place would
+            # never be free again.
+            self._handshake = None
+            self.connection_lost(error)
+            return
+        self.transport, self.flow, self.scheme = encrypted, FlowControl(encrypted), "https"
+        self._handshake = None
+        if first:
+            self.data_received(first)
+
+    def _say(self, answer: bytes) -> None:
+        """Send a whole answer, where the client can read it already."""
+        if self.certificate is None or self.scheme == "https":
+            self.transport.write(answer)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         self.seats.leave(self)
+        if self._handshake is not None:
+            self._handshake.cancel()
         super().connection_lost(exc)
 
     @property
@@ -185,9 +225,7 @@ class _Protocol(HttpToolsProtocol):
 
     def _give_up(self, status: bytes) -> None:
         self._stop_timer()
-        self.transport.write(
-            b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-        )
+        self._say(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
         self.transport.close()
 
 
@@ -228,12 +266,15 @@ class HttpServer:
         keep_alive_seconds: int = _KEEP_ALIVE_SECONDS,
         backlog: int = 512,
         setting: str = "http.host and http.port",
+        certificate: Certificate | None = None,
+        handshake_failed: Callable[[str], object] = lambda _: None,
     ) -> None:
         """Listen nowhere yet.
 
         `head_seconds` bounds the time from connecting, or from a request's first byte, to the end
         of its head. `max_per_client` bounds the connections of one client address, 0: no bound.
         `setting` names the setting that an operator changes when the address is not free.
+        `certificate`: speak TLS, and nothing else; `handshake_failed` is told why one did.
         """
         self._app = app
         self._host = host
@@ -244,6 +285,8 @@ class HttpServer:
         self._keep_alive_seconds = keep_alive_seconds
         self._setting = setting
         self._backlog = backlog
+        self._certificate = certificate
+        self._failed_handshakes = FailedHandshakes(handshake_failed)
         self._uvicorn: _Uvicorn | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -251,6 +294,11 @@ class HttpServer:
     def port(self) -> int:
         """The port it listens on."""
         return self._port
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open, those in their handshake too."""
+        return 0 if self._uvicorn is None else len(self._uvicorn.server_state.connections)
 
     async def start(self) -> None:
         """Return once connections are accepted.
@@ -267,6 +315,8 @@ class HttpServer:
                     (_Protocol,),
                     {
                         "head_seconds": self._head_seconds,
+                        "certificate": self._certificate,
+                        "failed_handshakes": self._failed_handshakes,
                         "seats": _Seats(self._max_connections, self._max_per_client),
                     },
                 ),

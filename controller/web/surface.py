@@ -10,7 +10,7 @@ import structlog
 from controller.codec.rollouts import rollout_to_json
 from controller.health import Faults, Health
 from controller.ports import Clock, FlagUses
-from controller.settings import Settings
+from controller.settings import HttpSettings, Settings
 from controller.telemetry import Metrics
 from controller.web.admission import Admission
 from controller.web.app import make_app, make_ops_app
@@ -24,6 +24,7 @@ from controller.web.reports import Reports
 from controller.web.server import HttpServer
 from controller.web.status_page import PublicNames
 from controller.web.steering import Steer, Steering, Tokens
+from controller.web.tls import Certificate
 
 #: Connections of the port for probes: some kubelets, some Prometheus servers, and a few people.
 OPS_CONNECTIONS = 64
@@ -82,12 +83,15 @@ class Surface:
         self._health = health
         self._event_streams: EventStreams = app.state.event_streams
         self._live_pages: LivePages = app.state.live_pages
+        self._certificate = make_certificate(http)
         self._http = HttpServer(
             app,
             host=http.host,
             port=http.port,
             max_connections=http.max_connections,
             max_per_client=http.connections_per_client,
+            certificate=self._certificate,
+            handshake_failed=lambda reason: metrics.handshakes_failed.of(reason).inc(),
         )
         self._ops = make_ops_server(settings, board, health, metrics, faults, steer)
         self._flagd_sync = make_flagd_sync(settings, board)
@@ -99,6 +103,8 @@ class Surface:
         if self._ops is not None:
             await self._ops.start()
             self._logger.info("ops_http_started", port=self._ops.port)
+        if self._certificate is not None:
+            await asyncio.to_thread(self._certificate.warn)
         await self._http.start()
         self._health.ready("http")
         self._logger.info("http_started", port=self._http.port)
@@ -148,6 +154,13 @@ def make_board(settings: Settings, clock: Clock) -> FlagBoard:
         when_stale=http.when_stale,
         now=clock.now,
     )
+
+
+def make_certificate(http: HttpSettings) -> Certificate | None:
+    """Return the listener's certificate, None without TLS. Raises ConfigInvalid."""
+    if http.certificate_file is None:
+        return None
+    return Certificate(http.certificate_file, http.key_file, "http")
 
 
 def make_ops_server(

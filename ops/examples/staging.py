@@ -114,7 +114,7 @@ async def _play(example: Example) -> int:
         environment = DemoEnvironment(tree)
         await environment.start_without_apps()
         await example.apps.start(tree, environment)
-        async with Observer(environment.bootstrap, environment.redis_url, plan.flag) as observer:
+        async with Observer(environment.bootstrap) as observer:
             console.print(
                 f" traffic flows after {time.monotonic() - began:.0f} s; the rollout is started\n",
                 style="dim",

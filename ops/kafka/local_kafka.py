@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import fcntl
 import functools
 import hashlib
 import os
@@ -28,10 +29,12 @@ import threading
 import time
 import uuid
 import xml.etree.ElementTree as ElementTree
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import BinaryIO
 
 HERE = Path(__file__).resolve().parent
 OLDEST_JAVA = 17  # the Kafka 4 broker is compiled for it
@@ -41,6 +44,9 @@ LOOPBACK = "127.0.0.1"
 # keeps dialling a broker that is down could otherwise be given the broker's own port and connect to
 # itself; the restart would fail.
 PORTS_TO_DRAW_FROM = range(15_000, 32_000)
+#: Locks on the ports that this process drew last.
+_reserved: deque[BinaryIO] = deque()
+_MOST_RESERVED = 50
 
 # One reader of a pipe: the pipe closes when the process that started the brokers is gone, however
 # it went.
@@ -246,9 +252,12 @@ def free_port() -> int:
     """Return a TCP port of the loopback address that nobody listens on.
 
     It is outside the range of outgoing connections. The draw ignores `random.seed`: test processes
-    that run side by side are seeded alike and would all draw the same port.
+    that run side by side are seeded alike and would all draw the same port. Until a server listens,
+    which may take seconds, a lock keeps the port from other draws on this machine.
     """
     for port in random.SystemRandom().sample(PORTS_TO_DRAW_FROM, 200):
+        if not _reserve(port):
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -257,6 +266,22 @@ def free_port() -> int:
                 continue
             return port
     raise LocalKafkaError("200 random ports were all taken")
+
+
+def _reserve(port: int) -> bool:
+    """Keep a port from others who draw, until this process has drawn many more or has ended."""
+    directory = Path(tempfile.gettempdir()) / f"local-kafka-ports-{os.getuid()}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    file = (directory / str(port)).open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return False
+    _reserved.append(file)
+    if len(_reserved) > _MOST_RESERVED:
+        _reserved.popleft().close()
+    return True
 
 
 class LocalKafka:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from controller.counting.flags_to_count import FlagsToCount
 from controller.counting.partition_totals import ReadEvaluations, ReadOutcomes
 from controller.ports import Record
-from schemas.formats import EventFormat, evaluation_reader, outcome_reader
+from schemas.formats import evaluation_reader, outcome_reader
+from schemas.terms import EventFormat
 from tests.builders import MINUTE, T0, make_rollout
 from tests.records import Owner, at_ms, evaluation_value, make_record, outcome_value
 from tests.telemetry import Request, export_of_logs, export_of_spans

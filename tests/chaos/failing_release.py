@@ -9,6 +9,7 @@ is rolled back, or people are alerted that nothing watches it.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -85,17 +86,29 @@ class FailingRelease:
     async def fail_in(self, partitions: Sequence[int], requests: int = 400) -> None:
         """Let requests fail whose events all land in these partitions."""
         self._failing_at = time.monotonic()
+        await self._happen_in(partitions, requests, "late", error_type="500")
+
+    async def succeed_in(self, partitions: Sequence[int], requests: int) -> None:
+        """Let requests of other users succeed whose events all land in these partitions."""
+        await self._happen_in(partitions, requests, "later", error_type=None)
+
+    async def _happen_in(
+        self, partitions: Sequence[int], requests: int, users: str, *, error_type: str | None
+    ) -> None:
+        """Send the events of requests, half of them of treatment; `error_type` is treatment's."""
         self.traffic.is_reporting = False
         producer, prefix = self.client.producer, self.client.prefix
         for number in range(requests):
-            user, variant = f"late-{number}", "on" if number % 2 else "off"
-            partition = partitions[number % len(partitions)]
-            for topic, value in self._events(user, variant):
-                await producer.send(prefix + topic, value, user.encode(), partition=partition)
+            # The arm changes with each round, so that every partition gets both.
+            turn, place = divmod(number, len(partitions))
+            user, variant = f"{users}-{number}", "on" if (turn + place) % 2 else "off"
+            for topic, value in self._events(user, variant, error_type):
+                await producer.send(
+                    prefix + topic, value, user.encode(), partition=partitions[place]
+                )
         await producer.flush()
 
-    def _events(self, user: str, variant: str) -> list[tuple[str, bytes]]:
-        import json
+    def _events(self, user: str, variant: str, error_type: str | None) -> list[tuple[str, bytes]]:
 
         named = {"feature_flag.key": self.flag_key, "feature_flag.result.variant": variant}
         head = {
@@ -104,7 +117,9 @@ class FailingRelease:
             "id": user,
             "time": datetime.now(UTC).isoformat(),
         }
-        failed: dict[str, Any] = {"error.type": "500"} if variant == "on" else {}
+        failed: dict[str, Any] = {}
+        if variant == "on" and error_type is not None:
+            failed["error.type"] = error_type
         served = {
             **head,
             "type": "io.rolloutd.evaluation.v1",

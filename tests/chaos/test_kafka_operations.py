@@ -90,9 +90,11 @@ async def test_partitions_are_added_to_every_topic(
         await asyncio.sleep(1)
         await release.client.producer.client.force_metadata_update()
         await release.fail_in([4, 5])
-        await release.is_noticed(
-            within_seconds=30.0
-        )  # consumers hear of new partitions within 10 s, and rebalance
+        # Consumers hear of new partitions within 10 s, and rebalance.
+        await release.is_noticed(within_seconds=30.0)
+        await release.daemon.until(
+            release.flag_key, lambda one: one["phase"]["name"] == "rolled_back"
+        )
         answer = await release.client.command(CommandVerb.ROLL_BACK, release.flag_key)
         assert answer.status == "accepted"
         commands = await release.client.records("rollout.commands")
@@ -149,18 +151,26 @@ async def test_a_topic_is_deleted_and_made_again(
 async def test_a_topic_is_made_again_and_outgrows_the_old_fence(
     kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """Offsets of a new topic are not those of the old one, even where they seem to continue."""
+    """Offsets of a new topic are not those of the old one, even where they seem to continue.
+
+    All that fails lies below the old fences; what comes after them is well.
+    """
     async with releasing(kafka, redis_url, topic_prefix, tmp_path) as release:
-        release.daemon.kill9()
         release.traffic.is_reporting = False
-        await asyncio.sleep(1)
+        await asyncio.sleep(2)  # everything is counted and saved: the fences are the ends
+        release.daemon.kill9()
         ends = await ends_of(kafka, [topic_prefix + name for name in EVENT_TOPICS])
+        least, most = min(ends.values()), max(ends.values())
+        assert least >= 20, ends
         await make_anew(kafka, *(topic_prefix + name for name in EVENT_TOPICS))
         await release.client.producer.client.force_metadata_update()
-        await release.fail_in([0, 1, 2, 3], requests=4 * max(ends.values()) + 400)
+        await release.fail_in([0, 1, 2, 3], requests=4 * least)
+        await release.succeed_in([0, 1, 2, 3], requests=4 * (most - least + 25))
         await release.daemon.start()
         release.fail_again()
-        await release.is_noticed(within_seconds=25.0)  # a killed member's session lasts 10 s
+        # A killed member's session lasts 10 s.
+        noticed = await release.is_noticed(within_seconds=25.0)
+        assert noticed.how == "rolled_back"
 
 
 async def ends_of(bootstrap: str, names: list[str]) -> dict[TopicPartition, int]:

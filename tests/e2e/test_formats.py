@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from controller.adapters.kafka.topics import partition_of
-from schemas.formats import EventFormat
-from schemas.terms import CommandVerb
+from schemas.terms import CommandVerb, EventFormat
 from tests.live import Client, DaemonProcess, Traffic, quick_plan
 from tests.telemetry import Request, export_of_spans
 

@@ -41,8 +41,8 @@ from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
 from schemas.advice import AdviceAnswer, parse_form
 from schemas.envelope import MAX_AHEAD_MS
-from schemas.formats import EventFormat, evaluation_reader, outcome_reader
-from schemas.terms import CommandVerb
+from schemas.formats import evaluation_reader, outcome_reader
+from schemas.terms import CommandVerb, EventFormat
 from schemas.totals import encode_progress
 from tests.builders import make_command, make_evidence, make_rollout
 from tests.hostile import honest

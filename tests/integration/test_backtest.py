@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaProducer
 
 from controller.adapters.kafka.topic_reader import KafkaReader
 from controller.settings import KafkaSettings
-from schemas.formats import EventFormat
+from schemas.terms import EventFormat
 from tests.cli_process import rolloutctl
 from tests.conftest import CreateTopics
 from tests.records import at_ms, evaluation_value, outcome_value

@@ -188,3 +188,10 @@ async def test_shared_redis_starts_empty(redis_client: redis.asyncio.Redis) -> N
     assert await redis_client.dbsize() == 0
     assert (await redis_client.config_get("appendonly"))["appendonly"] == "yes"
     await redis_client.set("left", "behind")
+
+
+def test_a_port_is_drawn_by_one_alone_until_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brokers take seconds until they listen, and tests run side by side."""
+    monkeypatch.setattr(local_kafka, "PORTS_TO_DRAW_FROM", range(31_500, 31_700))
+    drawn = [local_kafka.free_port() for _ in range(40)]
+    assert len(set(drawn)) == 40

@@ -17,8 +17,7 @@ from controller.codec.rollouts import state_event
 from controller.settings import KafkaSettings
 from schemas import quarantine
 from schemas.envelope import RecordRefused
-from schemas.formats import EventFormat
-from schemas.terms import QuarantineReason
+from schemas.terms import EventFormat, QuarantineReason
 from tests.builders import make_rollout, make_visit
 from tests.cli_process import rolloutctl, spawn
 from tests.conftest import CreateTopics

@@ -21,9 +21,9 @@ from controller.core.evidence import ArmTotals
 from controller.counting.ingest import Ingest
 from controller.settings import CountingSettings, KafkaSettings
 from controller.telemetry import Metrics
-from schemas.formats import EventFormat, evaluation_reader, outcome_reader
+from schemas.formats import evaluation_reader, outcome_reader
 from schemas.quarantine import Refusal
-from schemas.terms import Arm
+from schemas.terms import Arm, EventFormat
 from tests.brokers import RedisServer, create_topics_at
 from tests.builders import MINUTE, T0, make_guardrail, make_plan, make_rollout
 from tests.records import at_ms, evaluation_value, outcome_value

@@ -92,6 +92,25 @@ async def test_a_person_signs_in_steers_and_signs_out(site: Site) -> None:
         assert again.headers["location"] == "/ui/sign-in?to=%2Fui%2Frollouts%2Fpricing-api"
 
 
+async def test_an_open_page_shows_nothing_more_after_signing_out(site: Site) -> None:
+    """It is told to load again, which leads to signing in, and its stream ends."""
+    async with site.browser() as browser:
+        await sign_in_as(browser, "rita", ONE)
+        asked = await browser.get(f"{ONE}/give/pause")
+        form = dict(re.findall(r'name="(\w+)" value="([^"]*)"', asked.text))
+        async with browser.stream("GET", "/ui/live/rollouts/pricing-api") as live:
+            lines = live.aiter_lines()
+            async with asyncio.timeout(30):
+                while await anext(lines) != "event: beat":
+                    pass
+            same = {"sec-fetch-site": "same-origin"}
+            assert (await browser.post("/ui/sign-out", data=form, headers=same)).is_success
+            async with asyncio.timeout(30):
+                rest = [line async for line in lines]
+        assert [line for line in rest if line.startswith("event:")][-1] == "event: reload"
+        assert not any("hx-partial" in line for line in rest)
+
+
 async def test_a_session_that_has_ended_is_said(site: Site) -> None:
     """A form that was open for too long sends nothing, and says what to do."""
     async with site.browser() as browser:

@@ -11,7 +11,8 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogsData
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from schemas.events import Contents, Packed
-from schemas.formats import EventFormat, evaluation_reader, outcome_reader
+from schemas.formats import evaluation_reader, outcome_reader
+from schemas.terms import EventFormat
 from tests.records import make_record
 from tests.telemetry import Request, encoded, export_of_logs, export_of_spans
 

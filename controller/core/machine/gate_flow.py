@@ -14,6 +14,7 @@ from controller.core.machine import announcements, health, holding, transitions
 from controller.core.machine.cause import Cause
 from controller.core.machine.obstacles import holds, passes, why_not, why_not_again
 from controller.core.machine.times import is_frozen, may_announce
+from controller.core.plan_changes.windows import duration_words
 from controller.core.rollout import (
     AdviceReceived,
     AdviceRound,
@@ -138,7 +139,8 @@ def close_undecided(rollout: Rollout, gate: Gating, event: Event, now: datetime)
     """Pause at the gate's deadline; a gate that a freeze kept from closing gets its time again."""
     if rollout.hold is HoldReason.FROZEN:
         return Transition(holding.renew_gate(rollout, gate, now))
-    why = "the gate is still undecided at max_bake"
+    limit = duration_words(rollout.plan.stages[gate.stage].max_bake)
+    why = f"the gate is still undecided at max_bake ({limit})"
     if isinstance(event, EvidenceJudged) and not passes(event.judgement):
         why = f"{why}: {why_not(event.judgement)[1]}"
     elif rollout.hold is not None:

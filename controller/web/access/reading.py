@@ -20,6 +20,7 @@ SIGN_IN: Final = "/ui/sign-in"
 #: Answers a browser with a page: the request, its status, and why.
 Explain = Callable[[Scope, Send, int, str], Awaitable[None]]
 _KEY: Final = "rolloutd.identity"
+_GATE: Final = "rolloutd.reading"
 CHALLENGE: Final = (b"www-authenticate", b'Bearer realm="rolloutd"')
 
 
@@ -27,6 +28,15 @@ def identity_of(scope: Scope) -> Identity | None:
     """Return who sends a request that came through `Reading`; None: nobody is signed in."""
     found: Identity | None = scope.get(_KEY)
     return found
+
+
+def may_go_on(scope: Scope) -> bool:
+    """Return whether a request that came through `Reading` would be let through again now.
+
+    For answers that last: people sign out, and sessions, tokens and roles end.
+    """
+    gate: Reading | None = scope.get(_GATE)
+    return gate is None or gate.still_admits(scope)
 
 
 _AT_THE_PROXY: Final = (
@@ -75,10 +85,21 @@ class Reading:
             await send_error(send, refusal.status, str(refusal), *challenge, CLOSE)
             return False
         scope[_KEY] = who
-        if self._why_not is None or (who is not None and self._guardian.access.may_read(who)):
+        if self._is_shown_to(who):
+            scope[_GATE] = self
             return True
         await self._refuse(scope, send, who)
         return False
+
+    def still_admits(self, scope: Scope) -> bool:
+        """Return whether a request that was let through would be again, as the same person's."""
+        who = identity_of(scope)
+        return self._guardian.is_still(scope, who) and self._is_shown_to(who)
+
+    def _is_shown_to(self, who: Identity | None) -> bool:
+        if self._why_not is None:
+            return True
+        return who is not None and self._guardian.access.may_read(who)
 
     async def _refuse(self, scope: Scope, send: Send, who: Identity | None) -> None:
         is_browser = _is_browser(scope)

@@ -66,6 +66,17 @@ class Guardian:
             log.warning("identity_refused", client=client, error=str(refusal))
             raise
 
+    def is_still(self, scope: Scope, who: Identity | None) -> bool:
+        """Return whether an answer that lasts still goes to whom it began for.
+
+        Not after they signed out, when their session or token has ended, and when they are in
+        other groups.
+        """
+        try:
+            return self._who(scope) == who
+        except IdentityRefused:
+            return False
+
     def _who(self, scope: Scope) -> Identity | None:
         names = _values(scope, self.proxy.user_header) if self.proxies else []
         if names and not self._is_proxy(scope):  # also beside a token: it is a claim of its own

@@ -38,7 +38,8 @@ _LONGEST_REST: Final = 1.0
 #: Messages that may wait for one client; then it gets the whole screen in their place.
 _MOST_WAITING: Final = 4
 _BEAT: Final = b"event: beat\ndata: 1\n\n"
-#: For a page whose parts are others now: a rollout has gone, or a new release shows more.
+#: For a page whose parts are others now (a rollout has gone, a new release shows more), or whose
+#: reader may see others.
 _RELOAD: Final = b"event: reload\ndata: 1\n\n"
 
 
@@ -98,16 +99,28 @@ class LivePages:
         self._streams.end()
 
     async def serve(
-        self, scope: Scope, receive: Receive, send: Send, screen: LiveScreen, seen: str
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        screen: LiveScreen,
+        seen: str,
+        may_go_on: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Answer one page's stream. `seen` is the digest of what the page shows already."""
+        """Answer one page's stream. `seen` is the digest of what the page shows already.
+
+        `may_go_on` is asked before each message, so at least every two seconds: whether the page
+        may still show it. Where it may not, the page is loaded again, and shows what it may.
+        """
 
         async def write(stream: OpenStream) -> None:
-            await self._write(_Reader(stream, seen), screen)
+            await self._write(_Reader(stream, seen), screen, may_go_on)
 
         await self._streams.serve(scope, receive, send, write)
 
-    async def _write(self, reader: _Reader, screen: LiveScreen) -> None:
+    async def _write(
+        self, reader: _Reader, screen: LiveScreen, may_go_on: Callable[[], bool]
+    ) -> None:
         view = self._views.setdefault(screen.key, _View(screen))
         view.readers.add(reader)
         if self._task is None or self._task.done():
@@ -123,6 +136,9 @@ class LivePages:
                 body = b"".join(reader.waiting)
                 news = sum(one is not _BEAT for one in reader.waiting)
                 reader.waiting.clear()
+                if body and not may_go_on():
+                    await stream.write(_RELOAD)
+                    return
                 if body and not stream.is_over:
                     await stream.write(body)
                     self._events.inc(news)

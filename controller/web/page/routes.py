@@ -15,6 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from controller.health import Faults
+from controller.web.access.reading import may_go_on
 from controller.web.admission import Admission
 from controller.web.answers import BodyRefused, header, read_body
 from controller.web.flags import FlagBoard
@@ -164,7 +165,8 @@ class LiveFleet:
             return await self._pages.fleet.sections(view)
 
         screen = LiveScreen(("fleet", view), render, lambda: True)
-        await self._pages.live.serve(scope, receive, send, screen, _seen(query))
+        live = self._pages.live
+        await live.serve(scope, receive, send, screen, _seen(query), lambda: may_go_on(scope))
 
 
 class LiveRollout:
@@ -179,8 +181,13 @@ class LiveRollout:
         if await pages.found(scope, send) is None:
             return
         flag_key = scope["path_params"]["flag_key"]
-        screen = _screen_of(pages, flag_key, pages.role(scope, flag_key))
-        await pages.live.serve(scope, receive, send, screen, _seen(_query(scope)))
+        steering = pages.role(scope, flag_key)
+        screen = _screen_of(pages, flag_key, steering)
+
+        def may_still() -> bool:
+            return may_go_on(scope) and pages.role(scope, flag_key) == steering
+
+        await pages.live.serve(scope, receive, send, screen, _seen(_query(scope)), may_still)
 
 
 def _screen_of(pages: Pages, flag_key: str, steering: Steering | None) -> LiveScreen:

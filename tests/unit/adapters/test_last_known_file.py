@@ -11,6 +11,7 @@ import pytest
 
 from controller.adapters import last_known_file, private_file
 from controller.adapters.last_known_file import LastKnownFile
+from controller.adapters.private_file import ReplicaDirectory
 from controller.codec.last_known import Origin
 from controller.core.rollout import Rollout
 from controller.errors import DocumentUnreadable, LastKnownUnavailable
@@ -21,7 +22,7 @@ OURS = Origin("production", "")
 
 def make_file(directory: Path, origin: Origin = OURS, port: int = 8080) -> LastKnownFile:
     """Return the file of one replica."""
-    return LastKnownFile(directory / "state", origin, port=port)
+    return LastKnownFile(ReplicaDirectory(directory / "state", origin, port))
 
 
 def rollout_of(flag_key: str, revision: int = 1) -> Rollout:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from controller.adapters.private_file import ReplicaDirectory
 from controller.adapters.waiting_commands_file import WaitingCommandsFile
 from controller.codec.last_known import Origin
 from controller.codec.waiting_commands import WaitingCommand
@@ -22,7 +23,7 @@ COMMAND = WaitingCommand(ORDER, "start-1")
 
 def kept_in(directory: Path, environment: str = "test") -> WaitingCommandsFile:
     """Return the file of one replica."""
-    return WaitingCommandsFile(directory, Origin(environment, ""), port=8080)
+    return WaitingCommandsFile(ReplicaDirectory(directory, Origin(environment, ""), 8080))
 
 
 async def test_what_waited_is_read_again(tmp_path: Path) -> None:

@@ -131,6 +131,13 @@ def test_what_is_no_replica_is_said(replica: Callable[[bytes], str], body: bytes
     assert isinstance(result.exception, SystemExit)
 
 
+def test_an_address_without_a_scheme_is_told_apart() -> None:
+    """It is a typing error, and no replica that is away."""
+    answer = CliRunner().invoke(app, ["doctor", "--url", "127.0.0.1:8081"])
+    assert answer.exit_code == 2
+    assert "has no scheme: write http://127.0.0.1:8081" in answer.output
+
+
 def test_nobody_there_is_said() -> None:
     """A refused connection names the setting."""
     result = CliRunner().invoke(app, ["doctor", "--url", "http://127.0.0.1:1"])

@@ -10,9 +10,8 @@ import pytest
 from controller.cli.refused_records import _left_out, _Refused, misnamed_field
 from controller.settings import KafkaSettings
 from controller.settings.kafka import EventFormats
-from schemas.formats import EventFormat
 from schemas.quarantine import RefusedRecord
-from schemas.terms import QuarantineReason
+from schemas.terms import EventFormat, QuarantineReason
 from tests.builders import T0
 
 

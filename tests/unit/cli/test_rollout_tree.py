@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from rich.console import Console
+from rich.segment import Segment
 
 from controller.cli.rollout_tree import bar, interval, rollout_tree
 from controller.codec.decisions import to_judgement_record
@@ -14,6 +17,7 @@ from controller.reporting.situation import Situation
 from schemas.decision import MetricRecord
 from tests.builders import make_judgement, make_report
 from tests.pages import judgement_at, phases_at, situation_in
+from tests.unit.reporting.test_situation import make_decision
 
 NOW = datetime(2026, 11, 23, 9, 0, 7, tzinfo=UTC)
 PHASES = phases_at(NOW)
@@ -45,6 +49,45 @@ def test_a_tree_fits_the_terminal_in_every_phase(name: str, width: int) -> None:
     assert max(map(len, tree.splitlines())) <= width
     for percent in ("1 %", "10 %", "25 %", "50 %", "100 %"):
         assert percent in tree
+
+
+def test_a_low_terminal_keeps_the_evidence_and_the_decisions() -> None:
+    """Without room for all, words, commands and gate give way, and the end says which did."""
+    console = Console(file=io.StringIO(), width=80, force_terminal=False, color_system=None)
+    tree = rollout_tree(judged_in("baking"), PLANES)
+    whole = console.render_lines(tree, console.options, pad=False)
+
+    def lines_in(height: int) -> list[str]:
+        lines = console.render_lines(tree, console.options.update(height=height))
+        return [text_of(line).rstrip() for line in lines]
+
+    for height in range(8, len(whole)):
+        lines = lines_in(height)
+        assert len(lines) == height
+        assert any(line.startswith("├─ evidence") for line in lines)
+        assert any("● 10 %" in line for line in lines)
+    assert any(line.startswith("├─ commands that fit") for line in lines_in(len(whole) - 1))
+    low = lines_in(20)
+    assert not any("commands that fit" in line for line in low)
+    assert low[-1].startswith("└─ a terminal with more lines shows more words, gate")
+
+
+def test_a_low_terminal_has_one_line_for_each_decision() -> None:
+    """A long reason ends in an ellipsis there, and is told in full where there is room."""
+    one = make_decision("a reason " + "that goes on " * 20)
+    situation = replace(judged_in("baking"), decisions=(one,) * 5)
+    console = Console(file=io.StringIO(), width=80, force_terminal=False, color_system=None)
+    tree = rollout_tree(situation, PLANES)
+    lines = console.render_lines(tree, console.options.update(height=24), pad=False)
+    reasons = [line for line in map(text_of, lines) if "a reason that goes on" in line]
+    assert len(reasons) == 3
+    assert all(line.rstrip().endswith("…") for line in reasons)
+    assert shown(situation).count("goes") == 5 * 20
+
+
+def text_of(line: Sequence[Segment]) -> str:
+    """Return a rendered line without its styles."""
+    return "".join(part.text for part in line)
 
 
 def test_every_phase_names_what_a_person_can_do() -> None:

@@ -195,7 +195,9 @@ def test_bare_command_without_a_usable_time_is_unreadable(timestamp_ms: int) -> 
         read({"verb": "roll_back", "flag": "f"}, timestamp_ms=timestamp_ms)
 
 
-@pytest.mark.parametrize("verb", ["resume", "unfreeze", "freeze", "reject"])
+@pytest.mark.parametrize(
+    "verb", ["promote_full", "promote", "resume", "unfreeze", "freeze", "reject"]
+)
 def test_a_command_from_the_future_is_refused(verb: str) -> None:
     """Its age would never count: it could be sent again for ever."""
     fields = {**FIELDS, "verb": verb, "issued_at": "2026-01-05T09:05:01Z"}

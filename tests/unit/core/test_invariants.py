@@ -14,7 +14,7 @@ import pytest
 from controller.core.invariants import RULES, Step, violations
 from controller.core.judging.judgement import Gap
 from controller.core.machine import decide
-from controller.core.plan import AdvisorPolicy
+from controller.core.plan import AdvisorPolicy, Window
 from controller.core.rollout import (
     AdviceRound,
     AnswerCommand,
@@ -51,6 +51,7 @@ from tests.builders import (
 
 GATE = Gating(0, "gate-1", T0 + 11 * MINUTE, T0 + HOUR)
 NOW = T0 + 12 * MINUTE
+OFFICE = Window(frozenset(range(1, 6)), 540, 480, "UTC")  # T0 is a Monday, 9:00
 PASSES = EvidenceJudged(make_judgement(at=NOW))
 ADVISED = AdvisorPolicy(
     mode=AdvisorMode.CAN_HOLD, deadline=timedelta(seconds=30), hold_rounds=2, hold_for=5 * MINUTE
@@ -243,6 +244,20 @@ def test_i19_a_bake_cut_short() -> None:
     assert check(opened, bake_left_seconds=0.5) == []
     (violation,) = violations(opened, outbox=0, outbox_limit=200, bake_left_seconds=30.0)
     assert violation.forbids
+
+
+def test_i25_nobody_is_served_outside_active_windows() -> None:
+    """A closed rollout serves 0 %, and opens within a window only; neither is saved."""
+    plan = make_plan(active=(OFFICE,))
+    evening, morning = T0 + 8 * HOUR, T0 + 24 * HOUR
+    closing = step_of(make_rollout(plan=plan), Ticked(), evening)
+    opening = step_of(closing.after, Ticked(), morning)
+    assert check(closing) == check(opening) == []
+    served = raised(closing, percent=10.0)
+    at_night = raised(opening, updated_at=evening + HOUR)
+    for step in (served, at_night):
+        (violation,) = violations(step, outbox=0, outbox_limit=200, bake_left_seconds=None)
+        assert (violation.rule, violation.forbids) == ("I25", True)
 
 
 def test_what_raises_is_forbidden_and_what_lowers_is_not() -> None:

@@ -460,3 +460,11 @@ def test_what_is_nested_too_deeply_is_refused_where_it_is(opening: str) -> None:
     (finding,) = findings
     assert "nested deeper than 20" in finding.message
     assert (finding.line, finding.column is not None) == (1, True)
+
+
+@pytest.mark.parametrize(("key", "place"), [("settle", "stages"), ("deadline", "advisor")])
+def test_a_key_in_the_wrong_place_says_where_it_belongs(key: str, place: str) -> None:
+    """A list of other keys would not help."""
+    _, findings = lint_text(json.dumps({**PLAN, key: "5s"}), T0)
+    (found,) = [one for one in findings if one.path == (key,)]
+    assert (found.message, found.fix) == ("does not belong here", f"write it in `{place}`")

@@ -46,6 +46,14 @@ def test_a_long_settle_works_and_is_asked_about() -> None:
     assert "of the 3m that the stage takes at least, only the bake gathers evidence" in str(found)
 
 
+def test_a_bake_that_is_short_for_the_default_of_settle_says_what_to_add() -> None:
+    """Nobody wrote the minute that it is told of."""
+    plan = {**PLAN, "stages": [stage(percent=100, bake="20s")]}
+    (found,) = [one for one in lint(PlanDocument.model_validate(plan), T0) if "settle" in str(one)]
+    assert "add `settle: 5s` to this stage" in str(found)
+    assert str(found).endswith("1m is the default")
+
+
 def test_good_plan_has_no_findings() -> None:
     """Nothing is said about a plan that is all right."""
     assert lint(PlanDocument.model_validate(PLAN), T0) == []

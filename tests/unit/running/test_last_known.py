@@ -13,6 +13,7 @@ import structlog
 
 from controller.adapters.last_known_file import LastKnownFile
 from controller.adapters.memory import ManualClock, MemoryRollouts
+from controller.adapters.private_file import ReplicaDirectory
 from controller.codec.last_known import Origin
 from controller.core.rollout import RolledBack, Rollout
 from controller.errors import DocumentUnreadable, StoreUnavailable
@@ -65,7 +66,7 @@ class Replica:
         self.clock = ManualClock(T0)
         self.store = store
         self.feed = Feed()
-        self.file = LastKnownFile(directory, OURS, port=8080)
+        self.file = LastKnownFile(ReplicaDirectory(directory, OURS, 8080))
         self.board = FlagBoard(generation=Generation.V3, now=self.clock.now)
         self.last_known = LastKnown(
             self.board,
@@ -122,7 +123,7 @@ async def running(directory: Path, store: Store, *, pace: Pace = QUICK) -> Async
 
 def keep(directory: Path, *rollouts: Rollout, known_at: datetime = T0) -> None:
     """Leave a file as a replica before left it."""
-    LastKnownFile(directory, OURS, port=8080).write(known_at, rollouts)
+    LastKnownFile(ReplicaDirectory(directory, OURS, 8080)).write(known_at, rollouts)
 
 
 async def away() -> Store:
@@ -247,7 +248,7 @@ async def test_redis_of_another_environment_is_not_served(tmp_path: Path) -> Non
 async def test_a_file_of_no_use_is_reported_and_replaced(tmp_path: Path) -> None:
     """Damage stops nothing; once trusted, the file is written anew."""
     keep(tmp_path, AT_HALF)
-    path = LastKnownFile(tmp_path, OURS, port=8080).path
+    path = LastKnownFile(ReplicaDirectory(tmp_path, OURS, 8080)).path
     path.write_bytes(path.read_bytes()[:-1])
     with structlog.testing.capture_logs() as logs:
         async with running(tmp_path, await away()) as replica:

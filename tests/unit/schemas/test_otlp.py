@@ -11,9 +11,9 @@ import pytest
 
 from schemas.envelope import Headers
 from schemas.events import Contents, Packed
-from schemas.formats import EventFormat, evaluation_reader, outcome_reader
+from schemas.formats import evaluation_reader, outcome_reader
 from schemas.otlp import MAX_BYTES, MAX_ITEMS
-from schemas.terms import QuarantineReason
+from schemas.terms import EventFormat, QuarantineReason
 from tests.telemetry import Request, export_of_logs, export_of_spans
 
 AT = 1_795_230_000_000

@@ -1,12 +1,10 @@
 """Settings: what is accepted, what is refused and how the refusal reads."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from pydantic import BaseModel, SecretStr, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import SecretStr, ValidationError
 from typer.testing import CliRunner
 
 from controller.cli.daemon import app as daemon
@@ -31,16 +29,6 @@ def faults(path: Path | None, environ: dict[str, str]) -> list[str]:
     with pytest.raises(ConfigInvalid) as refused:
         load_settings(path, environ)
     return str(refused.value).splitlines()
-
-
-def every_field(model: type[BaseModel] = Settings, at: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield every setting with its dotted path, sections left out."""
-    for name, field in model.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from every_field(annotation, f"{at}{name}.")
-        else:
-            yield f"{at}{name}", field
 
 
 def test_without_file_and_variables_everything_has_its_default() -> None:
@@ -299,27 +287,6 @@ def test_settings_cannot_be_changed() -> None:
     settings = Settings()
     with pytest.raises(ValidationError):
         settings.environment = "other"  # type: ignore[misc]
-
-
-def test_every_setting_says_what_it_means() -> None:
-    """Each setting has its description, and what may be None says what that does."""
-    for path, field in every_field():
-        assert field.description, path
-        if field.default is None:
-            assert "None" in field.description, path
-        if path.endswith("_seconds"):
-            assert field.default is not None, path
-
-
-def test_every_secret_can_come_from_a_file() -> None:
-    """Wherever a secret may be given, so may the path of a file that holds it."""
-    paths = dict(every_field())
-    secrets = [path for path, field in paths.items() if "SecretStr" in str(field.annotation)]
-    assert len(secrets) >= 4
-    assert all(f"{path}_file" in paths for path in secrets)
-    assert all(
-        field.annotation == SecretStr | None for path, field in paths.items() if path in secrets
-    )
 
 
 def test_topic_names_carry_the_prefix() -> None:

@@ -217,6 +217,28 @@ async def test_a_page_hears_something_at_least_every_few_seconds(world: PageWorl
                 beats += BEAT in await client.next()
 
 
+async def test_a_page_whose_reader_may_no_longer_see_it_is_loaded_again(world: PageWorld) -> None:
+    """What changes then is not sent any more."""
+    shown, may = ["1"], [True]
+    pages = LivePages(world.board, Metrics(version="1"), most_streams=10, pace_seconds=0.01)
+
+    async def render() -> list[Section]:
+        return [Section("head", f"<p id=head>{shown[0]}</p>")]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        screen = LiveScreen("one", render, lambda: True)
+        seen = digest([Section("head", "<p id=head>0</p>")])
+        await pages.serve(scope, receive, send, screen, seen, lambda: may[0])
+
+    client = Client()
+    async with opened(app, "/", client):
+        assert "1" in await swapped(client)
+        may[0], shown[0] = False, "2"
+        async with asyncio.timeout(30):
+            while (body := await client.next()) != b"event: reload\ndata: 1\n\n":
+                assert b"hx-partial" not in body
+
+
 async def test_a_page_that_takes_nothing_is_dropped(world: PageWorld) -> None:
     """What waits for it stays bounded meanwhile."""
     metrics = Metrics(version="0")

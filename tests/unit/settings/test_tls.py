@@ -1,0 +1,51 @@
+"""Settings of TLS on the HTTP listener: what does not fit together is refused in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from controller.errors import ConfigInvalid
+from controller.settings import insecure_connections, load_settings
+
+PAIR = {"ROLLOUTD_HTTP__CERTIFICATE_FILE": "/x.crt", "ROLLOUTD_HTTP__KEY_FILE": "/x.key"}
+
+
+def test_a_key_alone_is_refused() -> None:
+    """Without a certificate it would mean nothing."""
+    with pytest.raises(ConfigInvalid, match="http: key_file needs certificate_file"):
+        load_settings(None, {"ROLLOUTD_HTTP__KEY_FILE": "/x.key"})
+
+
+def test_people_are_sent_to_no_address_that_nobody_answers() -> None:
+    """Behind a proxy with TLS the address is https too; the reverse cannot be."""
+    with pytest.raises(ConfigInvalid, match="write https://"):
+        load_settings(None, {**PAIR, "ROLLOUTD_SIGN_IN__PUBLIC_URL": "http://rollouts.internal"})
+    load_settings(None, {**PAIR, "ROLLOUTD_SIGN_IN__PUBLIC_URL": "https://rollouts.internal"})
+    load_settings(None, {"ROLLOUTD_SIGN_IN__PUBLIC_URL": "https://rollouts.internal"})
+
+
+def test_a_token_behind_tls_is_no_open_door() -> None:
+    """Without TLS, beyond loopback, it is."""
+    token = {"ROLLOUTD_HTTP__HOST": "0.0.0.0", "ROLLOUTD_HTTP__COMMAND_TOKEN": "ab" * 16}
+    open_doors = insecure_connections(load_settings(None, token))
+    assert any("http.command_token" in one for one in open_doors)
+    open_doors = insecure_connections(load_settings(None, {**token, **PAIR}))
+    assert not any("http.command_token" in one for one in open_doors)
+
+
+def test_a_key_that_everybody_may_read_is_an_open_door(tmp_path: Path) -> None:
+    """In a file of its own or with the certificate; one that is not there is said elsewhere."""
+    key = tmp_path / "tls.key"
+    key.write_text("a key")
+    pair = {"ROLLOUTD_HTTP__CERTIFICATE_FILE": "/x.crt", "ROLLOUTD_HTTP__KEY_FILE": str(key)}
+    together = {"ROLLOUTD_HTTP__CERTIFICATE_FILE": str(key)}
+    for mode, is_open in ((0o644, True), (0o640, False), (0o600, False)):
+        key.chmod(mode)
+        for variables, name in ((pair, "key_file"), (together, "certificate_file")):
+            doors = insecure_connections(load_settings(None, variables))
+            named = [one for one in doors if one.startswith(f"http.{name}: ")]
+            assert bool(named) == is_open
+            assert all(f"chmod o-rwx {key}" in one for one in named)
+    assert not any("key" in one for one in insecure_connections(load_settings(None, PAIR)))
