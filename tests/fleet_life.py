@@ -122,7 +122,8 @@ class Fleet:
 
     async def _command(self, command: Command) -> dict[str, Any]:
         async with self._slots:
-            self._waiting[command.id] = answer = asyncio.get_running_loop().create_future()
+            answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+            self._waiting[command.id] = answer
             await self.client.publish(command)
             async with asyncio.timeout(120 * SLACK):
                 return await answer
