@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -177,6 +178,7 @@ class WorkerPool:
         if run.task is not None:
             run.task.cancel()
             await asyncio.wait([run.task])
+            run.task = None  # it ends in an error whose frames hold the run: again a cycle
         self._leave(flag_key, run)
 
     def _leave(self, flag_key: str, run: WorkerRun) -> None:
@@ -195,6 +197,11 @@ class WorkerPool:
             run.worker.inbox.urgent.clear()
             try:
                 await run.worker.run()
+            except asyncio.CancelledError as end:
+                # Its traceback and the frames below hold each other, and they hold the worker. What
+                # was frozen (`gc.freeze`) is in no collection: such a cycle would stay for ever.
+                traceback.clear_frames(end.__traceback__)
+                raise
             except Exception as failure:  # the worker's edge: reported, and restarted
                 mistake = _cause(failure)
             wait = self._note_failure(run)

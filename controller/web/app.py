@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,6 +33,7 @@ from controller.web.inventory import FlagSource, Lists
 from controller.web.ofrep import EvaluateAll, EvaluateOne
 from controller.web.page.live import LivePages
 from controller.web.page.pages import Pages
+from controller.web.page.rendering import PAGE_HEADERS
 from controller.web.page.routes import Home, make_pages, open_routes, page_routes
 from controller.web.reports import Reports
 from controller.web.status_page import PublicNames, StatusPage, status_routes
@@ -121,7 +122,7 @@ def make_app(
     index = Index([*routes, *shown])
     shown.append(Route("/", Home(pages, index), methods=["GET"]))
     shown = _admitted(shown, pages, why_not_shown, index)
-    app = _guarded([*routes, *shown], allowed_hosts)
+    app = _guarded([*routes, *shown], allowed_hosts, pages)
     app.state.live_pages, app.state.event_streams = live, streams
     return app
 
@@ -213,12 +214,20 @@ def _steering_routes(steer: Steer | None) -> list[Route]:
     ]
 
 
-def _guarded(routes: Sequence[Route], allowed_hosts: Iterable[str]) -> Starlette:
-    """Return an application over these routes, with the guard in front."""
+def _guarded(
+    routes: Sequence[Route], allowed_hosts: Iterable[str], pages: Pages | None = None
+) -> Starlette:
+    """Return an application over these routes, with the guard in front.
+
+    `pages` explains an address that leads nowhere to browsers; None: they get JSON.
+    """
     app = Starlette(
         routes=list(routes),
         middleware=[Middleware(Guard, allowed_hosts=allowed_hosts)],
-        exception_handlers={HTTPException: _answer_http_error, Exception: _answer_internal_error},
+        exception_handlers={
+            HTTPException: partial(_answer_http_error, pages),
+            Exception: _answer_internal_error,
+        },
     )
     app.router.redirect_slashes = False  # a redirect would repeat the caller's Host
     return app
@@ -282,11 +291,16 @@ def is_ours(host: str, names: frozenset[str]) -> bool:
     return True
 
 
-async def _answer_http_error(request: Request, error: Exception) -> JSONResponse:
-    """Answer 404 and 405 as JSON."""
+async def _answer_http_error(pages: Pages | None, request: Request, error: Exception) -> Response:
+    """Answer 404 and 405: with a page to a browser, and as JSON to all others."""
     assert isinstance(error, HTTPException)
-    headers = {"cache-control": "no-store", **(error.headers or {})}
-    return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=headers)
+    headers, status = dict(error.headers or {}), error.status_code
+    if pages is not None and "text/html" in header(request.scope, b"accept"):
+        headers |= {name.decode(): value.decode() for name, value in PAGE_HEADERS}
+        page = pages.nowhere(request.scope, status, headers.get("Allow", "no method"))
+        return Response(page, status, headers)
+    headers |= {"cache-control": "no-store", "vary": "accept"}
+    return JSONResponse({"error": error.detail}, status_code=status, headers=headers)
 
 
 async def _answer_internal_error(request: Request, error: Exception) -> JSONResponse:

@@ -84,6 +84,7 @@ class FlagBoard:
         #: Grows with every change of what is served.
         self.version = 0
         self._listeners: set[asyncio.Event] = set()
+        self._drop_listeners: list[Callable[[], None]] = []
         self.changed_at = datetime.min.replace(tzinfo=UTC)  # newest transition served
 
     # --- written by the flag's worker and the state feed ---
@@ -156,6 +157,12 @@ class FlagBoard:
         self._document = None
         self._in_order = None
         self._notify_listeners()
+        for listener in self._drop_listeners:
+            listener()
+
+    def on_dropped(self, *listeners: Callable[[], None]) -> None:
+        """Call these, which must return at once, when a flag was retired: they let go of it too."""
+        self._drop_listeners.extend(listeners)
 
     def lower_unsaved(self, rollout: Rollout) -> None:
         """Serve a lower percentage that is not saved yet, until `end_unsaved`."""

@@ -66,6 +66,15 @@ class FleetOrder:
         self._kinds: dict[Urgency, list[_Known]] = {}
         self._answers: dict[Question, Listed] = {}
 
+    def let_go(self) -> None:
+        """Keep nothing until somebody asks again: flags were retired, and may be many.
+
+        An order that is being worked out stays until the next question.
+        """
+        if not self._lock.locked():
+            self._version, self._known = None, {}
+            self._kinds, self._answers = {}, {}
+
     async def listed(self, question: Question) -> Listed:
         """Return the rollouts that fit: what needs a person, what moves, what has ended.
 

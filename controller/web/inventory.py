@@ -130,6 +130,11 @@ class Inventory:
         self._flags: list[Listed] = []
         self._counts: dict[FlagFinding, int] = {}
 
+    def let_go(self) -> None:
+        """Keep nothing until somebody asks again; a list that is being worked out stays."""
+        if not self._lock.locked():
+            self._version, self._flags, self._counts = None, [], {}
+
     async def found(self, question: FlagQuestion) -> Found:
         """Return the flags that fit."""
         async with self._lock:
@@ -171,7 +176,9 @@ class Lists(NamedTuple):
     @classmethod
     def of(cls, board: FlagBoard, now: Callable[[], datetime], source: FlagSource | None) -> Lists:
         """Return the lists of a board."""
-        return cls(FleetOrder(board, now), Inventory(board, now, source))
+        lists = cls(FleetOrder(board, now), Inventory(board, now, source))
+        board.on_dropped(lists.fleet.let_go, lists.inventory.let_go)
+        return lists
 
 
 class FlagPage:

@@ -78,6 +78,13 @@ class Guardian:
             return False
 
     def _who(self, scope: Scope) -> Identity | None:
+        names = _values(scope, self.proxy.user_header) if self.proxies else []
+        if names and not self._is_proxy(scope):  # also beside a token: it is a claim of its own
+            raise IdentityRefused(
+                403,
+                f"{self.proxy.user_header} counts only from the addresses of "
+                f"sign_in.proxy.addresses, and this request comes from another",
+            )
         if authorization := header(scope, b"authorization"):
             scheme, _, token = authorization.partition(" ")
             machine = self.access.machine(token.strip(), self.now())
@@ -86,18 +93,12 @@ class Guardian:
                     401, "this token is unknown or has expired: see sign_in.access_file"
                 )
             return machine
-        if self.proxies and (names := _values(scope, self.proxy.user_header)):
+        if names:
             return self._named_by_proxy(scope, names)
         return self.sessions.of(scope)
 
     def _named_by_proxy(self, scope: Scope, names: Sequence[bytes]) -> Identity:
         """Return the person in the proxy's header. Raises IdentityRefused."""
-        if not self._is_proxy(scope):
-            raise IdentityRefused(
-                403,
-                f"{self.proxy.user_header} counts only from the addresses of "
-                f"sign_in.proxy.addresses, and this request comes from another",
-            )
         try:
             (name,) = (value.decode() for value in names)
         except ValueError:  # more than one, or no text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
 from urllib.parse import quote
 
 from starlette.types import Scope, Send
@@ -21,6 +23,9 @@ from controller.web.page.live import LivePages
 from controller.web.page.plans import PlanScreen
 from controller.web.page.rendering import Renderer, Section, Visitor, send_page
 from controller.web.page.rollout import RolloutScreen
+
+#: Characters of an address that a page repeats: whoever made the link chose them.
+LONGEST_SHOWN: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,17 @@ class Pages:
         """Answer with a page that says what is wrong."""
         sections = self.renderer.blocks("problem.html", {"title": title, "why": why})
         await send_page(send, self.renderer.page(title, sections), status, *cookies)
+
+    def nowhere(self, scope: Scope, status: int, methods: str) -> bytes:
+        """Return the page of an address that shows nothing; `methods` are those that it takes."""
+        path = scope["path"][:LONGEST_SHOWN]
+        title, why = "There is no such page", f"Nothing is shown at {path}."
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:
+            title = "This address does not take that"
+            why = f"{path} takes {methods}, and this was {scope['method']}."
+        return self.renderer.page(
+            title, self.renderer.blocks("problem.html", {"title": title, "why": why})
+        )
 
     async def refuse(
         self, scope: Scope, send: Send, status: int, why: str, title: str = "You may not see this"
@@ -96,6 +112,7 @@ class Pages:
         if why is not None:
             await self.problem(send, 503, "It is not known yet which rollouts there are", why)
         else:
-            why = f"rolloutctl start plan.yaml starts one. This address is for {flag_key[:128]}."
+            shown = flag_key[:LONGEST_SHOWN]
+            why = f"rolloutctl start plan.yaml starts one. This address is for {shown}."
             await self.problem(send, 404, "This flag has no rollout", why)
         return None

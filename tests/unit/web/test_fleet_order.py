@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -12,6 +13,7 @@ from controller.reporting.views import Urgency
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
 from controller.web.fleet_order import FleetOrder, Question
+from controller.web.inventory import FlagQuestion, Lists
 from tests.builders import HOUR, T0, make_plan, make_rollout
 
 
@@ -80,3 +82,16 @@ async def test_a_rollback_needs_a_person_for_a_day() -> None:
     assert (await order.listed(Question())).counts[Urgency.ATTENTION] == 1
     at[0] = T0 + 24 * HOUR + timedelta(seconds=10)
     assert (await order.listed(Question())).counts[Urgency.ATTENTION] == 0
+
+
+async def test_retired_flags_are_let_go_without_another_question() -> None:
+    """Nobody may open the page for weeks; until then ten thousand of them would stay."""
+    board, _ = make_fleet(3)
+    lists = Lists.of(board, lambda: T0, None)
+    assert len((await lists.fleet.listed(Question())).rollouts) == 3
+    assert (await lists.inventory.found(FlagQuestion())).total == 3
+    board.drop("flag-0002", 10**6)
+    rollouts = [one for one in gc.get_objects() if isinstance(one, Rollout)]
+    assert "flag-0002" not in {one.flag_key for one in rollouts}
+    assert len((await lists.fleet.listed(Question())).rollouts) == 2
+    assert (await lists.inventory.found(FlagQuestion())).total == 2

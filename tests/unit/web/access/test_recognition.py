@@ -248,3 +248,17 @@ def test_a_form_needs_the_token_of_its_session(tmp_path: Path, headers: dict[str
 def test_machines_need_no_form(tmp_path: Path) -> None:
     """No browser sends their token by itself."""
     guardian(tmp_path, Watch()).check_form(scope({}), Identity("token:bot", Way.TOKEN), "")
+
+
+def test_a_foreign_proxys_header_is_refused_beside_a_token(tmp_path: Path) -> None:
+    """Whoever sends both claims to be two. From the proxy itself the token counts."""
+    guard = guardian(tmp_path, Watch(), proxy=PROXY)
+    both = {**bearer("bot"), "x-forwarded-user": "ada"}
+    with pytest.raises(IdentityRefused, match=r"counts only from the addresses of sign_in\.proxy"):
+        guard.who(scope(both))
+    who = guard.who(scope(both, "10.1.2.3"))
+    assert who is not None
+    assert who.way is Way.TOKEN
+    unnamed = guardian(tmp_path, Watch()).who(scope(both))  # without a proxy the header is nobody's
+    assert unnamed is not None
+    assert unnamed.way is Way.TOKEN

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -227,6 +228,43 @@ async def test_an_unknown_flag_is_told_so(browser: httpx.AsyncClient) -> None:
     answer = await browser.get("/ui/rollouts/nobody-knows")
     assert answer.status_code == 404
     assert "This flag has no rollout" in answer.text
+
+
+@pytest.mark.parametrize("path", ["/ui/nope", "/ui/rollouts/nobody-knows", "/nope", "/api/v1/nope"])
+async def test_an_address_that_leads_nowhere_has_a_page(
+    browser: httpx.AsyncClient, path: str
+) -> None:
+    """With the way back; programs get JSON."""
+    answer = await browser.get(path)
+    assert answer.status_code == 404
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert '<a href="/">All rollouts</a>' in answer.text
+    if "nobody" not in path:
+        assert f"Nothing is shown at {path}." in words(answer.text)
+        answer = await browser.get(path, headers={"accept": "application/json"})
+        assert answer.json() == {"error": "Not Found"}
+
+
+async def test_a_wrong_method_has_a_page(browser: httpx.AsyncClient) -> None:
+    """It names the methods that are right, in the header too."""
+    answer = await browser.post("/ui/flags")
+    assert answer.status_code == 405
+    assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD"}
+    said = words(answer.text)
+    assert "This address does not take that" in said
+    assert "and this was POST." in said
+
+
+async def test_a_hostile_address_stays_text(browser: httpx.AsyncClient) -> None:
+    """Escaped, cut, and without characters that turn the text around."""
+    for place in ("/ui/", "/ui/rollouts/"):
+        answer = await browser.get(place + quote(HOSTILE, safe=""))
+        assert answer.status_code == 404
+        assert "<script>alert" not in answer.text
+        assert "<hx-partial id=main>" not in answer.text
+        assert not {"\u202e", "\u2066"} & set(answer.text)
+        assert "x" * 200 not in answer.text
 
 
 async def test_programs_still_get_the_list_of_paths(browser: httpx.AsyncClient) -> None:
