@@ -102,6 +102,8 @@ def _show_of_daemon(daemon: str, flag: str | None, *, is_json: bool) -> None:
             event_lines.show_flag_events(output(), document, read)
     except (LookupError, TypeError, ValueError, AttributeError):
         fail(f"{daemon} does not answer as rolloutd does", EXIT_REJECTED)
+    if flag is not None and document.get("has_rollout") is False:
+        raise typer.Exit(EXIT_REJECTED)
 
 
 def quarantine(

@@ -127,7 +127,8 @@ def _show_one(kafka: KafkaSettings, flag: str, daemon: str | None, *, is_json: b
         further = {} if planes is None else {"planes": planes}
         rendering.print_json({**status_view.status_document(one, state), **further})
     else:
-        status_view.show_flag(output(), one, [plane_line(plane) for plane in planes or ()])
+        lines = [plane_line(plane) for plane in planes or ()]
+        status_view.show_flag(output(), one, lines, has_daemon=daemon is not None)
     if trouble:
         complain(trouble)
     if why_none:

@@ -94,10 +94,17 @@ def phase_text(rollout: Rollout) -> Text:
     return Text(name.value.replace("_", " "), _PHASE_STYLES.get(name, "cyan"))
 
 
-def show_flag(console: Console, situation: Situation, planes: Sequence[Text] = ()) -> None:
+def show_flag(
+    console: Console,
+    situation: Situation,
+    planes: Sequence[Text] = (),
+    *,
+    has_daemon: bool = False,
+) -> None:
     """Show everything about one flag, the answer to "safe to advance?" first.
 
-    `planes` has one line per flag plane, as a daemon reports it.
+    `planes` has one line per flag plane, as a daemon reports it. `has_daemon`: one was asked for
+    the newest evidence, so that nobody is told to.
     """
     rollout, now = situation.rollout, situation.now
     headline = Text(f"{rollout.flag_key}  ", "bold")
@@ -138,7 +145,7 @@ def show_flag(console: Console, situation: Situation, planes: Sequence[Text] = (
     _fact(console, "plan", Text(one_line(plan)))
     if situation.advised:
         _fact(console, "advice so far", Text(_advice_record(situation)))
-    _show_evidence(console, situation, above=why)
+    _show_evidence(console, situation, above=why, has_daemon=has_daemon)
 
 
 def _fact(console: Console, name: str, words: Text) -> None:
@@ -172,12 +179,13 @@ def _journey(situation: Situation) -> Text:
     return line
 
 
-def _show_evidence(console: Console, situation: Situation, *, above: str) -> None:
+def _show_evidence(console: Console, situation: Situation, *, above: str, has_daemon: bool) -> None:
     """Show the newest decision and the newest judgement of the present visit.
 
     What stands in `above`, the text that was shown before, is not repeated.
     """
     basis, judgement = situation.judged_by, situation.judgement
+    ask = "" if has_daemon else f"; {_ASK_A_DAEMON}"
     newest = situation.decision
     if newest is not None:
         kind = newest.kind.value.replace("_", " ")
@@ -187,7 +195,7 @@ def _show_evidence(console: Console, situation: Situation, *, above: str) -> Non
         _fact(console, "last decision", Text(one_line(words)))
     if judgement is None:
         if not situation.rollout.plan.blind and situation.rollout.visits:
-            words = f"no decision in this stage yet; {_ASK_A_DAEMON}"
+            words = f"no decision in this stage yet{ask}"
             _fact(console, "evidence", Text(words))
         return
     users = (
@@ -202,7 +210,7 @@ def _show_evidence(console: Console, situation: Situation, *, above: str) -> Non
     age = f"{about(situation.now - judgement.at)} ago"
     words = f"{verdict_words(judgement)}; as of {age}"
     if judgement is not situation.newest and not situation.rollout.has_ended:
-        words = f"{verdict_words(judgement)}; when last decided, {age}; {_ASK_A_DAEMON}"
+        words = f"{verdict_words(judgement)}; when last decided, {age}{ask}"
     _fact(console, "evidence", Text(words))
     if incomplete := incomplete_words(judgement):
         _fact(console, "", Text(one_line(incomplete), "yellow"))

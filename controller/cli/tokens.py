@@ -12,7 +12,12 @@ from typing import Final
 import yaml
 
 from controller.errors import ConfigInvalid
-from controller.settings.access_file import checked_flag_pattern, checked_token_name, parse_access
+from controller.settings.access_file import (
+    Role,
+    checked_flag_pattern,
+    checked_token_name,
+    parse_access,
+)
 
 #: Secret scanners find tokens by such a beginning.
 PREFIX: Final = "rolloutd_"
@@ -40,6 +45,9 @@ def make_token(name: str, role: str, flags: Sequence[str], days: int) -> NewToke
         patterns = [checked_flag_pattern(pattern) for pattern in flags]
     except ValueError as fault:
         raise ConfigInvalid(f"{fault}: repeat --flags for more") from None
+    roles = [one.word for one in Role]
+    if role not in roles:
+        raise ConfigInvalid(f"--role: {role!r} is no role; there are: {', '.join(roles)}")
     token = PREFIX + secrets.token_urlsafe(_BYTES)
     until = (datetime.now(UTC) + timedelta(days=days)).replace(microsecond=0)
     grant = {"role": role, "tokens": [name]} | ({} if patterns == ["*"] else {"flags": patterns})

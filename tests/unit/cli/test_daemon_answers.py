@@ -210,6 +210,18 @@ def test_status_of_all_says_that_the_daemon_is_silent(
     assert "cannot be reached" not in status("--daemon", address).stderr
 
 
+@pytest.mark.parametrize(("has_rollout", "code"), [(True, 0), (False, 1)])
+def test_events_of_a_flag_without_a_rollout_exit_as_they_do_without_a_daemon(
+    answers: tuple[str, list[tuple[int, bytes]]], has_rollout: bool, code: int
+) -> None:
+    """What was counted is shown either way."""
+    address, queue = answers
+    known = {"flag": "f", "has_rollout": has_rollout, "events": 0, "classes": {}, "remarks": {}}
+    queue.append((200, json.dumps(known).encode()))
+    result = CliRunner().invoke(app, ["events", "f", "--daemon", address])
+    assert result.exit_code == code, result.output
+
+
 @pytest.mark.parametrize(
     ("status_code", "body", "why"),
     [

@@ -110,6 +110,15 @@ def test_every_gap_has_words() -> None:
     assert set(GAP_WORDS) == set(HealthGap)
 
 
+def test_who_has_asked_a_daemon_is_not_told_to_ask_one() -> None:
+    """Its address was given, and what came of it is said apart."""
+    situation = Situation(make_rollout(), (decision(evidence(STALE)),), T0 + MINUTE)
+    for has_daemon in (False, True):
+        console, stream = pipe()
+        status_view.show_flag(console, situation, has_daemon=has_daemon)
+        assert ("shows the newest" in stream.getvalue()) is not has_daemon
+
+
 def test_status_decisions_and_watch_say_so_alike() -> None:
     """Each shows the gap itself beside it."""
     judgement = evidence(STALE)

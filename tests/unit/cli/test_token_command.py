@@ -26,7 +26,7 @@ def test_a_role_that_there_is_not_is_refused() -> None:
     """With those that there are."""
     done = CliRunner().invoke(app, ["token", "new", "bot", "--role", "boss"])
     assert done.exit_code == EXIT_CONFIG
-    assert "viewer, operator, approver, admin" in done.stderr
+    assert "--role: 'boss' is no role; there are: viewer, operator, approver, admin" in done.stderr
 
 
 def test_a_name_that_no_token_may_have_is_refused_in_words() -> None:
