@@ -11,6 +11,7 @@ import pytest
 
 from controller.web.server import HttpServer
 from controller.web.status_page import PublicNames
+from controller.web.tls import Certificate
 from tests.chromium import HOW, NOT_TRIED, chromium
 from tests.npm_packages import installed_package
 from tests.pages import PageWorld, filled
@@ -42,14 +43,17 @@ def axe() -> str:
 class Site:
     """A replica in this process, which a browser opens."""
 
-    def __init__(self, world: PageWorld, port: int = 0) -> None:
+    def __init__(
+        self, world: PageWorld, port: int = 0, certificate: Certificate | None = None
+    ) -> None:
         self.world = world
-        self._server = HttpServer(world.app, port=port)
+        self._scheme = "http" if certificate is None else "https"
+        self._server = HttpServer(world.app, port=port, certificate=certificate)
 
     @property
     def url(self) -> str:
         """Its address."""
-        return f"http://127.0.0.1:{self._server.port}"
+        return f"{self._scheme}://127.0.0.1:{self._server.port}"
 
     @property
     def port(self) -> int:
@@ -100,7 +104,7 @@ class Seen:
             self.complaints.append(message.text)
 
     def _check(self, request: Any) -> None:
-        if not request.url.startswith(("http://127.0.0.1:", "data:")):
+        if not request.url.startswith(("http://127.0.0.1:", "https://127.0.0.1:", "data:")):
             self.complaints.append(f"request to {request.url}")
 
 
