@@ -56,7 +56,9 @@ class FlagLine(OpenModel):
     updated_at: Moment = Field(description="When its rollout changed last.")
     expires_at: Moment | None = Field(description="Of the plan; null: it names no time.")
     evaluations: EvaluationsRecord | None = Field(
-        default=None, description="In the last 24 hours, over all replicas; null: not known yet."
+        default=None,
+        description="In the last 24 hours, over all replicas; null: not known yet. A crash of a "
+        "replica loses those of its last minute.",
     )
     evaluated_at: Moment | None = Field(
         default=None, description="Hour of the last evaluation; null: none since `watched_since`."

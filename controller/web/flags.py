@@ -84,7 +84,7 @@ class FlagBoard:
         #: Grows with every change of what is served.
         self.version = 0
         self._listeners: set[asyncio.Event] = set()
-        self._drop_listeners: list[Callable[[], None]] = []
+        self._drop_listeners: list[Callable[[str], None]] = []
         self.changed_at = datetime.min.replace(tzinfo=UTC)  # newest transition served
 
     # --- written by the flag's worker and the state feed ---
@@ -158,10 +158,10 @@ class FlagBoard:
         self._in_order = None
         self._notify_listeners()
         for listener in self._drop_listeners:
-            listener()
+            listener(flag_key)
 
-    def on_dropped(self, *listeners: Callable[[], None]) -> None:
-        """Call these, which must return at once, when a flag was retired: they let go of it too."""
+    def on_dropped(self, *listeners: Callable[[str], None]) -> None:
+        """Call these with each flag that was retired; they must return at once."""
         self._drop_listeners.extend(listeners)
 
     def lower_unsaved(self, rollout: Rollout) -> None:

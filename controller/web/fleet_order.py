@@ -66,14 +66,14 @@ class FleetOrder:
         self._kinds: dict[Urgency, list[_Known]] = {}
         self._answers: dict[Question, Listed] = {}
 
-    def let_go(self) -> None:
-        """Keep nothing until somebody asks again: flags were retired, and may be many.
+    def let_go(self, flag_key: str) -> None:
+        """Keep nothing of a flag that was retired, whether or not somebody asks again.
 
         An order that is being worked out stays until the next question.
         """
+        self._known.pop(flag_key, None)
         if not self._lock.locked():
-            self._version, self._known = None, {}
-            self._kinds, self._answers = {}, {}
+            self._version, self._kinds, self._answers = None, {}, {}
 
     async def listed(self, question: Question) -> Listed:
         """Return the rollouts that fit: what needs a person, what moves, what has ended.

@@ -130,7 +130,7 @@ class Inventory:
         self._flags: list[Listed] = []
         self._counts: dict[FlagFinding, int] = {}
 
-    def let_go(self) -> None:
+    def let_go(self, _flag_key: str) -> None:
         """Keep nothing until somebody asks again; a list that is being worked out stays."""
         if not self._lock.locked():
             self._version, self._flags, self._counts = None, [], {}
