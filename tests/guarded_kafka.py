@@ -7,7 +7,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import confluent_kafka.admin
 import pytest
@@ -75,6 +75,19 @@ class GuardedKafka:
                 "super.users": "User:ANONYMOUS",
             }
         )
+
+    def __enter__(self) -> Self:
+        """Start, with the topics and the guide's rights."""
+        self.kafka.start()
+        try:
+            self.prepare()
+        except BaseException:
+            self.kafka.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kafka.stop()
 
     def prepare(self) -> None:
         """Make the topics and grant the rights, as an operator does."""

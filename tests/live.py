@@ -179,6 +179,15 @@ class DaemonProcess:
         async with httpx.AsyncClient() as client:
             return await client.get(f"{base}{path}", timeout=5)
 
+    async def ofrep_status(self, flag: str) -> int:
+        """Return the status of OFREP's answer about a flag."""
+        async with httpx.AsyncClient() as client:
+            answer = await client.post(
+                f"{self.url}/ofrep/v1/evaluate/flags/{flag}",
+                json={"context": {"targetingKey": "user-1"}},
+            )
+        return answer.status_code
+
     async def standing(self) -> dict[str, Any]:
         """Return what /readyz says of everything."""
         async with httpx.AsyncClient() as client:

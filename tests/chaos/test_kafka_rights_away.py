@@ -28,9 +28,7 @@ ANNOUNCE = ("Write", {"rollout.decisions", "rollout.alerts", "rollout.state", "r
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[GuardedKafka]:
     """A guarded Kafka with the guide's rights."""
-    broker = GuardedKafka()
-    with broker.kafka:
-        broker.prepare()
+    with GuardedKafka() as broker:
         yield broker
 
 

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import httpx
 import redis.asyncio
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -38,16 +37,6 @@ async def served(daemon: DaemonProcess, flag: str) -> int | None:
     """Return the percentage of the flag's document, None where there is none."""
     document = await daemon.rollout(flag)
     return None if document is None else document["percent"]
-
-
-async def evaluated(daemon: DaemonProcess, flag: str) -> int:
-    """Return the status of OFREP's answer."""
-    async with httpx.AsyncClient() as client:
-        answer = await client.post(
-            f"{daemon.url}/ofrep/v1/evaluate/flags/{flag}",
-            json={"context": {"targetingKey": "user-1"}},
-        )
-    return answer.status_code
 
 
 async def forget(redis_url: str, prefix: str) -> None:
@@ -86,7 +75,7 @@ async def expect_as_before(daemon: DaemonProcess) -> None:
 
     await until(is_live, "the live flag is at 50 %", 60)
     assert await served(daemon, ENDED) == 0
-    assert await evaluated(daemon, GONE) == 404
+    assert await daemon.ofrep_status(GONE) == 404
 
 
 async def test_a_lost_redis_needs_an_empty_one_and_nothing_else(
@@ -124,7 +113,7 @@ async def test_a_copy_of_the_state_topic_is_a_backup(
         for last_known in (tmp_path / "last-known").glob("last-known-*"):
             last_known.unlink()
         await daemon.start()
-        assert await evaluated(daemon, LIVE) == 404
+        assert await daemon.ofrep_status(LIVE) == 404
         assert await daemon.stop() == 0
         for one in backup:
             await client.producer.send_and_wait(

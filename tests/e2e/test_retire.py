@@ -7,7 +7,6 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import httpx
 import redis.asyncio
 
 from schemas.terms import CommandStatus, CommandVerb
@@ -25,16 +24,6 @@ async def until(holds: Callable[[], Awaitable[bool]], what: str, seconds: float 
             return
         await asyncio.sleep(0.1)
     raise AssertionError(f"not so in {seconds:.0f} s: {what}")
-
-
-async def evaluated(daemon: DaemonProcess, flag: str) -> int:
-    """Return the status of OFREP's answer about a flag."""
-    async with httpx.AsyncClient() as client:
-        answer = await client.post(
-            f"{daemon.url}/ofrep/v1/evaluate/flags/{flag}",
-            json={"context": {"targetingKey": "user-1"}},
-        )
-    return answer.status_code
 
 
 async def test_a_retired_flag_is_gone_everywhere_and_starts_again(
@@ -70,7 +59,7 @@ async def test_a_retired_flag_is_gone_everywhere_and_starts_again(
             refused = await client.command(CommandVerb.RETIRE, flag)
             assert refused.status is CommandStatus.REJECTED
             await client.command(CommandVerb.ABORT, flag)
-        assert await evaluated(daemon, FLAG) == 200
+        assert await daemon.ofrep_status(FLAG) == 200
         assert await series()
         for flag in FLAGS:
             answer = await client.command(CommandVerb.RETIRE, flag)
@@ -78,7 +67,7 @@ async def test_a_retired_flag_is_gone_everywhere_and_starts_again(
             revisions[flag] = answer.revision
         await until(no_new_keys, "keys in Redis")
         await until(no_series, "series of metrics")
-        assert await evaluated(daemon, FLAG) == 404
+        assert await daemon.ofrep_status(FLAG) == 404
         decisions = await client.read("rollout.decisions")
         assert [one["data"]["kind"] for one in decisions if one["data"]["flag"] == FLAG] == [
             "start",
@@ -88,7 +77,7 @@ async def test_a_retired_flag_is_gone_everywhere_and_starts_again(
 
         daemon.kill9()
         await daemon.start()
-        assert await evaluated(daemon, FLAG) == 404
+        assert await daemon.ofrep_status(FLAG) == 404
         await a_late_document_changes_nothing(daemon, client)
         answer = await client.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG))
         assert answer.status is CommandStatus.ACCEPTED, answer.reason
@@ -109,4 +98,4 @@ async def a_late_document_changes_nothing(daemon: DaemonProcess, client: Client)
         return len([value for *_, value in records if not value]) > len(FLAGS)
 
     await until(is_buried_again, "a second tombstone")
-    assert await evaluated(daemon, FLAG) == 404
+    assert await daemon.ofrep_status(FLAG) == 404

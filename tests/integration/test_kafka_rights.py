@@ -25,9 +25,7 @@ FLAG = "new-checkout"
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[GuardedKafka]:
     """A guarded Kafka with the guide's rights."""
-    broker = GuardedKafka()
-    with broker.kafka:
-        broker.prepare()
+    with GuardedKafka() as broker:
         yield broker
 
 

@@ -58,6 +58,17 @@ async def test_a_flag_without_a_rollout_is_said_at_once(
         assert "--wait waits until it has one" in err
 
 
+@pytest.mark.parametrize("command", ["decisions", "alerts", "changelog"])
+async def test_a_misspelled_flag_has_no_empty_past(
+    settings: KafkaSettings, producer: AIOKafkaProducer, command: str
+) -> None:
+    """Nothing found of it would read as if nothing had happened."""
+    await publish(producer, settings)
+    code, out, err = await rolloutctl(settings, command, "new-chekout")
+    assert (code, out) == (1, "")
+    assert f"new-chekout has no rollout; did you mean {FLAG}?" in err
+
+
 async def test_on_request_it_waits_for_a_rollout_and_says_so(
     settings: KafkaSettings, producer: AIOKafkaProducer
 ) -> None:

@@ -142,6 +142,10 @@ def test_an_alias_works_and_is_not_listed(alias: str) -> None:
             ),
         ),
         (
+            ["freeze", "new-checkout"],
+            "freeze needs --reason: the audit log keeps why nothing may advance, and until when",
+        ),
+        (
             ["promote", "new-checkout", "--to", "50%"],
             (
                 "promote --to 50% needs --reason: the audit log keeps why this stage's gate was "
