@@ -34,7 +34,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import BinaryIO
 
 HERE = Path(__file__).resolve().parent
 OLDEST_JAVA = 17  # the Kafka 4 broker is compiled for it
@@ -45,7 +44,7 @@ LOOPBACK = "127.0.0.1"
 # itself; the restart would fail.
 PORTS_TO_DRAW_FROM = range(15_000, 32_000)
 #: Locks on the ports that this process drew last.
-_reserved: deque[BinaryIO] = deque()
+_reserved: deque[int] = deque()
 _MOST_RESERVED = 50
 
 # One reader of a pipe: the pipe closes when the process that started the brokers is gone, however
@@ -272,15 +271,15 @@ def _reserve(port: int) -> bool:
     """Keep a port from others who draw, until this process has drawn many more or has ended."""
     directory = Path(tempfile.gettempdir()) / f"local-kafka-ports-{os.getuid()}"
     directory.mkdir(mode=0o700, exist_ok=True)
-    file = (directory / str(port)).open("wb")
+    lock = os.open(directory / str(port), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        file.close()
+        os.close(lock)
         return False
-    _reserved.append(file)
+    _reserved.append(lock)
     if len(_reserved) > _MOST_RESERVED:
-        _reserved.popleft().close()
+        os.close(_reserved.popleft())
     return True
 
 

@@ -26,6 +26,7 @@ from schemas.plan import PlanDocument
 from schemas.terms import CommandVerb
 from tests import fault_server as faults
 from tests.brokers import LocalKafka, RedisServer
+from tests.certificates import write_certificate
 from tests.fault_server import Exchange
 from tests.live import Client, DaemonProcess, Traffic, quick_plan
 
@@ -177,6 +178,30 @@ async def lose_redis_for_a_while(store: RedisServer, observer: Observer) -> None
     store.resume()
 
 
+async def break_off_a_handshake(observer: Observer, directory: Path) -> None:
+    """Ask a daemon that speaks TLS without it. It waits for Kafka, so it takes nothing over."""
+    certificate, key = directory / "tls.crt", directory / "tls.key"
+    write_certificate(certificate, key)
+    other = DaemonProcess(
+        "127.0.0.1:1",
+        "redis://127.0.0.1:1",
+        directory,
+        prefix="tls.",
+        ROLLOUTD_HTTP__CERTIFICATE_FILE=str(certificate),
+        ROLLOUTD_HTTP__KEY_FILE=str(key),
+    )
+    other.spawn()
+    name = "rolloutd_tls_handshakes_failed"
+    try:
+        async with asyncio.timeout(60):
+            while name in observer.unmoved:
+                with suppress(httpx.HTTPError):
+                    observer.read((await other.get("/metrics")).text)
+                    await other.get("/healthz")
+    finally:
+        other.kill9()
+
+
 async def test_every_metric_moves(
     own_kafka: LocalKafka, own_redis: RedisServer, topic_prefix: str, tmp_path: Path
 ) -> None:
@@ -234,6 +259,7 @@ async def test_every_metric_moves(
         await observer.until_moved("invariant_violations")
         await refuse_many(own_kafka, client)
         await observer.until_moved("refusals_dropped", "refusals_waiting", "quarantined")
+        await break_off_a_handshake(observer, tmp_path)
         assert observer.unmoved == set()
         observing.cancel()
     await store.aclose()
