@@ -7,6 +7,7 @@ themselves are in `ops/kafka/local_kafka.py` and `tests/redis_server.py`.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import gc
 import sys
@@ -16,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.protocol.metadata import MetadataRequest
 from local_kafka import (
     LocalKafka,
     LocalKafkaError,
@@ -54,6 +56,9 @@ REDIS_IMAGE = "redis:8.2"
 
 # With "1", tests that need a real Kafka are skipped where there is only the mock. Else they fail.
 ALLOW_MOCK_VARIABLE = "ROLLOUTD_ALLOW_MOCK_KAFKA"
+
+# Within this time every broker must know of a topic that was created.
+KNOWN_SECONDS = 30.0
 
 
 class MockKafka:
@@ -218,7 +223,10 @@ async def create_topics_at(
     copies: int = 1,
     configs: Mapping[str, str] | None = None,
 ) -> None:
-    """Create topics at `bootstrap`, which must be a real Kafka."""
+    """Create topics at `bootstrap`, which must be a real Kafka, and wait until they can be used.
+
+    A broker answers before the new topics are in the metadata that it and the others give.
+    """
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()
     try:
@@ -228,10 +236,26 @@ async def create_topics_at(
                 for name in names
             ]
         )
+        failed = [error for error in answer.topic_errors if error[1] != 0]
+        assert not failed, f"topics not created: {failed}"
+        async with asyncio.timeout(KNOWN_SECONDS):
+            while not await _all_brokers_know(admin, names, partitions):
+                await asyncio.sleep(0.02)
     finally:
         await admin.close()
-    failed = [error for error in answer.topic_errors if error[1] != 0]
-    assert not failed, f"topics not created: {failed}"
+
+
+async def _all_brokers_know(
+    admin: AIOKafkaAdminClient, names: tuple[str, ...], partitions: int
+) -> bool:
+    """Return whether each broker tells of every partition of the topics, with its leader."""
+    for broker in admin._client.cluster.brokers():
+        answer = await admin._send_request(MetadataRequest(list(names)), broker.nodeId)
+        for topic in answer.to_object()["topics"]:
+            led = [found for found in topic["partitions"] if found["error_code"] == 0]
+            if len(led) != partitions:
+                return False
+    return True
 
 
 def _docker_kafka() -> KafkaInUse:

@@ -118,11 +118,8 @@ async def test_a_topic_is_still_known_after_another_one_was_read_for_long(
         assert numbers(await reader.newest("decisions", 3, "flag")) == [2, 3, 4]
 
 
-async def test_an_empty_topic_has_nothing_newest(
-    settings: KafkaSettings, producer: AIOKafkaProducer
-) -> None:
+async def test_an_empty_topic_has_nothing_newest(settings: KafkaSettings) -> None:
     """Nothing to read ends at once."""
-    await producer.partitions_for(settings.topic("decisions"))  # waits until brokers know it
     async with KafkaReader(settings, ["decisions"]) as reader:
         assert await reader.newest("decisions", 5) == []
         assert [record async for record in reader.read_to(await reader.ends("decisions"))] == []
