@@ -12,6 +12,7 @@ from typing import Any
 from controller.cli.typed_traffic import exit_on_bad_input
 from controller.codec.plans import to_core_plan
 from controller.core.judging.questions import alpha_shares
+from controller.core.metrics.kind import share_words
 from controller.core.plan import Guardrail, Plan, Stage
 from controller.planning.figures import Scenario, Spread
 from controller.planning.outlook import Outlook, outlook
@@ -178,11 +179,11 @@ def alpha_lines(document: PlanDocument) -> Iterator[str]:
     if not plan.guardrails:
         return
     yield (
-        f"alpha: {_percent(plan.alpha)} of false alarms per role in a whole rollout, over all "
+        f"alpha: {share_words(plan.alpha)} of false alarms per role in a whole rollout, over all "
         f"looks and stages, of which"
     )
     for one, alpha in _spent(plan):
-        yield f"  {_percent(alpha):>8}  {one.role.value:<9}  {guardrail_words(one)}"
+        yield f"  {share_words(alpha):>8}  {one.role.value:<9}  {guardrail_words(one)}"
 
 
 def _spent(plan: Plan) -> Iterator[tuple[Guardrail, float]]:
@@ -198,7 +199,9 @@ def guardrail_words(one: Guardrail) -> str:
     sign, worse = (">", "-") if one.kind.is_better_when_higher else ("<", "+")
     bounds = []
     if one.limit is not None:
-        bounds.append(f"{sign} {_percent(one.limit) if one.kind.is_share else f'{one.limit:g}ms'}")
+        bounds.append(
+            f"{sign} {share_words(one.limit) if one.kind.is_share else f'{one.limit:g}ms'}"
+        )
     if one.margin is not None:
         bounds.append(
             f"{sign} control {worse} {100 * one.margin:.3g}{'pp' if one.in_points else ' %'}"
@@ -210,7 +213,3 @@ def guardrail_words(one: Guardrail) -> str:
         else ""
     )
     return f"{one.metric} {' and '.join(bounds)}{within}{range_}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from html import escape
 
+from controller.core.metrics.kind import share_words
 from controller.core.plan import Plan
 from controller.planning.figures import Part, Scenario, Spread, time_to_find
 from controller.planning.simulation import Run
@@ -155,7 +156,7 @@ def _tiles(scenario: Scenario) -> str:
 
 def _share_tile(name: str, part: Part) -> tuple[str, str, str]:
     """Return name, value and detail of a tile about a part of the rollouts."""
-    return name, _percent(part.share), _between(part)
+    return name, share_words(part.share), _between(part)
 
 
 def _duration_tile(name: str, seconds: Spread) -> tuple[str, str, str]:
@@ -268,7 +269,7 @@ def _ends(scenario: Scenario) -> str:
                 _text(
                     x + width / 2,
                     20,
-                    f"{name} {_percent(part.share)}" if width > 220 else _percent(part.share),
+                    f"{name} {share_words(part.share)}" if width > 220 else share_words(part.share),
                     kind="on",
                 )
             )
@@ -415,10 +416,6 @@ def _log_marks(low: float, high: float) -> list[float]:
 
 
 # --- words
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
 
 
 def _between(part: Part) -> str:

@@ -19,9 +19,9 @@ from controller.core.rollout import (
     AwaitingApproval,
     Baking,
     Completed,
+    Ended,
     Gating,
     Paused,
-    Phase,
     Retired,
     RolledBack,
     Rollout,
@@ -201,18 +201,28 @@ class Situation:
         deadline = next_deadline(self.rollout, self.now)
         if deadline is None or self.now - deadline < OVERDUE_AFTER:
             return self._not_judged
+        return f"{self._due(deadline)} {moment(deadline, self.now)}; is rolloutd running?"
+
+    def _due(self, deadline: datetime) -> str:
+        """Return what should have happened at a deadline."""
+        plan = self.rollout.plan
+        if deadline == plan.ends_at:
+            return "everybody should have got control, by the plan's ends_at,"
+        if deadline == window_boundary(self.rollout, self.now):
+            return "the rollout should have closed by its windows"
         match self.rollout.phase:
-            case _ if deadline == window_boundary(self.rollout, self.now):
-                due = "the rollout should have closed by its windows"
+            case _ if deadline == plan.expires_at:
+                return "the rollout should have paused, because the plan expires,"
             case Scheduled():
-                due = "the rollout should have started"
+                return "the rollout should have started"
             case Baking():
-                due = "the gate should have opened"
+                return "the gate should have opened"
             case Gating(advice=round_) if round_ is not None and not round_.is_closed:
-                due = "the model's advice should have come"
-            case _:
-                due = "the rollout should have paused"
-        return f"{due} {moment(deadline, self.now)}; is rolloutd running?"
+                return "the model's advice should have come"
+            case Gating() | AwaitingApproval() | Paused():
+                return "the rollout should have paused"
+            case Completed() | RolledBack() | Aborted() | Retired():
+                return "the rollout should have ended"
 
     @property
     def _not_judged(self) -> str | None:
@@ -427,7 +437,7 @@ class Situation:
                 return Safe.NOT_YET, f"{blind}it waits for {self.waits_for}; {then}"
 
 
-def ended_words(phase: Phase) -> str:
+def ended_words(phase: Ended) -> str:
     """Return how a rollout ended."""
     match phase:
         case RolledBack(reason=reason):
@@ -436,7 +446,7 @@ def ended_words(phase: Phase) -> str:
             return f"aborted: {reason}" if reason else "aborted"
         case Retired(reason=reason):
             return f"retired: {reason}" if reason else "retired"
-        case _:
+        case Completed():
             return "completed"
 
 

@@ -43,7 +43,7 @@ from controller.core.judging.questions import (
     log_tolerated,
     worst_left,
 )
-from controller.core.metrics.kind import ArmSummary, Observed
+from controller.core.metrics.kind import ArmSummary, Observed, share_words
 from controller.core.plan import Guardrail
 from schemas.terms import Arm, Verdict
 
@@ -246,11 +246,11 @@ def _recent_words(check: _Check, test: LimitTest) -> str:
     """Return what breached the limit a while ago although the whole stage's share is within it."""
     guardrail, (trials, events), (of, bad) = check.guardrail, check.observed(), test.recent
     what = guardrail.kind.limit_words(guardrail.limit or 0.0)
-    stage = f"; {_percent(events / trials)} over the whole stage" if trials else ""
+    stage = f"; {share_words(events / trials)} over the whole stage" if trials else ""
     return (
-        f"{_percent(bad / max(of, 1))} of the last {of:,} {guardrail.kind.unit_words} {what} "
+        f"{share_words(bad / max(of, 1))} of the last {of:,} {guardrail.kind.unit_words} {what} "
         f"({bad:,}), "
-        f"limit {_percent(limit_share(guardrail))}{stage}"
+        f"limit {share_words(limit_share(guardrail))}{stage}"
     )
 
 
@@ -269,8 +269,9 @@ def _below_floor(check: _Check) -> HarmAnswer:
     return HarmAnswer(
         _log_limit_harm(guardrail, test),
         veto,
-        f"{words}: {_percent(events / max(trials, 1))} ({events:,} of {trials:,} users exposed "
-        f"{minutes:g} min ago or earlier), at least {_percent(limit_share(guardrail))}: below it",
+        f"{words}: {share_words(events / max(trials, 1))} ({events:,} of {trials:,} users exposed "
+        f"{minutes:g} min ago or earlier), at least {share_words(limit_share(guardrail))}: "
+        "below it",
     )
 
 
@@ -287,7 +288,8 @@ def _worse_than_control(check: _Check) -> HarmAnswer:
         mean_log_effect(test.bets.evidence, alternatives.log_weights, alternatives.log_effects)
     )
     if veto is None and effect < MIN_HARM_RATIO and not guardrail.in_points:
-        veto = f"it is about {_percent(effect - 1)} worse, less than {_percent(MIN_HARM_RATIO - 1)}"
+        least = share_words(MIN_HARM_RATIO - 1)
+        veto = f"it is about {share_words(effect - 1)} worse, less than {least}"
     than = "control" if not guardrail.in_points else f"control + {_points(guardrail.margin or 0)}"
     return HarmAnswer(
         log_harm,
@@ -344,13 +346,13 @@ def _against_limit(check: _Check) -> SafetyAnswer:
 def _limit_words(check: _Check) -> str:
     """Return both counts and the limit in words; without data the limit alone."""
     kind, (trials, events) = check.guardrail.kind, check.observed()
-    share = _percent(limit_share(check.guardrail))
+    share = share_words(limit_share(check.guardrail))
     what = kind.limit_words(check.guardrail.limit or 0.0)
     if trials == 0:
         return kind.bound_words(check.guardrail.limit or 0.0, share)
     limit = f"{'at least' if kind.is_better_when_higher else 'limit'} {share}"
     return (
-        f"{_percent(events / trials)} of treatment's {kind.unit_words} {what} "
+        f"{share_words(events / trials)} of treatment's {kind.unit_words} {what} "
         f"({events:,} of {trials:,}), {limit}"
     )
 
@@ -430,8 +432,8 @@ def _both(check: _Check, test: RatioTest) -> str:
         n_c, k_c = kind.observed(check.totals.control, check.latencies[Arm.CONTROL], None)
     rate_t, rate_c = k_t / max(n_t, 1), k_c / max(n_c, 1)
     return (
-        f"{kind.place_words(test.place)}{_percent(rate_t)} of treatment's {kind.unit_words} "
-        f"({k_t:,} of {n_t:,}) against {_percent(rate_c)} of control's ({k_c:,} of {n_c:,})"
+        f"{kind.place_words(test.place)}{share_words(rate_t)} of treatment's {kind.unit_words} "
+        f"({k_t:,} of {n_t:,}) against {share_words(rate_c)} of control's ({k_c:,} of {n_c:,})"
     )
 
 
@@ -489,10 +491,6 @@ def _slow_above(check: _Check, arm: Arm) -> int | None:
 
 def _points(difference: float) -> str:
     return f"{100 * difference:.3g} pp"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
 
 
 def _number(value: float) -> str:

@@ -14,6 +14,7 @@ what operators' commands do. Rows of `decide` are tried from the top, and the fi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
@@ -187,24 +188,29 @@ def next_deadline(rollout: Rollout, at: datetime | None = None) -> datetime | No
     `at` is the present time; None: that of the last transition. A window that began and ended since
     then is no deadline any more.
     """
-    begun, plan = rollout.updated_at, rollout.plan
-    now = max(at or begun, begun)
-    ends = [plan.ends_at, window_boundary(rollout, now)]
+    now = max(at or rollout.updated_at, rollout.updated_at)
+    if isinstance(rollout.phase, RolledBack | Aborted | Retired):
+        return None
+    ends = (rollout.plan.ends_at, window_boundary(rollout, now))
+    soonest = (*_phase_deadlines(rollout, now), *ends)
+    return min((at for at in soonest if at is not None), default=None)
+
+
+def _phase_deadlines(rollout: Rollout, now: datetime) -> Sequence[datetime | None]:
+    """Return when time alone ends the phase: what it waits for is over, or the plan expires."""
+    begun, expires_at = rollout.updated_at, rollout.plan.expires_at
     match rollout.phase:
-        case RolledBack() | Aborted() | Retired():
-            return None
-        case Paused() | Completed():
-            soonest = []
+        case Paused() | Completed() | RolledBack() | Aborted() | Retired():
+            return ()
         case _ if rollout.closed_since is not None:
-            soonest = [plan.expires_at]
+            return (expires_at,)
         case Scheduled(start_at=start_at):
-            soonest = [due_at(first_free, rollout, max(start_at, begun), now), plan.expires_at]
+            return due_at(first_free, rollout, max(start_at, begun), now), expires_at
         case Baking(until=until):
-            soonest = [until, plan.expires_at]
+            return until, expires_at
         case Gating(until=until, advice=advice):
-            soonest = [due_at(first_unfrozen, rollout, max(until, begun), now), plan.expires_at]
-            if advice is not None and not advice.is_closed:
-                soonest.append(advice.until)
-        case _:
-            soonest = [plan.expires_at]
-    return min((at for at in (*soonest, *ends) if at is not None), default=None)
+            asked_until = None if advice is None or advice.is_closed else advice.until
+            undecided = due_at(first_unfrozen, rollout, max(until, begun), now)
+            return undecided, asked_until, expires_at
+        case AwaitingApproval():
+            return (expires_at,)

@@ -94,7 +94,7 @@ def _adjusted(phase: Waiting, before: Rollout, planned: Rollout, now: datetime) 
             return replace(phase, until=until + difference, advice=advice)
         case AwaitingApproval() if _asked_for(before) != _asked_for(planned):
             return Baking(phase.stage, now)
-        case _:
+        case AwaitingApproval():
             return phase
 
 

@@ -16,13 +16,18 @@ from controller.core.machine.holding import round_to_ask_again
 from controller.core.machine.revisions import announced, next_revision
 from controller.core.machine.times import opens_words
 from controller.core.rollout import (
+    Aborted,
     AwaitingApproval,
     Baking,
+    Completed,
     Gating,
     Paused,
     Phase,
     RaiseAlert,
+    Retired,
+    RolledBack,
     Rollout,
+    Scheduled,
     Transition,
 )
 from controller.core.windows import closes_at, local_words, opens_at
@@ -133,7 +138,9 @@ def _later(phase: Phase, since: datetime, until: datetime) -> Phase:
         case Gating(advice=advice):
             moved = None if advice is None else advice.moved_back(-by)
             return replace(phase, until=max(phase.until, since) + by, advice=moved)
-        case _:
+        case Scheduled() | AwaitingApproval() | Paused():
+            return phase
+        case Completed() | RolledBack() | Aborted() | Retired():
             return phase
 
 

@@ -19,6 +19,7 @@ from controller.core.metrics.kind import (
     MetricKind,
     Observed,
     Sample,
+    share_words,
 )
 from controller.core.metrics.virtual import (
     Bounds,
@@ -26,7 +27,6 @@ from controller.core.metrics.virtual import (
     DrawnArm,
     ExampleHarm,
     VirtualMetric,
-    percent,
 )
 from schemas import metric_names
 from schemas.metric_names import CONVERSION_PREFIX
@@ -67,7 +67,7 @@ class VirtualConversions(VirtualMetric):
 
     def words(self) -> list[str]:
         """Return control's rates for people."""
-        return [f"{name} {percent(rate)}" for name, rate in self.rates.items()]
+        return [f"{name} {share_words(rate)}" for name, rate in self.rates.items()]
 
     def document(self) -> dict[str, Any]:
         """Return control's rates for machines."""

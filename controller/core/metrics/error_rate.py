@@ -20,6 +20,7 @@ from controller.core.metrics.kind import (
     MetricKind,
     Observed,
     Sample,
+    share_words,
 )
 from controller.core.metrics.virtual import (
     Bounds,
@@ -27,7 +28,6 @@ from controller.core.metrics.virtual import (
     DrawnArm,
     ExampleHarm,
     VirtualMetric,
-    percent,
 )
 from schemas import metric_names
 
@@ -55,7 +55,7 @@ class VirtualErrors(VirtualMetric):
 
     def words(self) -> list[str]:
         """Return control's rate for people."""
-        return [f"errors {percent(self.rate)}"]
+        return [f"errors {share_words(self.rate)}"]
 
     def document(self) -> dict[str, Any]:
         """Return control's rate for machines."""

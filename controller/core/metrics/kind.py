@@ -204,3 +204,8 @@ class MetricKind(ABC):
 
         `slow_above` is the latency bucket above which a value counts as an event.
         """
+
+
+def share_words(share: float) -> str:
+    """Return a share in [0, 1] as `0.031 %`, with three significant digits."""
+    return f"{100 * share:.3g} %"

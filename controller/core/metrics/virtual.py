@@ -125,8 +125,3 @@ class VirtualMetric(ABC):
 
         `effects` are all that treatment may come to have. None: nobody watches it.
         """
-
-
-def percent(share: float) -> str:
-    """Return a share for people."""
-    return f"{100 * share:.3g} %"

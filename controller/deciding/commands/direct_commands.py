@@ -26,7 +26,11 @@ from controller.codec.waiting_commands import WaitingCommand
 from controller.core.machine import decide
 from controller.core.rollout import AnswerCommand, CommandReceived, Rollout
 from controller.core.serving import serving
-from controller.deciding.commands.waiting_commands import KeptCommands, WaitingCommands
+from controller.deciding.commands.waiting_commands import (
+    KeptCommands,
+    WaitingCommands,
+    command_key,
+)
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.flag.command_answers import answer_keys
 from controller.deciding.flag.flag_worker import FlagWorker
@@ -126,7 +130,7 @@ class DirectCommands:
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 for waiting in await self._waiting.restore():
-                    if _key(waiting.command) not in self._open:
+                    if command_key(waiting.command) not in self._open:
                         self._begin(waiting, _read_again(waiting))
                 while True:
                     await asyncio.sleep(CHECK_EVERY_SECONDS)
@@ -162,7 +166,7 @@ class DirectCommands:
         if self._group is None:
             raise OperatingTrouble("this replica is starting or stopping: ask another, or again")
         deadline = asyncio.get_running_loop().time() + ANSWER_SECONDS
-        taken = self._open.get(_key(command))
+        taken = self._open.get(command_key(command))
         if taken is None:
             if len(self._open) >= MOST_OPEN:
                 raise OperatingTrouble(f"{len(self._open)} commands wait for Redis already")
@@ -170,7 +174,7 @@ class DirectCommands:
             if rollout_id is None:
                 return self._rejected_unknown(command)
             meant = WaitingCommand(command, rollout_id)
-            taken = self._open.get(_key(command)) or self._begin(meant, meant.event)
+            taken = self._open.get(command_key(command)) or self._begin(meant, meant.event)
         task, meant = taken.task, taken.meant
         left = deadline - asyncio.get_running_loop().time()
         await asyncio.wait({task}, timeout=max(left, 0.0))
@@ -221,7 +225,7 @@ class DirectCommands:
         """Begin with a command; whoever repeats it meanwhile waits for the same answer."""
         if self._group is None:
             raise OperatingTrouble("this replica is stopping: ask another")
-        command, key = meant.command, _key(meant.command)
+        command, key = meant.command, command_key(meant.command)
         work = self._carry_out(command, event)
         task = self._group.create_task(work, name=f"direct:{command.flag}")
         taken = self._open[key] = Taken(meant, task)
@@ -280,7 +284,9 @@ class DirectCommands:
             flag_key = command.flag
             self._dependencies.faults.clear(Scope.FLAG, flag_key, reporter=UNSAVED)
         await self._waiting.remove(command)
-        others = [key for key in self._open if key[0] == command.flag and key != _key(command)]
+        others = [
+            key for key in self._open if key[0] == command.flag and key != command_key(command)
+        ]
         if not others:
             newest = self._dependencies.registry.newest(command.flag)
             self._unsaved.end_unsaved(command.flag, newest)
@@ -442,10 +448,6 @@ class DirectCommands:
             worker.poke()
         else:
             self._dependencies.registry.release(flag_key)
-
-
-def _key(command: Command) -> tuple[str, str, str]:
-    return command.flag, command.verb.value, command.id
 
 
 def _read_again(waiting: WaitingCommand) -> CommandReceived:

@@ -60,13 +60,13 @@ class WaitingCommands:
 
     def of(self, command: Command) -> WaitingCommand | None:
         """Return the command as it waits, None where it does not."""
-        return self._commands.get(_key(command))
+        return self._commands.get(command_key(command))
 
     async def restore(self) -> Sequence[WaitingCommand]:
         """Return the commands that waited when the process before this one ended."""
         try:
             found = await self._read()
-            self._commands = {_key(each.command): each for each in found} | self._commands
+            self._commands = {command_key(each.command): each for each in found} | self._commands
         finally:
             self.restored.set()
         if len(self._commands) > len(found):  # some came meanwhile
@@ -105,12 +105,12 @@ class WaitingCommands:
 
     async def add(self, waiting: WaitingCommand) -> bool:
         """Keep a command; return whether it outlives this process."""
-        self._commands.setdefault(_key(waiting.command), waiting)
+        self._commands.setdefault(command_key(waiting.command), waiting)
         return await self._write()
 
     async def remove(self, command: Command) -> None:
         """Forget a command that was answered."""
-        if self._commands.pop(_key(command), None) is not None:
+        if self._commands.pop(command_key(command), None) is not None:
             await self._write()
 
     async def _write(self) -> bool:
@@ -127,5 +127,6 @@ class WaitingCommands:
         return True
 
 
-def _key(command: Command) -> tuple[str, str, str]:
+def command_key(command: Command) -> tuple[str, str, str]:
+    """Return what tells a command from every other one: flag, verb and id."""
     return command.flag, command.verb.value, command.id

@@ -5,11 +5,10 @@ Everything else goes on, and it is reported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-import structlog
 
 from controller.codec.command_records import read_command
 from controller.core.rollout import RolledBack, Rollout
@@ -23,14 +22,6 @@ from controller.health import Scope
 from tests.unit.deciding.cluster import FLAGS, TOPIC, Cluster
 from tests.unit.deciding.containment_helpers import Poison, actions, alerts, percent_of
 from tests.virtual_time import in_virtual_time
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Keep tracebacks of mistakes made on purpose out of the report."""
-    with structlog.testing.capture_logs():
-        yield
-
 
 # --- A1: a command that cannot be read ---
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import structlog
 
 from controller.adapters.memory import MemoryPublisher, MemoryRollouts
 from controller.bootstrap import Daemon
@@ -29,14 +28,6 @@ from tests.unit.deciding.cluster import FLAGS, Cluster, Replica
 from tests.unit.deciding.containment_helpers import Poison
 from tests.unit.running.test_visibility import Alerts
 from tests.virtual_time import in_virtual_time
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Keep tracebacks of mistakes made on purpose out of the report."""
-    with structlog.testing.capture_logs():
-        yield
-
 
 # --- what is over with a flag that went, or with a run ---
 

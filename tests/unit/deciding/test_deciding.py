@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import structlog
 
 from controller.codec.commands import to_command_received
 from controller.core.rollout import Baking, RolledBack
@@ -19,17 +17,6 @@ from schemas.command import Command
 from tests.unit.deciding.cluster import FLAGS, PLAN, TOPIC, Cluster, Replica
 from tests.unit.deciding.containment_helpers import actions
 from tests.virtual_time import in_virtual_time
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Keep tracebacks of mistakes made on purpose out of the report.
-
-    Drawing them takes longer than the tests.
-    """
-    with structlog.testing.capture_logs():
-        yield
-
 
 # --- commands ---
 

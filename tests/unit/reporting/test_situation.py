@@ -403,6 +403,17 @@ def test_a_gate_and_a_start_that_nobody_acted_on_are_overdue() -> None:
     assert make_situation(frozen, now=late).overdue is None
 
 
+def test_an_end_of_the_plan_that_nobody_acted_on_is_named() -> None:
+    """Not the gate, though that is due as well: the plan's own end came first."""
+    late = T0 + 2 * HOUR
+    ended = make_rollout(plan=make_plan(ends_at=T0 + MINUTE))
+    words = make_situation(ended, now=late).overdue or ""
+    assert words.startswith("everybody should have got control, by the plan's ends_at, at 09:01")
+    expired = make_rollout(plan=make_plan(expires_at=T0 + MINUTE))
+    words = make_situation(expired, now=late).overdue or ""
+    assert words.startswith("the rollout should have paused, because the plan expires, at 09:01")
+
+
 def test_a_stage_that_nobody_judges_is_not_called_healthy() -> None:
     """A bake has no deadline for hours. That its evidence grows old is said long before."""
     rollout = make_rollout(phase=Baking(0, T0 + 22 * HOUR))

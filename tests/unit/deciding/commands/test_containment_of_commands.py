@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import structlog
 
 from controller.core.machine.commands import NOTHING_TO_LOWER
 from controller.deciding.commands import command_follower
@@ -21,14 +20,6 @@ from controller.health import Scope
 from tests.unit.deciding.cluster import FLAGS, TOPIC, Cluster, Replica, partition_of
 from tests.unit.deciding.containment_helpers import percent_of
 from tests.virtual_time import in_virtual_time
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Keep tracebacks of mistakes made on purpose out of the report."""
-    with structlog.testing.capture_logs():
-        yield
-
 
 #: A record of a known flag that is no command.
 BAD_ID = json.dumps({"verb": "freeze", "id": "no id!"}).encode()

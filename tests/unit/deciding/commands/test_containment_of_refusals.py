@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
-import structlog
 
 from controller.codec.command_records import read_command
 from controller.codec.commands import command_event
@@ -25,14 +24,6 @@ from controller.health import Scope
 from tests.unit.deciding.cluster import FLAGS, TOPIC, Cluster, partition_of
 from tests.unit.deciding.containment_helpers import percent_of
 from tests.virtual_time import in_virtual_time
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Keep tracebacks of mistakes made on purpose out of the report."""
-    with structlog.testing.capture_logs():
-        yield
-
 
 # --- refusals that Kafka does not take ---
 

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
-import structlog
 
 from controller.core.audience import Audience, Condition
 from controller.core.rollout import Paused, RolledBack, Rollout
@@ -35,13 +33,6 @@ from tests.unit.deciding.commands.direct_world import (
 )
 from tests.unit.deciding.worker_world import FLAG
 from tests.virtual_time import in_virtual_time, settled
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Keep log lines out of the report."""
-    with structlog.testing.capture_logs():
-        yield
 
 
 @in_virtual_time

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import structlog
 
 from controller.codec.waiting_commands import WaitingCommand
 from controller.deciding.commands.direct_commands import (
@@ -33,13 +32,6 @@ from tests.unit.deciding.commands.direct_world import (
 )
 from tests.unit.deciding.worker_world import FLAG
 from tests.virtual_time import in_virtual_time, settled
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Keep log lines out of the report."""
-    with structlog.testing.capture_logs():
-        yield
 
 
 @in_virtual_time
