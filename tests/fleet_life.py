@@ -49,6 +49,8 @@ if os.environ.get("COUNTED_OBJECTS"):
 """
 #: Commands that wait for their result at a time.
 _AT_ONCE = 200
+#: A command of a fleet waits behind those of two hundred other flags.
+RESULT_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +113,13 @@ class Fleet:
     async def open(self) -> AsyncIterator[Fleet]:
         """Read results until the end."""
         self._is_reading = asyncio.Event()
-        task = asyncio.create_task(self._read_results())
+        self._reading = asyncio.create_task(self._read_results())
         try:
             await asyncio.wait_for(self._is_reading.wait(), 60)
             yield self
         finally:
-            task.cancel()
-            await asyncio.wait([task])
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
             await self._store.aclose()
 
     async def _command(self, command: Command) -> dict[str, Any]:
@@ -125,8 +127,15 @@ class Fleet:
             answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
             self._waiting[command.id] = answer
             await self.client.publish(command)
-            async with asyncio.timeout(120 * SLACK):
-                return await answer
+            done, _ = await asyncio.wait(
+                (answer, self._reading),
+                timeout=RESULT_SECONDS * SLACK,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if self._reading in done:
+                self._reading.result()
+            assert answer in done, f"no result of {command.verb} {command.flag} ({command.id})"
+            return answer.result()
 
     async def each(self, verb: CommandVerb, flags: Sequence[str]) -> None:
         """Give every flag a command, which must be accepted."""
@@ -171,7 +180,7 @@ class Fleet:
         async def is_counted() -> bool:
             return await self._counted() >= before + len(flags) * users
 
-        await until(is_counted, "events counted", 300)
+        await until(is_counted, "events counted", 60 + len(sent) / 200)
 
     async def _counted(self) -> float:
         return await self._sum(r'rolloutd_events_total\{.*topic="evaluations"')
@@ -184,14 +193,15 @@ class Fleet:
         """Return once nothing is stored of retired flags but what is kept on purpose."""
         names = set(flags)
 
-        async def is_gone() -> bool:
-            keys = await self._keys()
-            return not any(
-                names & set(re.findall(r"[\w-]+", key)) and not key.endswith(":retired")
-                for key in keys
-            )
+        async def kept() -> str:
+            keys = [
+                key
+                for key in await self._keys()
+                if names & set(re.findall(r"[\w-]+", key)) and not key.endswith(":retired")
+            ]
+            return f"{len(keys)} keys, such as {keys[:5]}" if keys else ""
 
-        await until(is_gone, "retired flags let go", 600)
+        await until_nothing(kept, "kept of retired flags", 60 + len(flags) / 20)
 
     async def _keys(self) -> list[str]:
         prefix = f"{self.client.prefix}*"
@@ -254,9 +264,17 @@ def counting_objects(directory: Path) -> dict[str, str]:
 
 async def until(holds: Callable[[], Awaitable[bool]], what: str, seconds: float) -> None:
     """Return once `holds` says so. Raises AssertionError."""
+
+    async def missing() -> str:
+        return "" if await holds() else "not so"
+
+    await until_nothing(missing, what, seconds)
+
+
+async def until_nothing(rest: Callable[[], Awaitable[str]], what: str, seconds: float) -> None:
+    """Return once `rest` names nothing any more. Raises AssertionError with what it named."""
     deadline = time.monotonic() + seconds * SLACK
-    while time.monotonic() < deadline:
-        if await holds():
-            return
+    while found := await rest():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"after {seconds * SLACK:.0f} s, {what}: {found}")
         await asyncio.sleep(2)  # what is asked costs the daemon a lot where there are many flags
-    raise AssertionError(f"not so in {seconds:.0f} s: {what}")

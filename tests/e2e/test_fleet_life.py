@@ -55,5 +55,5 @@ async def whole_life(fleet: Fleet, name: str) -> None:
     async def has_no_series() -> bool:
         return f"fleet-{name}-" not in (await fleet.daemon.get("/metrics")).text
 
-    await until(has_no_series, "series of retired flags gone", 90)
+    await until(has_no_series, "series of retired flags gone", 75)
     await asyncio.sleep(1)
