@@ -13,6 +13,7 @@ RolloutdError
 |   +-- FlagPlaneUnavailable   a plane is not known to serve what was decided
 |   +-- ProviderUnavailable    the OpenID Connect provider: nobody can sign in meanwhile
 |   +-- LastKnownUnavailable   the file of the last known state cannot be read or written
+|   +-- HeartbeatUnheard       the dead man's switch: its monitoring service has not heard from us
 +-- BrokenInvariant          our own: stop the worker, turn health red
     +-- DocumentUnreadable     a stored rollout is damaged
         +-- DocumentNewer        a newer release wrote it: it is never written over
@@ -107,6 +108,10 @@ class ProviderUnavailable(OperatingTrouble):
 
 class LastKnownUnavailable(OperatingTrouble):
     """The file of the last known state cannot be read or written; without it all else goes on."""
+
+
+class HeartbeatUnheard(OperatingTrouble):
+    """The monitoring service was called and has not heard; without it all else goes on."""
 
 
 class BrokenInvariant(RolloutdError):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from controller.actuating.reconciler import FlagReconciler
+from controller.adapters.heartbeat_address import HeartbeatAddress
 from controller.adapters.redis.claims import RedisClaims
 from controller.adapters.redis.relay import RedisRelay
 from controller.adapters.waiting_commands_file import WaitingCommandsFile
@@ -23,6 +24,7 @@ from controller.reporting.inventory import counted_findings
 from controller.running.claims import Claims, replica_name
 from controller.running.command_desk import CommandDesk
 from controller.running.connections import Connections
+from controller.running.dead_mans_switch import DeadMansSwitch, why_silent
 from controller.running.decision_relay import DecisionRelay
 from controller.running.digest_watch import DigestWatch
 from controller.running.environment import RedisEnvironment
@@ -76,6 +78,8 @@ class Oversight:
         self._settings = settings
         self._clock = clock
         self._metrics = process.metrics
+        self._health = process.health
+        self._faults = faults
         self._connections = connections
         self.environment = RedisEnvironment(
             connections.redis, connections.rollouts, connections.damaged, settings, faults
@@ -259,7 +263,27 @@ class Oversight:
             ("identity", self.environment.run),
             ("uses", self.uses.run),
             ("digest", self.digest.run),
+            *self._dead_mans_switch(),
         )
+
+    def _dead_mans_switch(self) -> Sequence[Loop]:
+        """Return the loop that a monitoring service hears, nothing where none is set."""
+        settings = self._settings.dead_mans_switch
+        address = settings.address
+        if address is None:
+            return ()
+        heartbeat = HeartbeatAddress(address, settings)
+
+        async def run() -> None:
+            async with heartbeat:  # entered again when the part is restarted
+                await DeadMansSwitch(
+                    heartbeat.call,
+                    lambda: why_silent(self._health, self.visibility.unwatched),
+                    self._faults,
+                    every_seconds=settings.every_seconds,
+                ).run()
+
+        return (("dead_mans_switch", run),)
 
     async def _recheck_model(self) -> None:
         """See now and then whether a model that failed answers again, until cancelled."""

@@ -1,9 +1,9 @@
 """Everything an operator can set, in one frozen model.
 
 Belongs here: the whole, and the sections of the daemon's own parts.
-Does not belong here: sections with a file of their own (`kafka`, `advisor`, `flags`, `http`,
-`last_known`, `planes`, `sign_in`), reading files and variables (`reading.py`), plans (operators
-publish them), and anything that a formula fixes.
+Does not belong here: sections with a file of their own (`kafka`, `advisor`, `dead_mans_switch`,
+`flags`, `http`, `last_known`, `planes`, `sign_in`, `status_page`), reading files and variables
+(`reading.py`), plans (operators publish them), and anything that a formula fixes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from controller.settings.advisor import AdvisorSettings
+from controller.settings.dead_mans_switch import DeadMansSwitchSettings
 from controller.settings.flags import FlagsSettings
 from controller.settings.http import FlagdSyncSettings, HttpSettings
 from controller.settings.kafka import KafkaSettings
@@ -164,6 +165,7 @@ class Settings(Section):
     last_known: LastKnownSettings = LastKnownSettings()
     flags: FlagsSettings = FlagsSettings()
     status_page: StatusPageSettings = StatusPageSettings()
+    dead_mans_switch: DeadMansSwitchSettings = DeadMansSwitchSettings()
     planes: PlanesSettings = PlanesSettings()
     counting: CountingSettings = CountingSettings()
     watchdog: WatchdogSettings = WatchdogSettings()

@@ -284,16 +284,15 @@ I16 = (
     Bug(
         "a bake has no alarm clock",
         TABLES,
-        "            soonest = [until, plan.expires_at]\n",
-        "            soonest = [plan.expires_at]\n",
+        "            return until, expires_at\n",
+        "            return (expires_at,)\n",
         f"{HISTORIES}::test_i16_a_live_phase_has_a_deadline_and_its_tick_makes_progress",
     ),
     Bug(
         "a gate waits for ever",
         TABLES,
-        "            soonest = [due_at(first_unfrozen, rollout, max(until, begun), now), "
-        "plan.expires_at]\n            if advice",
-        "            soonest = []\n            if advice",
+        "            return undecided, asked_until, expires_at\n",
+        "            return (asked_until,)\n",
         f"{HISTORIES}::test_i16_a_live_phase_has_a_deadline_and_its_tick_makes_progress",
     ),
 )
