@@ -173,11 +173,11 @@ class DaemonProcess:
 
     # --- what it serves ---
 
-    async def get(self, path: str) -> httpx.Response:
+    async def get(self, path: str, headers: Mapping[str, str] | None = None) -> httpx.Response:
         """GET from its HTTP surface, metrics from the port of probes and monitors."""
         base = self.ops_url if path == "/metrics" else self.url
         async with httpx.AsyncClient() as client:
-            return await client.get(f"{base}{path}", timeout=5)
+            return await client.get(f"{base}{path}", headers=headers, timeout=5)
 
     async def ofrep_status(self, flag: str) -> int:
         """Return the status of OFREP's answer about a flag."""

@@ -11,6 +11,7 @@ from controller.actuating.reconciler import FlagReconciler
 from controller.adapters.heartbeat_address import HeartbeatAddress
 from controller.adapters.redis.claims import RedisClaims
 from controller.adapters.redis.relay import RedisRelay
+from controller.adapters.redis.sign_outs import RedisSignOuts
 from controller.adapters.waiting_commands_file import WaitingCommandsFile
 from controller.clock import AgreedClock
 from controller.codec.cloud_events import source_of
@@ -36,6 +37,7 @@ from controller.running.last_known import replica_directory
 from controller.running.redis_heartbeat import RedisHeartbeat
 from controller.running.reporter import SILENT_AFTER_SECONDS, Reporter
 from controller.running.rollout_views import RolloutViews, WorkingPartitions
+from controller.running.shared_sign_outs import SharedSignOuts
 from controller.running.supervisor import Loop
 from controller.running.use_keeper import UseKeeper
 from controller.running.visibility import Visibility
@@ -263,8 +265,21 @@ class Oversight:
             ("identity", self.environment.run),
             ("uses", self.uses.run),
             ("digest", self.digest.run),
+            *self._sign_outs(),
             *self._dead_mans_switch(),
         )
+
+    def _sign_outs(self) -> Sequence[Loop]:
+        """Return the loop that shares sign-outs, nothing where nobody can sign in."""
+        if self.admission is None:
+            return ()
+        shared = SharedSignOuts(
+            self.admission.guardian.sessions.ended,
+            RedisSignOuts(self._connections.redis),
+            self._clock.now,
+            self._faults,
+        )
+        return (("sign_outs", shared.run),)
 
     def _dead_mans_switch(self) -> Sequence[Loop]:
         """Return the loop that a monitoring service hears, nothing where none is set."""

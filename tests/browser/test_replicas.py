@@ -18,6 +18,7 @@ from tests.admission import KEY
 from tests.browser.conftest import Seen, settled
 from tests.live import Client, DaemonProcess, Traffic, quick_plan
 from tests.oidc_server import SECRET, oidc_provider
+from tests.patience import SLACK
 from tests.tcp_proxy import TcpProxy
 
 pytestmark = [pytest.mark.real_kafka, pytest.mark.one_worker]
@@ -26,6 +27,8 @@ FLAG = "new-checkout"
 ONE = f"/ui/rollouts/{FLAG}"
 #: Milliseconds that a browser on a busy machine may take.
 PATIENCE = 60_000
+#: Only who has a session can end it.
+SIGN_OUT = "<button>Sign out</button>"
 ACCESS = "grants: [{role: approver, groups: [release-managers]}]\n"
 
 
@@ -115,7 +118,10 @@ async def test_an_open_page_goes_on_when_its_replica_is_killed(
 async def test_a_person_steers_real_daemons_and_stays_signed_in(
     browser: Any, kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """Sign in at a real provider, pause; the replica is killed; resume through the other one."""
+    """Sign in at a real provider, pause; the replica is killed; resume through the other one.
+
+    When they sign out there, a copy of their cookie is void on the first one, too.
+    """
     access = tmp_path / "access.yaml"
     access.write_text(ACCESS)
     async with AsyncExitStack() as stack:
@@ -158,6 +164,16 @@ async def test_a_person_steers_real_daemons_and_stays_signed_in(
         given = {one["kind"]: one["issuer"] for one in decisions}
         assert given["pause"] == given["resume"] == "rita@example.org"
         assert [one for one in seen.complaints if "ERR_" not in one] == []  # of the killed replica
+        await runner.start()
+        cookies = await page.context.cookies()
+        copied = {"cookie": "; ".join(f"{one['name']}={one['value']}" for one in cookies)}
+        assert SIGN_OUT in (await runner.get(ONE, headers=copied)).text
+        await page.click("text=Sign out")
+        await page.wait_for_selector("text=You are signed out", timeout=PATIENCE)
+        deadline = time.monotonic() + 10 * SLACK
+        while SIGN_OUT in (await runner.get(ONE, headers=copied)).text:
+            assert time.monotonic() < deadline, "the copied cookie is still a session there"
+            await asyncio.sleep(0.2)
 
 
 async def give(page: Any, verb: str, reason: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from controller.adapters.redis.claims import RedisClaims
 from controller.adapters.redis.connection import RedisConnection
+from controller.adapters.redis.sign_outs import RedisSignOuts
 from controller.errors import StoreUnavailable
 from tests.brokers import RedisServer
 
@@ -41,6 +42,21 @@ async def test_claims_are_kept_one_field_for_each_partition(own_redis: RedisServ
     assert await RedisClaims(store).claims() == {0: b"1 a", 3: b"2 b", 5: b"2 b"}
     await RedisClaims(store).drop_claims([0, 5, 7])
     assert await RedisClaims(other).claims() == {3: b"2 b"}
+    await store.close()
+    await other.close()
+
+
+async def test_sign_outs_are_kept_one_field_for_each_session(own_redis: RedisServer) -> None:
+    """What no replica of ours wrote is passed over."""
+    store, other = RedisConnection.connect(own_redis.url), RedisConnection.connect(own_redis.url)
+    assert await RedisSignOuts(store).read() == {}
+    await RedisSignOuts(store).write({"a-_9": 1_800_000_000})
+    await RedisSignOuts(other).write({"b": 5})
+    strange = {"a b": "5", "c": "x", "d": "9" * 13, b"\xff": "5", "e" * 65: "5"}
+    await store.client.hset("rolloutd:signed-out", mapping=strange)
+    assert await RedisSignOuts(other).read() == {"a-_9": 1_800_000_000, "b": 5}
+    await RedisSignOuts(store).drop(["b", "never"])
+    assert await RedisSignOuts(other).read() == {"a-_9": 1_800_000_000}
     await store.close()
     await other.close()
 

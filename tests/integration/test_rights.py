@@ -29,6 +29,7 @@ from controller.adapters.redis.relay import RedisRelay
 from controller.adapters.redis.reports import RedisReports
 from controller.adapters.redis.rollouts import RedisRollouts
 from controller.adapters.redis.server_check import check_server
+from controller.adapters.redis.sign_outs import RedisSignOuts
 from controller.adapters.redis.totals import RedisTotals
 from controller.deciding.flag.flag_inbox import NewTotals
 from controller.errors import FlagPlaneUnavailable, StoreUnavailable
@@ -130,6 +131,9 @@ CALLS: dict[str, Call] = {
     "relay.write": lambda store, totals, rollouts: RedisRelay(store).write({"f": 3}),
     "relay.read": lambda store, totals, rollouts: RedisRelay(store).read(),
     "relay.drop": lambda store, totals, rollouts: RedisRelay(store).drop(["f"]),
+    "sign_outs.write": lambda store, totals, rollouts: RedisSignOuts(store).write({"a": 3}),
+    "sign_outs.read": lambda store, totals, rollouts: RedisSignOuts(store).read(),
+    "sign_outs.drop": lambda store, totals, rollouts: RedisSignOuts(store).drop(["a"]),
     "reports.write": lambda store, totals, rollouts: reports(store).write(
         "f", b"{}", COURSE, {9: b"a"}, [8]
     ),
@@ -166,6 +170,7 @@ def test_every_call_is_tried() -> None:
         "identity": StoredIdentity,
         "claims": RedisClaims,
         "relay": RedisRelay,
+        "sign_outs": RedisSignOuts,
         "reports": RedisReports,
         "uses": RedisFlagUses,
     }

@@ -1,12 +1,11 @@
 """Sessions of people who signed in: a signed cookie, which any replica with the key can read.
 
-Nothing is stored, but which sessions people ended here.
+Nothing is stored, but which sessions people ended (`signed_out.py`).
 """
 
 from __future__ import annotations
 
 import secrets
-from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final
@@ -14,11 +13,10 @@ from typing import Final
 from starlette.types import Scope
 
 from controller.web.access.identity import Identity, Way
+from controller.web.access.signed_out import SignedOut
 from controller.web.access.signing import Signer
 from controller.web.answers import header
 
-#: Ended sessions that are remembered. The oldest are forgotten first.
-MOST_ENDED: Final = 10_000
 _PURPOSE: Final = "session"
 
 
@@ -33,7 +31,7 @@ class Sessions:
         self._now = now
         self._lasts = lasts
         self._is_secure = is_secure
-        self._ended: OrderedDict[str, None] = OrderedDict()
+        self.ended = SignedOut()
 
     def begin(self, name: str, groups: frozenset[str]) -> bytes:
         """Return the header that begins a session. Raises ValueError when it is too large."""
@@ -45,16 +43,14 @@ class Sessions:
         """Return who has a session by their cookie; None without one, or once it is over."""
         value = self.value(scope, "session")
         fields = None if value is None else self._signer.read(_PURPOSE, value, self._now())
-        if fields is None or fields["id"] in self._ended:
+        if fields is None or fields["id"] in self.ended:
             return None
         groups = frozenset(fields["groups"])
         return Identity(fields["name"], Way.SESSION, groups, fields["id"])
 
     def end(self, who: Identity) -> bytes:
         """End a session; return the header that takes its cookie away."""
-        self._ended[who.session] = None
-        if len(self._ended) > MOST_ENDED:
-            self._ended.popitem(last=False)
+        self.ended.end(who.session, int((self._now() + self._lasts).timestamp()))
         return self.cookie("session", "", timedelta(0))
 
     # --- cookies ---
