@@ -70,6 +70,10 @@ class RolloutRegistry:
         """Return the revision that retired a flag lately; None for a flag that is not retired."""
         return self._retired.get(flag_key)
 
+    def is_retired(self, flag_key: str) -> bool:
+        """Return whether a flag was retired lately, and not started since."""
+        return flag_key in self._retired
+
     @property
     def rollouts(self) -> Mapping[str, Rollout]:
         """The newest rollout of every flag; a copy."""

@@ -104,7 +104,7 @@ class Oversight:
         self.admission = self._make_admission(process, board)
         self.relay = self._make_relay(process, registry, deciding)
         registry.subscribe_own(self.relay)
-        alerts = self._make_alerts(process)
+        alerts = self._make_alerts(process, registry)
         self.visibility = self._make_visibility(process, registry, deciding, alerts)
         self.uses = self._make_uses(process, registry, deciding, ingest)
         self.digest = self._make_digest(process, registry, deciding, alerts)
@@ -142,14 +142,14 @@ class Oversight:
             topic=process.settings.kafka.topic("commands"),
         )
 
-    def _make_alerts(self, process: Process) -> VisibilityAlerts:
+    def _make_alerts(self, process: Process, registry: RolloutRegistry) -> VisibilityAlerts:
         connections = self._connections
         return VisibilityAlerts(
             connections.publisher,
             process.clock,
             process.metrics,
             source_of(process.settings.environment),
-            NewsKeeper(connections.reports, process.faults),
+            NewsKeeper(connections.reports, process.faults, registry.is_retired),
         )
 
     def _make_uses(

@@ -57,7 +57,8 @@ async def test_harm_that_arrives_after_the_closing_is_shown_and_decided(
         ended = await daemon.until(FLAG, lambda one: one["phase"]["name"] == "rolled_back")
         assert ended["revision"] == closed["revision"] + 1
         status = _status(daemon, kafka, topic_prefix)
-        assert status["judgement"]["harm"]["failed_requests"] >= 10
+        # As many as harm takes to be certain, whatever came after.
+        assert status["judgement"]["harm"]["failed_requests"] >= 5
         (alert,) = await client.alerts("rolled_back", 1)
         assert "while it was closed" in alert["summary"]
         assert "10 % does not come back" in alert["summary"]

@@ -7,7 +7,7 @@ long: what cannot be kept while Redis answers is not kept, and is reported.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -32,9 +32,11 @@ FIX: Final = (
 class NewsKeeper:
     """Keeps the newest decisions and alerts; each entry's key is its flag's."""
 
-    def __init__(self, reports: Reports, faults: Faults) -> None:
+    def __init__(self, reports: Reports, faults: Faults, is_retired: Callable[[str], bool]) -> None:
+        """`is_retired` tells of a flag whose news are deleted, so that late ones stay behind."""
         self._reports = reports
         self._faults = faults
+        self._is_retired = is_retired
         self._waiting: list[OutboxEntry] = []
 
     def add(self, entries: Sequence[OutboxEntry]) -> None:
@@ -55,6 +57,7 @@ class NewsKeeper:
 
     async def keep(self) -> None:
         """Write what waits; what Redis does not take now waits for the next time."""
+        self._waiting = [entry for entry in self._waiting if not self._is_retired(entry.key)]
         places = dict.fromkeys((entry.key, entry.topic) for entry in self._waiting)
         for place in places:
             entries = [entry for entry in self._waiting if (entry.key, entry.topic) == place]

@@ -67,7 +67,8 @@ class Outbox:
         self._filled = asyncio.Event()
         self._trying_since: float | None = None  # monotonic seconds
         self._published: set[OutboxEntry] = set()  # and not yet known to be removed
-        self._news = NewsKeeper(dependencies.reports, dependencies.faults)
+        is_retired = dependencies.registry.is_retired
+        self._news = NewsKeeper(dependencies.reports, dependencies.faults, is_retired)
         self._logger = structlog.get_logger().bind(flag_key=flag_key)
 
     def __len__(self) -> int:

@@ -9,11 +9,12 @@ import pytest
 
 from controller.adapters.memory import MemoryReports
 from controller.deciding.flag.news import REPORTS, RETRY_SECONDS, WAITING_LIMIT, NewsKeeper
+from controller.deciding.registry import RolloutRegistry
 from controller.errors import BrokenInvariant
 from controller.health import Faults, Scope
 from controller.ports import OutboxEntry
 from schemas.terms import CommandVerb
-from tests.builders import T0
+from tests.builders import T0, make_rollout
 from tests.unit.deciding.worker_world import FLAG, World, order, start
 from tests.virtual_time import in_virtual_time, settled
 
@@ -32,7 +33,7 @@ def faults() -> Faults:
 async def test_what_is_published_is_kept_by_topic(faults: Faults) -> None:
     """Documents and results are not shown."""
     reports = MemoryReports()
-    keeper = NewsKeeper(reports, faults)
+    keeper = NewsKeeper(reports, faults, RolloutRegistry().is_retired)
     keeper.add([entry(1), entry(2, "alerts"), entry(3, "state"), entry(4, "results"), entry(5)])
     await keeper.keep()
     assert list(await reports.news(FLAG, "decisions")) == [b"5", b"1"]
@@ -43,7 +44,7 @@ async def test_what_redis_does_not_take_waits_bounded(faults: Faults) -> None:
     """The fault says what to do, and is over with the first success."""
     reports = MemoryReports()
     reports.outage.is_down = True
-    keeper = NewsKeeper(reports, faults)
+    keeper = NewsKeeper(reports, faults, RolloutRegistry().is_retired)
     for number in range(WAITING_LIMIT + 10):
         keeper.add([entry(number), entry(number)])
         await keeper.keep()
@@ -53,6 +54,24 @@ async def test_what_redis_does_not_take_waits_bounded(faults: Faults) -> None:
     kept = list(await reports.news(FLAG, "decisions"))
     assert (len(kept), kept[0], kept[-1]) == (WAITING_LIMIT, b"%d" % (WAITING_LIMIT + 9), b"10")
     assert faults.of(Scope.DEPENDENCY, REPORTS) is None
+
+
+async def test_late_news_of_a_retired_flag_are_not_kept(faults: Faults) -> None:
+    """An alert that Kafka took after the flag's reports were deleted would stay for a month."""
+    reports, registry = MemoryReports(), RolloutRegistry()
+    keeper = NewsKeeper(reports, faults, registry.is_retired)
+    reports.outage.is_down = True
+    keeper.add([entry(1, "alerts")])
+    await keeper.keep()
+    reports.outage.is_down = False
+    registry.retire(FLAG, revision=7)
+    keeper.add([entry(2, "alerts")])
+    await keeper.keep()
+    assert list(await reports.news(FLAG, "alerts")) == []
+    registry.update(make_rollout(revision=8))
+    keeper.add([entry(3, "alerts")])
+    await keeper.keep()
+    assert list(await reports.news(FLAG, "alerts")) == [b"3"]
 
 
 async def test_a_key_that_somebody_else_wrote_holds_up_no_other(faults: Faults) -> None:
@@ -66,7 +85,7 @@ async def test_a_key_that_somebody_else_wrote_holds_up_no_other(faults: Faults) 
         await append(flag_key, topic, events)
 
     reports.append_news = refusing  # type: ignore[method-assign]
-    keeper = NewsKeeper(reports, faults)
+    keeper = NewsKeeper(reports, faults, RolloutRegistry().is_retired)
     keeper.add([entry(1), entry(2, "alerts")])
     await keeper.keep()
     assert list(await reports.news(FLAG, "alerts")) == [b"2"]
