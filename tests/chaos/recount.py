@@ -30,6 +30,8 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 EVALUATIONS, OUTCOMES = "flag.evaluations", "request.outcomes"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}\Z")
 _LOG_BASE = math.log(1.02)
+#: What lasts longer than so many readings is a finding.
+_MOST_READINGS = 5
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 Place = tuple[str, int]  # topic without prefix, partition
@@ -107,41 +109,59 @@ class World:
 
 
 async def read_world(bootstrap: str, redis_url: str, prefix: str, settle: timedelta) -> World:
-    """Return what the brokers and Redis hold. To be called when nothing moves any more."""
-    events = {
-        topic: await read_topic(bootstrap, prefix + topic) for topic in (EVALUATIONS, OUTCOMES)
-    }
-    said = {
-        name: await read_topic(bootstrap, f"{prefix}rollout.{name}")
-        for name in ("commands", "results", "decisions", "state", "quarantine")
-    }
+    """Return what the brokers and Redis hold. To be called when nothing is sent any more.
+
+    A rollout may still pause by itself, for want of events. Then topics and Redis are of different
+    moments, and both are read again.
+    """
     store: Any = redis.Redis.from_url(redis_url)
     try:
-        hashes = {
-            (topic, number): _words(store.hgetall(f"{prefix}agg:{{{prefix}{topic}/{number}/1}}"))
-            for topic, partitions in events.items()
-            for number in partitions
-        }
-        flags = {flag.decode() for flag in store.smembers(f"{prefix}flags")}
-        rollouts = {flag: _words(store.hgetall(f"{prefix}ro:{{{flag}}}")) for flag in flags}
+        for _ in range(_MOST_READINGS):
+            before = _rollouts(store, prefix)
+            events = {
+                topic: await read_topic(bootstrap, prefix + topic)
+                for topic in (EVALUATIONS, OUTCOMES)
+            }
+            said = {
+                name: await read_topic(bootstrap, f"{prefix}rollout.{name}")
+                for name in ("commands", "results", "decisions", "state", "quarantine")
+            }
+            hashes = {
+                (topic, number): _words(
+                    store.hgetall(f"{prefix}agg:{{{prefix}{topic}/{number}/1}}")
+                )
+                for topic, partitions in events.items()
+                for number in partitions
+            }
+            rollouts = _rollouts(store, prefix)
+            if _documents(before) == _documents(rollouts) and not any(_outboxes(before).values()):
+                break
     finally:
         store.close()
-    return World(
-        prefix,
-        settle,
-        events,
-        said,
-        hashes,
-        {
-            flag: json.loads(fields["document"])
-            for flag, fields in rollouts.items()
-            if fields.get("document")
-        },
-        {
-            flag: [name for name in fields if name.startswith("outbox:")]
-            for flag, fields in rollouts.items()
-        },
-    )
+    return World(prefix, settle, events, said, hashes, _documents(rollouts), _outboxes(rollouts))
+
+
+Rollouts = Mapping[str, Mapping[str, bytes]]  # flag -> fields in Redis
+
+
+def _rollouts(store: Any, prefix: str) -> Rollouts:
+    flags = {flag.decode() for flag in store.smembers(f"{prefix}flags")}
+    return {flag: _words(store.hgetall(f"{prefix}ro:{{{flag}}}")) for flag in flags}
+
+
+def _documents(rollouts: Rollouts) -> dict[str, dict[str, Any]]:
+    return {
+        flag: json.loads(fields["document"])
+        for flag, fields in rollouts.items()
+        if fields.get("document")
+    }
+
+
+def _outboxes(rollouts: Rollouts) -> dict[str, list[str]]:
+    return {
+        flag: [name for name in fields if name.startswith("outbox:")]
+        for flag, fields in rollouts.items()
+    }
 
 
 def _words(fields: Mapping[bytes, bytes]) -> dict[str, bytes]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from controller.running.decision_relay import RECENT
 from schemas.terms import CommandVerb
 from tests.fleet_life import Fleet, counting_objects, until
 from tests.live import Client, DaemonProcess
@@ -56,4 +57,5 @@ async def whole_life(fleet: Fleet, name: str) -> None:
         return f"fleet-{name}-" not in (await fleet.daemon.get("/metrics")).text
 
     await until(has_no_series, "series of retired flags gone", 75)
-    await asyncio.sleep(1)
+    # A decision is remembered for so long, in case Kafka goes.
+    await asyncio.sleep(RECENT.total_seconds() + 5)
