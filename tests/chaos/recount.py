@@ -116,28 +116,33 @@ async def read_world(bootstrap: str, redis_url: str, prefix: str, settle: timede
     """
     store: Any = redis.Redis.from_url(redis_url)
     try:
-        for _ in range(_MOST_READINGS):
-            before = _rollouts(store, prefix)
-            events = {
-                topic: await read_topic(bootstrap, prefix + topic)
-                for topic in (EVALUATIONS, OUTCOMES)
-            }
-            said = {
-                name: await read_topic(bootstrap, f"{prefix}rollout.{name}")
-                for name in ("commands", "results", "decisions", "state", "quarantine")
-            }
-            hashes = {
-                (topic, number): _words(
-                    store.hgetall(f"{prefix}agg:{{{prefix}{topic}/{number}/1}}")
-                )
-                for topic, partitions in events.items()
-                for number in partitions
-            }
-            rollouts = _rollouts(store, prefix)
-            if _documents(before) == _documents(rollouts) and not any(_outboxes(before).values()):
+        before = _rollouts(store, prefix)
+        world = await _read_once(bootstrap, store, prefix, settle)
+        for _ in range(_MOST_READINGS - 1):
+            if _documents(before) == world.documents and not any(_outboxes(before).values()):
                 break
+            before = _rollouts(store, prefix)
+            world = await _read_once(bootstrap, store, prefix, settle)
     finally:
         store.close()
+    return world
+
+
+async def _read_once(bootstrap: str, store: Any, prefix: str, settle: timedelta) -> World:
+    """Return what the topics hold, and Redis right after."""
+    events = {
+        topic: await read_topic(bootstrap, prefix + topic) for topic in (EVALUATIONS, OUTCOMES)
+    }
+    said = {
+        name: await read_topic(bootstrap, f"{prefix}rollout.{name}")
+        for name in ("commands", "results", "decisions", "state", "quarantine")
+    }
+    hashes = {
+        (topic, number): _words(store.hgetall(f"{prefix}agg:{{{prefix}{topic}/{number}/1}}"))
+        for topic, partitions in events.items()
+        for number in partitions
+    }
+    rollouts = _rollouts(store, prefix)
     return World(prefix, settle, events, said, hashes, _documents(rollouts), _outboxes(rollouts))
 
 
