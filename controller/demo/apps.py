@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 INSTANCES = 4
 USERS = 200_000
 POLL_SECONDS = 0.15
+#: An instance whose definition was confirmed longer ago serves nobody, as an app behind a load
+#: balancer that has lost touch: it might serve what was decided before. Below the plans' `settle`.
+CURRENT_SECONDS = 0.4
 REQUEST_SECONDS = 1.0  # a poll that takes longer is given up; the last definition stays
 NICENESS = 5
 TICK_SECONDS = 0.01
@@ -103,6 +106,8 @@ class Instance:
     def __init__(self, number: int, flags_url: str) -> None:
         self.number = number
         self.definition: Definition | None = None
+        #: When the newest answer was asked for, in seconds since 1970; None: none has come yet.
+        self.heard_at: float | None = None
         self._flags_url = flags_url
         self._tag = ""
 
@@ -111,10 +116,15 @@ class Instance:
         """The percentage that this instance follows."""
         return 0.0 if self.definition is None else self.definition.percent
 
+    def is_current(self, now: float) -> bool:
+        """Return whether it serves: before the first answer it serves the default of its code."""
+        return self.heard_at is None or now - self.heard_at <= CURRENT_SECONDS
+
     async def follow(self, client: httpx.AsyncClient) -> None:
         """Poll the document without end. Without an answer the last definition stays in force."""
         await asyncio.sleep(self.number * POLL_SECONDS / INSTANCES)
         while True:
+            asked_at = time.time()
             try:
                 answer = await client.get(
                     self._flags_url, headers={"if-none-match": self._tag} if self._tag else {}
@@ -124,6 +134,8 @@ class Instance:
                         Definition.read(answer.json()),
                         answer.headers.get("etag", ""),
                     )
+                if answer.status_code in (httpx.codes.OK, httpx.codes.NOT_MODIFIED):
+                    self.heard_at = asked_at
             except httpx.HTTPError:
                 pass  # the daemon is not there or not ready: the app keeps its definition
             await asyncio.sleep(POLL_SECONDS)
@@ -180,8 +192,9 @@ class Traffic:
             self.report.is_silent = True
             return
         time_text = _time_text(now)
-        for _ in range(requests):
-            self._serve(now, time_text)
+        current = [one for one in self._instances if one.is_current(now)]
+        for _ in range(requests if current else 0):
+            self._serve(current, now, time_text)
         for key, event in self._due.popleft():
             self._send(self._topics.outcomes, key, event)
         if not self._due:
@@ -198,10 +211,10 @@ class Traffic:
             self._silent_from = now + fault.silent_after_seconds
         return self._silent_from is not None and now >= self._silent_from
 
-    def _serve(self, now: float, time_text: str) -> None:
+    def _serve(self, instances: Sequence[Instance], now: float, time_text: str) -> None:
         draw, fault, report = self._random, self._fault, self.report
         key, bucket = self._users[int(draw.random() * USERS)]
-        instance = self._instances[int(draw.random() * len(self._instances))]
+        instance = instances[int(draw.random() * len(instances))]
         definition = instance.definition
         variant = DEFAULT_VARIANT if definition is None else definition.variant(bucket)
         is_treated = definition is not None and variant == definition.treatment

@@ -74,6 +74,20 @@ def test_every_event_is_in_the_contracts_form() -> None:
             outcome.Outcome.model_validate(json.loads(value)["data"])
 
 
+def test_an_instance_that_lost_touch_serves_nobody() -> None:
+    """It might serve what was decided before, which is a wrong share; the others go on."""
+    traffic, sent = make_traffic()
+    for instance in traffic._instances:
+        instance.heard_at = NOW if instance.number else NOW - 1.0
+    traffic.tick(1_000, NOW + 0.1)
+    instances = {json.loads(value)["source"] for _, value, _ in sent.events}
+    assert instances == {f"/checkout-api/{number}" for number in range(1, INSTANCES)}
+    before = len(sent.events)
+    traffic.tick(1_000, NOW + 2.0)
+    assert len(sent.of("flag.evaluations")) == before
+    assert traffic.report.requests == before
+
+
 def test_variants_are_served_by_the_documents_weights() -> None:
     """At 10 % about a tenth of the users get treatment.
 
