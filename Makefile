@@ -170,13 +170,14 @@ schemas: $(READY) ## write schemas/json, asyncapi.yaml and openapi.yaml from the
 dashboards: $(READY) ## write ops/grafana/dashboards from ops/grafana/generate.py
 	$(BIN)/python ops/grafana/generate.py
 
-# Debian's package, unpacked and not installed: no service is started.
+# Debian's packages, unpacked and not installed: no service is started.
 PROMETHEUS := .cache/prometheus
+PROMETHEUS_PACKAGES := prometheus prometheus-alertmanager prometheus-blackbox-exporter
 .PHONY: prometheus
-prometheus: ## fetch a real Prometheus and promtool for the tests of rules and dashboards
-	command -v promtool >/dev/null || test -x $(PROMETHEUS)/usr/bin/promtool || { \
-		mkdir -p $(PROMETHEUS) && cd $(PROMETHEUS) && apt-get -qq download prometheus && \
-		dpkg -x prometheus_*.deb . && rm prometheus_*.deb; }
+prometheus: ## fetch a real Prometheus, Alertmanager and blackbox exporter for the tests
+	test -x $(PROMETHEUS)/usr/bin/prometheus-blackbox-exporter || { \
+		mkdir -p $(PROMETHEUS) && cd $(PROMETHEUS) && apt-get -qq download $(PROMETHEUS_PACKAGES) && \
+		for package in *.deb; do dpkg -x "$$package" .; done && rm *.deb; }
 
 .PHONY: lock
 lock: ## resolve the newest allowed packages for Python 3.11 and up into the lock files

@@ -26,17 +26,19 @@ from controller.deciding.worker_pool import WorkerPool
 from controller.health import Faults, Health
 from controller.planes import Planes, make_outside_planes
 from controller.running.connections import Connections
+from controller.running.http_parts import make_surface
 from controller.running.oversight import Oversight, Process
 from controller.running.parts import Subsystems, commentary_loops, supervised_parts
 from controller.running.quarantine import QuarantineTopic
 from controller.running.report_reader import ReportReader
 from controller.running.report_writer import ReportWriter
 from controller.running.reporter import OPTIONAL, REQUIRED
+from controller.running.signal_parts import SignalParts
 from controller.running.state_follower import StateFollower
 from controller.running.supervisor import Parts, Supervisor
 from controller.settings import Settings
 from controller.telemetry import Metrics
-from controller.web.surface import Surface, make_board
+from controller.web.surface import make_board
 from schemas.formats import evaluation_reader, outcome_reader
 
 
@@ -70,8 +72,9 @@ class Daemon:
             self.ingest.refusals,
             LettingGo(self.planes.all, settings.flags.retire_after),
         )
+        process = Process(settings, self.clock, self.health, self.metrics, self.faults)
         self.oversight = Oversight(
-            Process(settings, self.clock, self.health, self.metrics, self.faults),
+            process,
             self.connections,
             self.registry,
             self.deciding,
@@ -82,23 +85,15 @@ class Daemon:
         self.report_writer = ReportWriter(
             self.pool, self.reconciler.standings, self.connections.reports, self.clock, self.faults
         )
-        self.surface = Surface(
-            settings,
-            self.board,
-            self.health,
-            self.metrics,
-            self.faults,
-            reports=ReportReader(
-                self.report_writer.own_report, self.connections.reports, self.clock
-            ),
-            clock=self.clock,
-            steering=self.oversight.direct,
-            admission=self.oversight.admission,
-            events_of=self.ingest.tally.document_as_json,
-            uses=lambda: self.oversight.uses.uses,
+        reports = ReportReader(self.report_writer.own_report, self.connections.reports, self.clock)
+        self.signals = SignalParts(
+            process, self.connections, self.registry, reports, self.oversight
+        )
+        self.surface = make_surface(
+            process, self.board, self.oversight, self.ingest, reports, self.signals
         )
         self._subscribe()
-        hang_up = self.surface.reloading(on_hangup)
+        hang_up = self.surface.reloading(on_hangup, self.signals.reload)
         self.supervisor = Supervisor(self.health, settings.shutdown, self.faults, hang_up)
 
     async def run(self) -> int:
@@ -127,6 +122,7 @@ class Daemon:
             oversight=self.oversight,
             surface=self.surface,
             report_writer=self.report_writer,
+            signals=self.signals,
         )
         return supervised_parts(subsystems, self.supervisor.give_up)
 

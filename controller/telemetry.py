@@ -50,6 +50,8 @@ EVENT_TOPICS = ("evaluations", "outcomes")
 READ_TOPICS = (*EVENT_TOPICS, "commands")
 #: Why a handshake of TLS failed. `refused_by_client`: it does not trust our certificate.
 HANDSHAKE_FAILURES = ("timeout", "no_tls", "refused_by_client", "protocol", "lost")
+#: What became of a delivery. `unproven`: without the token or signature of its endpoint.
+HOOK_OUTCOMES = ("taken", "not_stored", "not_understood", "unproven", "refused", "busy")
 DEPENDENCIES = ("kafka", "redis", "advisor", "flag_plane")
 
 # Bucket edges in seconds. Fast calls take tens of milliseconds; a gate may wait for people over a
@@ -286,6 +288,11 @@ class Metrics:
             "Time since a broker said that the known decisions are the newest.",
         )
 
+        self.hook_deliveries = self._counter(
+            "hook_deliveries_total",
+            "Deliveries of monitoring systems, by what became of them.",
+            outcome=HOOK_OUTCOMES,
+        )
         self.handshakes_failed = self._counter(
             "tls_handshakes_failed_total",
             "Connections to the HTTP listener that ended in their handshake.",

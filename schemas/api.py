@@ -20,7 +20,15 @@ from schemas.inventory import FlagList
 from schemas.plan import PlanDocument
 from schemas.report import PlaneRecord, StageHistory
 from schemas.result import Result
-from schemas.terms import CommandVerb, FlagFinding, FlagType, HoldReason, PhaseName, Safe
+from schemas.terms import (
+    CommandVerb,
+    FlagFinding,
+    FlagType,
+    HoldReason,
+    PhaseName,
+    Safe,
+    SignalStatus,
+)
 
 BASE: Final = "/api/v1"
 #: Rollouts of one answer, unless fewer or more are asked for.
@@ -158,6 +166,25 @@ class PlanesView(OpenModel):
     planes: list[PlaneRecord]
 
 
+class SignalEntry(OpenModel):
+    """A signal of a monitoring system, and what was done about it."""
+
+    at: Moment = Field(description="When it was handled.")
+    hook: str = Field(description="The endpoint: source and name.")
+    status: SignalStatus
+    title: str
+    service: str = Field(description="What it is about; empty where not told.")
+    condition: str = Field(description="What fires: the same while it fires and when it is over.")
+    link: str
+    done: list[str] = Field(description="What was done, a sentence each; empty: nothing.")
+
+
+class SignalList(OpenModel):
+    """The newest signals of all replicas, newest first."""
+
+    signals: list[SignalEntry]
+
+
 class CommandRequest(StrictModel):
     """A command. Its issuer is who is signed in."""
 
@@ -271,6 +298,11 @@ ENDPOINTS: Final = (
             Parameter("offset", "How many to leave out.", {"type": "integer", "minimum": 0}),
         ),
         {400: "A parameter is wrong.", 503: "It is not known yet which rollouts there are."},
+    ),
+    Endpoint(
+        "/signals",
+        "What monitoring systems told lately, and what was done; only with `hooks` set.",
+        SignalList,
     ),
     Endpoint("/rollouts/{flag}", "Everything about one rollout.", RolloutView, (), _NO_FLAG),
     Endpoint("/rollouts/{flag}/evidence", "The newest judgement.", JudgementRecord, (), _NO_FLAG),

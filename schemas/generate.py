@@ -31,6 +31,7 @@ from schemas import (
     plan,
     quarantine,
     result,
+    signal,
     state,
 )
 from schemas.envelope import CloudEvent
@@ -103,6 +104,16 @@ TOPICS = (
         _BY_FLAG,
         True,
         "An operator wants something done.",
+    ),
+    Topic(
+        "signal",
+        "rollout.signals",
+        signal.Signal,
+        signal.TYPE,
+        "The endpoint and the condition, so that what is told of one condition stays in order.",
+        "Partitions share the signals among replicas; the number is free.",
+        True,
+        "A monitoring system says that something fires or is over.",
     ),
     Topic(
         "result",

@@ -252,6 +252,24 @@ class Severity(StrEnum):
     CRITICAL = "critical"
 
 
+class SignalStatus(StrEnum):
+    """What a monitoring system says of a condition."""
+
+    FIRING = "firing"
+    RESOLVED = "resolved"
+    NOTE = "note"  # something else about it, such as that somebody acknowledged it
+
+
+class SignalAction(StrEnum):
+    """What a signal does to a flag, the strongest first. None of them raises a percentage."""
+
+    ROLL_BACK = "roll_back"
+    STEP_BACK = "step_back"
+    PAUSE = "pause"
+    HOLD = "hold"  # freeze it, until no condition that holds it fires any more
+    NOTE = "note"  # tell people, and do nothing
+
+
 class AlertKind(StrEnum):
     """What an alert is about."""
 
@@ -277,6 +295,7 @@ class AlertKind(StrEnum):
     FLAG_BROKEN = "flag_broken"  # its worker has stopped, or what is stored for it cannot be read
     UNWATCHED = "unwatched"  # guardrails of a live stage have no evidence; info: they do again
     EVENT_FAULTS = "event_faults"  # a share of a live flag's events does not count, or misleads
+    SIGNAL = "signal"  # of a monitoring system: what was done, and which flags are suspect
     FLAG_DIGEST = "flag_digest"  # once a week: how many flags to tidy up, and the first of them
 
 

@@ -34,6 +34,7 @@ TOPIC_POLICIES: Final[Mapping[str, TopicPolicy]] = {
     "evaluations": _kept_for(WEEK_MS),
     "outcomes": _kept_for(WEEK_MS),
     "commands": _kept_for(WEEK_MS),
+    "signals": _kept_for(2 * WEEK_MS, has_broker_time=True),
     "results": _kept_for(WEEK_MS, has_broker_time=True),
     "decisions": _kept_for(2 * 366 * _DAY_MS, has_broker_time=True),
     "alerts": _kept_for(90 * _DAY_MS, has_broker_time=True),

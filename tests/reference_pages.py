@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from controller.settings import Settings
+from controller.settings.hooks import HookSettings
 from controller.settings.planes import FilePlaneSettings, HttpPlaneSettings
 from controller.settings.section import Section, named_section
 from controller.telemetry import Metrics
@@ -235,6 +236,7 @@ _TITLES: dict[type[BaseModel], str] = {
     **_PLAN_SECTIONS,
     **_API_SECTIONS,
     FilePlaneSettings: "planes.files.NAME",
+    HookSettings: "hooks.endpoints.NAME",
     HttpPlaneSettings: "planes.http.NAME",
 }
 

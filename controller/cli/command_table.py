@@ -31,6 +31,7 @@ DAEMON_COMMANDS: Final = ("run", "demo", "config", "repair", "token")
 
 _INSPECT, _CONTROL, _PLANS = "Inspect", "Control", "Plans"
 _DRAFT, _MODEL, _SHELL = "Assist", "Model", "Shell"
+_SIGNALS = "Signals"
 
 #: In the order of the help. A verb without a docstring of its own has its whole help here.
 COMMANDS: Final = (
@@ -242,6 +243,13 @@ COMMANDS: Final = (
     ),
     ListedCommand(
         "stop", _CONTROL, "Refuse a word that could mean two things.", "verbs:stop", is_hidden=True
+    ),
+    ListedCommand(
+        "signal",
+        _SIGNALS,
+        "Show what monitoring systems told, and try rules without one.",
+        "signals:app",
+        inner=("list", "check", "test", "send"),
     ),
     ListedCommand(
         "plan",

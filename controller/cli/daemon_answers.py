@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from controller.core.rollout import Rollout
     from controller.ports import FlagUse, FlagUses
     from controller.reporting.inventory import Finding
+    from schemas.api import SignalEntry
     from schemas.decision import JudgementRecord
 
 Event = dict[str, Any]
@@ -178,6 +179,23 @@ def ask_flags(daemon: str) -> tuple[KnownFlags | None, str]:
         if offset + MOST_OF_A_PAGE >= listed.total:
             break
     return KnownFlags(findings, FlagUses(found, unknown)), ""
+
+
+def ask_signals(daemon: str) -> tuple[Sequence[SignalEntry] | None, str]:
+    """Return the newest signals of monitoring systems, or None and the reason."""
+    from pydantic import ValidationError
+
+    from schemas.api import SignalList
+
+    answer = _exchange(daemon, f"{API}/signals")
+    if answer.document is None:
+        if answer.status == 404:
+            return None, f"{daemon} takes no signals: its settings have no `hooks`"
+        return None, answer.why
+    try:
+        return SignalList.model_validate(answer.document).signals, ""
+    except ValidationError:
+        return None, f"{daemon} does not answer as rolloutd does"
 
 
 def _rollouts_in(documents: Sequence[object]) -> dict[str, Rollout]:

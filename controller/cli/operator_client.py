@@ -22,6 +22,7 @@ from controller.adapters.kafka.publisher import KafkaPublisher
 from controller.adapters.kafka.topic_reader import KafkaReader, Offsets
 from controller.codec.commands import command_event
 from controller.codec.rollouts import read_state
+from controller.codec.signals import signal_event, signal_key
 from controller.codec.tombstones import retired_revision
 from controller.core.rollout import Rollout
 from controller.errors import DocumentUnreadable, EventLogUnavailable
@@ -31,10 +32,13 @@ from schemas.alert import Alert
 from schemas.command import Command
 from schemas.decision import Decision
 from schemas.result import Result
+from schemas.signal import Signal
 
 Event = dict[str, Any]  # a structured CloudEvent
 #: An event is published again within seconds. `watch` gets far fewer in that time.
 MOST_IDS: Final = 1000
+#: CloudEvents source of signals that people send.
+SIGNAL_SOURCE: Final = "/rolloutctl"
 #: Results come within a second; a person who waits longer is told what happens.
 WAITING_SECONDS: Final = 3.0
 
@@ -159,6 +163,17 @@ async def send_commands(
             with suppress(EventLogUnavailable):  # the results are what counts
                 answers.newest = await read_rollouts(reader)
     return answers
+
+
+async def publish_signal(signal: Signal, kafka: KafkaSettings) -> None:
+    """Publish a signal as a hook would. Raises EventLogUnavailable."""
+    publisher = KafkaPublisher(kafka)
+    try:
+        await publisher.start()
+        key, value = signal_key(signal).encode(), signal_event(signal, SIGNAL_SOURCE)
+        await publisher.publish_many([("signals", key, value)])
+    finally:
+        await publisher.stop()
 
 
 def _note_result(

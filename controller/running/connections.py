@@ -60,13 +60,24 @@ class Connections:
             faults=faults,
             reads_committed=False,
         )
+        self.signals = self._make_signals(faults) if settings.hooks.is_on else None
         self.state_reader = StateReader(settings, faults)
         self.feed = KafkaStateFeed(kafka, self.state_reader.read, overtaken=registry.republish)
         self.topics = Topics(
-            kafka, faults, events=self.events, commands=self.commands, feed=self.feed
+            kafka,
+            faults,
+            logs=(self.events, self.commands, *([] if self.signals is None else [self.signals])),
+            feed=self.feed,
         )
         self.advisor = make_advisor(settings.advisor, clock)
         self.people = make_provider(settings.sign_in)
+
+    def _make_signals(self, faults: Faults) -> KafkaEventLog:
+        kafka = self._settings.kafka
+        topics = [kafka.topic("signals")]
+        return KafkaEventLog(
+            kafka, topics, kafka.signals_group, faults=faults, reads_committed=False
+        )
 
     def log_start(self, planes: Iterable[str]) -> None:
         """Log what the process is and connects to, and each insecure connection off loopback."""
@@ -86,6 +97,7 @@ class Connections:
         return (
             ("events", self.events.stop),
             ("commands", self.commands.stop),
+            *([] if self.signals is None else [("signals", self.signals.stop)]),
             ("state_feed", self.feed.stop),
             ("publisher", self.publisher.stop),
             ("topology", self.topics.topology.stop),

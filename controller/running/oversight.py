@@ -104,7 +104,7 @@ class Oversight:
         self.admission = self._make_admission(process, board)
         self.relay = self._make_relay(process, registry, deciding)
         registry.subscribe_own(self.relay)
-        alerts = self._make_alerts(process, registry)
+        self.alerts = alerts = self._make_alerts(process, registry)
         self.visibility = self._make_visibility(process, registry, deciding, alerts)
         self.uses = self._make_uses(process, registry, deciding, ingest)
         self.digest = self._make_digest(process, registry, deciding, alerts)

@@ -7,13 +7,14 @@ from controller.clock import SystemClock
 from controller.planes import make_outside_planes
 from controller.settings import Settings
 from controller.settings.access_file import read_access_file
+from controller.settings.signal_rules import read_rules
 from controller.web.surface import make_board, make_certificate, make_flagd_sync
 
 
 def check_parts(settings: Settings) -> None:
     """Raise ConfigInvalid for what shows only when a part is made.
 
-    These are templates, certificates, directories, packages and the access file.
+    These are templates, certificates, directories, packages, the access file and the rules file.
     """
     clock = SystemClock()
     make_outside_planes(settings, clock)
@@ -22,3 +23,5 @@ def check_parts(settings: Settings) -> None:
     if settings.sign_in.access_file is not None:
         read_access_file(settings.sign_in.access_file)
         make_provider(settings.sign_in)
+    if settings.hooks.rules_file is not None:
+        read_rules(settings.hooks.rules_file)

@@ -25,6 +25,7 @@ from controller.running.environment import check_state_topic
 from controller.running.last_known import make_last_known
 from controller.running.oversight import Oversight
 from controller.running.report_writer import ReportWriter
+from controller.running.signal_parts import SignalParts
 from controller.running.state_follower import StateFollower
 from controller.running.supervisor import Loop, Parts, Step, lasting, names_of
 from controller.settings import Settings
@@ -49,6 +50,7 @@ class Subsystems:
     oversight: Oversight
     surface: Surface
     report_writer: ReportWriter
+    signals: SignalParts
 
 
 def supervised_parts(subsystems: Subsystems, give_up: Callable[[str], None]) -> Parts:
@@ -71,7 +73,7 @@ def supervised_parts(subsystems: Subsystems, give_up: Callable[[str], None]) -> 
         subsystems.board.settle(follower.rollouts)
 
     kept = last_known_loops(subsystems)
-    reports = (("reports", subsystems.report_writer.run),)
+    shared = (("reports", subsystems.report_writer.run), *subsystems.signals.loops)
     return Parts(
         steps=(
             Step("kafka", "preparing topics", connections.topics.prepare, "Kafka"),
@@ -91,7 +93,7 @@ def supervised_parts(subsystems: Subsystems, give_up: Callable[[str], None]) -> 
             *oversight.loops,
             *oversight.watchdogs(give_up),
             *subsystems.commentary,
-            *reports,
+            *shared,
         ),
         early=(
             ("trust", keep_trust),
@@ -106,7 +108,7 @@ def supervised_parts(subsystems: Subsystems, give_up: Callable[[str], None]) -> 
             oversight.loops,
             oversight.early,
             subsystems.commentary,
-            reports,
+            shared,
         ),
         drain=partial(_drain, subsystems),
         close=(*subsystems.surface.closers, *connections.closers, *subsystems.planes.closers),

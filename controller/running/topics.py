@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from controller.adapters.kafka.event_log import KafkaEventLog
 from controller.adapters.kafka.state_feed import KafkaStateFeed
 from controller.adapters.kafka.topics import ensure_topics
@@ -18,13 +20,11 @@ class Topics:
         settings: KafkaSettings,
         faults: Faults,
         *,
-        events: KafkaEventLog,
-        commands: KafkaEventLog,
+        logs: Sequence[KafkaEventLog],
         feed: KafkaStateFeed,
     ) -> None:
         self._settings = settings
-        self._events = events
-        self._commands = commands
+        self._logs = logs
         self._feed = feed
         self.topology = KafkaTopology(settings, faults, remade=self._topic_replaced)
 
@@ -35,7 +35,7 @@ class Topics:
     def _topic_replaced(self, logical: str) -> None:
         """Read a topic that was deleted and created again from its beginning."""
         name = self._settings.topic(logical)
-        self._events.topic_remade(name)
-        self._commands.topic_remade(name)
+        for log in self._logs:
+            log.topic_remade(name)
         if logical == "state":
             self._feed.read_again()

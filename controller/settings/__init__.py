@@ -4,6 +4,7 @@ The sections of flag planes are in `planes.py` alone: only the planes read them.
 """
 
 from controller.settings.advisor import AdvisorSettings
+from controller.settings.hooks import HookSettings, HooksSettings
 from controller.settings.http import FlagdSyncSettings, HttpSettings
 from controller.settings.kafka import EventFormats, KafkaSecurity, KafkaSettings, TopicNames
 from controller.settings.last_known import LastKnownSettings
@@ -26,6 +27,8 @@ __all__ = [
     "CountingSettings",
     "EventFormats",
     "FlagdSyncSettings",
+    "HookSettings",
+    "HooksSettings",
     "HttpSettings",
     "KafkaSecurity",
     "KafkaSettings",

@@ -14,25 +14,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import yaml
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-)
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, field_validator
 
-from controller.errors import ConfigInvalid
-from controller.text import fault_words
+from controller.settings.checked_file import FilePart, parse, read_text
 from controller.yaml_places import Path as KeyPath
-from controller.yaml_places import YamlRefused, read_yaml
 
-#: A file of a thousand people is far smaller.
-MAX_BYTES: Final = 1_000_000
 #: Machines' names as issuers begin so. No person's does.
 MACHINE: Final = "token:"
 
@@ -56,10 +42,6 @@ def _role_named(value: object) -> object:
     if isinstance(value, str) and value in names:
         return names[value]
     raise ValueError(f"a role is one of {', '.join(names)}")
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 def checked_token_name(text: str) -> str:
@@ -87,7 +69,7 @@ WhoName = Annotated[str, Field(min_length=1, max_length=200)]
 FlagPattern = Annotated[str, AfterValidator(checked_flag_pattern)]
 
 
-class TokenEntry(_Part):
+class TokenEntry(FilePart):
     """A machine's token, by its digest: the token itself is stored nowhere."""
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -95,7 +77,7 @@ class TokenEntry(_Part):
     """From when on it is refused. None: never."""
 
 
-class Grant(_Part):
+class Grant(FilePart):
     """A role for some people, groups and machines, for flags whose keys fit a pattern."""
 
     role: Annotated[Role, BeforeValidator(_role_named)]
@@ -118,55 +100,22 @@ class Grant(_Part):
         return any(fnmatchcase(flag_key, pattern) for pattern in self.flags)
 
 
-class AccessFile(_Part):
+class AccessFile(FilePart):
     """Everything that the file says."""
 
-    tokens: dict[TokenName, TokenEntry] = {}
+    tokens: dict[TokenName, TokenEntry] = Field(default={})
     grants: tuple[Grant, ...] = ()
 
 
 def read_access_file(path: Path) -> AccessFile:
     """Return the file. Raises ConfigInvalid with every fault, one per line, each with its place."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        text = content.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigInvalid(f"{path}: cannot be read: {error}; fix sign_in.access_file") from error
-    if len(content) > MAX_BYTES:
-        raise ConfigInvalid(f"{path}: is larger than {MAX_BYTES} bytes: name groups, not people")
+    text = read_text(path, "sign_in.access_file", "name groups, not people")
     return parse_access(text, str(path))
 
 
 def parse_access(text: str, name: str) -> AccessFile:
     """Return what a file's text says; `name` stands before each fault. Raises ConfigInvalid."""
-    try:
-        document = read_yaml(text, yaml.SafeLoader)
-    except YamlRefused as refused:
-        place = name if refused.line is None else f"{name}:{refused.line}:{refused.column}"
-        raise ConfigInvalid(f"{place}: not YAML: {refused}; fix the line") from refused
-    faults = [
-        f"{name}:{one.line}:{one.column}: {'.'.join(map(str, one.path))} is given twice: keep one"
-        for one in document.repeated_keys
-    ]
-
-    def at(path: KeyPath) -> str:
-        nearest = (path[:n] for n in range(len(path), 0, -1))
-        found = next((document.places[one] for one in nearest if one in document.places), None)
-        return name if found is None else f"{name}:{found[0]}:{found[1]}"
-
-    try:
-        access = AccessFile.model_validate({} if document.is_empty else document.values)
-    except ValidationError as error:
-        for fault in error.errors(include_url=False, include_input=False):
-            path = tuple(part for part in fault["loc"] if part != "[key]")
-            message = fault_words(fault["type"], str(fault["msg"]))
-            faults.append(f"{at(path)}: {'.'.join(map(str, path)) or 'the file'}: {message}")
-        raise ConfigInvalid("\n".join(faults)) from None
-    faults += [f"{at(path)}: {why}" for path, why in _broken_rules(access)]
-    if faults:
-        raise ConfigInvalid("\n".join(faults))
-    return access
+    return parse(text, name, AccessFile, _broken_rules)
 
 
 def _broken_rules(access: AccessFile) -> Iterator[tuple[KeyPath, str]]:

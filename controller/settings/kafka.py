@@ -100,6 +100,8 @@ class TopicNames(Section):
     """Apps write what happened to requests. Must have as many partitions as `evaluations`."""
     commands: KafkaName = "rollout.commands"
     """Operators write commands. Its partitions share the flags among the replicas."""
+    signals: KafkaName = "rollout.signals"
+    """We write what monitoring systems tell (`hooks`), before it is answered, and act on it."""
     results: KafkaName = "rollout.results"
     """We answer commands."""
     decisions: KafkaName = "rollout.decisions"
@@ -282,3 +284,8 @@ class KafkaSettings(Section):
     def commands_group(self) -> str:
         """Full name of the group that reads commands; it shares the flags among replicas."""
         return f"{self.events_group}.commands"
+
+    @property
+    def signals_group(self) -> str:
+        """Full name of the group that acts on signals."""
+        return f"{self.events_group}.signals"

@@ -2,13 +2,14 @@
 
 Belongs here: the whole, and the sections of the daemon's own parts.
 Does not belong here: sections with a file of their own (`kafka`, `advisor`, `dead_mans_switch`,
-`flags`, `http`, `last_known`, `planes`, `sign_in`, `status_page`), reading files and variables
-(`reading.py`), plans (operators publish them), and anything that a formula fixes.
+`flags`, `hooks`, `http`, `last_known`, `planes`, `sign_in`, `status_page`), reading files and
+variables (`reading.py`), plans (operators publish them), and anything that a formula fixes.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
@@ -16,12 +17,20 @@ from pydantic import Field, model_validator
 from controller.settings.advisor import AdvisorSettings
 from controller.settings.dead_mans_switch import DeadMansSwitchSettings
 from controller.settings.flags import FlagsSettings
+from controller.settings.hooks import HooksSettings
 from controller.settings.http import FlagdSyncSettings, HttpSettings
 from controller.settings.kafka import KafkaSettings
 from controller.settings.last_known import LastKnownSettings
 from controller.settings.planes import PlanesSettings
 from controller.settings.redis import RedisAddressSettings
-from controller.settings.section import Count, EnvironmentName, RedisUrl, Seconds, Section
+from controller.settings.section import (
+    Count,
+    EnvironmentName,
+    RedisUrl,
+    Seconds,
+    Section,
+    is_loopback,
+)
 from controller.settings.sign_in import SignInSettings
 from controller.settings.status_page import StatusPageSettings
 from schemas.terms import NAME_PATTERN
@@ -166,6 +175,7 @@ class Settings(Section):
     flags: FlagsSettings = FlagsSettings()
     status_page: StatusPageSettings = StatusPageSettings()
     dead_mans_switch: DeadMansSwitchSettings = DeadMansSwitchSettings()
+    hooks: HooksSettings = HooksSettings()
     planes: PlanesSettings = PlanesSettings()
     counting: CountingSettings = CountingSettings()
     watchdog: WatchdogSettings = WatchdogSettings()
@@ -186,6 +196,18 @@ class Settings(Section):
                 "nobody is answered there: write https://"
             )
         return self
+
+    def insecure_connections(self, where: str) -> Iterable[str]:
+        """Return the endpoints whose token or password travels in plain text over a network."""
+        if is_loopback(self.http.host) or self.http.certificate_file is not None:
+            return
+        for name, hook in self.hooks.endpoints.items():
+            if hook.secret is None:
+                yield (
+                    f"hooks.endpoints.{name}: whoever sees a delivery on the way to "
+                    f"{self.http.host} reads its token and can lower the flags of its rules: set "
+                    f"http.certificate_file, put a proxy with TLS in front, or listen on loopback"
+                )
 
     @property
     def redis_key_prefix(self) -> str:

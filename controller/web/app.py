@@ -36,6 +36,7 @@ from controller.web.page.pages import Pages
 from controller.web.page.rendering import PAGE_HEADERS
 from controller.web.page.routes import Home, make_pages, open_routes, page_routes
 from controller.web.reports import Reports
+from controller.web.signals import SignalSource, delivery_routes, signal_routes
 from controller.web.status_page import PublicNames, StatusPage, status_routes
 from controller.web.steering import VERBS, Steer
 from controller.web.views import (
@@ -75,6 +76,7 @@ def make_app(
     admission: Admission | None = None,
     flag_source: FlagSource | None = None,
     public: PublicNames | None = None,
+    signals: SignalSource | None = None,
 ) -> Starlette:
     """Return the HTTP surface over these views.
 
@@ -85,8 +87,10 @@ def make_app(
     /metrics has a port of its own (`make_ops_app`). `steer` takes commands that lower; None: there
     is no such route. `why_not_shown` refuses everything that shows rollouts, unless `admission`
     knows who asks, and that they may; None: nobody is known. `public` is what everybody may see on
-    `/status`. `flag_source` is what the inventory goes by; None: the default rules. The caller ends
-    `app.state.event_streams` and `app.state.live_pages` before the server stops.
+    `/status`. `signals` takes deliveries of monitoring systems, and knows what they led
+    to; None: there is no such route. `flag_source` is what the inventory goes by; None: the
+    default rules. The caller ends `app.state.event_streams` and `app.state.live_pages` before the
+    server stops.
     """
     streams = EventStreams(board, metrics, stream_limits)
     advertised = ADVERTISED if stream_limits.streams else b""
@@ -94,10 +98,9 @@ def make_app(
         *_ofrep_routes(board, metrics, max_body_bytes, advertised, max_bulk_per_second),
         Route(PATH, streams, methods=["GET"]),
         Route("/flagd/flags.json", FlagdDocument(board), methods=["GET"]),
-        Route("/healthz", Healthz(health), methods=["GET"]),
-        _readyz(health, board, faults, steer),
-        *([Route("/metrics", MetricsPage(metrics), methods=["GET"])] if has_metrics else []),
+        *_probe_routes(board, health, metrics, faults, steer, has_metrics=has_metrics),
         *_steering_routes(steer),
+        *delivery_routes(signals),
     ]
     live, lists = LivePages(board, metrics, page_streams), Lists.of(board, now, flag_source)
     pages = make_pages(
@@ -111,17 +114,17 @@ def make_app(
         admission=admission,
     )
     routes += open_routes(pages, has_open_page=public is not None or why_not_shown is not None)
-    if public is not None:
-        routes += status_routes(StatusPage(public, board, reports, pages.renderer, now))
+    routes += _status_routes(public, board, reports, pages, now)
     shown = [
         *api_routes(board, reports, now, lists),
+        *signal_routes(signals),
         *_document_routes(board, describe, events_of),
         *page_routes(pages),
         *([] if admission is None else admission.routes()),
     ]
     index = Index([*routes, *shown])
-    shown.append(Route("/", Home(pages, index), methods=["GET"]))
-    shown = _admitted(shown, pages, why_not_shown, index)
+    home = Route("/", Home(pages, index), methods=["GET"])
+    shown = _admitted([*shown, home], pages, why_not_shown, index)
     app = _guarded([*routes, *shown], allowed_hosts, pages)
     app.state.live_pages, app.state.event_streams = live, streams
     return app
@@ -164,6 +167,38 @@ def _ofrep_routes(
             methods=["POST"],
         ),
     ]
+
+
+def _probe_routes(
+    board: FlagBoard,
+    health: Health,
+    metrics: Metrics,
+    faults: Faults | None,
+    steer: Steer | None,
+    *,
+    has_metrics: bool,
+) -> list[Route]:
+    """Return the routes of probes; metrics have a port of their own where `has_metrics` is not."""
+    routes = [
+        Route("/healthz", Healthz(health), methods=["GET"]),
+        _readyz(health, board, faults, steer),
+    ]
+    if has_metrics:
+        routes.append(Route("/metrics", MetricsPage(metrics), methods=["GET"]))
+    return routes
+
+
+def _status_routes(
+    public: PublicNames | None,
+    board: FlagBoard,
+    reports: Reports,
+    pages: Pages,
+    now: Callable[[], datetime],
+) -> list[Route]:
+    """Return the routes of the page for everybody, none where nobody may see anything."""
+    if public is None:
+        return []
+    return status_routes(StatusPage(public, board, reports, pages.renderer, now))
 
 
 def _readyz(health: Health, board: FlagBoard, faults: Faults | None, steer: Steer | None) -> Route:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
+from starlette.applications import Starlette
 
 from controller.codec.rollouts import rollout_to_json
 from controller.health import Faults, Health
@@ -22,6 +23,7 @@ from controller.web.inventory import FlagSource
 from controller.web.page.live import LivePages
 from controller.web.reports import Reports
 from controller.web.server import HttpServer
+from controller.web.signals import SignalSource
 from controller.web.status_page import PublicNames
 from controller.web.steering import Steer, Steering, Tokens
 from controller.web.tls import Certificate
@@ -47,11 +49,12 @@ class Surface:
         admission: Admission | None,
         events_of: Callable[[str | None], bytes | None],
         uses: Callable[[], FlagUses],
+        signals: SignalSource | None,
     ) -> None:
         """`reports` has those of all replicas' flags. `admission` None: nobody can sign in.
 
         `events_of` returns None for a flag without events; without a flag, a summary of all.
-        `uses` are those of all flags, over all replicas.
+        `uses` are those of all flags, over all replicas. `signals` None: no hook is set.
         """
         http = settings.http
         token = http.command_token
@@ -78,21 +81,14 @@ class Surface:
             admission=admission,
             flag_source=FlagSource(settings.flags, uses),
             public=public_names(settings),
+            signals=signals,
         )
         self._close_seconds = settings.shutdown.close_seconds
         self._health = health
         self._event_streams: EventStreams = app.state.event_streams
         self._live_pages: LivePages = app.state.live_pages
         self._certificate = make_certificate(http)
-        self._http = HttpServer(
-            app,
-            host=http.host,
-            port=http.port,
-            max_connections=http.max_connections,
-            max_per_client=http.connections_per_client,
-            certificate=self._certificate,
-            handshake_failed=lambda reason: metrics.handshakes_failed.of(reason).inc(),
-        )
+        self._http = make_http_server(http, app, metrics, self._certificate)
         self._ops = make_ops_server(settings, board, health, metrics, faults, steer)
         self._flagd_sync = make_flagd_sync(settings, board)
         self._logger = structlog.get_logger()
@@ -112,11 +108,12 @@ class Surface:
             await self._flagd_sync.start()
             self._logger.info("flagd_sync_started", port=self._flagd_sync.port)
 
-    def reloading(self, on_hangup: Callable[[], object]) -> Callable[[], None]:
+    def reloading(self, *on_hangup: Callable[[], object]) -> Callable[[], None]:
         """Return what SIGHUP calls: `on_hangup`, and a reload of the access file."""
 
         def hang_up() -> None:
-            on_hangup()
+            for call in on_hangup:
+                call()
             if self._admission is not None:
                 self._reload = asyncio.create_task(self._admission.reload(), name="access_reload")
 
@@ -153,6 +150,21 @@ def make_board(settings: Settings, clock: Clock) -> FlagBoard:
         lease_seconds=http.lease_seconds,
         when_stale=http.when_stale,
         now=clock.now,
+    )
+
+
+def make_http_server(
+    http: HttpSettings, app: Starlette, metrics: Metrics, certificate: Certificate | None
+) -> HttpServer:
+    """Return the server of everything that apps, people and monitors call."""
+    return HttpServer(
+        app,
+        host=http.host,
+        port=http.port,
+        max_connections=http.max_connections,
+        max_per_client=http.connections_per_client,
+        certificate=certificate,
+        handshake_failed=lambda reason: metrics.handshakes_failed.of(reason).inc(),
     )
 
 

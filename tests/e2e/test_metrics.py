@@ -41,6 +41,15 @@ CONSTANT = {"rolloutd_build_info", "rolloutd_scattered_contexts"}
 CONSTANT |= {"rolloutd_rollout_phase", "rolloutd_rollout_hold"}
 
 
+SETTINGS = {
+    "ROLLOUTD_HTTP__MAX_EVENT_STREAMS": "1",
+    "ROLLOUTD_HTTP__MAX_PAGE_STREAMS": "1",
+    "ROLLOUTD_FLAGS__NAME_PATTERN": "other-keys",
+    "ROLLOUTD_HOOKS__ENDPOINTS__PROD__SOURCE": "alertmanager",
+    "ROLLOUTD_HOOKS__ENDPOINTS__PROD__TOKEN": "a token of sixteen",
+}
+
+
 async def advise(exchange: Exchange) -> None:
     """Advise to proceed, and explain alerts."""
     is_explanation = b"likely_cause" in exchange.request.body
@@ -202,6 +211,14 @@ async def break_off_a_handshake(observer: Observer, directory: Path) -> None:
         other.kill9()
 
 
+async def deliver_without_a_proof(daemon: DaemonProcess, observer: Observer) -> None:
+    """Send what a monitoring system sends, without its token."""
+    async with httpx.AsyncClient() as monitor:
+        answer = await monitor.post(f"{daemon.url}/hooks/alertmanager/prod", json={"alerts": []})
+    assert answer.status_code == 401
+    await observer.until_moved("hook_deliveries")
+
+
 async def test_every_metric_moves(
     own_kafka: LocalKafka, own_redis: RedisServer, topic_prefix: str, tmp_path: Path
 ) -> None:
@@ -215,10 +232,8 @@ async def test_every_metric_moves(
             tmp_path,
             prefix=topic_prefix,
             ROLLOUTD_ADVISOR__URL=model.url,
-            ROLLOUTD_HTTP__MAX_EVENT_STREAMS="1",
-            ROLLOUTD_HTTP__MAX_PAGE_STREAMS="1",
             ROLLOUTD_PLANES__REDIS__URL=own_redis.url,
-            ROLLOUTD_FLAGS__NAME_PATTERN="other-keys",
+            **SETTINGS,
         ) as daemon,
         Client(own_kafka.bootstrap, topic_prefix) as client,
         asyncio.TaskGroup() as tasks,
@@ -259,6 +274,7 @@ async def test_every_metric_moves(
         await observer.until_moved("invariant_violations")
         await refuse_many(own_kafka, client)
         await observer.until_moved("refusals_dropped", "refusals_waiting", "quarantined")
+        await deliver_without_a_proof(daemon, observer)
         await break_off_a_handshake(observer, tmp_path)
         assert observer.unmoved == set()
         observing.cancel()

@@ -14,7 +14,20 @@ import pytest
 ROOT = Path(__file__).parents[2]
 COLUMNS = 98
 #: Names at the beginning of a docstring.
-KEPT_CAPITALS = frozenset({"Kafka", "Redis", "Unleash", "Ollama", "OpenAI"})
+KEPT_CAPITALS = frozenset(
+    [
+        "Alertmanager",
+        "Better",
+        "Datadog",
+        "Kafka",
+        "Ollama",
+        "OpenAI",
+        "Redis",
+        "Sentry",
+        "Unleash",
+        "Uptime",
+    ]
+)
 PAGE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 
 

@@ -116,7 +116,7 @@ def test_schemas_refuse_what_the_codec_refuses(
 
 
 def test_the_asyncapi_document_names_every_topic() -> None:
-    """Eight channels at the default addresses, each with one operation as seen from rolloutd."""
+    """Nine channels at the default addresses, each with one operation as seen from rolloutd."""
     document = yaml.safe_load((SCHEMAS / "asyncapi.yaml").read_text("utf-8"))
     assert [channel["address"] for channel in document["channels"].values()] == [
         topic.address for topic in generate.TOPICS
@@ -126,8 +126,8 @@ def test_the_asyncapi_document_names_every_topic() -> None:
         for name, operation in document["operations"].items()
         if operation["action"] == "receive"
     }
-    assert received == {"receiveEvaluation", "receiveOutcome", "receiveCommand"}
-    assert len(document["operations"]) == 8
+    assert received == {"receiveEvaluation", "receiveOutcome", "receiveCommand", "receiveSignal"}
+    assert len(document["operations"]) == 9
 
 
 def test_every_reference_in_the_asyncapi_document_leads_somewhere() -> None:

@@ -49,3 +49,22 @@ def test_a_key_that_everybody_may_read_is_an_open_door(tmp_path: Path) -> None:
             assert bool(named) == is_open
             assert all(f"chmod o-rwx {key}" in one for one in named)
     assert not any("key" in one for one in insecure_connections(load_settings(None, PAIR)))
+
+
+def test_a_hook_whose_token_travels_in_plain_text_is_an_open_door() -> None:
+    """Not one that signs, and none behind TLS or on loopback."""
+    endpoints = {
+        "ROLLOUTD_HOOKS__ENDPOINTS__PROD__SOURCE": "alertmanager",
+        "ROLLOUTD_HOOKS__ENDPOINTS__PROD__TOKEN": "a token of sixteen",
+        "ROLLOUTD_HOOKS__ENDPOINTS__PAGER__SOURCE": "pagerduty",
+        "ROLLOUTD_HOOKS__ENDPOINTS__PAGER__SECRET": "a secret of sixteen",
+    }
+
+    def doors(**more: str) -> list[str]:
+        found = insecure_connections(load_settings(None, {**endpoints, **more}))
+        return [one for one in found if "hooks" in one]
+
+    (door,) = doors(ROLLOUTD_HTTP__HOST="0.0.0.0")
+    assert "hooks.endpoints.prod: whoever sees a delivery" in door
+    assert doors() == []
+    assert doors(ROLLOUTD_HTTP__HOST="0.0.0.0", **PAIR) == []

@@ -26,10 +26,12 @@ from controller.core.rollout import (
 )
 from controller.health import Faults, Health
 from controller.reporting.fitting import SHOWN, fitting_commands
+from controller.responding.memory import Recent
 from controller.telemetry import Metrics
 from controller.web.app import make_app
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
+from controller.web.hooks.endpoint import Hooks
 from controller.web.inventory import FlagSource
 from schemas.api import BASE, ENDPOINTS, MOST_OF_A_PAGE
 from schemas.terms import CommandVerb, HoldReason
@@ -57,6 +59,16 @@ def paused(made: Rollout) -> Rollout:
     return replace(made, phase=Paused(T0, HoldReason.OPERATOR, made.phase))  # type: ignore[arg-type]
 
 
+class Signals:
+    """What monitors told."""
+
+    hooks: Hooks | None = None
+
+    async def recent(self) -> list[Recent]:
+        """Return one."""
+        return [Recent(T0, "grafana/prod", "firing", "down", "shop", "c", "", ("a: paused",))]
+
+
 class World:
     """A replica that serves some flags; all run elsewhere."""
 
@@ -72,6 +84,7 @@ class World:
             now=lambda: now,
             faults=Faults(lambda: T0),
             flag_source=source,
+            signals=Signals(),
         )
         transport = httpx.ASGITransport(app=self.app)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://localhost")

@@ -49,6 +49,7 @@ async def test_who_may_read_about_rollouts_follows_from_the_settings(
         admission=None,
         events_of=lambda _: None,
         uses=FlagUses,
+        signals=None,
     )
     await surface.start()
     try:

@@ -1,0 +1,118 @@
+"""Which rules a signal meets, and what they intend for which flags.
+
+Belongs here: the choice, as a function of rules, signal and rollouts. Does not belong here: whether
+a rule has acted already (`responder.py`), and sending commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from controller.core.rollout import Rollout
+from controller.responding.suspects import Suspect, ranked, rose_within, suspect
+from controller.settings.signal_rules import SignalRule
+from schemas.decision import JudgementRecord
+from schemas.signal import Signal
+from schemas.terms import PhaseName, SignalAction
+
+#: The strongest first: of two rules for one flag the stronger acts.
+_STRENGTH: Final = {action: place for place, action in enumerate(SignalAction)}
+
+#: What is known of a flag's evidence; None: nothing.
+Evidence = Callable[[Rollout], JudgementRecord | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What a rule intends for one flag."""
+
+    rule: SignalRule
+    suspect: Suspect
+    action: SignalAction  # of the rule; note for one that is tried dry
+
+    @property
+    def rollout(self) -> Rollout:
+        """The flag's rollout as it was seen."""
+        return self.suspect.rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What a signal leads to."""
+
+    rules: tuple[SignalRule, ...]  # that it meets
+    intents: tuple[Intent, ...]  # at most one for each flag, the most suspect flag first
+    left_out: tuple[Suspect, ...]  # suspect too, and beyond the rules' `most`
+
+
+def concerned(
+    rules: Sequence[SignalRule], signal: Signal, rollouts: Mapping[str, Rollout]
+) -> dict[str, list[Rollout]]:
+    """Return the rollouts that each rule would look at, by the rule's name.
+
+    A flag that serves nothing and that nothing will raise is not looked at, and none whose rollout
+    began after the signal came.
+    """
+    chosen: dict[str, list[Rollout]] = {}
+    for rule in rules:
+        if rule.when.fits(signal):
+            chosen[rule.name] = [
+                one for one in _candidates(rollouts) if _is_meant(rule, one, signal)
+            ]
+    return chosen
+
+
+def response(
+    rules: Sequence[SignalRule],
+    signal: Signal,
+    rollouts: Mapping[str, Rollout],
+    evidence: Evidence = lambda _: None,
+) -> Response:
+    """Return what the rules intend when something fires."""
+    chosen = concerned(rules, signal, rollouts)
+    met = tuple(rule for rule in rules if rule.name in chosen)
+    best: dict[str, Intent] = {}
+    left_out: dict[str, Suspect] = {}
+    for rule in met:
+        suspects = ranked(
+            suspect(one, began_at(signal), signal.service, evidence(one))
+            for one in chosen[rule.name]
+        )
+        most = len(suspects) if rule.most_flags is None else rule.most_flags
+        left_out |= {one.rollout.flag_key: one for one in suspects[most:]}
+        for one in suspects[:most]:
+            intent = Intent(rule, one, SignalAction.NOTE if rule.dry_run else rule.do)
+            known = best.get(one.rollout.flag_key)
+            if known is None or _STRENGTH[intent.action] < _STRENGTH[known.action]:
+                best[one.rollout.flag_key] = intent
+    order = [one.rollout.flag_key for one in ranked(one.suspect for one in best.values())]
+    return Response(
+        met,
+        tuple(best[flag_key] for flag_key in order),
+        tuple(one for flag_key, one in left_out.items() if flag_key not in best),
+    )
+
+
+def began_at(signal: Signal) -> datetime:
+    """Return since when it fires, as far as it is told; never later than it was received."""
+    told = signal.started_at
+    return signal.received_at if told is None else min(told, signal.received_at)
+
+
+def _candidates(rollouts: Mapping[str, Rollout]) -> Iterable[Rollout]:
+    for one in rollouts.values():
+        if one.phase.name is PhaseName.RETIRED:
+            continue
+        if not one.has_ended or one.percent > 0 or one.may_open_again:
+            yield one
+
+
+def _is_meant(rule: SignalRule, rollout: Rollout, signal: Signal) -> bool:
+    if rollout.started_at > signal.received_at:
+        return False
+    if rule.is_recent:
+        return rose_within(rollout, rule.within, began_at(signal))
+    return rule.names(rollout.flag_key) and (rule.completed or not rollout.has_ended)

@@ -1,0 +1,256 @@
+"""What every replica remembers of signals: which conditions fire, what was done, what holds flags.
+
+Kept in one hash in Redis, because any replica may get the next signal of a condition. This replica
+reads it when it is older than a second. While Redis is away it goes by what it knows: a signal is
+then acted on once too often rather than never.
+
+Belongs here: what is kept, in which form and for how long. Does not belong here: what it means for
+a signal (`responder.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Final, Protocol, TypeVar
+
+import msgspec
+
+from controller.errors import OperatingTrouble
+from controller.health import Faults, Scope
+from controller.ports import Clock
+
+FRESH_SECONDS: Final = 1.0
+#: A condition that nobody has told about for so long is forgotten, also one that fires.
+KEPT: Final = timedelta(days=7)
+#: Of each kind; the oldest are forgotten first.
+MOST_KEPT: Final = 2_000
+MOST_RECENT: Final = 200
+#: Ids of a condition that are remembered.
+_MOST_IDS: Final = 10
+SIGNALS: Final = "signals"
+_FIX: Final = (
+    "if Redis denies the right, grant its user the key of the signals, see ops/security.md: until "
+    "then repeated signals may act again"
+)
+_CONDITION, _ACT, _HOLD, _RECENT = "condition", "act", "hold", "recent"
+
+
+class Condition(msgspec.Struct, frozen=True):
+    """What was told of a condition."""
+
+    at: datetime  # of the last news
+    is_firing: bool
+    occurrence: str  # of the present or last firing
+    ids: tuple[str, ...]  # of the last signals
+
+
+class Act(msgspec.Struct, frozen=True):
+    """What a rule did last to a flag."""
+
+    at: datetime
+    flag: str
+    rollout_id: str
+    rule: str
+    action: str
+    occurrence: str
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """That a condition holds a flag."""
+
+    at: datetime
+    flag: str
+    rule: str
+
+
+class Recent(msgspec.Struct, frozen=True):
+    """A signal and what was done, for people."""
+
+    at: datetime
+    hook: str
+    status: str
+    title: str
+    service: str
+    condition: str
+    link: str
+    done: tuple[str, ...]  # one sentence each
+
+
+EntryT = TypeVar("EntryT", Condition, Act, Hold, Recent)
+
+
+_LIMITS: Final[Mapping[type[Condition | Act | Hold | Recent], int]] = {
+    Condition: MOST_KEPT,
+    Act: MOST_KEPT,
+    Hold: MOST_KEPT,
+    Recent: MOST_RECENT,
+}
+
+
+class SignalStore(Protocol):
+    """A hash; `adapters/redis/shared_hash.py`. Each call raises StoreUnavailable."""
+
+    async def write(self, mapping: Mapping[str, str | bytes]) -> None:
+        """Set these fields."""
+
+    async def read(self) -> Mapping[bytes, bytes]:
+        """Return all fields."""
+
+    async def drop(self, names: Iterable[str]) -> None:
+        """Delete these fields."""
+
+
+class SignalMemory:
+    """What is remembered, shared by all replicas."""
+
+    def __init__(self, store: SignalStore, clock: Clock, faults: Faults) -> None:
+        self._store = store
+        self._clock = clock
+        self._faults = faults
+        self._read_at = float("-inf")  # monotonic seconds
+        self._entries: dict[str, Condition | Act | Hold | Recent] = {}
+        self._unwritten: dict[str, bytes] = {}
+
+    async def refresh(self) -> None:
+        """Read what other replicas know, unless that was done just now."""
+        now = self._clock.monotonic()
+        if now - self._read_at < FRESH_SECONDS:
+            return
+        try:
+            await self._write()
+            stored = await self._store.read()
+        except OperatingTrouble as trouble:
+            self._report(trouble)
+            return
+        self._faults.clear(Scope.DEPENDENCY, SIGNALS)
+        self._read_at = now
+        self._entries = dict(_readable(stored))
+        await self._forget_old()
+
+    def condition(self, hook: str, condition: str) -> Condition | None:
+        """Return what was told of a condition, None: nothing."""
+        return self._get(Condition, _CONDITION, hook, condition)
+
+    def act(self, flag_key: str, rule: str) -> Act | None:
+        """Return what a rule did last to a flag, None: nothing."""
+        return self._get(Act, _ACT, flag_key, rule)
+
+    def holds(self, flag_key: str) -> list[Hold]:
+        """Return what holds a flag."""
+        return [one for one in self._of(Hold) if one.flag == flag_key]
+
+    def held_by(self, hook: str, condition: str) -> list[Hold]:
+        """Return what a condition holds."""
+        prefix = f"{_HOLD}|{_digest(hook, condition)}|"
+        return [
+            one
+            for name, one in self._entries.items()
+            if name.startswith(prefix) and isinstance(one, Hold)
+        ]
+
+    @property
+    def recent(self) -> list[Recent]:
+        """The newest signals, newest first."""
+        return sorted(self._of(Recent), key=lambda one: one.at, reverse=True)[:MOST_RECENT]
+
+    async def keep_condition(self, hook: str, name: str, condition: Condition) -> None:
+        """Remember what was told of a condition."""
+        kept = msgspec.structs.replace(condition, ids=condition.ids[-_MOST_IDS:])
+        await self._keep(f"{_CONDITION}|{_digest(hook, name)}", kept)
+
+    def acts_for(self, occurrence: str) -> list[Act]:
+        """Return what was done because of one firing."""
+        return [one for one in self._of(Act) if one.occurrence == occurrence]
+
+    async def keep_act(self, act: Act) -> None:
+        """Remember what a rule did to a flag."""
+        await self._keep(f"{_ACT}|{_digest(act.flag, act.rule)}", act)
+
+    async def keep_hold(self, hook: str, condition: str, hold: Hold) -> None:
+        """Remember that a condition holds a flag."""
+        await self._keep(f"{_HOLD}|{_digest(hook, condition)}|{hold.flag}", hold)
+
+    async def drop_hold(self, hook: str, condition: str, flag_key: str) -> None:
+        """Forget that a condition holds a flag."""
+        name = f"{_HOLD}|{_digest(hook, condition)}|{flag_key}"
+        self._entries.pop(name, None)
+        self._unwritten.pop(name, None)
+        await self._drop([name])
+
+    async def keep_recent(self, signal_id: str, recent: Recent) -> None:
+        """Remember a signal for people."""
+        await self._keep(f"{_RECENT}|{signal_id}", recent)
+
+    def _get(self, kind: type[EntryT], word: str, *names: str) -> EntryT | None:
+        found = self._entries.get(f"{word}|{_digest(*names)}")
+        return found if isinstance(found, kind) else None
+
+    def _of(self, kind: type[EntryT]) -> list[EntryT]:
+        return [one for one in self._entries.values() if isinstance(one, kind)]
+
+    async def _keep(self, name: str, entry: Condition | Act | Hold | Recent) -> None:
+        self._entries[name] = entry
+        self._unwritten[name] = msgspec.json.encode(entry)
+        while len(self._unwritten) > MOST_KEPT:
+            del self._unwritten[next(iter(self._unwritten))]
+        try:
+            await self._write()
+        except OperatingTrouble as trouble:
+            self._report(trouble)
+
+    async def _write(self) -> None:
+        if waiting := dict(self._unwritten):
+            await self._store.write(waiting)
+            for name in waiting:
+                self._unwritten.pop(name, None)
+
+    async def _drop(self, names: Iterable[str]) -> None:
+        try:
+            await self._store.drop(list(names))
+        except OperatingTrouble as trouble:
+            self._report(trouble)
+
+    async def _forget_old(self) -> None:
+        """Forget what is old, and the oldest of each kind beyond the limits."""
+        limit = self._clock.now() - KEPT
+        gone: list[str] = []
+        for kind, most in _LIMITS.items():
+            named = [(one.at, name) for name, one in self._entries.items() if isinstance(one, kind)]
+            by_age = sorted(named, reverse=True)
+            gone += [name for _, name in by_age[most:]]
+            gone += [name for at, name in by_age[:most] if at < limit]
+        if gone:
+            for name in gone:
+                del self._entries[name]
+            await self._drop(gone)
+
+    def _report(self, trouble: OperatingTrouble) -> None:
+        why = f"what was done about signals is not shared: {trouble}"
+        self._faults.report(Scope.DEPENDENCY, SIGNALS, why, _FIX)
+
+
+_KINDS: Final[Mapping[str, type[Condition | Act | Hold | Recent]]] = {
+    _CONDITION: Condition,
+    _ACT: Act,
+    _HOLD: Hold,
+    _RECENT: Recent,
+}
+
+
+def _readable(
+    stored: Mapping[bytes, bytes],
+) -> Iterable[tuple[str, Condition | Act | Hold | Recent]]:
+    """Yield what we wrote; anything else is somebody's mistake, and left where it is."""
+    for name, value in stored.items():
+        try:
+            word = name.decode()
+            kind = _KINDS[word.partition("|")[0]]
+            yield word, msgspec.json.decode(value, type=kind)
+        except (KeyError, ValueError):
+            continue
+
+
+def _digest(*names: str) -> str:
+    return hashlib.sha256("\x00".join(names).encode(errors="replace")).hexdigest()[:24]

@@ -1,0 +1,101 @@
+"""What people read about signals: in alerts, in the reason of a command, and in lists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from controller.core.rollout import RaiseAlert, Rollout
+from controller.responding.matching import Intent, Response
+from controller.responding.memory import Act
+from schemas.result import Result
+from schemas.signal import Signal
+from schemas.terms import AlertKind, CommandStatus, Severity, SignalAction
+
+#: Suspects that an alert names.
+_MOST_NAMED: Final = 5
+
+_DONE: Final[Mapping[SignalAction, str]] = {
+    SignalAction.ROLL_BACK: "rolled back to 0 %",
+    SignalAction.STEP_BACK: "stepped back",
+    SignalAction.PAUSE: "paused",
+    SignalAction.HOLD: "frozen while it fires",
+    SignalAction.NOTE: "told to people",
+}
+_NEXT: Final[Mapping[SignalAction, str]] = {
+    SignalAction.ROLL_BACK: "look for the cause; nothing raises it again but a new start",
+    SignalAction.STEP_BACK: "look for the cause; it goes on from the lower stage",
+    SignalAction.PAUSE: "look for the cause, then `rolloutctl resume {flag}` or roll it back",
+    SignalAction.HOLD: "look for the cause; it goes on when nothing that holds it fires",
+    SignalAction.NOTE: "look whether the flag is the cause: `rolloutctl get {flag}`",
+}
+
+
+def reason_words(intent: Intent, signal: Signal) -> str:
+    """Return the reason of a command: which rule, which signal, and where to see more."""
+    where = f", {signal.link}" if signal.link else ""
+    return f"{intent.rule.name}: {_what(signal)}{where}"[:1_000]
+
+
+def done_words(intent: Intent, answer: Result | str | None) -> str:
+    """Return what was done; `answer` None: nothing was sent."""
+    if intent.rule.dry_run:
+        return f"nothing was done: the dry rule {intent.rule.name} would {_would(intent)}"
+    if answer is None:
+        is_held = intent.action is SignalAction.HOLD
+        return "frozen already" if is_held else _DONE[intent.action]
+    if isinstance(answer, str):
+        return answer
+    if answer.status is CommandStatus.ACCEPTED:
+        verb = "" if answer.verb is None else answer.verb.value
+        is_other = verb not in (intent.action.value, "freeze")
+        stand_in = {"pause": "paused: there is no stage below", "roll_back": "rolled back to 0 %"}
+        return stand_in.get(verb, verb) if is_other else _DONE[intent.action]
+    return f"{intent.action.value} was refused: {answer.reason}"
+
+
+def _would(intent: Intent) -> str:
+    return intent.rule.do.value.replace("_", " ")
+
+
+def released_words(*, is_held: bool) -> str:
+    """Return what became of a flag that a condition held."""
+    return "held by another condition still" if is_held else "no longer held by it"
+
+
+def alert_of(intent: Intent, found: Response, signal: Signal, done: str) -> RaiseAlert:
+    """Return the alert about one flag: what fired, what was done, and who else is suspect."""
+    rollout = intent.rollout
+    suspects = [one.suspect for one in found.intents] + list(found.left_out)
+    named = [f"{at}. {one.words}" for at, one in enumerate(suspects[:_MOST_NAMED], start=1)]
+    more = len(suspects) - len(named)
+    others = f" Most suspect: {', '.join(named)}" + (f", and {more} more" if more else "")
+    changed = intent.action not in (SignalAction.NOTE, SignalAction.HOLD)
+    return RaiseAlert(
+        AlertKind.SIGNAL,
+        Severity.WARNING if changed or intent.action is SignalAction.HOLD else Severity.INFO,
+        f"{rollout.flag_key}: {done}, because {_what(signal)}.{others}",
+        _NEXT[intent.action].format(flag=rollout.flag_key),
+        _key(rollout, intent.rule.name),
+    )
+
+
+def over_alert(rollout: Rollout, act: Act, signal: Signal) -> RaiseAlert:
+    """Return the alert that what lowered a flag is over, and that the flag stays."""
+    return RaiseAlert(
+        AlertKind.SIGNAL,
+        Severity.INFO,
+        f"{rollout.flag_key}: {_what(signal)} is over; the flag stays at {rollout.served_words}: "
+        f"recovery raises nothing",
+        f"look for the cause first: `rolloutctl get {rollout.flag_key}` says what fits now",
+        _key(rollout, act.rule),
+    )
+
+
+def _key(rollout: Rollout, rule: str) -> str:
+    return f"{rollout.flag_key}/{rollout.rollout_id}/{AlertKind.SIGNAL}/{rule}"
+
+
+def _what(signal: Signal) -> str:
+    about = f" on {signal.service}" if signal.service and signal.service not in signal.title else ""
+    return f"{signal.hook} says {signal.title!r}{about}"

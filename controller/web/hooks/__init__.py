@@ -1,0 +1,1 @@
+"""Endpoints that monitoring systems call, each in its own format."""

@@ -1,0 +1,171 @@
+"""POST /hooks/<source>/<name>: takes deliveries of monitoring systems, and stores them.
+
+A delivery is answered with 202 once its signals are in Kafka, so a crash loses none; what is done
+about them is somebody else's. Senders repeat what was not taken, each by its own rules, so that
+every delivery that is understood is answered with 2xx, also one that no rule is about.
+
+Belongs here: who may deliver, limits, and answers. Does not belong here: the form of a delivery
+(the files beside this one).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Final, Protocol
+
+import msgspec
+import structlog
+from starlette.types import Receive, Scope, Send
+
+from controller.errors import OperatingTrouble
+from controller.settings import HookSettings, HooksSettings
+from controller.web.answers import CLOSE, BodyRefused, header, read_body, send_error, send_json
+from controller.web.clients import RateLimit, client_of
+from controller.web.hooks.heard import NotUnderstood
+from controller.web.hooks.proofs import SIGNATURES, Headers, is_named
+from controller.web.hooks.sources import read_signals
+from schemas.signal import Signal
+
+PATH: Final = "/hooks/{source}/{name}"
+#: Deliveries that are read at once, of all endpoints.
+_AT_ONCE: Final = 8
+#: Deliveries without a proof, of one client: more are answered 429, and not logged.
+_REFUSED_PER_SECOND: Final = 2.0
+#: What CloudEvents calls the rate that it may be sent, per minute.
+_RATE: Final = "600"
+
+log = structlog.get_logger(__name__)
+
+
+class Inlet(Protocol):
+    """Stores signals: `running/signal_inlet.py`."""
+
+    async def store(self, signals: Sequence[Signal]) -> None:
+        """Return once Kafka has them. Raises OperatingTrouble when it is not known to."""
+
+
+class Hooks:
+    """The endpoints, by source and name."""
+
+    def __init__(
+        self,
+        settings: HooksSettings,
+        inlet: Inlet,
+        now: Callable[[], datetime],
+        count: Callable[[str, str], object] = lambda _hook, _outcome: None,
+    ) -> None:
+        """`count` is told what became of each delivery, by its endpoint."""
+        self._endpoints: Mapping[tuple[str, str], HookSettings] = {
+            (hook.source, name): hook for name, hook in settings.endpoints.items()
+        }
+        self._most_bytes = settings.max_body_bytes
+        self._inlet = inlet
+        self._now = now
+        self._count = count
+        self._refused = RateLimit(_REFUSED_PER_SECOND, burst_seconds=5.0)
+        self._reading = asyncio.Semaphore(_AT_ONCE)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        path = scope["path_params"]
+        source, name = path["source"], path["name"]
+        hook = self._endpoints.get((source, name))
+        if hook is None:
+            why = "there is no such endpoint: see hooks.endpoints of the settings"
+            await send_error(send, 404, why, CLOSE)
+            return
+        if scope["method"] == "OPTIONS":
+            await _consent(scope, send, is_wanted=source == "cloudevents")
+            return
+        status, answer, headers = await self._take(f"{source}/{name}", hook, scope, receive)
+        await send_json(send, status, msgspec.json.encode(answer), *headers)
+
+    async def _take(
+        self, name: str, hook: HookSettings, scope: Scope, receive: Receive
+    ) -> tuple[int, object, Sequence[tuple[bytes, bytes]]]:
+        """Take a delivery; return status, answer and headers."""
+        client = client_of(scope["client"])
+
+        def headers(header_name: str) -> str:
+            return header(scope, header_name.encode())
+
+        if hook.secret is None and not is_named(headers, hook):
+            return self._refuse(name, client)
+        if self._reading.locked() and hook.secret is not None:
+            # Anybody may send a body to an endpoint that checks its signature.
+            self._count(name, "busy")
+            return 503, {"error": "too many deliveries at once"}, (_RETRY_SOON, CLOSE)
+        async with self._reading:
+            try:
+                body = await read_body(receive, self._most_bytes)
+            except BodyRefused as refused:
+                self._count(name, "refused")
+                return refused.status, {"error": str(refused)}, (CLOSE,)
+            if hook.secret is not None and not _is_signed(hook, headers, body):
+                return self._refuse(name, client)
+            return await self._store(name, hook, headers, body)
+
+    def _refuse(self, name: str, client: str) -> tuple[int, object, Sequence[tuple[bytes, bytes]]]:
+        """Refuse a delivery whose sender is not known. Nothing in it is looked at."""
+        self._count(name, "unproven")
+        if seconds := self._refused.seconds_to_wait(client):
+            retry = (b"retry-after", str(max(1, round(seconds))).encode())
+            return 429, {"error": "too many deliveries without a proof"}, (retry, CLOSE)
+        log.warning("hook_refused", hook=name, client=client)
+        why = "this endpoint needs the proof that hooks.endpoints of the settings names for it"
+        return 401, {"error": why}, (CLOSE,)
+
+    async def _store(
+        self, name: str, hook: HookSettings, headers: Headers, body: bytes
+    ) -> tuple[int, object, Sequence[tuple[bytes, bytes]]]:
+        """Store what a delivery says."""
+        source, _, endpoint = name.partition("/")
+        try:
+            whole = _complete(source, headers, body)
+            signals = read_signals(source, endpoint, whole, self._now(), headers("webhook-id"))
+        except NotUnderstood as fault:
+            self._count(name, "not_understood")
+            log.warning("hook_not_understood", hook=name, error=str(fault))
+            return 400, {"error": f"not in the form of {source}: {fault}"}, ()
+        try:
+            await self._inlet.store(signals)
+        except OperatingTrouble as trouble:
+            self._count(name, "not_stored")
+            log.warning("hook_not_stored", hook=name, error=str(trouble))
+            return 503, {"error": f"not stored, send it again: {trouble}"}, (_RETRY_SOON,)
+        self._count(name, "taken")
+        return 202, {"signals": [one.id for one in signals]}, ()
+
+
+_RETRY_SOON: Final = (b"retry-after", b"5")
+
+
+def _is_signed(hook: HookSettings, headers: Headers, body: bytes) -> bool:
+    assert hook.secret is not None
+    return SIGNATURES[hook.source](headers, body, hook.secret.get_secret_value(), time.time())
+
+
+def _complete(source: str, headers: Headers, body: bytes) -> bytes:
+    """Return a CloudEvent whose attributes came as headers in the form that has all in its body."""
+    if source != "cloudevents" or not headers("ce-id"):
+        return body
+    try:
+        data = msgspec.json.decode(body)
+    except (ValueError, RecursionError):
+        return body  # refused where it is read
+    event = {"id": headers("ce-id"), "source": headers("ce-source"), "data": data}
+    return msgspec.json.encode(event)
+
+
+async def _consent(scope: Scope, send: Send, *, is_wanted: bool) -> None:
+    """Answer CloudEvents' question whether it may deliver here. Others deliver without one."""
+    origin = header(scope, b"webhook-request-origin")
+    if not is_wanted or not origin or len(origin) > 300:
+        await send_error(send, 405, "send a POST", (b"allow", b"POST"))
+        return
+    allowed = [(b"allow", b"POST"), (b"webhook-allowed-origin", origin.encode("latin-1"))]
+    allowed.append((b"webhook-allowed-rate", _RATE.encode()))
+    await send_json(send, 200, b"{}", *allowed)

@@ -1,0 +1,43 @@
+"""PagerDuty's webhooks, version 3: one event a delivery, signed, and repeated under its id.
+
+Source: PagerDuty/developer-docs docs/webhooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from controller.web.hooks.heard import Document, Heard, labels_of
+from schemas.terms import SignalStatus
+
+_STATUSES = {
+    "incident.triggered": SignalStatus.FIRING,
+    "incident.reopened": SignalStatus.FIRING,
+    "incident.resolved": SignalStatus.RESOLVED,
+}
+
+
+def read(body: Document) -> Iterator[Heard]:
+    """Yield what a delivery says. Raises NotUnderstood."""
+    event = body.part("event")
+    kind = event.required("event_type")
+    data = event.part("data")
+    number, service = data.text("id"), data.part("service").text("summary")
+    yield Heard(
+        status=_STATUSES.get(kind, SignalStatus.NOTE),
+        condition=f"incident {number}" if number else kind,
+        title=data.text("title") or kind,
+        service=service,
+        severity=data.part("priority").text("summary") or data.text("urgency"),
+        labels=labels_of(
+            [
+                ("event_type", kind),
+                ("service_id", data.part("service").text("id")),
+                ("urgency", data.text("urgency")),
+                ("incident_key", data.text("incident_key")),
+            ]
+        ),
+        link=data.text("html_url"),
+        started_at=event.moment("occurred_at"),
+        delivery=event.required("id"),
+    )
