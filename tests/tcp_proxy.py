@@ -20,6 +20,7 @@ from tests.servers import OwnServer
 LOOPBACK = "127.0.0.1"
 #: In each direction, for each piece that is read: a slow answer takes twice as long at least.
 SLOW_SECONDS = 0.15
+_ACCEPTED_SECONDS = 0.05
 
 
 class Fault(StrEnum):
@@ -44,6 +45,7 @@ class TcpProxy(OwnServer):
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._passing = asyncio.Event()
+        self._is_closing = False
 
     def start(self) -> None:
         """Listen."""
@@ -71,6 +73,8 @@ class TcpProxy(OwnServer):
 
     async def _close(self) -> None:
         await self._stop_listening()
+        self._is_closing = True
+        await asyncio.sleep(_ACCEPTED_SECONDS)  # what was accepted just now is known by then
         await self._cut()
 
     async def _apply(self, fault: Fault) -> None:
@@ -101,7 +105,7 @@ class TcpProxy(OwnServer):
         assert task is not None
         self._connections.add(task)
         try:
-            if self._fault is not Fault.RESET:
+            if self._fault is not Fault.RESET and not self._is_closing:
                 await self._relay(reader, writer)
         except (OSError, asyncio.CancelledError):
             return  # its side has left, or it was cut: asyncio.streams would log it

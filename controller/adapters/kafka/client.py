@@ -119,18 +119,18 @@ async def stop_in_time(
             for one in ending:
                 one.cancel()
             await asyncio.wait(ending, timeout=grace)
-            # A task that was still running may have connected again. Such a connection closes at
-            # once, because no request is under way on it.
-            closing = asyncio.ensure_future(client.close())
-            await asyncio.wait({closing}, timeout=grace)
-            closing.cancel()
+        # Also in time: a task that was still running may have connected again. Such a connection
+        # closes at once, because no request is under way on it.
+        closing = asyncio.ensure_future(client.close())
+        await asyncio.wait({closing}, timeout=grace)
+        closing.cancel()
     for one in {task, *leftovers()}:
         if one.done() and not one.cancelled() and one.exception() is not None:
             log.info("kafka_stop_failed", client=what, reason=str(one.exception()))
 
 
-async def disconnect(closing: Coroutine[Any, Any, None], seconds: float) -> None:
-    """Close a client that only reads, within `seconds`.
+async def disconnect(closing: Coroutine[Any, Any, None], client: Any, seconds: float) -> None:
+    """Close a client that only reads, within `seconds`; `client` has its connections.
 
     The end of the process closes what does not close in time. A connection that broke loses
     nothing, so its error is dropped.
@@ -141,6 +141,8 @@ async def disconnect(closing: Coroutine[Any, Any, None], seconds: float) -> None
         task.cancel()
     elif not task.cancelled():
         task.exception()
+    for one in list(client._conns.values()):  # one that was opened meanwhile, or did not close
+        one.close()
 
 
 def background_tasks(client: AIOKafkaConsumer | AIOKafkaProducer) -> list[asyncio.Task[Any]]:

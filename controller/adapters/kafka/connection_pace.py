@@ -16,6 +16,8 @@ from typing import Any, Final
 
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
 
+from controller.adapters.kafka.connection_ends import close_what_a_start_leaves
+
 #: One attempt in this time, by whichever client. A broker that is back is met this much later.
 PAUSE_SECONDS: Final = 0.3
 
@@ -52,7 +54,10 @@ _TURNS: Final = Turns()
 
 
 def pace_connections(client: AIOKafkaClient, turns: Turns = _TURNS) -> None:
-    """Have a client try a broker that is away only in its turn. To be called before it connects."""
+    """Have a client try a broker that is away only in its turn, and leave no connection behind.
+
+    To be called before it connects.
+    """
     connect = client._get_conn
 
     async def connect_in_turn(node_id: Any, **options: Any) -> Any:
@@ -71,3 +76,4 @@ def pace_connections(client: AIOKafkaClient, turns: Turns = _TURNS) -> None:
         return connection
 
     client._get_conn = connect_in_turn
+    close_what_a_start_leaves(client)

@@ -100,7 +100,7 @@ class KafkaReader:
 
     async def _close(self) -> None:
         consumer, self._consumer = self._consumer, None
-        await disconnect(consumer.stop(), self._settings.stop_seconds)
+        await disconnect(consumer.stop(), consumer._client, self._settings.stop_seconds)
 
     # --- offsets ---
 

@@ -110,7 +110,7 @@ class KafkaTopology:
         """Disconnect."""
         client, self._client = self._client, None
         if client is not None:
-            await disconnect(client.close(), self._settings.stop_seconds)
+            await disconnect(client.close(), client, self._settings.stop_seconds)
 
     async def _connect(self) -> None:
         # The client itself asks for every topic of the cluster. Rarely, because we ask for ours.
