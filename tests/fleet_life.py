@@ -17,11 +17,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import redis.asyncio
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from controller.running.use_keeper import BEAT_SECONDS
 from schemas import evaluation
 from schemas.command import Command
 from schemas.envelope import write
@@ -204,9 +205,15 @@ class Fleet:
                 for key in await self._keys()
                 if names & set(re.findall(r"[\w-]+", key)) and not key.endswith(":retired")
             ]
-            return f"{len(keys)} keys, such as {keys[:5]}" if keys else ""
+            if keys:
+                return f"{len(keys)} keys, such as {keys[:5]}"
+            # Notes on a flag without a rollout are dropped by the second beat that finds them.
+            notes = cast("list[bytes]", await self._store.hkeys(f"{self.client.prefix}uses"))
+            noted = [one.decode() for one in notes if one.decode().partition("|")[2] in names]
+            return f"{len(noted)} notes, such as {noted[:5]}" if noted else ""
 
-        await until_nothing(kept, "kept of retired flags", 60 + len(flags) / 20)
+        seconds = 60 + len(flags) / 20 + 3 * BEAT_SECONDS
+        await until_nothing(kept, "kept of retired flags", seconds)
 
     async def _keys(self) -> list[str]:
         prefix = f"{self.client.prefix}*"
