@@ -22,6 +22,7 @@ from typing import Any, cast
 import redis.asyncio
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from controller.running.decision_relay import RELAY
 from controller.running.use_keeper import BEAT_SECONDS
 from schemas import evaluation
 from schemas.command import Command
@@ -221,7 +222,8 @@ class Fleet:
 
     async def footprint(self, *, names: str) -> Footprint:
         """Return what is taken now. `names` is a pattern of the flags' names."""
-        keys = await self._keys()
+        # The relay is one hash that is there for some minutes after Kafka was slow.
+        keys = [key for key in await self._keys() if key != f"{self.client.prefix}{RELAY}"]
         sizes = []
         for start in range(0, len(keys), 1000):
             async with self._store.pipeline(transaction=False) as pipe:
