@@ -27,6 +27,7 @@ from controller.health import Faults, Health
 from controller.planes import Planes, make_outside_planes
 from controller.running.connections import Connections
 from controller.running.http_parts import make_surface
+from controller.running.notification_parts import NotificationParts
 from controller.running.oversight import Oversight, Process
 from controller.running.parts import Subsystems, commentary_loops, supervised_parts
 from controller.running.quarantine import QuarantineTopic
@@ -89,11 +90,11 @@ class Daemon:
         self.signals = SignalParts(
             process, self.connections, self.registry, reports, self.oversight
         )
-        self.surface = make_surface(
-            process, self.board, self.oversight, self.ingest, reports, self.signals
-        )
+        self.notifications = NotificationParts(process, self.connections, self.registry)
+        shown = (reports, self.signals, self.notifications)
+        self.surface = make_surface(process, self.board, self.oversight, self.ingest, *shown)
         self._subscribe()
-        hang_up = self.surface.reloading(on_hangup, self.signals.reload)
+        hang_up = self.surface.reloading(on_hangup, self.signals.reload, self.notifications.reload)
         self.supervisor = Supervisor(self.health, settings.shutdown, self.faults, hang_up)
 
     async def run(self) -> int:
@@ -123,6 +124,7 @@ class Daemon:
             surface=self.surface,
             report_writer=self.report_writer,
             signals=self.signals,
+            notifications=self.notifications,
         )
         return supervised_parts(subsystems, self.supervisor.give_up)
 

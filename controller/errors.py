@@ -6,6 +6,7 @@ RolloutdError
 |   +-- CommandRefused         the issuer's: it can be answered, and not be carried out
 |   +-- CommandUnreadable      the issuer's: not even an id to answer; to quarantine
 |   +-- SignInRefused          the person's or the provider's: nobody is signed in
+|   +-- MessageRefused         a notification that its channel will never take
 +-- OperatingTrouble         the environment's: retry with backoff until a deadline, then an event
 |   +-- EventLogUnavailable    Kafka
 |   +-- StoreUnavailable       Redis; the outcome of a write is unknown
@@ -14,6 +15,7 @@ RolloutdError
 |   +-- ProviderUnavailable    the OpenID Connect provider: nobody can sign in meanwhile
 |   +-- LastKnownUnavailable   the file of the last known state cannot be read or written
 |   +-- HeartbeatUnheard       the dead man's switch: its monitoring service has not heard from us
+|   +-- ChannelUnavailable     a channel of notifications: the message is sent again
 +-- BrokenInvariant          our own: stop the worker, turn health red
     +-- DocumentUnreadable     a stored rollout is damaged
         +-- DocumentNewer        a newer release wrote it: it is never written over
@@ -43,6 +45,10 @@ class BadInput(RolloutdError):
 
 class ConfigInvalid(BadInput):
     """Settings or a plan cannot be used."""
+
+
+class MessageRefused(BadInput):
+    """A channel of notifications will never take this message; it takes others."""
 
 
 class CommandRefused(BadInput):
@@ -108,6 +114,15 @@ class ProviderUnavailable(OperatingTrouble):
 
 class LastKnownUnavailable(OperatingTrouble):
     """The file of the last known state cannot be read or written; without it all else goes on."""
+
+
+class ChannelUnavailable(OperatingTrouble):
+    """A channel has not taken a message, and may take it later."""
+
+    def __init__(self, why: str, retry_after_seconds: float | None = None) -> None:
+        """`retry_after_seconds` is the wait that its server asked for."""
+        super().__init__(why)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class HeartbeatUnheard(OperatingTrouble):

@@ -52,6 +52,7 @@ READ_TOPICS = (*EVENT_TOPICS, "commands")
 HANDSHAKE_FAILURES = ("timeout", "no_tls", "refused_by_client", "protocol", "lost")
 #: What became of a delivery. `unproven`: without the token or signature of its endpoint.
 HOOK_OUTCOMES = ("taken", "not_stored", "not_understood", "unproven", "refused", "busy")
+NOTIFICATION_OUTCOMES = ("sent", "failed", "refused")
 DEPENDENCIES = ("kafka", "redis", "advisor", "flag_plane")
 
 # Bucket edges in seconds. Fast calls take tens of milliseconds; a gate may wait for people over a
@@ -292,6 +293,11 @@ class Metrics:
             "hook_deliveries_total",
             "Deliveries of monitoring systems, by what became of them.",
             outcome=HOOK_OUTCOMES,
+        )
+        self.notifications = self._counter(
+            "notifications_total",
+            "Messages to channels of notifications, by what became of them.",
+            outcome=NOTIFICATION_OUTCOMES,
         )
         self.handshakes_failed = self._counter(
             "tls_handshakes_failed_total",

@@ -27,6 +27,7 @@ from schemas.terms import (
     HoldReason,
     PhaseName,
     Safe,
+    Severity,
     SignalStatus,
 )
 
@@ -185,6 +186,55 @@ class SignalList(OpenModel):
     signals: list[SignalEntry]
 
 
+class ChannelEntry(OpenModel):
+    """A channel of notifications."""
+
+    name: str
+    type: str
+    waiting: Tally = Field(description="Messages that it has not taken yet.")
+    sent: Tally = Field(description="Messages that it has taken.")
+    sent_at: Moment | None = Field(description="The last one; null: none.")
+    trouble: str = Field(description="Why it takes none now; empty: it does.")
+    since: Moment | None = Field(description="Since when it takes none; null: it does.")
+
+
+class IncidentEntry(OpenModel):
+    """Something that people were told of and that is not over."""
+
+    key: str = Field(description="The alert's dedup key; `rolloutctl notify ack` takes it.")
+    flag: str
+    kind: str
+    severity: Severity
+    summary: str
+    action: str
+    opened_at: Moment
+    told: list[str] = Field(description="The channels that were told.")
+    taken_by: str = Field(description="Who has taken it; empty: nobody.")
+    taken_at: Moment | None
+    next_at: Moment | None = Field(description="When others are told of it; null: never.")
+    muted_until: Moment | None = Field(description="Nobody is told before; null: it is not muted.")
+
+
+class DeadLetter(OpenModel):
+    """A message that its channel has refused."""
+
+    number: Tally = Field(description="`rolloutctl notify retry` takes it.")
+    channel: str
+    flag: str
+    summary: str
+    why: str
+    at: Moment
+
+
+class NotificationsView(OpenModel):
+    """Channels, open incidents and dead letters of all replicas, newest first."""
+
+    at: Moment
+    channels: list[ChannelEntry]
+    incidents: list[IncidentEntry]
+    dead_letters: list[DeadLetter]
+
+
 class CommandRequest(StrictModel):
     """A command. Its issuer is who is signed in."""
 
@@ -303,6 +353,13 @@ ENDPOINTS: Final = (
         "/signals",
         "What monitoring systems told lately, and what was done; only with `hooks` set.",
         SignalList,
+    ),
+    Endpoint(
+        "/notifications",
+        "Who was told of what, and which channels work; only with `notifications` set.",
+        NotificationsView,
+        (),
+        {503: "Redis does not answer."},
     ),
     Endpoint("/rollouts/{flag}", "Everything about one rollout.", RolloutView, (), _NO_FLAG),
     Endpoint("/rollouts/{flag}/evidence", "The newest judgement.", JudgementRecord, (), _NO_FLAG),

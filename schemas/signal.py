@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 
 from schemas.envelope import without_control_characters
 from schemas.fields import Line, Moment, Name, OpenModel
-from schemas.terms import SignalStatus
+from schemas.terms import NotificationRequest, SignalStatus
 
 TYPE = "io.rolloutd.signal.v1"
 
@@ -43,3 +43,10 @@ class Signal(OpenModel):
         default=None, description="Since when it fires, as its system says; null: not told."
     )
     received_at: Moment
+    request: NotificationRequest | None = Field(
+        default=None, description="What is asked of the notifications; null: nothing."
+    )
+    request_about: Line = Field(
+        default="", description="The dedup key, flag, route or channel that the request is about."
+    )
+    issuer: Line = Field(default="", description="Who makes the request; empty: not told.")

@@ -260,6 +260,14 @@ class SignalStatus(StrEnum):
     NOTE = "note"  # something else about it, such as that somebody acknowledged it
 
 
+class NotificationRequest(StrEnum):
+    """What somebody asks of the notifications."""
+
+    ACKNOWLEDGE = "acknowledge"  # somebody takes an incident: nobody else is told of it
+    TEST = "test"  # send a message along a route
+    RETRY = "retry"  # send what a channel had refused again
+
+
 class SignalAction(StrEnum):
     """What a signal does to a flag, the strongest first. None of them raises a percentage."""
 

@@ -70,6 +70,11 @@ class DaemonProcess:
         self._guard: OrphanGuard | None = None
 
     @property
+    def environ(self) -> dict[str, str]:
+        """The variables of its process; `rolloutctl` finds the same Kafka by them."""
+        return dict(self._environ)
+
+    @property
     def url(self) -> str:
         """Base address of its HTTP surface."""
         return f"http://127.0.0.1:{self.port}"

@@ -70,7 +70,7 @@ def scraping(targets: Sequence[str], directory: Path) -> Iterator[Prometheus]:
 @contextmanager
 def watching(url: str, webhook: str, token: str, directory: Path) -> Iterator[Prometheus]:
     """Probe an address every second, and send to a webhook while it does not answer with 2xx."""
-    alertmanager, blackbox = free_port(), free_port()
+    pager, blackbox = free_port(), free_port()
     secret = directory / "token"
     secret.write_text(token)
     route = {"receiver": "rolloutd", "group_wait": "0s", "group_interval": "1s"}
@@ -93,7 +93,7 @@ def watching(url: str, webhook: str, token: str, directory: Path) -> Iterator[Pr
         "params": {"module": ["http_2xx"], "target": [url]},
         "static_configs": [{"targets": [f"127.0.0.1:{blackbox}"]}],
     }
-    managers = [{"static_configs": [{"targets": [f"127.0.0.1:{alertmanager}"]}]}]
+    managers = [{"static_configs": [{"targets": [f"127.0.0.1:{pager}"]}]}]
     configuration = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(directory / "alerts.yml")],
@@ -101,17 +101,7 @@ def watching(url: str, webhook: str, token: str, directory: Path) -> Iterator[Pr
         "scrape_configs": [probes],
     }
     with (
-        _running(
-            [
-                program("prometheus-alertmanager"),
-                f"--config.file={directory / 'alertmanager.yml'}",
-                f"--storage.path={directory / 'alertmanager'}",
-                f"--web.listen-address=127.0.0.1:{alertmanager}",
-                "--cluster.listen-address=",
-            ],
-            f"http://127.0.0.1:{alertmanager}/-/ready",
-            directory / "alertmanager.log",
-        ),
+        _alertmanager(pager, directory),
         _running(
             [
                 program("prometheus-blackbox-exporter"),
@@ -124,6 +114,31 @@ def watching(url: str, webhook: str, token: str, directory: Path) -> Iterator[Pr
         _prometheus(configuration, directory) as server,
     ):
         yield server
+
+
+@contextmanager
+def alertmanager(directory: Path) -> Iterator[str]:
+    """Run an Alertmanager that tells nobody; yield its address."""
+    port = free_port()
+    receivers = [{"name": "nobody"}]
+    configuration = {"route": {"receiver": "nobody"}, "receivers": receivers}
+    _write(directory / "alertmanager.yml", configuration)
+    with _alertmanager(port, directory):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def _alertmanager(port: int, directory: Path) -> Iterator[None]:
+    command = [
+        program("prometheus-alertmanager"),
+        f"--config.file={directory / 'alertmanager.yml'}",
+        f"--storage.path={directory / 'alertmanager'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--cluster.listen-address=",
+    ]
+    ready = f"http://127.0.0.1:{port}/-/ready"
+    with _running(command, ready, directory / "alertmanager.log"):
+        yield
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from pydantic_core import PydanticUndefined
 
 from controller.settings import Settings
 from controller.settings.hooks import HookSettings
+from controller.settings.notifications import ChannelSettings
 from controller.settings.planes import FilePlaneSettings, HttpPlaneSettings
 from controller.settings.section import Section, named_section
 from controller.telemetry import Metrics
@@ -236,6 +237,7 @@ _TITLES: dict[type[BaseModel], str] = {
     **_PLAN_SECTIONS,
     **_API_SECTIONS,
     FilePlaneSettings: "planes.files.NAME",
+    ChannelSettings: "notifications.channels.NAME",
     HookSettings: "hooks.endpoints.NAME",
     HttpPlaneSettings: "planes.http.NAME",
 }

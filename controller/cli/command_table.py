@@ -252,6 +252,13 @@ COMMANDS: Final = (
         inner=("list", "check", "test", "send"),
     ),
     ListedCommand(
+        "notify",
+        _SIGNALS,
+        "Show who was told of what, take an incident, and try a route.",
+        "notify:app",
+        inner=("list", "check", "ack", "retry", "test"),
+    ),
+    ListedCommand(
         "plan",
         _PLANS,
         "Check a plan before it is started, and show templates.",

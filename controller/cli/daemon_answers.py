@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from controller.core.rollout import Rollout
     from controller.ports import FlagUse, FlagUses
     from controller.reporting.inventory import Finding
-    from schemas.api import SignalEntry
+    from schemas.api import NotificationsView, SignalEntry
     from schemas.decision import JudgementRecord
 
 Event = dict[str, Any]
@@ -194,6 +194,23 @@ def ask_signals(daemon: str) -> tuple[Sequence[SignalEntry] | None, str]:
         return None, answer.why
     try:
         return SignalList.model_validate(answer.document).signals, ""
+    except ValidationError:
+        return None, f"{daemon} does not answer as rolloutd does"
+
+
+def ask_notifications(daemon: str) -> tuple[NotificationsView | None, str]:
+    """Return how notifying stands, or None and the reason."""
+    from pydantic import ValidationError
+
+    from schemas.api import NotificationsView
+
+    answer = _exchange(daemon, f"{API}/notifications")
+    if answer.document is None:
+        if answer.status == 404:
+            return None, f"{daemon} notifies nobody: its settings have no `notifications`"
+        return None, answer.why
+    try:
+        return NotificationsView.model_validate(answer.document), ""
     except ValidationError:
         return None, f"{daemon} does not answer as rolloutd does"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from controller.counting.ingest import Ingest
+from controller.running.notification_parts import NotificationParts
 from controller.running.oversight import Oversight, Process
 from controller.running.report_reader import ReportReader
 from controller.running.signal_parts import SignalParts
@@ -17,6 +18,7 @@ def make_surface(
     ingest: Ingest,
     reports: ReportReader,
     signals: SignalParts,
+    notifications: NotificationParts,
 ) -> Surface:
     """Return the servers of a replica; none of them listens yet."""
     return Surface(
@@ -32,4 +34,5 @@ def make_surface(
         events_of=ingest.tally.document_as_json,
         uses=lambda: oversight.uses.uses,
         signals=signals if process.settings.hooks.is_on else None,
+        notifications=notifications if process.settings.notifications.is_on else None,
     )

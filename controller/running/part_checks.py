@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from controller.adapters.channels.types import make_channels
 from controller.adapters.oidc import make_provider
 from controller.clock import SystemClock
+from controller.notifying.rules import rules_of
 from controller.planes import make_outside_planes
 from controller.settings import Settings
 from controller.settings.access_file import read_access_file
@@ -14,7 +16,8 @@ from controller.web.surface import make_board, make_certificate, make_flagd_sync
 def check_parts(settings: Settings) -> None:
     """Raise ConfigInvalid for what shows only when a part is made.
 
-    These are templates, certificates, directories, packages, the access file and the rules file.
+    These are templates, certificates, directories, packages, channels, and the files that the
+    settings name.
     """
     clock = SystemClock()
     make_outside_planes(settings, clock)
@@ -25,3 +28,5 @@ def check_parts(settings: Settings) -> None:
         make_provider(settings.sign_in)
     if settings.hooks.rules_file is not None:
         read_rules(settings.hooks.rules_file)
+    make_channels(settings.notifications.channels, clock)
+    rules_of(settings.notifications)

@@ -6,7 +6,7 @@ save, then the connections. The supervisor carries it out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,6 +23,7 @@ from controller.ports import Clock, Commentator
 from controller.running.connections import Connections
 from controller.running.environment import check_state_topic
 from controller.running.last_known import make_last_known
+from controller.running.notification_parts import NotificationParts
 from controller.running.oversight import Oversight
 from controller.running.report_writer import ReportWriter
 from controller.running.signal_parts import SignalParts
@@ -51,6 +52,7 @@ class Subsystems:
     surface: Surface
     report_writer: ReportWriter
     signals: SignalParts
+    notifications: NotificationParts
 
 
 def supervised_parts(subsystems: Subsystems, give_up: Callable[[str], None]) -> Parts:
@@ -73,7 +75,7 @@ def supervised_parts(subsystems: Subsystems, give_up: Callable[[str], None]) -> 
         subsystems.board.settle(follower.rollouts)
 
     kept = last_known_loops(subsystems)
-    shared = (("reports", subsystems.report_writer.run), *subsystems.signals.loops)
+    shared = _shared_loops(subsystems)
     return Parts(
         steps=(
             Step("kafka", "preparing topics", connections.topics.prepare, "Kafka"),
@@ -111,7 +113,26 @@ def supervised_parts(subsystems: Subsystems, give_up: Callable[[str], None]) -> 
             shared,
         ),
         drain=partial(_drain, subsystems),
-        close=(*subsystems.surface.closers, *connections.closers, *subsystems.planes.closers),
+        close=_closers(subsystems),
+    )
+
+
+def _closers(subsystems: Subsystems) -> Sequence[tuple[str, Callable[[], Awaitable[None]]]]:
+    """Return what closes each server and connection."""
+    return (
+        *subsystems.surface.closers,
+        *subsystems.notifications.closers,
+        *subsystems.connections.closers,
+        *subsystems.planes.closers,
+    )
+
+
+def _shared_loops(subsystems: Subsystems) -> Sequence[Loop]:
+    """Return the loops that tell people and listen to monitors; none of them decides."""
+    return (
+        ("reports", subsystems.report_writer.run),
+        *subsystems.signals.loops,
+        *subsystems.notifications.loops,
     )
 
 

@@ -17,12 +17,14 @@ from controller.settings.model import (
     ShutdownSettings,
     WatchdogSettings,
 )
+from controller.settings.notifications import ChannelSettings, NotificationsSettings
 from controller.settings.reading import load_settings
 from controller.settings.showing import MASK, insecure_connections, show, show_explained
 
 __all__ = [
     "MASK",
     "AdvisorSettings",
+    "ChannelSettings",
     "ClockSettings",
     "CountingSettings",
     "EventFormats",
@@ -34,6 +36,7 @@ __all__ = [
     "KafkaSettings",
     "LastKnownSettings",
     "LogSettings",
+    "NotificationsSettings",
     "RedisSettings",
     "Settings",
     "ShutdownSettings",

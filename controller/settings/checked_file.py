@@ -6,9 +6,9 @@ one file may say (`access_file.py`, `signal_rules.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -45,6 +45,23 @@ def read_text(path: Path, setting: str, instead: str) -> str:
     return text
 
 
+def _keys_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    """Return the keys that the part of a file has to which the last step of a path belongs."""
+    for step in path[:-1]:
+        field = model.model_fields.get(step) if isinstance(step, str) else None
+        if field is not None:
+            model = next(_models_in(field.annotation), model)
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the models that a field's type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
+
+
 def parse(
     text: str,
     name: str,
@@ -77,6 +94,8 @@ def parse(
         for fault in error.errors(include_url=False, include_input=False):
             path = tuple(part for part in fault["loc"] if part != "[key]")
             message = fault_words(fault["type"], str(fault["msg"]))
+            if fault["type"] == "extra_forbidden":
+                message = f"is not known here; write one of {', '.join(_keys_at(model, path))}"
             faults.append(f"{at(path)}: {'.'.join(map(str, path)) or 'the file'}: {message}")
         raise ConfigInvalid("\n".join(faults)) from None
     faults += [f"{at(path)}: {why}" for path, why in broken_rules(made)]

@@ -2,8 +2,9 @@
 
 Belongs here: the whole, and the sections of the daemon's own parts.
 Does not belong here: sections with a file of their own (`kafka`, `advisor`, `dead_mans_switch`,
-`flags`, `hooks`, `http`, `last_known`, `planes`, `sign_in`, `status_page`), reading files and
-variables (`reading.py`), plans (operators publish them), and anything that a formula fixes.
+`flags`, `hooks`, `http`, `last_known`, `notifications`, `planes`, `sign_in`, `status_page`),
+reading files and variables (`reading.py`), plans (operators publish them), and anything that a
+formula fixes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from controller.settings.hooks import HooksSettings
 from controller.settings.http import FlagdSyncSettings, HttpSettings
 from controller.settings.kafka import KafkaSettings
 from controller.settings.last_known import LastKnownSettings
+from controller.settings.notifications import NotificationsSettings
 from controller.settings.planes import PlanesSettings
 from controller.settings.redis import RedisAddressSettings
 from controller.settings.section import (
@@ -176,6 +178,7 @@ class Settings(Section):
     status_page: StatusPageSettings = StatusPageSettings()
     dead_mans_switch: DeadMansSwitchSettings = DeadMansSwitchSettings()
     hooks: HooksSettings = HooksSettings()
+    notifications: NotificationsSettings = NotificationsSettings()
     planes: PlanesSettings = PlanesSettings()
     counting: CountingSettings = CountingSettings()
     watchdog: WatchdogSettings = WatchdogSettings()

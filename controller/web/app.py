@@ -30,13 +30,14 @@ from controller.web.api import api_routes
 from controller.web.event_stream import ADVERTISED, DEFAULT_LIMITS, PATH, EventStreams, StreamLimits
 from controller.web.flags import FlagBoard
 from controller.web.inventory import FlagSource, Lists
+from controller.web.notifications import NotificationSource, told_routes
 from controller.web.ofrep import EvaluateAll, EvaluateOne
 from controller.web.page.live import LivePages
 from controller.web.page.pages import Pages
 from controller.web.page.rendering import PAGE_HEADERS
 from controller.web.page.routes import Home, make_pages, open_routes, page_routes
 from controller.web.reports import Reports
-from controller.web.signals import SignalSource, delivery_routes, signal_routes
+from controller.web.signals import SignalSource, delivery_routes
 from controller.web.status_page import PublicNames, StatusPage, status_routes
 from controller.web.steering import VERBS, Steer
 from controller.web.views import (
@@ -77,20 +78,20 @@ def make_app(
     flag_source: FlagSource | None = None,
     public: PublicNames | None = None,
     signals: SignalSource | None = None,
+    notifications: NotificationSource | None = None,
 ) -> Starlette:
     """Return the HTTP surface over these views.
 
     `describe` writes a rollout as the state document's JSON. `reports` has what is known of any
     flag, whichever replica runs it. `events_of` gives what a flag's events were, None for nothing.
-    `allowed_hosts` are the names that clients may use for us, without port; `*.example.org` allows
-    subdomains, `*` all. IP addresses need no entry, see `Guard`. `has_metrics` is False when
-    /metrics has a port of its own (`make_ops_app`). `steer` takes commands that lower; None: there
-    is no such route. `why_not_shown` refuses everything that shows rollouts, unless `admission`
-    knows who asks, and that they may; None: nobody is known. `public` is what everybody may see on
-    `/status`. `signals` takes deliveries of monitoring systems, and knows what they led
-    to; None: there is no such route. `flag_source` is what the inventory goes by; None: the
-    default rules. The caller ends `app.state.event_streams` and `app.state.live_pages` before the
-    server stops.
+    `allowed_hosts` are the names that clients may use for us, without port; see `Guard`.
+    `has_metrics` is False when /metrics has a port of its own (`make_ops_app`). `steer` takes
+    commands that lower; None: there is no such route. `why_not_shown` refuses everything that shows
+    rollouts, unless `admission` knows who asks, and that they may; None: nobody is known. `public`
+    is what everybody may see on `/status`. `signals` takes deliveries of monitoring systems, and
+    knows what they led to; `notifications` knows who was told; None: there is no such route.
+    `flag_source` is what the inventory goes by; None: the default rules. The caller ends
+    `app.state.event_streams` and `app.state.live_pages` before the server stops.
     """
     streams = EventStreams(board, metrics, stream_limits)
     advertised = ADVERTISED if stream_limits.streams else b""
@@ -117,10 +118,9 @@ def make_app(
     routes += _status_routes(public, board, reports, pages, now)
     shown = [
         *api_routes(board, reports, now, lists),
-        *signal_routes(signals),
+        *told_routes(signals, notifications),
         *_document_routes(board, describe, events_of),
         *page_routes(pages),
-        *([] if admission is None else admission.routes()),
     ]
     index = Index([*routes, *shown])
     home = Route("/", Home(pages, index), methods=["GET"])

@@ -20,6 +20,7 @@ from controller.web.event_stream import EventStreams, StreamLimits
 from controller.web.flagd_sync import FlagdSyncServer, SyncAddress
 from controller.web.flags import FlagBoard
 from controller.web.inventory import FlagSource
+from controller.web.notifications import NotificationSource
 from controller.web.page.live import LivePages
 from controller.web.reports import Reports
 from controller.web.server import HttpServer
@@ -50,6 +51,7 @@ class Surface:
         events_of: Callable[[str | None], bytes | None],
         uses: Callable[[], FlagUses],
         signals: SignalSource | None,
+        notifications: NotificationSource | None,
     ) -> None:
         """`reports` has those of all replicas' flags. `admission` None: nobody can sign in.
 
@@ -82,6 +84,7 @@ class Surface:
             flag_source=FlagSource(settings.flags, uses),
             public=public_names(settings),
             signals=signals,
+            notifications=notifications,
         )
         self._close_seconds = settings.shutdown.close_seconds
         self._health = health

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from controller.adapters.http_plane.signing import Signer
+from controller.adapters.http.signing import Signer
 from controller.core.rollout import RolledBack
 from controller.errors import FlagPlaneUnavailable
 from controller.ports import Served

@@ -25,7 +25,8 @@ import httpx
 
 from controller.adapters.http.bounded import read_answer
 from controller.adapters.http.cooldown import Cooldown, retry_after_seconds
-from controller.adapters.http_plane.signing import Signer, checked_secret
+from controller.adapters.http.signing import Signer
+from controller.adapters.http_plane.signing import checked_secret
 from controller.adapters.http_plane.template import Request
 from controller.adapters.http_plane.template_file import load_template
 from controller.core.rollout import Rollout

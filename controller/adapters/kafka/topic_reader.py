@@ -119,6 +119,10 @@ class KafkaReader:
         )
         return {partition: found[partition] for partition in partitions}
 
+    async def begins(self, *topics: str) -> dict[KafkaPartition, int]:
+        """Return the offset of the first record, of every partition, in the topics' order."""
+        return await self._starts([one for topic in topics for one in self._partitions(topic)])
+
     async def offsets_at(self, at: datetime, *topics: str) -> dict[KafkaPartition, int]:
         """Return every partition's first offset with a timestamp not before `at`, else its end.
 

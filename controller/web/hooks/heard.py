@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from schemas.envelope import without_control_characters
 from schemas.signal import LONGEST_LABEL, MOST_LABELS, Signal
-from schemas.terms import SignalStatus
+from schemas.terms import NotificationRequest, SignalStatus
 
 #: Characters of a text that is kept.
 LONGEST_TEXT: Final = 300
@@ -42,6 +42,9 @@ class Heard:
     started_at: datetime | None = None
     #: What makes the delivery one of its own where the rest is not enough, such as an event's id.
     delivery: str = ""
+    #: Dedup key of ours that somebody took there, and who.
+    acknowledges: str = ""
+    taken_by: str = ""
 
     def signal(self, hook: str, received_at: datetime, delivery: str = "") -> Signal:
         """Return it as the record that is stored; `delivery` is the id that its request has.
@@ -68,6 +71,9 @@ class Heard:
             link=self.link,
             started_at=self.started_at,
             received_at=received_at,
+            request=NotificationRequest.ACKNOWLEDGE if self.acknowledges else None,
+            request_about=self.acknowledges,
+            issuer=self.taken_by,
         )
 
 

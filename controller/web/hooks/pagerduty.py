@@ -40,4 +40,7 @@ def read(body: Document) -> Iterator[Heard]:
         link=data.text("html_url"),
         started_at=event.moment("occurred_at"),
         delivery=event.required("id"),
+        # The dedup key with which an incident was triggered, by us perhaps.
+        acknowledges=data.text("incident_key") if kind == "incident.acknowledged" else "",
+        taken_by=event.part("agent").text("summary"),
     )

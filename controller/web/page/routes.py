@@ -249,7 +249,8 @@ def make_pages(
 
 
 def page_routes(pages: Pages) -> list[Route]:
-    """Return the routes of the page, but for `/`."""
+    """Return the routes of the page, but for `/`, and what people who are signed in may call."""
+    admission = pages.admission
     return [
         Route(f"{FILES_PATH}/{{name}}", pages.files, methods=["GET"]),
         Route(f"{LIVE}/fleet", LiveFleet(pages), methods=["GET"]),
@@ -258,7 +259,8 @@ def page_routes(pages: Pages) -> list[Route]:
         Route("/ui/plan", CheckPlan(pages), methods=["GET", "POST"]),
         Route(ONE, OneRollout(pages), methods=["GET"]),
         Route(f"{ONE}/plan", PlanOfOne(pages), methods=["GET"]),
-        *([] if pages.admission is None else give_routes(pages, pages.admission.commands)),
+        *([] if admission is None else give_routes(pages, admission.commands)),
+        *([] if admission is None else admission.routes()),
     ]
 
 

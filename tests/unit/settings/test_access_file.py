@@ -50,7 +50,7 @@ def test_an_empty_file_lets_nobody_in() -> None:
         ("grants: [{role: admin, tokens: [bot]}]", "there is no token bot"),
         ("grants: [{role: admin, people: ['*']}]", "people are named one by one"),
         ("grants: [{role: admin, people: ['token:bot']}]", "machines belong under `tokens`"),
-        ("grants: [{role: admin, people: [a], roles: 1}]", "grants.0.roles: Extra inputs"),
+        ("grants: [{role: admin, people: [a], roles: 1}]", "grants.0.roles: is not known here"),
         ("tokens: {bot: {sha256: secret}}", "tokens.bot.sha256"),
         (f"tokens: {{bot: {{sha256: '{DIGEST}'}}}}", "no grant names the token bot"),
         ("grants: []\ngrants: []", "a:2:1: grants is given twice"),

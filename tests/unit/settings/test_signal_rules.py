@@ -94,7 +94,10 @@ def test_a_signal_fits_everything_that_a_rule_names(changes: dict[str, Any], fit
         ("rules: [{name: a, flags: recent, within: 20, do: pause}]", "needs a unit"),
         ("rules: [{name: a, flags: '*', do: pause}]", "every signal would pause every flag"),
         ("rules: [{name: a, flags: x, do: pause}, {name: a, flags: y, do: note}]", "two rules a"),
-        ("rules: [{name: a, flags: x, do: pause, when: {team: x}}]", "rules.0.when.team: Extra"),
+        (
+            "rules: [{name: a, flags: x, do: pause, when: {team: x}}]",
+            "rules.0.when.team: is not known here; write one of",
+        ),
         ("rules: [{name: a, flags: x, do: pause, most: 0}]", "rules.0.most"),
         ("version: 2", "version"),
         ("rules: [", "not YAML"),

@@ -50,6 +50,7 @@ async def test_who_may_read_about_rollouts_follows_from_the_settings(
         events_of=lambda _: None,
         uses=FlagUses,
         signals=None,
+        notifications=None,
     )
     await surface.start()
     try:

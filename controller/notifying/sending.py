@@ -1,0 +1,257 @@
+"""Sends what waits for one channel, one message after the other, until the channel has it.
+
+A channel that fails keeps its messages and delays no other. What it refuses as such is kept as a
+dead letter, so that one message which cannot be sent does not hold up those behind it. Where many
+wait, several are sent as one, none of them left out.
+
+Belongs here: order, pace, repeats. Does not belong here: the form of a message on its way
+(`adapters/channels/`), and what is sent (`planner.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from itertools import islice
+from typing import Final, Protocol
+
+import msgspec
+import structlog
+
+from controller.errors import ChannelUnavailable, MessageRefused
+from controller.health import Faults, Scope
+from controller.notifying.book import Book, ChannelState, Delivery, Thread
+from controller.notifying.words import Message, Words
+from controller.ports import Clock
+
+#: With more waiting, messages are put together.
+GROUPED_OVER: Final = 10
+#: A message that nobody took for so long is given up.
+GIVEN_UP: Final = timedelta(days=3)
+#: A wait that a server may ask for. One with a wrong clock must not silence a channel for a day.
+LONGEST_WAIT_SECONDS: Final = 600.0
+_FIRST_WAIT_SECONDS: Final = 1.0
+_LONGEST_OWN_WAIT_SECONDS: Final = 60.0
+#: A channel that fails for longer is a fault.
+_TOLD_AFTER: Final = timedelta(seconds=20)
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a channel can bear."""
+
+    per_minute: float  # messages
+    burst: int = 1  # at once, after a pause
+    most_grouped: int = 1  # messages in one; 1: each is its own
+    seconds: float = 10.0  # deadline of one message
+
+
+class Channel(Protocol):
+    """Takes messages: `adapters/channels/`."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the settings."""
+
+    @property
+    def limits(self) -> Limits:
+        """What it can bear."""
+
+    @property
+    def tracks(self) -> bool:
+        """Whether it keeps an incident open until it hears that it is over."""
+
+    @property
+    def forgets(self) -> bool:
+        """Whether it forgets an incident that it does not hear of again."""
+
+    async def send(
+        self, message: Message, thread: Thread | None, keep: Callable[[Thread], None]
+    ) -> None:
+        """Show one message, in the rollout's conversation if there is one.
+
+        `keep` is given a conversation that was begun, also where the message itself then fails.
+        Raises ChannelUnavailable when it may be sent again, MessageRefused when that is no use.
+        """
+
+    async def send_group(self, messages: Sequence[Message]) -> None:
+        """Show several messages as one. Raises as `send`."""
+
+    async def close(self) -> None:
+        """Drop its connections."""
+
+
+class Pace:
+    """Says when the next message may go. Pure: monotonic seconds are arguments."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._per_second = limits.per_minute / 60
+        self._burst = float(limits.burst)
+        self._free = self._burst
+        self._at: float | None = None
+
+    def wait(self, now: float) -> float:
+        """Return in how many seconds one may go."""
+        self._refill(now)
+        return max(0.0, (1.0 - self._free) / self._per_second)
+
+    def spend(self, now: float) -> None:
+        """Note that one went."""
+        self._refill(now)
+        self._free -= 1.0
+
+    def _refill(self, now: float) -> None:
+        if self._at is not None:
+            self._free = min(self._burst, self._free + (now - self._at) * self._per_second)
+        self._at = now
+
+
+class Sender:
+    """Sends to one channel, as long as it runs."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        book: Book,
+        words: Words,
+        save: Callable[[], Awaitable[None]],
+        clock: Clock,
+        faults: Faults,
+        count: Callable[[str], object] = lambda _outcome: None,
+    ) -> None:
+        """`save` stores what has changed in the book; `count` is told what became of a message."""
+        self._channel = channel
+        self._book = book
+        self._words = words
+        self._save = save
+        self._clock = clock
+        self._faults = faults
+        self._count = count
+        self._pace = Pace(channel.limits)
+        self._failures = 0  # in a row
+        self.news = asyncio.Event()
+        """Set where something waits."""
+
+    async def run(self) -> None:
+        """Send until cancelled. Raises what `save` raises."""
+        while True:
+            self.news.clear()
+            self._give_up_old()
+            deliveries = self._next()
+            if not deliveries:
+                await self.news.wait()
+                continue
+            await asyncio.sleep(self._pace.wait(self._clock.monotonic()))
+            self._pace.spend(self._clock.monotonic())
+            wait = await self._send(deliveries)
+            await self._save()
+            await asyncio.sleep(wait)
+
+    def _next(self) -> list[Delivery]:
+        """Return what is sent next, as one message."""
+        name, limits = self._channel.name, self._channel.limits
+        waits = len(self._book.queues.get(name, {}))
+        most = limits.most_grouped if waits > GROUPED_OVER else 1
+        return list(islice(self._book.waiting(name), most))
+
+    async def _send(self, deliveries: Sequence[Delivery]) -> float:
+        """Send one message; return after how many seconds the next one may go."""
+        channel = self._channel
+        messages = [self._words(one) for one in deliveries]
+        try:
+            async with asyncio.timeout(channel.limits.seconds):
+                if len(messages) > 1:
+                    await channel.send_group(messages)
+                else:
+                    await self._converse(deliveries[0], messages[0])
+        except TimeoutError:
+            return self._failed(f"no answer within {channel.limits.seconds:g} s", None)
+        except ChannelUnavailable as trouble:
+            return self._failed(str(trouble), trouble.retry_after_seconds)
+        except MessageRefused as refused:
+            if len(messages) > 1:
+                # One of them is to blame, and each gets its chance alone.
+                log.warning("group_refused", channel=channel.name, error=str(refused))
+                return await self._send(deliveries[:1])
+            self._refused(deliveries[0], str(refused))
+            return 0.0
+        except Exception as error:  # ours: the messages behind it must be sent
+            log.exception("notification_failed", channel=channel.name)
+            self._refused(deliveries[0], f"a mistake of rolloutd: {error!r}")
+            return 0.0
+        self._taken(deliveries)
+        return 0.0
+
+    async def _converse(self, delivery: Delivery, message: Message) -> None:
+        name, rollout_id = self._channel.name, f"{delivery.news.flag}/{delivery.news.rollout_id}"
+        known = self._book.threads.get((name, rollout_id))
+        keep = partial(self._book.converse, name, rollout_id)
+        await self._channel.send(message, known, keep)
+
+    # --- what became of it ---
+
+    def _taken(self, deliveries: Sequence[Delivery]) -> None:
+        name, now = self._channel.name, self._clock.now()
+        for one in deliveries:
+            self._book.sent(one)
+            self._count("sent")
+        if self._failures:
+            log.info("channel_works_again", channel=name, failures=self._failures)
+        self._failures = 0
+        was = self._book.channels.get(name, ChannelState())
+        self._book.channel_is(name, ChannelState(was.sent + len(deliveries), now))
+        self._faults.clear(Scope.DEPENDENCY, self._fault)
+        if not any(one.delivery.channel == name for one in self._book.dead.values()):
+            self._faults.clear(Scope.DEPENDENCY, f"dead_letters/{name}")
+
+    def _failed(self, why: str, requested_seconds: float | None) -> float:
+        """Note that a channel does not work; return for how long it is left alone."""
+        name, now = self._channel.name, self._clock.now()
+        self._failures += 1
+        self._count("failed")
+        was = self._book.channels.get(name, ChannelState())
+        since = was.since or now
+        state = msgspec.structs.replace(was, trouble=why[:500], since=since)
+        self._book.channel_is(name, state)
+        if self._failures == 1:
+            log.warning("channel_fails", channel=name, error=why)
+        if now - since > _TOLD_AFTER:
+            waits = len(self._book.queues.get(name, {}))
+            self._faults.report(
+                Scope.DEPENDENCY,
+                self._fault,
+                f"{waits} messages wait for channel {name}: {why}",
+                "see that its address and token are right and its server answers; they are sent "
+                "then",
+            )
+        doubled = _FIRST_WAIT_SECONDS * 2.0 ** min(self._failures - 1, 10)
+        own = min(_LONGEST_OWN_WAIT_SECONDS, doubled)
+        return max(own, min(requested_seconds or 0.0, LONGEST_WAIT_SECONDS))
+
+    def _refused(self, delivery: Delivery, why: str) -> None:
+        now = self._clock.now()
+        log.warning("notification_refused", channel=delivery.channel, error=why)
+        self._count("refused")
+        self._book.bury(delivery, why[:500], now)
+        self._faults.report(
+            Scope.DEPENDENCY,
+            f"dead_letters/{delivery.channel}",
+            f"channel {delivery.channel} refused a message about {delivery.news.flag}: {why}",
+            "`rolloutctl notify list` shows it, `rolloutctl notify retry` sends it again",
+        )
+
+    def _give_up_old(self) -> None:
+        now = self._clock.now()
+        for one in list(self._book.waiting(self._channel.name)):
+            if now - one.at <= GIVEN_UP:
+                break  # in order of time
+            self._refused(one, f"could not be sent for {GIVEN_UP.days} days")
+
+    @property
+    def _fault(self) -> str:
+        return f"channel/{self._channel.name}"

@@ -1,0 +1,389 @@
+"""Every channel against a server that refuses what the real service refuses, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from aiosmtpd.controller import Controller
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from controller.adapters.channels.types import make_channels
+from controller.clock import SystemClock
+from controller.errors import ChannelUnavailable, ConfigInvalid, MessageRefused
+from controller.notifying.book import Delivery, Purpose, Thread
+from controller.notifying.sending import Channel
+from controller.notifying.words import Message, plain_message
+from controller.settings import ChannelSettings
+from schemas.terms import Severity
+from tests.brokers import free_port
+from tests.builders import T0
+from tests.notification_services import (
+    SECRET,
+    TOKEN,
+    Discord,
+    PagerDuty,
+    Receiver,
+    Service,
+    Slack,
+    Teams,
+    failing,
+    running,
+    too_many,
+)
+from tests.prometheus import alertmanager
+from tests.unit.notifying.news_of import news
+
+CLOCK = SystemClock()
+
+
+def settings_of(kind: str, url: str) -> Mapping[str, Any]:
+    """Return the settings of a channel that speaks to a test's server."""
+    made: Mapping[str, Mapping[str, Any]] = {
+        "slack": {"token": TOKEN, "place": "C1", "base_url": url},
+        "slack_webhook": {"url": f"{url}/services/T/B/x"},
+        "teams": {"url": f"{url}/workflows/1?sig=x"},
+        "discord": {"url": f"{url}/api/webhooks/1/x"},
+        "pagerduty": {"token": TOKEN, "base_url": url},
+        "webhook": {"url": f"{url}/mine", "secret": SECRET},
+    }
+    return {"type": kind, "timeout_seconds": 2, **made[kind]}
+
+
+def channel(kind: str, url: str) -> Channel:
+    """Return a channel to a test's server."""
+    made = ChannelSettings.model_validate(settings_of(kind, url))
+    return make_channels({"it": made}, CLOCK)[0]
+
+
+SERVICES: Mapping[str, type[Service]] = {
+    "slack": Slack,
+    "slack_webhook": Slack,
+    "teams": Teams,
+    "discord": Discord,
+    "pagerduty": PagerDuty,
+    "webhook": Receiver,
+}
+
+
+def message(number: int = 1, purpose: Purpose = Purpose.NEWS, **told: Any) -> Message:
+    """Return a message about a flag that was rolled back."""
+    delivery = Delivery(number, "it", news(number, **told), purpose, T0)
+    return plain_message(delivery, "production", "https://rollouts.example.com")
+
+
+async def send(one: Channel, made: Message, thread: Thread | None = None) -> Thread | None:
+    """Send one message; return its conversation."""
+    kept: list[Thread] = []
+    await one.send(made, thread, kept.append)
+    return kept[-1] if kept else thread
+
+
+TEXTS = st.text(max_size=4_000)
+
+
+@pytest.mark.parametrize("kind", SERVICES)
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    summary=TEXTS,
+    action=TEXTS,
+    cause=TEXTS,
+    owner=st.text(max_size=300),
+    key=st.text(min_size=1, max_size=400),
+    severity=st.sampled_from(list(Severity)),
+    purpose=st.sampled_from(list(Purpose)),
+)
+def test_whatever_a_message_says_its_channel_takes_it(
+    kind: str, purpose: Purpose, **told: Any
+) -> None:
+    """Of any length, in any script, with the marks of any markup."""
+
+    async def run() -> None:
+        service = SERVICES[kind]()
+        async with running(service):
+            one = channel(kind, service.url)
+            await send(one, message(purpose=purpose, **told))
+            await one.send_group(
+                [message(number, **told) for number in range(one.limits.most_grouped)]
+            )
+            await one.close()
+        assert service.refused == []
+        assert service.shown
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", SERVICES)
+async def test_what_an_answer_means(kind: str) -> None:
+    """Later, with the wait that was asked for; or never."""
+    service = SERVICES[kind]()
+    async with running(service):
+        one = channel(kind, service.url)
+        service.trouble = too_many(1, "7")
+        with pytest.raises(ChannelUnavailable) as trouble:
+            await send(one, message())
+        assert trouble.value.retry_after_seconds == 7
+        service.trouble = failing(1)
+        with pytest.raises(ChannelUnavailable, match="answered 503: broken"):
+            await send(one, message())
+        service.trouble = failing(1, "403 Forbidden")
+        with pytest.raises(ChannelUnavailable):  # an operator puts the token right
+            await send(one, message())
+        service.trouble = failing(1, "400 Bad Request")
+        with pytest.raises(MessageRefused):
+            await send(one, message())
+        service.trouble = None
+        await send(one, message())
+        await one.close()
+    assert service.shown
+    with pytest.raises(ChannelUnavailable) as gone:
+        await send(one, message())
+    await one.close()
+    assert "/services/" not in str(gone.value)
+    assert "sig=" not in str(gone.value)
+
+
+async def test_slack_shows_one_message_per_rollout_and_replies_under_it() -> None:
+    """The first one says how the rollout stands now; what is critical is seen by the channel."""
+    service = Slack()
+    async with running(service):
+        one = channel("slack", service.url)
+        begun = {"kind": "started", "severity": Severity.INFO, "phase": "baking", "percent": 1.0}
+        thread = await send(one, message(1, Purpose.NOTE, summary="checkout started", **begun))
+        await send(one, message(2), thread)
+        await one.close()
+    methods = [made["method"] for made in service.shown]
+    assert methods == ["chat.postMessage", "chat.postMessage", "chat.update", "chat.postMessage"]
+    parent = service.shown[0]["ts"]
+    assert len(service.replies()[parent]) == 2
+    assert "0 %, rolled back" in service.shown[2]["text"]
+    assert [made.get("reply_broadcast") for made in service.shown if "thread_ts" in made] == [
+        False,
+        True,
+    ]
+
+
+async def test_slack_begins_anew_where_somebody_deleted_the_message() -> None:
+    """And tells a wrong token and a wrong channel from a wrong message."""
+    service = Slack()
+    async with running(service):
+        one = channel("slack", service.url)
+        thread = await send(one, message(), Thread("1.0", T0, "C1"))
+        assert thread is not None
+        assert thread.handle == service.shown[0]["ts"]
+        await one.close()
+        wrong = ChannelSettings.model_validate({**settings_of("slack", service.url), "place": "C9"})
+        (other,) = make_channels({"it": wrong}, CLOCK)
+        with pytest.raises(ChannelUnavailable, match=r"chat.postMessage: channel_not_found"):
+            await send(other, message())
+        await other.close()
+
+
+async def test_slack_mentions_nobody_whom_a_text_names() -> None:
+    """A reason may be anybody's text."""
+    service = Slack()
+    async with running(service):
+        one = channel("slack", service.url)
+        await send(one, message(summary="<!channel> & <@U1>", action="<https://x|y>"))
+        await one.close()
+    text = str(service.shown)
+    assert "&lt;!channel&gt; &amp; &lt;@U1&gt;" in text
+    assert "<!channel>" not in text
+
+
+async def test_pagerduty_triggers_once_and_resolves_by_the_same_key() -> None:
+    """News that is no incident is a change event; a long key is shortened to the same one."""
+    service = PagerDuty()
+    key = "checkout/" + "r" * 400
+    async with running(service):
+        one = channel("pagerduty", service.url)
+        await send(one, message(1, key=key))
+        await send(one, message(2, Purpose.REPEAT, key=key))
+        assert list(service.incidents.values()) == [2]
+        await send(one, message(3, Purpose.NOTE, key="other"))
+        await send(one, message(4, Purpose.OVER, key=key))
+        await one.close()
+    assert service.incidents == {}
+    assert len(service.resolved) == 1
+    assert [made["path"] for made in service.shown].count("/v2/change/enqueue") == 1
+
+
+async def test_a_signed_webhook_that_comes_twice_is_one() -> None:
+    """Its id stays when it is sent again, and differs between messages."""
+    service = Receiver()
+    async with running(service):
+        one = channel("webhook", service.url)
+        for made in (message(1), message(1), message(2)):
+            await send(one, made)
+        await one.close()
+    assert len(service.shown) == 2
+    assert service.shown[0]["data"]["key"] == "checkout/r1/rolled_back"
+
+
+class Inbox:
+    """A mail server's handler: it keeps mails, or refuses them."""
+
+    def __init__(self) -> None:
+        self.mails: list[Any] = []
+        self.answer = "250 OK"
+        self.recipient = "250 OK"
+
+    async def handle_RCPT(  # noqa: N802 - aiosmtpd's name
+        self, _server: Any, _session: Any, envelope: Any, address: str, _options: Any
+    ) -> str:
+        """Take a recipient."""
+        if self.recipient.startswith("250"):
+            envelope.rcpt_tos.append(address)
+        return self.recipient
+
+    async def handle_DATA(self, _server: Any, _session: Any, envelope: Any) -> str:  # noqa: N802
+        """Take a mail."""
+        if self.answer.startswith("250"):
+            self.mails.append(envelope)
+        return self.answer
+
+
+async def test_mails_of_a_rollout_are_one_conversation() -> None:
+    """By a real mail server; a repeat has the same id, so that the receiver drops it."""
+    inbox = Inbox()
+    server = Controller(inbox, hostname="127.0.0.1", port=free_port())
+    server.start()
+    try:
+        (one,) = make_channels({"it": mail_settings(server.port)}, CLOCK)
+        for made in (
+            message(1),
+            message(1),
+            message(2, summary="Ünïcödé\r\nBcc: x@example.com"),
+        ):
+            await send(one, made)
+        await one.send_group([message(1), message(2)])
+        inbox.answer = "554 too much like spam"
+        with pytest.raises(MessageRefused, match="answered 554"):
+            await send(one, message())
+        inbox.answer = "451 try later"
+        with pytest.raises(ChannelUnavailable, match="answered 451"):
+            await send(one, message())
+        inbox.recipient = "450 greylisted"
+        with pytest.raises(ChannelUnavailable):
+            await send(one, message())
+        inbox.recipient = "550 no such user"
+        with pytest.raises(MessageRefused):
+            await send(one, message())
+    finally:
+        server.stop()
+    with pytest.raises(ChannelUnavailable):
+        await send(one, message())
+    texts = [mail.content.decode() for mail in inbox.mails]
+    headers = [dict(_headers(text)) for text in texts]
+    assert headers[0]["Message-ID"] == headers[1]["Message-ID"] != headers[2]["Message-ID"]
+    assert headers[0]["References"] == headers[2]["References"]
+    assert headers[0]["Subject"] == "[production] checkout is at 0 %: too many errors"
+    assert all("Bcc" not in one for one in headers)
+    assert all(mail.rcpt_tos == ["ada@example.com", "bob@example.com"] for mail in inbox.mails)
+    assert "What to do: look at the errors" in texts[0]
+
+
+def mail_settings(port: int) -> ChannelSettings:
+    """Return the settings of a mail channel."""
+    return ChannelSettings.model_validate(
+        {
+            "type": "email",
+            "server": "127.0.0.1",
+            "port": port,
+            "tls": "off",
+            "sender": "rolloutd@example.com",
+            "recipients": ["ada@example.com", "bob@example.com"],
+            "timeout_seconds": 5,
+        }
+    )
+
+
+def _headers(mail: str) -> list[tuple[str, str]]:
+    lines = mail.partition("\r\n\r\n")[0].replace("\r\n ", " ").split("\r\n")
+    return [(line.partition(":")[0], line.partition(":")[2].strip()) for line in lines]
+
+
+@pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # its own import
+async def test_apprise_sends_by_any_of_its_services() -> None:
+    """Through a thread of its own; a service that fails is told as such."""
+    service = Receiver()
+
+    async def take(exchange: Any) -> bool:
+        service.shown.append({"body": exchange.request.body.decode()})
+        await exchange.answer("{}")
+        return True
+
+    service.trouble = take
+    async with running(service):
+        made = ChannelSettings.model_validate(
+            {"type": "apprise", "url": service.url.replace("http://", "json://") + "/x"}
+        )
+        (one,) = make_channels({"it": made}, CLOCK)
+        await send(one, message())
+        service.trouble = failing(5)
+        with pytest.raises(ChannelUnavailable, match="does not say why"):
+            await send(one, message())
+        await one.close()
+    assert "too many errors" in service.shown[0]["body"]
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({"type": "slack", "token": TOKEN}, "a channel of type slack needs place"),
+        ({"type": "teams", "url": "x"}, "is no address"),
+        ({"type": "teams", "url": "ftp://x/y"}, "url is no HTTP address"),
+        ({"type": "teams", "url": "https://x", "token": TOKEN}, "type teams cannot use token"),
+        (
+            {
+                "type": "email",
+                "server": "mail.example.com",
+                "sender": "a@b.c",
+                "recipients": ["a@b.c"],
+                "tls": "off",
+                "username": "x",
+                "password": "y",
+            },
+            "would send the password in plain text",
+        ),
+        ({"type": "pager", "token": TOKEN}, "type"),
+    ],
+)
+def test_a_channel_that_cannot_work_is_refused(values: dict[str, Any], fault: str) -> None:
+    """When the settings are read, with what is missing."""
+    with pytest.raises(ValueError, match=fault):
+        ChannelSettings.model_validate(values)
+
+
+def test_a_secret_that_cannot_sign_is_refused() -> None:
+    """With the name of the channel."""
+    made = ChannelSettings.model_validate(
+        {"type": "webhook", "url": "https://example.com/x", "secret": "short"}
+    )
+    with pytest.raises(ConfigInvalid, match=r"notifications.channels.mine: a signing secret is"):
+        make_channels({"mine": made}, CLOCK)
+
+
+@pytest.mark.rare
+async def test_a_real_alertmanager_shows_what_is_open(tmp_path: Path) -> None:
+    """From the first post to the end, once each, with the labels that routes go by."""
+    with alertmanager(tmp_path) as url:
+        made = ChannelSettings.model_validate({"type": "alertmanager", "addresses": [url]})
+        (one,) = make_channels({"it": made}, CLOCK)
+        now = CLOCK.now()
+        opened = message(1, at=now)
+        await one.send_group([opened, message(2, at=now, key="other", flag="search")])
+        await send(one, message(3, Purpose.REFRESH, at=now))
+        async with httpx.AsyncClient() as client:
+            found = (await client.get(f"{url}/api/v2/alerts")).json()
+            assert sorted(alert["labels"]["flag"] for alert in found) == ["checkout", "search"]
+            assert found[0]["labels"]["alertname"] == "RolloutRolledBack"
+            await send(one, message(4, Purpose.OVER, at=now))
+            open_ones = (await client.get(f"{url}/api/v2/alerts?active=true")).json()
+            assert [alert["labels"]["flag"] for alert in open_ones] == ["search"]
+        await one.close()
