@@ -27,14 +27,13 @@ from controller.health import Faults, Health
 from controller.planes import Planes, make_outside_planes
 from controller.running.connections import Connections
 from controller.running.http_parts import make_surface
-from controller.running.notification_parts import NotificationParts
+from controller.running.outside_parts import OutsideParts
 from controller.running.oversight import Oversight, Process
 from controller.running.parts import Subsystems, commentary_loops, supervised_parts
 from controller.running.quarantine import QuarantineTopic
 from controller.running.report_reader import ReportReader
 from controller.running.report_writer import ReportWriter
 from controller.running.reporter import OPTIONAL, REQUIRED
-from controller.running.signal_parts import SignalParts
 from controller.running.state_follower import StateFollower
 from controller.running.supervisor import Parts, Supervisor
 from controller.settings import Settings
@@ -87,14 +86,14 @@ class Daemon:
             self.pool, self.reconciler.standings, self.connections.reports, self.clock, self.faults
         )
         reports = ReportReader(self.report_writer.own_report, self.connections.reports, self.clock)
-        self.signals = SignalParts(
+        self.outside = OutsideParts(
             process, self.connections, self.registry, reports, self.oversight
         )
-        self.notifications = NotificationParts(process, self.connections, self.registry)
-        shown = (reports, self.signals, self.notifications)
-        self.surface = make_surface(process, self.board, self.oversight, self.ingest, *shown)
+        self.surface = make_surface(
+            process, self.board, self.oversight, self.ingest, reports, self.outside
+        )
         self._subscribe()
-        hang_up = self.surface.reloading(on_hangup, self.signals.reload, self.notifications.reload)
+        hang_up = self.surface.reloading(on_hangup, self.outside.reload)
         self.supervisor = Supervisor(self.health, settings.shutdown, self.faults, hang_up)
 
     async def run(self) -> int:
@@ -123,8 +122,7 @@ class Daemon:
             oversight=self.oversight,
             surface=self.surface,
             report_writer=self.report_writer,
-            signals=self.signals,
-            notifications=self.notifications,
+            outside=self.outside,
         )
         return supervised_parts(subsystems, self.supervisor.give_up)
 

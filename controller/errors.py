@@ -16,6 +16,7 @@ RolloutdError
 |   +-- LastKnownUnavailable   the file of the last known state cannot be read or written
 |   +-- HeartbeatUnheard       the dead man's switch: its monitoring service has not heard from us
 |   +-- ChannelUnavailable     a channel of notifications: the message is sent again
+|   +-- NotMeasured            a monitoring system gives no number, for a reason that has a name
 +-- BrokenInvariant          our own: stop the worker, turn health red
     +-- DocumentUnreadable     a stored rollout is damaged
         +-- DocumentNewer        a newer release wrote it: it is never written over
@@ -29,6 +30,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from schemas.measurements import MeasurementGap
 from schemas.terms import CommandVerb, QuarantineReason
 
 if TYPE_CHECKING:
@@ -123,6 +125,14 @@ class ChannelUnavailable(OperatingTrouble):
         """`retry_after_seconds` is the wait that its server asked for."""
         super().__init__(why)
         self.retry_after_seconds = retry_after_seconds
+
+
+class NotMeasured(OperatingTrouble):
+    """A monitoring system gives no number. It is never taken for zero."""
+
+    def __init__(self, gap: MeasurementGap, why: str) -> None:
+        super().__init__(why)
+        self.gap = gap
 
 
 class HeartbeatUnheard(OperatingTrouble):

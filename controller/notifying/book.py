@@ -5,7 +5,7 @@ more. Values only, in memory; a field that is gone is noted as an empty one, bec
 field can be written together with the others, and a deletion cannot.
 
 Belongs here: what is known, and its form in the store. Does not belong here: what follows from it
-(`planner.py`), sending (`sending.py`), Redis (`adapters/redis/notifications.py`).
+(`planner.py`), sending (`sending.py`), Redis (`adapters/redis/turns.py`).
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """Reads what happens, lets channels hear of it, and keeps what waits in Redis.
 
-One replica at a time does it: whoever wrote the store last, as long as that changes. Every write
-says which version it follows, so that a replica which was held up writes nothing over another's
-work, and stops. Offsets are stored with what was read, so nothing is lost and nothing is planned
-twice; a crash between a channel's answer and the store sends that one message again.
+One replica at a time does it (`turns.py`). Offsets are stored with what was read, so nothing is
+lost and nothing is planned twice; a crash between a channel's answer and the store sends that one
+message again.
 
-Belongs here: whose turn it is, and the loops. Does not belong here: what is told to whom
+Belongs here: the loops of a turn. Does not belong here: what is told to whom
 (`planner.py`), and how a channel gets it (`sending.py`).
 """
 
@@ -29,61 +28,17 @@ from controller.notifying.sending import Channel, Sender
 from controller.notifying.templates import in_own_words
 from controller.notifying.words import Message, plain_message
 from controller.ports import Clock
+from controller.turns import USUAL, Pulse, TurnLost, Turns, TurnStore, first_of
 
 PART: Final = "notifications"
 _READING: Final = "reading"  # reports apart from whose turn it is
 RETRY_SECONDS: Final = 1.0
-#: Fields of one write.
-_MOST_FIELDS: Final = 1_500
 _FIX: Final = (
     "see that Redis and Kafka answer, and that their users have the rights, see ops/security.md: "
     "until then notifications wait, and none is lost"
 )
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """Who wrote last."""
-
-    version: int | None  # None: nobody has ever
-    owner: str
-
-
-@dataclass(frozen=True, slots=True)
-class Pulse:
-    """How fast turns change, in seconds."""
-
-    #: How often the one whose turn it is says so, and looks what is due.
-    beat: float = 2.0
-    #: A store that nobody has written for so long is free.
-    free_after: float = 8.0
-
-
-class TurnLost(OperatingTrouble):
-    """Another replica goes on."""
-
-
-class NotificationStore(Protocol):
-    """The book in Redis: `adapters/redis/notifications.py`. Each call raises StoreUnavailable."""
-
-    async def turn(self) -> Turn:
-        """Return who wrote last."""
-
-    async def load(self) -> Mapping[bytes, bytes]:
-        """Return every field of the book."""
-
-    async def save(
-        self, owner: str, expected: int | None, fields: Mapping[str, bytes]
-    ) -> int | None:
-        """Write fields after version `expected`; return the new version.
-
-        None: somebody else has written since.
-        """
-
-    async def forget(self, fields: Sequence[str]) -> None:
-        """Delete fields that were emptied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,21 +79,18 @@ class Notifier:
 
     def __init__(
         self,
-        store: NotificationStore,
+        store: TurnStore,
         log_: NewsLog,
         channels: Sequence[Channel],
         rules: Callable[[], NotificationRules],
         process: Surroundings,
-        pulse: Pulse = Pulse(),  # frozen
+        pulse: Pulse = USUAL,
     ) -> None:
-        self._store = store
+        self._turns = Turns(store, PART, process.replica, process.clock, pulse)
         self._log = log_
         self._channels = channels
         self._rules = rules
         self._process = process
-        self._pulse = pulse
-        self._version: int | None = None
-        self._saving = asyncio.Lock()
         self._book = Book()
         self._senders: Sequence[Sender] = ()
 
@@ -147,45 +99,25 @@ class Notifier:
         faults = self._process.faults
         while True:
             try:
-                await self._wait_for_turn()
+                self._book = Book.read(await self._turns.wait())
                 faults.clear(Scope.DEPENDENCY, PART)
                 await self._notify()
             except* TurnLost:
                 log.info("notifications_elsewhere")
             except* OperatingTrouble as troubles:
-                why = f"notifications wait: {_first(troubles)}"
+                why = f"notifications wait: {first_of(troubles)}"
                 faults.report(Scope.DEPENDENCY, PART, why, _FIX)
-                log.warning("notifications_wait", error=str(_first(troubles)))
+                log.warning("notifications_wait", error=str(first_of(troubles)))
             await asyncio.sleep(RETRY_SECONDS)
 
     async def stop(self) -> None:
         """Let another replica go on at once, and drop the connections of all channels."""
         await asyncio.gather(*(one.close() for one in self._channels))
 
-    # --- whose turn it is ---
-
-    async def _wait_for_turn(self) -> None:
-        """Return when nobody else notifies."""
-        seen: Turn | None = None
-        changed_at = self._process.clock.monotonic()
-        while True:
-            turn = await self._store.turn()
-            now = self._process.clock.monotonic()
-            if turn.version is None or turn.owner in ("", self._process.replica):
-                break
-            if turn != seen:
-                seen, changed_at = turn, now
-            elif now - changed_at >= self._pulse.free_after:
-                break
-            await asyncio.sleep(self._pulse.beat)
-        self._version = await self._store.save(self._process.replica, turn.version, {})
-        if self._version is None:
-            raise TurnLost("another replica was faster")
-        log.info("notifications_here")
+    # --- a turn ---
 
     async def _notify(self) -> None:
         """Read, look and send until it is no longer this replica's turn, or something fails."""
-        self._book = Book.read(await self._store.load())
         planner = Planner(self._book, self._rules(), self._told)
         planner.drop_unknown_channels(self._process.clock.now())
         self._senders = [self._sender(one) for one in self._channels]
@@ -198,16 +130,8 @@ class Notifier:
                 for channel, sender in zip(self._channels, self._senders, strict=True):
                     group.create_task(sender.run(), name=f"notifications: {channel.name}")
         except asyncio.CancelledError:
-            await self._give_turn_back()
+            await self._turns.give_back(self._book.changes())
             raise
-
-    async def _give_turn_back(self) -> None:
-        """Store what is done, and let another replica go on at once."""
-        try:
-            async with asyncio.timeout(1.0):
-                await self._store.save("", self._version, self._book.changes())
-        except (TimeoutError, OperatingTrouble) as trouble:
-            log.info("notifications_not_given_back", error=str(trouble))
 
     @property
     def _told(self) -> Told:
@@ -273,7 +197,7 @@ class Notifier:
             planner.look(self._process.clock.now())
             await self._save(is_beat=True)
             self._wake()
-            await asyncio.sleep(self._pulse.beat)
+            await asyncio.sleep(self._turns.pulse.beat)
 
     def _wake(self) -> None:
         for channel, sender in zip(self._channels, self._senders, strict=True):
@@ -281,26 +205,7 @@ class Notifier:
                 sender.news.set()
 
     async def _save(self, *, is_beat: bool = False) -> None:
-        """Store what has changed. Raises TurnLost, StoreUnavailable."""
-        async with self._saving:
-            changes = self._book.changes()
-            if not (changes or is_beat):
-                return
-            # How far was read comes last: what was read is stored by then.
-            names = sorted(changes, key=lambda name: name.startswith("cursor|"))
-            for start in range(0, max(len(names), 1), _MOST_FIELDS):
-                part = {name: changes[name] for name in names[start : start + _MOST_FIELDS]}
-                version = await self._store.save(self._process.replica, self._version, part)
-                if version is None:
-                    raise TurnLost("another replica has written")
-                self._version = version
-            if gone := [name for name, value in changes.items() if not value]:
-                await self._store.forget(gone)
-
-
-def _first(troubles: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first of the exceptions in a group."""
-    found: BaseException = troubles
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found
+        """Store what has changed, how far was read last. Raises TurnLost, StoreUnavailable."""
+        changes = self._book.changes()
+        if changes or is_beat:
+            await self._turns.save(changes, last="cursor|")

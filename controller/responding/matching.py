@@ -12,7 +12,13 @@ from datetime import datetime
 from typing import Final
 
 from controller.core.rollout import Rollout
-from controller.responding.suspects import Suspect, ranked, rose_within, suspect
+from controller.responding.suspects import (
+    Suspect,
+    newest_first,
+    ranked,
+    rose_within,
+    suspect,
+)
 from controller.settings.signal_rules import SignalRule
 from schemas.decision import JudgementRecord
 from schemas.signal import Signal
@@ -70,16 +76,23 @@ def response(
     signal: Signal,
     rollouts: Mapping[str, Rollout],
     evidence: Evidence = lambda _: None,
+    rests: Callable[[SignalRule, Rollout], bool] = lambda _rule, _rollout: False,
 ) -> Response:
-    """Return what the rules intend when something fires."""
+    """Return what the rules intend when something fires.
+
+    `rests`: a rule has acted on a flag during an earlier firing, and leaves it alone for a while.
+    Such a flag takes no place of `most`, so that the next one comes in its turn.
+    """
     chosen = concerned(rules, signal, rollouts)
     met = tuple(rule for rule in rules if rule.name in chosen)
     best: dict[str, Intent] = {}
     left_out: dict[str, Suspect] = {}
     for rule in met:
-        suspects = ranked(
+        order_of = newest_first if rule.order == "newest" else ranked
+        suspects = order_of(
             suspect(one, began_at(signal), signal.service, evidence(one))
             for one in chosen[rule.name]
+            if rule.most_flags is None or not rests(rule, one)
         )
         most = len(suspects) if rule.most_flags is None else rule.most_flags
         left_out |= {one.rollout.flag_key: one for one in suspects[most:]}

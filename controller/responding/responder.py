@@ -176,7 +176,13 @@ class Responder:
         if is_repeat:
             rules = [rule for rule in rules if rule.do is SignalAction.HOLD]
         evidence = await self._evidence(concerned(rules, signal, rollouts))
-        found = response(rules, signal, rollouts, lambda one: evidence.get(one.flag_key))
+        found = response(
+            rules,
+            signal,
+            rollouts,
+            lambda one: evidence.get(one.flag_key),
+            lambda rule, one: self._rests(rule, one, occurrence),
+        )
         if not found.rules:
             return ("no rule is about it",)
         if not found.intents:
@@ -220,6 +226,16 @@ class Responder:
             )
         )
         return f"{flag_key}: {done}"
+
+    def _rests(self, rule: SignalRule, rollout: Rollout, occurrence: str) -> bool:
+        """Return whether a rule acted on a flag in an earlier firing, and is still quiet."""
+        act = self._memory.act(rollout.flag_key, rule.name)
+        return (
+            act is not None
+            and act.rollout_id == rollout.rollout_id
+            and act.occurrence != occurrence
+            and self._clock.now() - act.at < rule.quiet
+        )
 
     def _why_not_again(self, intent: Intent, occurrence: str) -> str | None:
         """Return why a rule leaves a flag alone on which it has acted; None: it has not."""

@@ -113,6 +113,17 @@ def ranked(suspects: Iterable[Suspect]) -> list[Suspect]:
     )
 
 
+def newest_first(suspects: Iterable[Suspect]) -> list[Suspect]:
+    """Return those whose percentage rose last first; of equals the more suspect."""
+
+    def key(one: Suspect) -> tuple[float, float, str]:
+        rise = last_rise(one.rollout)
+        rose = 0.0 if rise is None else rise.at.timestamp()
+        return -rose, -one.score, one.rollout.flag_key
+
+    return sorted(suspects, key=key)
+
+
 def _worst(judgement: JudgementRecord | None) -> tuple[float, str]:
     """Return how far the worst metric is on the way to certain harm, in [0, 1], and its name.
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from controller.counting.ingest import Ingest
-from controller.running.notification_parts import NotificationParts
+from controller.running.outside_parts import OutsideParts
 from controller.running.oversight import Oversight, Process
 from controller.running.report_reader import ReportReader
-from controller.running.signal_parts import SignalParts
 from controller.web.flags import FlagBoard
 from controller.web.surface import Surface
 
@@ -17,8 +16,7 @@ def make_surface(
     oversight: Oversight,
     ingest: Ingest,
     reports: ReportReader,
-    signals: SignalParts,
-    notifications: NotificationParts,
+    outside: OutsideParts,
 ) -> Surface:
     """Return the servers of a replica; none of them listens yet."""
     return Surface(
@@ -33,6 +31,6 @@ def make_surface(
         admission=oversight.admission,
         events_of=ingest.tally.document_as_json,
         uses=lambda: oversight.uses.uses,
-        signals=signals if process.settings.hooks.is_on else None,
-        notifications=notifications if process.settings.notifications.is_on else None,
+        signals=outside.signals if process.settings.hooks.is_on else None,
+        notifications=(outside.notifications if process.settings.notifications.is_on else None),
     )

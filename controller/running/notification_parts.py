@@ -14,7 +14,7 @@ import structlog
 
 from controller.adapters.channels.types import make_channels
 from controller.adapters.kafka.news_log import KafkaNewsLog
-from controller.adapters.redis.notifications import RedisNotifications
+from controller.adapters.redis.turns import RedisTurnStore
 from controller.deciding.registry import RolloutRegistry
 from controller.errors import ConfigInvalid
 from controller.health import Scope
@@ -45,7 +45,7 @@ class NotificationParts:
         settings: Settings = process.settings
         self._page_url = settings.notifications.page_url or settings.sign_in.public_url
         self._rules = rules_of(self._settings)
-        self._store = RedisNotifications(connections.redis)
+        self._store = RedisTurnStore(connections.redis, "notifications")
         self._reading: asyncio.Task[None] | None = None
         self._logger = structlog.get_logger()
         self._notifier: Notifier | None = None

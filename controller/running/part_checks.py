@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from controller.adapters.channels.types import make_channels
+from controller.adapters.measuring.measures import MonitoringSystems
 from controller.adapters.oidc import make_provider
+from controller.checking.checks_file import read_checks
 from controller.clock import SystemClock
 from controller.notifying.rules import rules_of
 from controller.planes import make_outside_planes
@@ -30,3 +32,6 @@ def check_parts(settings: Settings) -> None:
         read_rules(settings.hooks.rules_file)
     make_channels(settings.notifications.channels, clock)
     rules_of(settings.notifications)
+    MonitoringSystems(settings.checks, clock)
+    if settings.checks.file is not None:
+        read_checks(settings.checks.file)

@@ -23,10 +23,9 @@ from controller.ports import Clock, Commentator
 from controller.running.connections import Connections
 from controller.running.environment import check_state_topic
 from controller.running.last_known import make_last_known
-from controller.running.notification_parts import NotificationParts
+from controller.running.outside_parts import OutsideParts
 from controller.running.oversight import Oversight
 from controller.running.report_writer import ReportWriter
-from controller.running.signal_parts import SignalParts
 from controller.running.state_follower import StateFollower
 from controller.running.supervisor import Loop, Parts, Step, lasting, names_of
 from controller.settings import Settings
@@ -51,8 +50,7 @@ class Subsystems:
     oversight: Oversight
     surface: Surface
     report_writer: ReportWriter
-    signals: SignalParts
-    notifications: NotificationParts
+    outside: OutsideParts
 
 
 def supervised_parts(subsystems: Subsystems, give_up: Callable[[str], None]) -> Parts:
@@ -121,7 +119,7 @@ def _closers(subsystems: Subsystems) -> Sequence[tuple[str, Callable[[], Awaitab
     """Return what closes each server and connection."""
     return (
         *subsystems.surface.closers,
-        *subsystems.notifications.closers,
+        *subsystems.outside.closers,
         *subsystems.connections.closers,
         *subsystems.planes.closers,
     )
@@ -131,8 +129,7 @@ def _shared_loops(subsystems: Subsystems) -> Sequence[Loop]:
     """Return the loops that tell people and listen to monitors; none of them decides."""
     return (
         ("reports", subsystems.report_writer.run),
-        *subsystems.signals.loops,
-        *subsystems.notifications.loops,
+        *subsystems.outside.loops,
     )
 
 

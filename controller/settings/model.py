@@ -16,6 +16,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from controller.settings.advisor import AdvisorSettings
+from controller.settings.checks import ChecksSettings
 from controller.settings.dead_mans_switch import DeadMansSwitchSettings
 from controller.settings.flags import FlagsSettings
 from controller.settings.hooks import HooksSettings
@@ -178,6 +179,7 @@ class Settings(Section):
     status_page: StatusPageSettings = StatusPageSettings()
     dead_mans_switch: DeadMansSwitchSettings = DeadMansSwitchSettings()
     hooks: HooksSettings = HooksSettings()
+    checks: ChecksSettings = ChecksSettings()
     notifications: NotificationsSettings = NotificationsSettings()
     planes: PlanesSettings = PlanesSettings()
     counting: CountingSettings = CountingSettings()

@@ -88,6 +88,8 @@ class SignalRule(FilePart):
     most: Annotated[int, Field(strict=True, ge=1, le=1_000)] | None = None
     """At most so many flags of one signal, the most suspect first. None: 3 of the recent ones, and
     all that are named."""
+    order: Literal["suspicion", "newest"] = "suspicion"
+    """Which flags come first where `most` leaves some out. `newest`: whose percentage rose last."""
     do: SignalAction
     quiet: Annotated[Duration, at_most("7d")] = timedelta(minutes=10)
     """A flag on which the rule has acted is left alone for so long, whatever fires."""

@@ -14,16 +14,17 @@ import pytest
 
 from controller.adapters.channels.types import make_channels
 from controller.adapters.redis.connection import RedisConnection
-from controller.adapters.redis.notifications import RedisNotifications
+from controller.adapters.redis.turns import RedisTurnStore
 from controller.clock import SystemClock
 from controller.codec.alerts import alert_event
 from controller.core.rollout import RaiseAlert
 from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
 from controller.notifying.book import Book
-from controller.notifying.notifier import Notifier, Pulse, Seen, Surroundings
+from controller.notifying.notifier import Notifier, Seen, Surroundings
 from controller.notifying.rules import NotificationRules, default_rules
 from controller.settings import ChannelSettings
+from controller.turns import Pulse
 from schemas.terms import AlertKind, Severity
 from tests.builders import T0, make_rollout
 from tests.integration.test_channels import settings_of
@@ -77,7 +78,7 @@ class World:
     """Notifiers over one Redis, each a replica of its own."""
 
     def __init__(self, connection: RedisConnection) -> None:
-        self.store = RedisNotifications(connection)
+        self.store = RedisTurnStore(connection, "notifications")
         self.news = ListedNews()
         self.channels: dict[str, ChannelSettings] = {}
         self.rules: NotificationRules | None = None

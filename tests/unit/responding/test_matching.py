@@ -185,3 +185,22 @@ def test_a_percentage_that_fell_has_not_risen() -> None:
     assert rise is not None
     assert (rise.at, rise.before, rise.after) == (T0 + HOUR, 10.0, 50.0)
     assert last_rise(make_rollout(visits=())) is None
+
+
+def test_the_newest_comes_first_where_the_rule_says_so() -> None:
+    """And a flag on which the rule has acted makes room for the next one."""
+    rules = [rule(flags="recent", within="2h", most=1, order="newest")]
+    rollouts = [rollout("checkout-old", HOUR), rollout("checkout-new", 10 * MINUTE)]
+    assert flags(found(rules, *rollouts)) == ["checkout-new"]
+    known = {one.flag_key: one for one in rollouts}
+    answer = response(
+        rules, signal(), known, rests=lambda _rule, one: one.flag_key == "checkout-new"
+    )
+    assert flags(answer) == ["checkout-old"]
+
+
+def test_without_a_limit_nobody_makes_room() -> None:
+    """A rule for all of its flags names each, also one that it leaves alone for a while."""
+    rollouts = {"checkout-a": rollout("checkout-a")}
+    answer = response([rule()], signal(), rollouts, rests=lambda _rule, _one: True)
+    assert flags(answer) == ["checkout-a"]

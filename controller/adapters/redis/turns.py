@@ -1,10 +1,12 @@
-"""The notifier's book in Redis: one hash, written by the script of all fenced writes.
+"""What belongs to a turn in Redis: one hash, written by the script of all fenced writes.
 
 | key | what |
 |---|---|
-| `<prefix>notifications` | `version digest owner`, and the fields of the book, a hash |
+| `<prefix>notifications` | `version digest owner`, and the fields of the notifier's book, a hash |
+| `<prefix>checks` | the same for the states of the checks |
 
-Belongs here: its calls. Does not belong here: what the fields mean (`notifying/book.py`).
+Belongs here: its calls. Does not belong here: what the fields mean (`notifying/book.py`,
+`checking/objectives.py`).
 """
 
 from __future__ import annotations
@@ -14,27 +16,29 @@ from functools import partial
 from typing import Final
 
 from controller.adapters.redis.connection import FIELDS_PER_CALL, RedisConnection, chunks
-from controller.notifying.notifier import Turn
+from controller.turns import Turn
 
 _VERSION: Final = "version"
 _OWNER: Final = "owner"
 _OURS: Final = frozenset({b"version", b"owner", b"digest"})
 
 
-class RedisNotifications:
-    """Implements `controller.notifying.notifier.NotificationStore`."""
+class RedisTurnStore:
+    """Implements `controller.turns.TurnStore`."""
 
-    def __init__(self, connection: RedisConnection) -> None:
+    def __init__(self, connection: RedisConnection, name: str) -> None:
+        """`name`: of its key, behind the prefix; in errors, too."""
         self._connection = connection
+        self._name = name
 
     @property
     def _key(self) -> str:
-        return f"{self._connection.prefix}notifications"
+        return f"{self._connection.prefix}{self._name}"
 
     async def turn(self) -> Turn:
         """Return who wrote last."""
         version, owner = await self._connection.call(
-            "read whose turn it is to notify",
+            f"read whose turn it is: {self._name}",
             lambda: self._connection.client.hmget(self._key, [_VERSION, _OWNER]),
             times_deadline=0.5,
         )
@@ -43,7 +47,7 @@ class RedisNotifications:
     async def load(self) -> Mapping[bytes, bytes]:
         """Return every field of the book."""
         stored: Mapping[bytes, bytes] = await self._connection.call(
-            "read the notifications",
+            f"read the {self._name}",
             lambda: self._connection.client.hgetall(self._key),
             times_deadline=5.0,
         )
@@ -60,7 +64,7 @@ class RedisNotifications:
             expected=expected,
             after=after,
             fields={_OWNER: owner.encode(), **fields},
-            purpose="write the notifications",
+            purpose=f"write the {self._name}",
         )
         return version if is_saved else None
 
@@ -68,7 +72,7 @@ class RedisNotifications:
         """Delete fields that were emptied."""
         for part in chunks(fields, FIELDS_PER_CALL):
             await self._connection.call(
-                "drop notifications that were sent",
+                f"drop fields of the {self._name}",
                 partial(self._connection.client.hdel, self._key, *part),
                 times_deadline=0.5,
             )

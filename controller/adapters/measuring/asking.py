@@ -1,0 +1,138 @@
+"""One question over HTTP, under a deadline, and what of its answer is no number.
+
+Belongs here: the call. Does not belong here: the form of one system's answers (the files beside
+this one).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import importlib
+import math
+import ssl
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import urlencode, urlsplit
+
+import httpx
+import msgspec
+
+from controller.adapters.http.bounded import AnswerRefused, read_answer
+from controller.errors import ConfigInvalid, NotMeasured
+from controller.settings.checks import AskedSettings
+from controller.text import excerpt
+from schemas.measurements import MeasurementGap
+
+MAX_ANSWER_BYTES: Final = 2_000_000
+_MAX_WORDS: Final = 300
+
+
+class Asked:
+    """A system that is asked. Made without a running loop; a context manager closes it."""
+
+    def __init__(self, name: str, settings: AskedSettings) -> None:
+        """`name` is that of the settings' section. Raises ConfigInvalid."""
+        self.name = name
+        self._settings = settings
+        self._http: httpx.AsyncClient | None = None
+        try:
+            self._context = ssl.create_default_context(cafile=settings.ca_file)
+        except (OSError, ValueError) as error:
+            raise ConfigInvalid(f"{name}: ca_file cannot be used: {error}") from error
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the settings name its address."""
+        return self._settings.url is not None
+
+    async def get(self, path: str, query: Mapping[str, str]) -> bytes:
+        """Return the body of a successful answer. Raises NotMeasured."""
+        return await self._ask("GET", path, query)
+
+    async def post(self, path: str, form: Mapping[str, str]) -> bytes:
+        """Return the body of a successful answer to a form. Raises NotMeasured."""
+        return await self._ask("POST", path, form)
+
+    async def _ask(self, method: str, path: str, values: Mapping[str, str]) -> bytes:
+        url = self._settings.url
+        if url is None:
+            raise NotMeasured(MeasurementGap.REFUSED, f"{self.name}.url is not set")
+        host, seconds = urlsplit(url).hostname, self._settings.timeout_seconds
+        is_form = method == "POST"
+        target = url + path + (f"?{urlencode(values)}" if values and not is_form else "")
+        try:
+            async with asyncio.timeout(seconds):
+                client = self._client()
+                request = client.build_request(
+                    method, target, headers=self._headers(), data=values if is_form else None
+                )
+                response = await client.send(request, stream=True)
+                body = await read_answer(response, MAX_ANSWER_BYTES)
+        except TimeoutError:
+            why = f"{host}: no answer within {seconds:g} s"
+            raise NotMeasured(MeasurementGap.NO_ANSWER, why) from None
+        except AnswerRefused as refused:
+            raise NotMeasured(MeasurementGap.REFUSED, f"{host}: {refused}") from None
+        except (httpx.HTTPError, OSError, ValueError) as error:
+            words = excerpt(str(error), _MAX_WORDS) or type(error).__name__
+            raise NotMeasured(MeasurementGap.NO_ANSWER, f"{host}: {words}") from None
+        if not response.is_success:
+            words = excerpt(body.decode(errors="replace"), _MAX_WORDS)
+            why = f"{host} answered {response.status_code}: {words}"
+            raise NotMeasured(MeasurementGap.REFUSED, why)
+        return body
+
+    def _headers(self) -> dict[str, str]:
+        settings, headers = self._settings, {"Accept": "application/json, text/plain"}
+        if settings.token is not None:
+            headers["Authorization"] = f"Bearer {settings.token.get_secret_value()}"
+        elif settings.password is not None:
+            pair = f"{settings.username}:{settings.password.get_secret_value()}".encode()
+            headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
+        if settings.organization:
+            headers["X-Scope-OrgID"] = settings.organization
+        return headers
+
+    def _client(self) -> httpx.AsyncClient:
+        if self._http is None:
+            importlib.import_module("anyio._backends._asyncio")  # not within the first call
+            self._http = httpx.AsyncClient(
+                headers={"Accept-Encoding": "identity", "User-Agent": "rolloutd"},
+                timeout=None,  # noqa: S113 - one deadline of ours covers the call
+                verify=self._context,
+                trust_env=False,
+                follow_redirects=False,
+                limits=httpx.Limits(max_connections=8, max_keepalive_connections=2),
+            )
+        return self._http
+
+    async def close(self) -> None:
+        """Drop the connections."""
+        client, self._http = self._http, None
+        if client is not None:
+            await client.aclose()
+
+
+def document_in(body: bytes, name: str) -> Mapping[str, Any]:
+    """Return a JSON object. Raises NotMeasured for anything else."""
+    try:
+        found = msgspec.json.decode(body)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        words = excerpt(body.decode(errors="replace"), 100)
+        raise NotMeasured(MeasurementGap.REFUSED, f"{name} answers no JSON object: {words}")
+    return found
+
+
+def finite(value: object, name: str) -> float:
+    """Return a number. Raises NotMeasured for what is none, NaN and infinity among it."""
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number):
+        why = f"{name} answers {excerpt(str(value), 40)}, which is no number"
+        raise NotMeasured(MeasurementGap.NOT_A_NUMBER, why)
+    return number

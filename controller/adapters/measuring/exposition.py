@@ -1,0 +1,70 @@
+"""Metrics in Prometheus' text format, as an exporter serves them: Uptime Kuma, blackbox exporter.
+
+Source: louislam/uptime-kuma `monitor_status` (0 down, 1 up, 2 pending, 3 maintenance) and
+`monitor_response_time` in milliseconds; prometheus/blackbox_exporter `probe_success`,
+`probe_duration_seconds`, which answers 200 also for a probe that failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, Literal
+
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from controller.adapters.measuring.asking import Asked, finite
+from controller.errors import NotMeasured
+from schemas.measurements import MeasurementGap
+
+#: Uptime Kuma's words for what is neither up nor down.
+_WAITING: Final = {2.0: "is pending", 3.0: "is in maintenance"}
+
+
+async def ask_uptime_kuma(
+    server: Asked, monitor: str, what: Literal["up", "response_seconds"]
+) -> float:
+    """Return 1 or 0 for up, or seconds. Raises NotMeasured, also while it is in maintenance."""
+    samples = list(_samples(await server.get("/metrics", {}), server.name))
+    status = _of(samples, "monitor_status", monitor, server.name)
+    if status in _WAITING:
+        why = f"{server.name}: {monitor} {_WAITING[status]}"
+        raise NotMeasured(MeasurementGap.PAUSED, why)
+    if what == "up":
+        return 1.0 if status == 1.0 else 0.0
+    return _of(samples, "monitor_response_time", monitor, server.name) / 1000
+
+
+async def ask_blackbox(
+    server: Asked, target: str, module: str, what: Literal["success", "duration_seconds"]
+) -> float:
+    """Return 1 or 0 for success, or seconds of a probe that is made now. Raises NotMeasured."""
+    body = await server.get("/probe", {"target": target, "module": module})
+    name = f"probe_{what}"
+    found = [one.value for one in _samples(body, server.name) if one.name == name]
+    if not found:
+        raise NotMeasured(MeasurementGap.NO_DATA, f"{server.name} gives no {name}")
+    return finite(found[0], server.name)
+
+
+def _of(samples: list[Sample], name: str, monitor: str, server: str) -> float:
+    found = [
+        one.value
+        for one in samples
+        if one.name == name and one.labels.get("monitor_name") == monitor
+    ]
+    if not found:
+        raise NotMeasured(MeasurementGap.NO_DATA, f"{server} has no monitor {monitor}")
+    if len(found) > 1:
+        why = f"{server} has {len(found)} monitors {monitor}: rename one"
+        raise NotMeasured(MeasurementGap.SEVERAL_SERIES, why)
+    return finite(found[0], server)
+
+
+def _samples(body: bytes, name: str) -> Iterator[Sample]:
+    try:
+        for family in text_string_to_metric_families(body.decode()):
+            yield from family.samples
+    except (ValueError, UnicodeDecodeError, KeyError, IndexError) as error:
+        why = f"{name} answers no metrics: {error}"
+        raise NotMeasured(MeasurementGap.REFUSED, why) from None

@@ -1,0 +1,49 @@
+"""Every monitoring system that can be asked, by what a check names."""
+
+from __future__ import annotations
+
+import asyncio
+
+from controller.adapters.measuring.asking import Asked
+from controller.adapters.measuring.better_stack import ask_better_stack
+from controller.adapters.measuring.exposition import ask_blackbox, ask_uptime_kuma
+from controller.adapters.measuring.prometheus import ask_prometheus
+from controller.checking.checks_file import Check
+from controller.ports import Clock
+from controller.settings.checks import ChecksSettings
+
+
+class MonitoringSystems:
+    """Implements `controller.checking.checker.Measures`."""
+
+    def __init__(self, settings: ChecksSettings, clock: Clock) -> None:
+        """Raises ConfigInvalid."""
+        self._clock = clock
+        self._prometheus = Asked("checks.prometheus", settings.prometheus)
+        self._uptime_kuma = Asked("checks.uptime_kuma", settings.uptime_kuma)
+        self._better_stack = Asked("checks.better_stack", settings.better_stack)
+        self._blackbox = Asked("checks.blackbox", settings.blackbox)
+
+    async def value(self, check: Check) -> float:
+        """Return the number of a check. Raises NotMeasured."""
+        if check.uptime_kuma is not None:
+            kuma = check.uptime_kuma
+            return await ask_uptime_kuma(self._uptime_kuma, kuma.monitor, kuma.what)
+        if check.better_stack is not None:
+            stack = check.better_stack
+            now = self._clock.now
+            return await ask_better_stack(self._better_stack, stack.monitor, stack.what, now)
+        if check.blackbox is not None:
+            probe = check.blackbox
+            return await ask_blackbox(self._blackbox, probe.target, probe.module, probe.what)
+        assert check.prometheus is not None
+        return await self.query(check.prometheus)
+
+    async def query(self, query: str) -> float:
+        """Return the number of a Prometheus query. Raises NotMeasured."""
+        return await ask_prometheus(self._prometheus, query)
+
+    async def close(self) -> None:
+        """Drop the connections."""
+        systems = (self._prometheus, self._uptime_kuma, self._better_stack, self._blackbox)
+        await asyncio.gather(*(one.close() for one in systems))

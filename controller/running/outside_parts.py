@@ -1,0 +1,54 @@
+"""What connects a replica to people and to their monitoring: signals, notifications and checks.
+
+None of it decides: signals and checks end in commands, notifications in messages. Each reads a
+linted file of its operator again on SIGHUP.
+
+Belongs here: the three together. Does not belong here: how each is made (`signal_parts.py`,
+`notification_parts.py`, `check_parts.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from controller.deciding.registry import RolloutRegistry
+from controller.running.check_parts import CheckParts
+from controller.running.connections import Connections
+from controller.running.notification_parts import NotificationParts
+from controller.running.oversight import Oversight, Process
+from controller.running.report_reader import ReportReader
+from controller.running.signal_parts import SignalParts
+from controller.running.supervisor import Loop
+
+
+class OutsideParts:
+    """Signals, notifications and checks of a replica."""
+
+    def __init__(
+        self,
+        process: Process,
+        connections: Connections,
+        registry: RolloutRegistry,
+        reports: ReportReader,
+        oversight: Oversight,
+    ) -> None:
+        """Raises ConfigInvalid for a file that cannot be used."""
+        self.signals = SignalParts(process, connections, registry, reports, oversight)
+        self.notifications = NotificationParts(process, connections, registry)
+        self.checks = CheckParts(process, connections)
+
+    @property
+    def loops(self) -> Sequence[Loop]:
+        """What listens, tells and checks, as far as the settings ask for it."""
+        return (*self.signals.loops, *self.notifications.loops, *self.checks.loops)
+
+    @property
+    def closers(self) -> Sequence[tuple[str, Callable[[], Awaitable[None]]]]:
+        """What closes the connections to channels and monitoring systems."""
+        return (*self.notifications.closers, *self.checks.closers)
+
+    def reload(self) -> None:
+        """Read every file again."""
+        self.signals.reload()
+        self.notifications.reload()
+        self.checks.reload()

@@ -1,0 +1,148 @@
+"""What one replica at a time does: whose turn it is, and what it stores.
+
+The turn belongs to whoever wrote the store last, as long as that changes. Every write says which
+version it follows, so that a replica which was held up writes nothing over another's work. No clock
+of another machine is trusted: a store that does not change for a while, by one's own clock, is
+free.
+
+Belongs here: turns, and writes within one. Does not belong here: what is done in a turn
+(`notifying/notifier.py`, `checking/checker.py`), and Redis (`adapters/redis/turns.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import structlog
+
+from controller.errors import OperatingTrouble
+from controller.ports import Clock
+
+#: Fields of one write.
+_MOST_FIELDS: Final = 1_500
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Who wrote last."""
+
+    version: int | None  # None: nobody has ever
+    owner: str  # empty: who has given the turn back
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """How fast turns change, in seconds."""
+
+    #: How often the one whose turn it is says so.
+    beat: float = 2.0
+    #: A store that nobody has written for so long is free.
+    free_after: float = 8.0
+
+
+USUAL: Final = Pulse()
+
+
+class TurnLost(OperatingTrouble):
+    """Another replica goes on."""
+
+
+class TurnStore(Protocol):
+    """Fields that belong to a turn: `adapters/redis/turns.py`. Each call raises StoreUnavailable.
+
+    An emptied field is gone.
+    """
+
+    async def turn(self) -> Turn:
+        """Return who wrote last."""
+
+    async def load(self) -> Mapping[bytes, bytes]:
+        """Return every field."""
+
+    async def save(
+        self, owner: str, expected: int | None, fields: Mapping[str, bytes]
+    ) -> int | None:
+        """Write fields after version `expected`; return the new version.
+
+        None: somebody else has written since.
+        """
+
+    async def forget(self, fields: Sequence[str]) -> None:
+        """Delete fields that were emptied."""
+
+
+class Turns:
+    """The turns of this replica."""
+
+    def __init__(
+        self, store: TurnStore, what: str, replica: str, clock: Clock, pulse: Pulse
+    ) -> None:
+        """`what` is done in a turn, for the log."""
+        self.pulse = pulse
+        self._store = store
+        self._what = what
+        self._replica = replica
+        self._clock = clock
+        self._version: int | None = None
+        self._saving = asyncio.Lock()
+
+    async def wait(self) -> Mapping[bytes, bytes]:
+        """Return what is stored once it is this replica's turn.
+
+        Raises TurnLost where another one was faster, StoreUnavailable.
+        """
+        seen: Turn | None = None
+        changed_at = self._clock.monotonic()
+        while True:
+            turn = await self._store.turn()
+            now = self._clock.monotonic()
+            if turn.version is None or turn.owner in ("", self._replica):
+                break
+            if turn != seen:
+                seen, changed_at = turn, now
+            elif now - changed_at >= self.pulse.free_after:
+                break
+            await asyncio.sleep(self.pulse.beat)
+        self._version = await self._store.save(self._replica, turn.version, {})
+        if self._version is None:
+            raise TurnLost("another replica was faster")
+        log.info("turn_taken", what=self._what)
+        return await self._store.load()
+
+    async def save(self, fields: Mapping[str, bytes], *, last: str = "") -> None:
+        """Write fields; an empty value means that the field is gone.
+
+        Those that begin with `last` are written after all others. Without any fields it says that
+        it is still this replica's turn. Raises TurnLost, StoreUnavailable.
+        """
+        async with self._saving:
+            names = sorted(fields, key=lambda name: bool(last) and name.startswith(last))
+            for start in range(0, max(len(names), 1), _MOST_FIELDS):
+                part = {name: fields[name] for name in names[start : start + _MOST_FIELDS]}
+                version = await self._store.save(self._replica, self._version, part)
+                if version is None:
+                    raise TurnLost("another replica has written")
+                self._version = version
+            if gone := [name for name, value in fields.items() if not value]:
+                await self._store.forget(gone)
+
+    async def give_back(self, fields: Mapping[str, bytes]) -> None:
+        """Write what is left, and let another replica go on at once; within a second."""
+        try:
+            async with asyncio.timeout(1.0):
+                await self._store.save("", self._version, fields)
+        except (TimeoutError, OperatingTrouble) as trouble:
+            log.info("turn_not_given_back", what=self._what, error=str(trouble))
+
+
+def first_of(troubles: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first of the exceptions in a group, which may be groups again."""
+    found: BaseException = troubles
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
