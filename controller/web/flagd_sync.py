@@ -29,7 +29,9 @@ SELECTOR = "flagd-selector"
 
 #: A client that has not taken a document by then is dropped; it will come back.
 SLOW_SECONDS = 5.0
-#: Interval of pings, which detect clients that disappeared. Clients may ping as often.
+#: Interval of pings, which detect clients that disappeared. Clients may ping as often as they like:
+#: flagd's Python provider pings as often as gRPC lets it, once a second, and does not come back for
+#: minutes from a GOAWAY with `too_many_pings`. Its flags would stay as they are for so long.
 PING_MS = 30_000
 #: Requests hold at most a name and a selector.
 MAX_REQUEST_BYTES = 65_536
@@ -81,7 +83,7 @@ class FlagdSyncServer:
                 ("grpc.keepalive_time_ms", PING_MS),
                 ("grpc.keepalive_timeout_ms", PING_MS // 3),
                 ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_ping_interval_without_data_ms", PING_MS // 3),
+                ("grpc.http2.max_ping_strikes", 0),  # no limit
             ],
             maximum_concurrent_rpcs=address.max_streams + 16,
         )

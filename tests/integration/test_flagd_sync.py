@@ -64,6 +64,21 @@ def share_of(response: Any) -> int:
     return weight
 
 
+async def test_a_client_that_pings_all_the_time_keeps_its_stream(
+    board: FlagBoard, server: FlagdSyncServer
+) -> None:
+    """As flagd's Python provider does by default; it would be gone for minutes."""
+    options = [("grpc.keepalive_time_ms", 1), ("grpc.http2.max_pings_without_data", 0)]
+    address = f"127.0.0.1:{server.port}"
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
+        stream = sync_pb2_grpc.FlagSyncServiceStub(channel).SyncFlags(sync_pb2.SyncFlagsRequest())
+        assert share_of(await stream.read()) > 0
+        await asyncio.sleep(6)  # gRPC sends at most one a second
+        board.update(make_rollout(revision=2, percent=50.0))
+        assert share_of(await stream.read()) == 5000
+        stream.cancel()
+
+
 async def test_a_real_provider_follows_every_change(
     board: FlagBoard, server: FlagdSyncServer
 ) -> None:
