@@ -151,18 +151,22 @@ class Daemon:
                 connections.feed, self.clock, self.faults, session_timeout_seconds=timeout
             ),
             explanations=ExplanationQueue(self.metrics) if has_model else None,
-            preflight=Preflight(
-                self.faults, connections.model, self.settings.flags, lambda: self.registry.rollouts
-            ),
+            preflight=self._make_preflight(),
             evidence=EvidenceReader(connections.totals, self.partitions, self.clock),
             has_advisor=has_model,
             source=source_of(self.settings.environment),
         )
 
+    def _make_preflight(self) -> Preflight:
+        model, queries = self.connections.model, self.connections.monitoring
+        rules, known = self.settings.flags, self.registry
+        return Preflight(self.faults, model, rules, lambda: known.rollouts, queries, self.clock)
+
     def _make_totals_reader(self) -> TotalsReader:
-        totals, clock = self.connections.totals, self.clock
+        connections, clock, faults = self.connections, self.clock, self.faults
+        totals, queries, planes = connections.totals, connections.monitoring, self.reconciler
         return TotalsReader(
-            self.pool, totals, self.partitions, self.reconciler, clock=clock, faults=self.faults
+            self.pool, totals, self.partitions, planes, queries, clock=clock, faults=faults
         )
 
     def _make_ingest(self) -> Ingest:

@@ -30,8 +30,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from schemas.measurements import MeasurementGap
-from schemas.terms import CommandVerb, QuarantineReason
+from schemas.terms import CommandVerb, MeasurementGap, QuarantineReason
 
 if TYPE_CHECKING:
     from schemas.command import Command  # slow to load, and every light command loads this file

@@ -66,7 +66,11 @@ class MetricRecord(OpenModel):
         description="pass: shown to be not worse than the margin, which a gate requires."
     )
     arms: dict[Arm, ArmRecord]
-    e_value: Measured = Field(description="Of the harm test. fail at or above `threshold`.")
+    e_value: Measured = Field(
+        description="Of the harm test. fail at or above `threshold`. An external metric is not "
+        "tested: for it this is `threshold` to the power of the looks that missed by those that a "
+        "breach takes."
+    )
     threshold: Measured
     e_value_safe: Measured = Field(
         description="Of the safety test. pass at or above `threshold_safe`."
@@ -83,6 +87,10 @@ class MetricRecord(OpenModel):
     )
     gate_margin: Measured = Field(
         default=None, description="The harm that `safe` must exclude; null: nothing is compared."
+    )
+    is_better_when_higher: bool = Field(
+        default=False,
+        description="external metrics only: a fall is the harm. Of the others the name says it.",
     )
     ratio: Measured = Field(
         default=None,

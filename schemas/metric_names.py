@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 #: The smallest absolute limit that a plan may write, in the metric's unit.
@@ -21,6 +21,7 @@ class Unit(StrEnum):
 
     SHARE = "share"  # of contexts, in [0, 1]
     MILLISECONDS = "ms"
+    PLAIN = "plain"  # whatever the query is in
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,12 @@ CONVERSION = MetricNames(
     is_better_when_higher=True,
     prefix=CONVERSION_PREFIX,
 )
+
+#: In front of the name of an external metric, where it stands beside guardrails' metrics. It is in
+#: no plan's guardrails: `schemas/external.py` is its own part of a plan.
+EXTERNAL_PREFIX = "external:"
+EXTERNAL = MetricNames(f"{EXTERNAL_PREFIX}.*", (), Unit.PLAIN, prefix=EXTERNAL_PREFIX)
+EXTERNAL_HIGHER = replace(EXTERNAL, is_better_when_higher=True)
 
 METRIC_KINDS = (ERROR_RATE, LATENCY, CONVERSION)
 """All kinds, in the order in which people read them."""

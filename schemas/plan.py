@@ -6,6 +6,7 @@ rising, samples reachable) is checked by `controller.plans.lint`, with line and 
 
 from __future__ import annotations
 
+import operator
 from datetime import date, timedelta
 from math import isfinite
 from typing import Annotated, Any, Literal, get_args
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
 
 from schemas.audiences import AudienceDocument
+from schemas.external import ExternalMetricDocument
 from schemas.fields import (
     FIRST_PLAN_YEAR,
     LARGEST_INTEGER,
@@ -390,6 +392,13 @@ class PlanDocument(StrictModel):
         default=[],
         max_length=50,
         description="The metrics that are watched: a line such as `error_rate < 1%`, or a mapping.",
+    )
+    external: list[ExternalMetricDocument] = Field(
+        default=[],
+        max_length=20,
+        exclude_if=operator.not_,  # earlier releases read the documents of plans without any
+        description="Numbers of a monitoring system that are watched beside the guardrails, by a "
+        "threshold and not by a test.",
     )
     advisor: AdvisorDocument = Field(
         default=AdvisorDocument(), description="What a language model may do at the gates."

@@ -136,6 +136,30 @@ class HealthGap(StrEnum):
     IMPLAUSIBLE_LATENCY = "implausible_latency"  # control's durations are far beyond a limit, too
     ACTUATION_DRIFT = "actuation_drift"  # a flag plane does not serve the decided percentage
     TAINTED = "tainted"  # records of this stage are known to be lost
+    # An external metric, see `schemas/external.py`, gives no number to judge:
+    METRIC_NO_DATA = "metric_no_data"  # its query finds no series
+    METRIC_NOT_A_NUMBER = "metric_not_a_number"  # NaN or infinite
+    METRIC_SEVERAL_SERIES = "metric_several_series"  # one is needed
+    METRIC_LATE = "metric_late"  # its newest sample, or the answer, is old
+    METRIC_REFUSED = "metric_refused"  # an error in place of an answer, or a cut answer
+    METRIC_NO_ANSWER = "metric_no_answer"  # none in time, none yet, or no connection
+
+
+#: What only a plan with external metrics can have.
+METRIC_GAPS = tuple(gap for gap in HealthGap if gap.value.startswith("metric_"))
+
+
+class MeasurementGap(StrEnum):
+    """Why a monitoring system gives no number. Each reason has its name, and none is a zero."""
+
+    NO_DATA = "no_data"  # nothing was measured: no series, no monitor
+    NOT_A_NUMBER = "not_a_number"  # NaN or infinite, such as zero by zero
+    SEVERAL_SERIES = "several_series"  # the question is about one
+    REFUSED = "refused"  # an error: a wrong query, a wrong token, a server that fails
+    NO_ANSWER = "no_answer"  # none in time, or no connection
+    LATE = "late"  # the newest sample is too old, or the answer was given long ago
+    INCOMPLETE = "incomplete"  # a part is left out, as the server warns
+    PAUSED = "paused"  # the monitor is paused or in maintenance
 
 
 class GapPolicy(StrEnum):

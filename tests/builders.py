@@ -17,7 +17,7 @@ from controller.core.metrics.conversion import VirtualConversions
 from controller.core.metrics.error_rate import VirtualErrors
 from controller.core.metrics.kind import ArmSummary
 from controller.core.metrics.latency import VirtualLatency
-from controller.core.plan import AdvisorPolicy, Guardrail, Plan, Stage
+from controller.core.plan import AdvisorPolicy, ExternalMetric, Guardrail, Plan, Stage
 from controller.core.rollout import Baking, CommandReceived, Rollout
 from controller.core.visits import Visit
 from controller.planning.virtual_traffic import Effect, VirtualTraffic
@@ -48,6 +48,19 @@ def make_stages(*percents: float, **overrides: Any) -> tuple[Stage, ...]:
 def make_guardrail(**overrides: Any) -> Guardrail:
     """Return an error rate that must stay below 5 % and may be 10 % above control's."""
     return Guardrail(**{"metric": "error_rate", "limit": 0.05, "margin": 0.1, **overrides})
+
+
+def make_external(**overrides: Any) -> ExternalMetric:
+    """Return a 95th percentile that must stay below 0.3; 3 of 5 looks are a breach."""
+    fields: dict[str, Any] = {
+        "name": "p95",
+        "treatment": "t",
+        "control": None,
+        "newest": None,
+        "limit": 0.3,
+        "margin": None,
+    }
+    return ExternalMetric(**{**fields, **overrides})
 
 
 def make_plan(**overrides: Any) -> Plan:

@@ -47,6 +47,7 @@ from schemas.decision import (
     MetricRecord,
     PlanReference,
 )
+from schemas.external import ExternalMetricDocument, PrometheusDocument
 from schemas.fields import format_duration
 from schemas.guardrails import Comparison, GuardrailDocument
 from schemas.plan import (
@@ -209,6 +210,8 @@ _PLAN_SECTIONS: dict[type[BaseModel], str] = {
     VariantShare: "A share of treatment",
     GuardrailDocument: "A guardrail",
     Comparison: "A comparison",
+    ExternalMetricDocument: "An external metric",
+    PrometheusDocument: "The queries",
     ConditionDocument: "A condition",
     FreezeWindowDocument: "A freeze window",
     ActiveWindowDocument: "An active window",

@@ -22,7 +22,7 @@ from controller.adapters.llm.prompts import (
 )
 from controller.authoring.drafting import Draft, Model, draft
 from controller.core.judging.judgement import Harm, Judgement, MetricReport
-from controller.core.metrics import kind_to_show
+from controller.core.metrics import kind_of_report, kind_to_show
 from controller.core.metrics.kind import ArmSummary
 from controller.core.rollout import Rollout
 from controller.text import printable
@@ -64,6 +64,12 @@ STEPS_FOR_GAPS = {
     ),
     HealthGap.ACTUATION_DRIFT: "check the flag plane: it does not serve what was decided",
     HealthGap.TAINTED: "events of this stage were lost: step back or promote with a reason",
+    HealthGap.METRIC_NO_DATA: "check that the external metric's target is scraped",
+    HealthGap.METRIC_NOT_A_NUMBER: "check the external metric's query: it may divide by zero",
+    HealthGap.METRIC_SEVERAL_SERIES: "let the external metric's query give one series",
+    HealthGap.METRIC_LATE: "check that the external metric's target is still scraped",
+    HealthGap.METRIC_REFUSED: "run the external metric's query in the monitoring system",
+    HealthGap.METRIC_NO_ANSWER: "check that the monitoring system answers",
 }
 #: Their advice is how to go on, which an ended rollout does not.
 _WHILE_UNDER_WAY = frozenset({HealthGap.BELOW_MIN_SAMPLE, HealthGap.TAINTED})
@@ -254,7 +260,7 @@ def _is_control_bad(metric: MetricRecord) -> bool:
     control = metric.arms.get(Arm.CONTROL)
     if metric.limit is None or control is None or control.estimate is None:
         return False
-    if kind_to_show(metric.metric).is_better_when_higher:
+    if kind_of_report(metric).is_better_when_higher:
         return control.estimate < metric.limit
     return control.estimate > metric.limit
 
@@ -283,6 +289,7 @@ def to_core(record: JudgementRecord) -> Judgement:
                 margin=metric.margin,
                 limit=metric.limit,
                 reason=metric.reason,
+                is_better_when_higher=metric.is_better_when_higher,
             )
             for metric in record.metrics
         ),

@@ -24,9 +24,8 @@ from controller.errors import NotMeasured, OperatingTrouble
 from controller.health import Faults, Scope
 from controller.ports import Clock
 from controller.turns import USUAL, Pulse, TurnLost, Turns, TurnStore, first_of
-from schemas.measurements import MeasurementGap
 from schemas.signal import Signal
-from schemas.terms import SignalStatus
+from schemas.terms import MeasurementGap, SignalStatus
 
 PART: Final = "checks"
 HOOK: Final = "checks/rolloutd"
@@ -56,9 +55,6 @@ class Measures(Protocol):
 
     async def query(self, query: str) -> float:
         """Return the number of a Prometheus query. Raises NotMeasured."""
-
-    async def close(self) -> None:
-        """Drop the connections."""
 
 
 class Checker:
@@ -99,10 +95,6 @@ class Checker:
                 self._faults.report(Scope.DEPENDENCY, PART, why, _FIX)
                 log.warning("checks_wait", error=why)
             await asyncio.sleep(RETRY_SECONDS)
-
-    async def stop(self) -> None:
-        """Drop the connections."""
-        await self._measures.close()
 
     async def _check(self) -> None:
         """Look at what is due, again and again."""

@@ -17,8 +17,7 @@ from typing import Final
 import msgspec
 
 from controller.checking.checks_file import Check
-from schemas.measurements import MeasurementGap
-from schemas.terms import SignalStatus
+from schemas.terms import MeasurementGap, SignalStatus
 
 #: Looks that are kept.
 _MOST_LOOKS: Final = 100

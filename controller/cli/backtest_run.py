@@ -214,6 +214,9 @@ def _show(request: BacktestRequest, test: Backtest, served: list[Decision]) -> N
     )
     if counts.counted == 0:
         complain(why_nothing_counted(plan, counts.late))
+    if plan.external:
+        names = ", ".join(one.name for one in plan.external)
+        complain(f"left out, because nothing is recorded of external metrics: {names}")
     console.print()
     for one in test.decisions:
         decision = one.decision

@@ -176,6 +176,8 @@ def alpha_budget(document: PlanDocument) -> dict[str, Any]:
 def alpha_lines(document: PlanDocument) -> Iterator[str]:
     """Yield how the plan's alpha is spent, in words; nothing for a plan without guardrails."""
     plan = to_core_plan(document)
+    for metric in plan.external:
+        yield f"{metric.name}: {metric.words}; a threshold: its false alarms are not bounded"
     if not plan.guardrails:
         return
     yield (

@@ -18,6 +18,7 @@ from controller.core.plan import (
     DEFAULT_GAP_POLICIES,
     DEFAULT_WITHIN,
     AdvisorPolicy,
+    ExternalMetric,
     Guardrail,
     Plan,
     Stage,
@@ -25,6 +26,7 @@ from controller.core.plan import (
 )
 from controller.plans import core_window
 from schemas.audiences import ConditionDocument
+from schemas.external import VARIANT, ExternalMetricDocument, PrometheusDocument
 from schemas.guardrails import Comparison, GuardrailDocument
 from schemas.plan import (
     ALL_DAYS,
@@ -36,7 +38,7 @@ from schemas.plan import (
     Variants,
     VariantShare,
 )
-from schemas.terms import HealthGap, Operator
+from schemas.terms import METRIC_GAPS, HealthGap, Operator
 
 #: Fields with the same meaning on both sides: name in the core, name in the document.
 _Fields = Mapping[str, str]
@@ -62,6 +64,10 @@ _STAGE_FIELDS: Final[_Fields] = _same_names(
 # `to_percent` is not here, for the same reason.
 _GUARDRAIL_FIELDS: Final[_Fields] = _same_names(
     "metric", "role", "limit", "on_breach", "from_percent"
+)
+# The queries are not here: the core has one for each arm. Nor is the limit, which has a direction.
+_EXTERNAL_FIELDS: Final[_Fields] = _same_names(
+    "name", "margin", "every", "misses", "of", "newest_within", "role", "on_breach", "from_percent"
 )
 _ADVISOR_FIELDS: Final[_Fields] = _same_names("mode", "deadline", "hold_rounds", "hold_for")
 
@@ -103,6 +109,10 @@ def to_core_plan(document: PlanDocument) -> Plan:
             _core_guardrail(guardrail, last_with_control=last_with_control)
             for guardrail in document.guardrails
         ),
+        external=tuple(
+            _core_external(metric, document.variants, last_with_control=last_with_control)
+            for metric in document.external
+        ),
         advisor=AdvisorPolicy(**_for_core(document.advisor, _ADVISOR_FIELDS)),
         freeze_windows=tuple(core_window(window) for window in document.freeze_windows),
         active=tuple(core_window(window) for window in document.active),
@@ -142,6 +152,32 @@ def _core_guardrail(document: GuardrailDocument, *, last_with_control: float) ->
         in_points=compare is not None and compare.in_points,
         to_percent=to_percent,
         within=DEFAULT_WITHIN if document.within is None else document.within,
+    )
+
+
+def _core_external(
+    document: ExternalMetricDocument, variants: Variants, *, last_with_control: float
+) -> ExternalMetric:
+    """Return one external metric, with the query of each arm."""
+    asked = document.prometheus
+    limit = document.at_most if document.at_least is None else document.at_least
+    treatment, control = asked.treatment, asked.control
+    if treatment is None:
+        names = [one.name for one in variants.split] or [variants.treatment]
+        query = asked.query or ""
+        treatment = query.replace(VARIANT, "|".join(names))
+        control = query.replace(VARIANT, variants.control) if VARIANT in query else None
+    to_percent = document.to_percent
+    if to_percent is None:
+        to_percent = last_with_control if limit is None else 100.0
+    return ExternalMetric(
+        **_for_core(document, _EXTERNAL_FIELDS),
+        treatment=treatment,
+        control=control,
+        newest=asked.newest,
+        limit=limit,
+        is_better_when_higher=document.higher_is_better or document.at_least is not None,
+        to_percent=to_percent,
     )
 
 
@@ -195,11 +231,24 @@ def from_core_plan(plan: Plan) -> PlanDocument:
             for stage in plan.stages
         ],
         guardrails=[_guardrail_document(guardrail) for guardrail in plan.guardrails],
+        external=[_external_document(metric) for metric in plan.external],
         advisor=AdvisorDocument(**_for_document(plan.advisor, _ADVISOR_FIELDS)),
         freeze_windows=[_freeze_document(window) for window in plan.freeze_windows],
         active=[_active_document(window) for window in plan.active],
         # In the order of the word list, so that equal plans are equal bytes.
-        health={gap: plan.gap_policies[gap] for gap in HealthGap if gap in plan.gap_policies},
+        health={gap: plan.gap_policies[gap] for gap in HealthGap if _is_written(gap, plan)},
+    )
+
+
+def _is_written(gap: HealthGap, plan: Plan) -> bool:
+    """Return whether a document says what the gap does.
+
+    It does not where the plan cannot have the gap: the releases before external metrics read such a
+    plan, and give it the same version.
+    """
+    is_usual = plan.gap_policies.get(gap) == DEFAULT_GAP_POLICIES[gap]
+    return gap in plan.gap_policies and (
+        gap not in METRIC_GAPS or bool(plan.external) or not is_usual
     )
 
 
@@ -216,6 +265,20 @@ def _guardrail_document(guardrail: Guardrail) -> GuardrailDocument:
         compare=compare,
         to_percent=guardrail.to_percent,
         within=guardrail.within if guardrail.has_floor else None,
+    )
+
+
+def _external_document(metric: ExternalMetric) -> ExternalMetricDocument:
+    is_floor = metric.is_better_when_higher
+    return ExternalMetricDocument(
+        **_for_document(metric, _EXTERNAL_FIELDS),
+        prometheus=PrometheusDocument(
+            treatment=metric.treatment, control=metric.control, newest=metric.newest
+        ),
+        at_least=metric.limit if is_floor else None,
+        at_most=None if is_floor else metric.limit,
+        higher_is_better=is_floor,
+        to_percent=metric.to_percent,
     )
 
 

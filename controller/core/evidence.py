@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from schemas.counters import COUNTERS, Counters, merged_values
-from schemas.terms import Arm
+from schemas.terms import Arm, MeasurementGap
 
 #: Ratio of two neighbouring bucket edges. With the estimate of `bucket_value` the relative error is
 #: at most (gamma - 1) / (gamma + 1) = 0.99 %.
@@ -127,6 +127,17 @@ class PartitionProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """The newest answer of a monitoring system about one external metric."""
+
+    at: datetime  # when it was asked
+    treatment: float | None = None  # None: there is no number, and `gap` says why
+    control: float | None = None  # None: it was not asked for
+    gap: MeasurementGap | None = None
+    words: str = ""  # of the gap
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """Everything that was counted for one rollout, at one moment.
 
@@ -139,3 +150,5 @@ class Evidence:
     expected_partitions: int  # event partitions that exist; fewer reports than that is a gap
     #: Which flag plane does not serve the decided percentage, and since when; None: all serve it.
     actuation_drift: str | None = None
+    #: The newest answer for each external metric of the plan, by name; none before the first.
+    readings: Mapping[str, Reading] = field(default_factory=dict)

@@ -108,6 +108,63 @@ class Guardrail:
 
 
 @dataclass(frozen=True, slots=True)
+class ExternalMetric:
+    """A number that a monitoring system is asked for, and the threshold that it has to keep.
+
+    It is breached when `misses` of its last `of` looks in a stage missed. At least one of `limit`
+    and `margin` is set; with a `margin` there is a query for control.
+    """
+
+    name: str
+    treatment: str  # the query of treatment's number, or of the whole service's
+    control: str | None  # the query of control's number; None: it is not asked for
+    newest: str | None  # the query of when the newest sample was taken; None: not asked
+    limit: float | None  # the absolute threshold, in the unit of the query
+    margin: float | None  # how much worse than control treatment may be, relative
+    is_better_when_higher: bool = False
+    every: timedelta = timedelta(seconds=30)  # between two looks
+    misses: int = 3
+    of: int = 5
+    #: A number whose newest sample, or whose answer, is older is no number.
+    newest_within: timedelta = timedelta(minutes=2)
+    role: MetricRole = MetricRole.GUARDRAIL
+    on_breach: OnBreach = OnBreach.ROLL_BACK
+    from_percent: float = 0.0
+    to_percent: float = 100.0
+
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """Everything that is asked."""
+        return tuple(one for one in (self.treatment, self.control, self.newest) if one is not None)
+
+    @property
+    def words(self) -> str:
+        """What is asked of the number, as in `<= 0.3, 3 of 5 looks, every 30s`."""
+        sign, worse = (">=", "-") if self.is_better_when_higher else ("<=", "+")
+        parts = [] if self.limit is None else [f"{sign} {self.limit:g}"]
+        if self.margin is not None:
+            parts.append(f"{sign} control {worse} {100 * self.margin:g}%")
+        parts.append(f"breached by {self.misses} of {self.of} looks")
+        parts.append(f"one every {self.every.total_seconds():g}s")
+        return ", ".join(parts)
+
+    def is_watched_at(self, percent: float) -> bool:
+        """Return whether a stage of `percent` is judged by this metric."""
+        return self.from_percent <= percent <= self.to_percent and (
+            self.limit is not None or percent < 100
+        )
+
+    def misses_threshold(self, treatment: float, control: float | None) -> bool:
+        """Return whether these numbers miss the limit or the margin."""
+        sign = -1.0 if self.is_better_when_higher else 1.0
+        if self.limit is not None and sign * (treatment - self.limit) > 0:
+            return True
+        if self.margin is None or control is None:
+            return False
+        return sign * (treatment - control) > self.margin * abs(control)
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
     """A recurring time by a local clock: a freeze window, or an active window."""
 
@@ -154,6 +211,7 @@ class Plan:
     control: str  # variant name
     stages: tuple[Stage, ...]  # percent strictly rising within each audience
     guardrails: tuple[Guardrail, ...]
+    external: tuple[ExternalMetric, ...] = ()  # each by a name of its own
     advisor: AdvisorPolicy = AdvisorPolicy()
     freeze_windows: tuple[Window, ...] = ()  # nothing advances in them; they delay no rollback
     #: Outside of them everybody has control and the rollout waits; empty: it is always active.
@@ -193,3 +251,9 @@ class Plan:
         if name is None:
             return None
         return {audience.name: audience for audience in self.audiences}[name]
+
+    def external_at(self, percent: float) -> tuple[ExternalMetric, ...]:
+        """Return the external metrics that judge a stage of `percent`; a blind plan has none."""
+        if self.blind:
+            return ()
+        return tuple(one for one in self.external if one.is_watched_at(percent))

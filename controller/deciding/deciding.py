@@ -17,8 +17,8 @@ The way of a command:
 6. `command_follower.py` commits its offset.
 
 Commands of flags that do not exist go through `unknown_flags.py`; refusals go through
-`command_refusals.py`. Evidence comes from `totals_reader.py`. Retired flags are let go by
-`retiring.py`.
+`command_refusals.py`. Evidence comes from `totals_reader.py`, that of external metrics from
+`external_readings.py`. Retired flags are let go by `retiring.py`.
 """
 
 from __future__ import annotations
@@ -105,5 +105,6 @@ class Deciding:
             self.totals.reset()
             group.create_task(self.follower.run(group), name="commands")
             group.create_task(self.totals.run(), name="totals")
+            group.create_task(self.totals.readings.run(), name="external metrics")
             group.create_task(self._refusals.run(), name="refusals")
             group.create_task(self._retiring.run(), name="retiring")

@@ -8,12 +8,15 @@ Whether events of both arms arrive is asked from the end of the first settle on,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 from controller.core.plan import Plan
 from controller.core.rollout import Rollout
+from controller.deciding.external_readings import why_unmeasured
 from controller.health import Faults, Scope
+from controller.ports import Clock, Queries
 from controller.reporting.start_rules import AgainstRules, against_rules
 from controller.settings.flags import FlagsSettings
 from schemas.terms import AdvisorMode
@@ -40,12 +43,19 @@ class Preflight:
         model: ModelServer | None,
         rules: FlagsSettings | None = None,
         rollouts: Callable[[], Mapping[str, Rollout]] = dict,
+        queries: Queries | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        """`model` is None where none is configured. `rollouts` are all, by flag."""
+        """`model` is None where none is configured. `rollouts` are all, by flag.
+
+        Without `queries` and `clock` external metrics are not looked at.
+        """
         self._faults = faults
         self._model = model
         self._rules = FlagsSettings() if rules is None else rules
         self._rollouts = rollouts
+        self._queries = queries
+        self._clock = clock
 
     def against_rules(self, plan: Plan) -> AgainstRules:
         """Return what is against the rules for flags if a rollout begins by this plan."""
@@ -58,7 +68,19 @@ class Preflight:
             missing += _named(self._faults, Scope.PARTITION, "event partition")
         if (without_advice := await self._without_advice(plan.advisor.mode)) is not None:
             missing.append(without_advice)
+        missing += await self._unmeasured(plan)
         return tuple(missing)
+
+    async def _unmeasured(self, plan: Plan) -> Sequence[str]:
+        """Return which external metrics cannot be measured, as far as that is known in time."""
+        if self._queries is None or self._clock is None or not plan.external:
+            return ()
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                return await why_unmeasured(self._queries, plan, self._clock.now())
+        except TimeoutError:
+            why = f"no answer within {PROBE_SECONDS:g} s"
+            return (f"the monitoring system of the external metrics is slow: {why}",)
 
     async def _without_advice(self, mode: AdvisorMode) -> str | None:
         is_required = mode is AdvisorMode.REQUIRED

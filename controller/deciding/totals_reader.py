@@ -17,11 +17,12 @@ from controller.core.evidence import Evidence, PartitionProgress, VisitTotals
 from controller.core.rollout import Rollout
 from controller.deciding.event_partitions import EventPartitions
 from controller.deciding.evidence_reader import visits_to_read
+from controller.deciding.external_readings import ExternalReadings
 from controller.deciding.flag.flag_inbox import NewTotals
 from controller.deciding.worker_pool import WorkerPool
 from controller.errors import OperatingTrouble
 from controller.health import Faults, Scope
-from controller.ports import Clock, Totals
+from controller.ports import Clock, Queries, Totals
 
 #: Totals are read this often at most, and at least every `READ_EVERY_SECONDS`. In between, reading
 #: takes no more than this share of the time, as far as that leaves one read a second.
@@ -63,6 +64,7 @@ class TotalsReader:
         totals: Totals,
         partitions: EventPartitions,
         actuation: Actuation,
+        queries: Queries,
         *,
         clock: Clock,
         faults: Faults,
@@ -71,6 +73,7 @@ class TotalsReader:
         self._totals = totals
         self.partitions = partitions
         self._actuation = actuation
+        self.readings = ExternalReadings(queries, lambda: pool.rollouts, clock)
         self._clock = clock
         self._faults = faults
         self._saved = asyncio.Event()
@@ -195,7 +198,14 @@ class TotalsReader:
             if worker is not None:
                 drift = self._actuation.drift(rollout)
                 count = len(self.partitions.keys)
-                evidence = Evidence(self._clock.now(), visits, tuple(progress), count, drift)
+                evidence = Evidence(
+                    self._clock.now(),
+                    visits,
+                    tuple(progress),
+                    count,
+                    drift,
+                    self.readings.of(rollout),
+                )
                 worker.inbox.put_totals(NewTotals(rollout.rollout_id, evidence))
                 self._evidence[flag_key] = (evidence, self._clock.monotonic())
         except Exception as mistake:  # of what is given with it; other flags are watched

@@ -98,8 +98,10 @@ class Backtest:
 
         `sources` are all event partitions there are; evaluations and outcomes of one number are a
         pair. `exact_limit` and `window_ms` are ingest's, `batch_ms` is its time between two saves.
-        With `counts_split` the split of contexts is held against the plan's percentages.
+        With `counts_split` the split of contexts is held against the plan's percentages. External
+        metrics are left out.
         """
+        plan = replace(plan, external=())  # what a monitoring system said then is not recorded
         self.decisions: list[DatedDecision] = []
         self.judgement: Judgement | None = None
         self.judged_at = starts_at

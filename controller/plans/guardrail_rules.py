@@ -8,6 +8,7 @@ from itertools import combinations
 
 from controller.core.metrics import kind_of
 from controller.core.plan import DEFAULT_WITHIN
+from controller.plans.external_rules import judges as external_judges
 from controller.plans.finding import Finding, error, percent_words
 from controller.yaml_places import Path
 from schemas.fields import format_duration
@@ -154,6 +155,7 @@ def unwatched_stages(document: PlanDocument, _: datetime | None) -> Iterator[Fin
     armed = [
         guardrail for guardrail in document.guardrails if guardrail.role is MetricRole.GUARDRAIL
     ]
+    external = [one for one in document.external if one.role is MetricRole.GUARDRAIL]
     if document.blind:
         if document.guardrails:
             yield error(
@@ -162,7 +164,7 @@ def unwatched_stages(document: PlanDocument, _: datetime | None) -> Iterator[Fin
                 "remove `blind`, or the guardrails",
             )
         return
-    if not armed:
+    if not armed and not external:
         yield error(
             ("guardrails",) if document.guardrails else (),
             "no guardrail: nothing would roll the flag back",
@@ -170,6 +172,8 @@ def unwatched_stages(document: PlanDocument, _: datetime | None) -> Iterator[Fin
         )
         return
     for index, stage in enumerate(document.stages):
+        if any(external_judges(one, stage.percent) for one in external):
+            continue
         judging = [guardrail for guardrail in armed if _judges(guardrail, stage.percent)]
         late = [within for one in judging if (within := _time_to_convert(one)) is not None]
         if judging and len(late) == len(judging) and min(late) >= stage.bake:

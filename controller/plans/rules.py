@@ -18,6 +18,8 @@ from controller.plans.active_rules import (
     always_frozen_windows,
     windows_closed_for_good,
 )
+from controller.plans.advice_rules import advice_faults
+from controller.plans.external_rules import external_faults, external_stage_faults
 from controller.plans.finding import (
     STAGE_TIMES,
     Finding,
@@ -39,7 +41,7 @@ from controller.yaml_places import Path
 from schemas.audiences import ConditionDocument
 from schemas.fields import format_duration
 from schemas.plan import PlanDocument, StageDocument
-from schemas.terms import NAME, AdvisorMode, ControlArm
+from schemas.terms import NAME, ControlArm
 
 Rule = Callable[[PlanDocument, datetime | None], Iterator[Finding]]
 
@@ -423,40 +425,6 @@ def _about(duration: timedelta) -> str:
     )
 
 
-def _advice_faults(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
-    """Find a model without time to answer, and what a plan that asks for one may not expect."""
-    if document.advisor.mode is not AdvisorMode.OFF and document.advisor.deadline <= timedelta(0):
-        yield error(
-            ("advisor", "deadline"),
-            "the model gets no time to answer",
-            "write a duration, as in 30s",
-        )
-    if "advisor" in document.model_fields_set:
-        yield from advice_beyond_max_bake(document)
-
-
-def advice_beyond_max_bake(document: PlanDocument) -> Iterator[Finding]:
-    """Find gates that a model keeps open for longer than their `max_bake`.
-
-    This is for plans that ask for advice, and for settings that have a model: without one no gate
-    waits for it.
-    """
-    plan = document.advisor
-    if plan.mode is AdvisorMode.OFF:
-        return
-    rounds = (plan.deadline + plan.hold_for) * plan.hold_rounds
-    for index, stage in enumerate(document.stages):
-        if stage.max_bake is not None and stage.bake <= stage.max_bake < stage.bake + rounds:
-            longer = format_duration(stage.bake + rounds - stage.max_bake)
-            yield warning(
-                ("stages", index, "max_bake"),
-                f"with a model its gate may stay open for {longer} longer than max_bake: "
-                f"{plan.hold_rounds} rounds of advice take {format_duration(rounds)}",
-                'write `advisor: {mode: "off"}`, fewer hold_rounds or a shorter hold_for; without '
-                "a model max_bake is kept",
-            )
-
-
 def _nothing_fresh(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
     """Find a limit of freshness that no event keeps."""
     if document.fresh_within <= timedelta(0):
@@ -484,7 +452,9 @@ _RULES: tuple[tuple[Rule, tuple[str, ...]], ...] = (
     (_variant_faults, ("variants",)),
     (guardrail_faults, ()),
     (unwatched_guardrails, ("stages",)),
-    (unwatched_stages, ("guardrails", "blind")),
+    (unwatched_stages, ("guardrails", "external", "blind")),
+    (external_faults, ("variants",)),
+    (external_stage_faults, ("stages", STAGE_TIMES, "blind")),
     (unknown_time_zones, ()),
     (endless_freezes, ("freeze_windows",)),
     (windows_closed_for_good, ()),
@@ -494,7 +464,7 @@ _RULES: tuple[tuple[Rule, tuple[str, ...]], ...] = (
     (_unreachable_end, ()),
     (_too_little_traffic, (STAGE_TIMES,)),
     (health_faults, ("health",)),
-    (_advice_faults, ("advisor",)),
+    (advice_faults, ("advisor",)),
     (_nothing_fresh, ()),
     (_nobody_to_ask, ("owner",)),
 )

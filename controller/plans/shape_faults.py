@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from controller.plans.finding import Finding, error, nearest_word
 from controller.yaml_places import Path
 from schemas.audiences import ConditionDocument
+from schemas.external import ExternalMetricDocument, PrometheusDocument
 from schemas.guardrails import Comparison, GuardrailDocument
 from schemas.plan import (
     ActiveWindowDocument,
@@ -32,6 +33,8 @@ _MODELS: dict[Path, type[BaseModel]] = {
     ("stages", "*"): StageDocument,
     ("guardrails", "*"): GuardrailDocument,
     ("guardrails", "*", "compare"): Comparison,
+    ("external", "*"): ExternalMetricDocument,
+    ("external", "*", "prometheus"): PrometheusDocument,
     ("freeze_windows", "*"): FreezeWindowDocument,
     ("active", "*"): ActiveWindowDocument,
     ("advisor",): AdvisorDocument,

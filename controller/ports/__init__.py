@@ -47,8 +47,10 @@ from controller.ports.surroundings import (
     ClockReading,
     Commentator,
     Publisher,
+    Queries,
     RefusedRecords,
     RetiredFlag,
+    Sample,
     StateFeed,
 )
 
@@ -75,6 +77,7 @@ __all__ = [
     "OutboxEntry",
     "PlaneStanding",
     "Publisher",
+    "Queries",
     "Record",
     "RefusedRecords",
     "Reports",
@@ -82,6 +85,7 @@ __all__ = [
     "RetiringPlane",
     "Rollouts",
     "RunningPlane",
+    "Sample",
     "Served",
     "StateFeed",
     "StoredPartition",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from controller.core.judging.judgement import Advice, Explanation, Judgement
 from controller.core.rollout import AskAdvice, RaiseAlert, Rollout
@@ -102,3 +102,17 @@ class StateFeed(Protocol):
 
     async def caught_up(self) -> None:
         """Return once everything that was in the topic at start has been yielded."""
+
+
+class Sample(NamedTuple):
+    """The one number that a query of a monitoring system gives."""
+
+    value: float
+    evaluated_at: float  # seconds since 1970, by the monitoring system's clock
+
+
+class Queries(Protocol):
+    """A monitoring system that external metrics are asked of."""
+
+    async def sample(self, query: str) -> Sample:
+        """Return what a query gives now. Raises NotMeasured."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from controller.core.judging.questions import gate_bound
-from controller.core.metrics import kind_to_show
+from controller.core.metrics import kind_of_report
 from controller.reporting.evidence_words import value_words
 from schemas.decision import MetricRecord
 from schemas.terms import Arm
@@ -39,7 +39,7 @@ class Comparison:
 
 def comparison_of(metric: MetricRecord) -> Comparison:
     """Return how a metric is compared: by ratio, by points, or with its limit alone."""
-    kind = kind_to_show(metric.metric)
+    kind = kind_of_report(metric)
     margin = metric.gate_margin
     if metric.in_points and margin is not None:
         values = [_estimate(metric, arm) for arm in Arm]
@@ -56,14 +56,14 @@ def comparison_of(metric: MetricRecord) -> Comparison:
         )
     if margin is not None:
         bound = gate_bound(kind, margin, in_points=False)
-        shown_ratio = _quotient(metric) if kind.is_share else metric.ratio
+        shown_ratio = _quotient(metric) if kind.compares_values else metric.ratio
         value, low, high = shown_ratio, metric.ratio_low, metric.ratio_high
         left_open = low, high
         if kind.is_better_when_higher:
             # A fall is measured as control's rate over treatment's; people read it the other way.
             value, left_open = _inverse(shown_ratio), (_inverse(high), _inverse(low))
         shown = _ratio_words(shown_ratio, *left_open)
-        words = shown if kind.is_share else f"slow {shown}"
+        words = shown if kind.compares_values else f"slow {shown}"
         return Comparison(True, low, value, high, 1 + margin, 1.0, words, bound)
     arm = metric.arms.get(Arm.TREATMENT)
     low, high = (None, None) if arm is None else (arm.low, arm.high)
@@ -82,14 +82,14 @@ def limit_words(metric: MetricRecord) -> str:
     """Return the absolute bound of a metric, empty for none."""
     if metric.limit is None:
         return ""
-    sign = "≥" if kind_to_show(metric.metric).is_better_when_higher else "<"
+    sign = "≥" if kind_of_report(metric).is_better_when_higher else "<"
     return f"{sign} {value_words(metric.metric, metric.limit)}"
 
 
 def bound_words(metric: MetricRecord) -> str:
     """Return what the gate asks of a metric: its limit and its margin."""
     margin = metric.gate_margin
-    kind = kind_to_show(metric.metric)
+    kind = kind_of_report(metric)
     compared = (
         ""
         if margin is None

@@ -14,6 +14,7 @@ from controller.core.plan import Guardrail
 from controller.core.rollout import Rollout
 from controller.text import one_line
 from schemas.decision import JudgementRecord, MetricRecord
+from schemas.metric_names import Unit
 from schemas.terms import Arm, HealthGap, Verdict
 
 #: Is treatment worse?
@@ -36,6 +37,12 @@ GAP_WORDS = {
     HealthGap.IMPLAUSIBLE_LATENCY: "control's latency is beyond the limit, too",
     HealthGap.ACTUATION_DRIFT: "a flag plane does not serve what was decided",
     HealthGap.TAINTED: "records of the stage are lost",
+    HealthGap.METRIC_NO_DATA: "an external metric has no data",
+    HealthGap.METRIC_NOT_A_NUMBER: "an external metric is no number",
+    HealthGap.METRIC_SEVERAL_SERIES: "an external metric has several series",
+    HealthGap.METRIC_LATE: "an external metric is late",
+    HealthGap.METRIC_REFUSED: "the query of an external metric is refused",
+    HealthGap.METRIC_NO_ANSWER: "the monitoring system does not answer",
 }
 
 
@@ -53,9 +60,10 @@ def value_words(metric: str, value: float | None) -> str:
     """Return a value with its metric's unit, a dash for none."""
     if value is None:
         return "–"
-    if kind_to_show(metric).is_share:
+    unit = kind_to_show(metric).unit
+    if unit is Unit.SHARE:
         return f"{100 * value:.3g} %"
-    return f"{value:,.0f} ms"
+    return f"{value:,.0f} ms" if unit is Unit.MILLISECONDS else f"{value:,.4g}"
 
 
 def estimate(metric: MetricRecord, arm: Arm) -> str:
@@ -101,9 +109,11 @@ def _repeats_words(metric: MetricRecord) -> str:
 def ratio_legend(judgement: JudgementRecord) -> list[str]:
     """Return what the ratios of `reporting/comparison.py` are, for where they are shown."""
     of_shares = {
-        kind_to_show(metric.metric).is_share
+        kind.is_share
         for metric in judgement.metrics
-        if metric.gate_margin is not None and not metric.in_points
+        if metric.gate_margin is not None
+        and not metric.in_points
+        and (kind := kind_to_show(metric.metric)).unit is not Unit.PLAIN
     }
     words = {
         True: "×: treatment's rate divided by control's, as shown. In brackets is what the tests "

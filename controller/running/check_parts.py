@@ -7,12 +7,11 @@ parts do (`controller/checking/`, `controller/adapters/measuring/`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
 
-from controller.adapters.measuring.measures import MonitoringSystems
 from controller.adapters.redis.turns import RedisTurnStore
 from controller.checking.checker import Checker
 from controller.checking.checks_file import ChecksFile, read_checks
@@ -42,7 +41,7 @@ class CheckParts:
         if self._settings.is_on:
             self._checker = Checker(
                 RedisTurnStore(connections.redis, "checks"),
-                MonitoringSystems(self._settings, process.clock),
+                connections.monitoring,
                 SignalInlet(connections.publisher, source_of(process.settings.environment)),
                 lambda: self._file.checks,
                 replica_name(),
@@ -54,11 +53,6 @@ class CheckParts:
     def loops(self) -> Sequence[Loop]:
         """What checks; nothing where no file is set."""
         return () if self._checker is None else (("checks", self._checker.run),)
-
-    @property
-    def closers(self) -> Sequence[tuple[str, Callable[[], Awaitable[None]]]]:
-        """What closes the connections to monitoring systems."""
-        return () if self._checker is None else (("checks", self._checker.stop),)
 
     def _read(self) -> ChecksFile:
         path = self._settings.file

@@ -14,6 +14,7 @@ from controller.adapters.kafka.event_log import KafkaEventLog
 from controller.adapters.kafka.publisher import KafkaPublisher
 from controller.adapters.kafka.state_feed import KafkaStateFeed
 from controller.adapters.llm.advisor import ModelAdvisor, NoAdvisor, make_advisor
+from controller.adapters.measuring.measures import MonitoringSystems
 from controller.adapters.oidc import make_provider
 from controller.adapters.redis.address import connect_redis
 from controller.adapters.redis.flag_uses import RedisFlagUses
@@ -33,7 +34,7 @@ SECONDS_PER_DAY: Final = 86_400
 
 
 class Connections:
-    """The adapters for Kafka, Redis and the model."""
+    """The adapters for Kafka, Redis, the model and monitoring systems."""
 
     def __init__(
         self, settings: Settings, clock: Clock, faults: Faults, registry: RolloutRegistry
@@ -71,6 +72,7 @@ class Connections:
         )
         self.advisor = make_advisor(settings.advisor, clock)
         self.people = make_provider(settings.sign_in)
+        self.monitoring = MonitoringSystems(settings.checks, clock)
 
     def _make_signals(self, faults: Faults) -> KafkaEventLog:
         kafka = self._settings.kafka
@@ -103,5 +105,6 @@ class Connections:
             ("topology", self.topics.topology.stop),
             ("redis", self.redis.close),
             ("advisor", self.advisor.close),
+            ("monitoring", self.monitoring.close),
             *([] if self.people is None else [("people", self.people.close)]),
         )

@@ -44,8 +44,8 @@ class OutsideParts:
 
     @property
     def closers(self) -> Sequence[tuple[str, Callable[[], Awaitable[None]]]]:
-        """What closes the connections to channels and monitoring systems."""
-        return (*self.notifications.closers, *self.checks.closers)
+        """What closes the connections to channels."""
+        return self.notifications.closers
 
     def reload(self) -> None:
         """Read every file again."""

@@ -19,8 +19,8 @@ from controller.clock import SystemClock
 from controller.errors import EventLogUnavailable, NotMeasured
 from controller.health import Faults, Scope
 from controller.turns import Pulse
-from schemas.measurements import MeasurementGap
 from schemas.signal import Signal
+from schemas.terms import MeasurementGap
 
 CLOCK = SystemClock()
 
@@ -93,7 +93,6 @@ class World:
         finally:
             task.cancel()
             await asyncio.wait({task})
-            await checker.stop()
 
     def statuses(self) -> list[str]:
         """Return what was said, each signal once."""

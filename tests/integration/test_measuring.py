@@ -17,7 +17,7 @@ from controller.checking.checks_file import Check
 from controller.clock import SystemClock
 from controller.errors import NotMeasured
 from controller.settings.checks import ChecksSettings
-from schemas.measurements import MeasurementGap
+from schemas.terms import MeasurementGap
 from tests.fault_server import Exchange, FaultServer, fault_server
 from tests.prometheus import scraping
 

@@ -26,13 +26,14 @@ from string import Template
 from typing import Any
 
 from controller.core.judging.judgement import Advice, Judgement, MetricReport
-from controller.core.metrics import kind_to_show
+from controller.core.metrics import kind_of_report, kind_to_show
 from controller.core.metrics.kind import ArmSummary
 from controller.core.plan import Plan, Stage
 from controller.core.rollout import AskAdvice, Rollout
 from controller.core.serving import decided_share
 from controller.core.visits import Visit
 from schemas.advice import ANOMALIES_SCHEMA, ANSWER_SCHEMA, EXPLANATION_SCHEMA
+from schemas.metric_names import Unit
 from schemas.terms import Arm, Verdict
 
 GATE_VERSION = "gate-v1"
@@ -254,7 +255,7 @@ def _metric(report: MetricReport) -> str:
     parts = [
         (
             f"- {quoted(report.metric, NAME_MAX_CHARS)} ({report.role}, "
-            f"{_better(report.metric)}): {verdict}."
+            f"{_better(report)}): {verdict}."
         )
     ]
     parts += [
@@ -274,14 +275,17 @@ def _metric(report: MetricReport) -> str:
         )
         tolerated.append(f"up to {margin} worse than control")
     if report.limit is not None:
-        is_higher = kind_to_show(report.metric).is_better_when_higher
+        is_higher = kind_of_report(report).is_better_when_higher
         bound = "at least" if is_higher else "at most"
         tolerated.append(f"{bound} {_value(report.metric, report.limit)}")
     if tolerated:
         parts.append(f"Tolerated: {' and '.join(tolerated)}.")
-    parts.append(
-        f"Evidence of harm: {_number(report.e_value)}, alarm at {_number(report.threshold)}."
-    )
+    if kind_to_show(report.metric).unit is Unit.PLAIN:
+        parts.append(f"A threshold, not a test: {report.reason}.")
+    else:
+        parts.append(
+            f"Evidence of harm: {_number(report.e_value)}, alarm at {_number(report.threshold)}."
+        )
     return " ".join(parts)
 
 
@@ -304,14 +308,17 @@ def _interval(low: str | None, high: str | None) -> str:
     return f" ({low or 'unbounded'} to {high or 'unbounded'})"
 
 
-def _better(metric: str) -> str:
-    is_higher = kind_to_show(metric).is_better_when_higher
+def _better(report: MetricReport) -> str:
+    is_higher = kind_of_report(report).is_better_when_higher
     return "higher is better" if is_higher else "lower is better"
 
 
 def _value(metric: str, value: float) -> str:
     """Return a metric's value with its unit: milliseconds for latency, percent for shares."""
-    return _percent(value) if kind_to_show(metric).is_share else f"{_number(value)} ms"
+    unit = kind_to_show(metric).unit
+    if unit is Unit.SHARE:
+        return _percent(value)
+    return f"{_number(value)} ms" if unit is Unit.MILLISECONDS else _number(value)
 
 
 def _percent(share: float) -> str:

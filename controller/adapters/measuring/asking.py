@@ -22,7 +22,7 @@ from controller.adapters.http.bounded import AnswerRefused, read_answer
 from controller.errors import ConfigInvalid, NotMeasured
 from controller.settings.checks import AskedSettings
 from controller.text import excerpt
-from schemas.measurements import MeasurementGap
+from schemas.terms import MeasurementGap
 
 MAX_ANSWER_BYTES: Final = 2_000_000
 _MAX_WORDS: Final = 300
@@ -36,10 +36,12 @@ class Asked:
         self.name = name
         self._settings = settings
         self._http: httpx.AsyncClient | None = None
-        try:
-            self._context = ssl.create_default_context(cafile=settings.ca_file)
-        except (OSError, ValueError) as error:
-            raise ConfigInvalid(f"{name}: ca_file cannot be used: {error}") from error
+        self._context: ssl.SSLContext | None = None
+        if settings.ca_file is not None:
+            try:
+                self._context = ssl.create_default_context(cafile=settings.ca_file)
+            except (OSError, ValueError) as error:
+                raise ConfigInvalid(f"{name}: ca_file cannot be used: {error}") from error
 
     @property
     def is_set(self) -> bool:
@@ -100,7 +102,7 @@ class Asked:
             self._http = httpx.AsyncClient(
                 headers={"Accept-Encoding": "identity", "User-Agent": "rolloutd"},
                 timeout=None,  # noqa: S113 - one deadline of ours covers the call
-                verify=self._context,
+                verify=self._context or ssl.create_default_context(),
                 trust_env=False,
                 follow_redirects=False,
                 limits=httpx.Limits(max_connections=8, max_keepalive_connections=2),

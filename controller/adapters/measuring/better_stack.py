@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from controller.adapters.measuring.asking import Asked, document_in, finite
 from controller.errors import NotMeasured
-from schemas.measurements import MeasurementGap
+from schemas.terms import MeasurementGap
 
 
 async def ask_better_stack(

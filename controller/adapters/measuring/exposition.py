@@ -15,7 +15,7 @@ from prometheus_client.samples import Sample
 
 from controller.adapters.measuring.asking import Asked, finite
 from controller.errors import NotMeasured
-from schemas.measurements import MeasurementGap
+from schemas.terms import MeasurementGap
 
 #: Uptime Kuma's words for what is neither up nor down.
 _WAITING: Final = {2.0: "is pending", 3.0: "is in maintenance"}

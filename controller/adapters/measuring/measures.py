@@ -9,12 +9,12 @@ from controller.adapters.measuring.better_stack import ask_better_stack
 from controller.adapters.measuring.exposition import ask_blackbox, ask_uptime_kuma
 from controller.adapters.measuring.prometheus import ask_prometheus
 from controller.checking.checks_file import Check
-from controller.ports import Clock
+from controller.ports import Clock, Sample
 from controller.settings.checks import ChecksSettings
 
 
 class MonitoringSystems:
-    """Implements `controller.checking.checker.Measures`."""
+    """Implements `Measures` of checks, and `Queries` of external metrics."""
 
     def __init__(self, settings: ChecksSettings, clock: Clock) -> None:
         """Raises ConfigInvalid."""
@@ -41,7 +41,11 @@ class MonitoringSystems:
 
     async def query(self, query: str) -> float:
         """Return the number of a Prometheus query. Raises NotMeasured."""
-        return await ask_prometheus(self._prometheus, query)
+        return (await self.sample(query)).value
+
+    async def sample(self, query: str) -> Sample:
+        """Return the number of a Prometheus query, and when it was computed. Raises NotMeasured."""
+        return Sample(*await ask_prometheus(self._prometheus, query))
 
     async def close(self) -> None:
         """Drop the connections."""

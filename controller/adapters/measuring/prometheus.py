@@ -11,11 +11,14 @@ from typing import Any
 from controller.adapters.measuring.asking import Asked, document_in, finite
 from controller.errors import NotMeasured
 from controller.text import excerpt
-from schemas.measurements import MeasurementGap
+from schemas.terms import MeasurementGap
 
 
-async def ask_prometheus(server: Asked, query: str) -> float:
-    """Return the one number that a query gives now. Raises NotMeasured."""
+async def ask_prometheus(server: Asked, query: str) -> tuple[float, float]:
+    """Return the one number that a query gives now, and when it was computed (seconds, UTC).
+
+    Raises NotMeasured.
+    """
     body = await server.post("/api/v1/query", {"query": query})
     document = document_in(body, server.name)
     if document.get("status") != "success":
@@ -28,12 +31,12 @@ async def ask_prometheus(server: Asked, query: str) -> float:
     return _number(data if isinstance(data, dict) else {}, server.name)
 
 
-def _number(data: dict[str, Any], name: str) -> float:
+def _number(data: dict[str, Any], name: str) -> tuple[float, float]:
     kind, result = data.get("resultType"), data.get("result")
     if not isinstance(result, list):
         raise NotMeasured(MeasurementGap.REFUSED, f"{name} answers in no form that is known")
     if kind == "scalar":
-        return finite(result[1] if len(result) == 2 else None, name)
+        return _value(result, name)
     if kind == "matrix":
         why = f"{name}: the query gives a range of samples: leave out the outermost [...]"
         raise NotMeasured(MeasurementGap.REFUSED, why)
@@ -47,5 +50,10 @@ def _number(data: dict[str, Any], name: str) -> float:
     sample = result[0]
     if not isinstance(sample, dict) or "value" not in sample:
         raise NotMeasured(MeasurementGap.REFUSED, f"{name}: the query gives a histogram")
-    value = sample["value"]
-    return finite(value[1] if isinstance(value, list) and len(value) == 2 else None, name)
+    return _value(sample["value"], name)
+
+
+def _value(pair: object, name: str) -> tuple[float, float]:
+    """Return value and time of a sample, which is written the other way round."""
+    seconds, value = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
+    return finite(value, name), finite(seconds, name)

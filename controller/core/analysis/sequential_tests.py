@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -138,6 +138,13 @@ class GapTime:
     gone: float = 0.0  # seconds; 0 while it is found
 
 
+class Look(NamedTuple):
+    """One number of an external metric, against its threshold."""
+
+    at: datetime
+    is_miss: bool
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SequentialTests:
     """The sequential tests' state for one rollout; the default value is the start of each."""
@@ -164,6 +171,8 @@ class SequentialTests:
     #: The gaps of the present visit, and when they were last looked for.
     gap_times: Mapping[HealthGap, GapTime] = field(default_factory=dict)
     judged_at: datetime | None = None
+    #: The last looks at each external metric in the present visit, by name, oldest first.
+    looks: Mapping[str, tuple[Look, ...]] = field(default_factory=dict)
 
     @property
     def is_suspicious(self) -> bool:
@@ -215,6 +224,10 @@ def encode_tests(tests: SequentialTests) -> bytes:
         "shares": list(tests.shares.items()),
         "gaps": [[kind, time.lasted, time.gone] for kind, time in tests.gap_times.items()],
         "judged_at": _seconds(tests.judged_at),
+        "looks": [
+            [name, [[look.at.timestamp(), look.is_miss] for look in looks]]
+            for name, looks in tests.looks.items()
+        ],
     }
     packed = zlib.compress(json.dumps(body, separators=(",", ":")).encode(), 1)
     return (
@@ -262,6 +275,7 @@ def decode_tests(encoded: bytes) -> SequentialTests:
             shares=dict(body.get("shares", ())),  # earlier releases wrote none
             gap_times=_gap_times(body.get("gaps", ())),
             judged_at=_moment(body.get("judged_at")),
+            looks={name: tuple(map(_look, looks)) for name, looks in body.get("looks", ())},
         )
         numbers.must_be_used_up()
     except (struct.error, zlib.error, KeyError, TypeError) as error:
@@ -274,6 +288,11 @@ def _gap_times(stored: Iterable[list[Any]]) -> Mapping[HealthGap, GapTime]:
     return {
         HealthGap(kind): GapTime(*seconds) for kind, *seconds in stored if kind in list(HealthGap)
     }
+
+
+def _look(stored: list[Any]) -> Look:
+    seconds, is_miss = stored
+    return Look(datetime.fromtimestamp(seconds, UTC), is_miss)
 
 
 class _Numbers:

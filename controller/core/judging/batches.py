@@ -170,6 +170,7 @@ def _enter_visit(
         last_event_at=None,
         gap_times={},
         judged_at=None,
+        looks={},
         used=kept,
         latencies=None,
         ratios={index: test.in_new_visit() for index, test in tests.ratios.items()},

@@ -64,8 +64,19 @@ def carried_tests(tests: SequentialTests, before: Rollout, after: Rollout) -> Se
         ratio = _carried_ratio(tests, source, old, guardrail, percent)
         if ratio is not None:
             ratios[number] = ratio
+    looks = {
+        one.name: tests.looks[one.name]
+        for one in after.plan.external
+        if one in before.plan.external and one.name in tests.looks
+    }
     return replace(
-        tests, identity=identity, ratios=ratios, limits=limits, floors=floors, shares=shares
+        tests,
+        identity=identity,
+        ratios=ratios,
+        limits=limits,
+        floors=floors,
+        shares=shares,
+        looks=looks,
     )
 
 

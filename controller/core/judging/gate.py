@@ -19,10 +19,17 @@ from controller.core.analysis.sequential_tests import GapTime, SequentialTests, 
 from controller.core.evidence import Evidence, VisitTotals
 from controller.core.judging import gaps
 from controller.core.judging.batches import take_evidence
+from controller.core.judging.external import (
+    external_gaps,
+    external_reports,
+    harm_scale,
+    take_readings,
+)
 from controller.core.judging.gap_times import follow
 from controller.core.judging.judgement import Gap, Harm, Judgement, MetricReport
 from controller.core.judging.questions import alpha_shares
 from controller.core.judging.reports import harm_e_value, report
+from controller.core.metrics import external_name
 from controller.core.plan import Guardrail
 from controller.core.rollout import Rollout
 from controller.core.visits import Visit
@@ -56,6 +63,7 @@ def observe(
     totals = evidence.visits.get(rollout.visit_index, VisitTotals())
     latencies = {arm: ordered(totals.arm(arm).latency) for arm in Arm}
     tests, fall = take_evidence(rollout, evidence, latencies, tests, at)
+    tests = take_readings(rollout, evidence, tests)
     return Observation(rollout.visits[-1], totals, latencies, tests, fall)
 
 
@@ -94,7 +102,12 @@ def judge(
         gaps=tuple(
             replace(gap, lasted_seconds=tests.gap_times.get(gap.kind, _NEW).lasted) for gap in found
         ),
-        metrics=() if is_blind else tuple(_reports(rollout, observation, at)),
+        metrics=()
+        if is_blind
+        else (
+            *_reports(rollout, observation, at),
+            *external_reports(rollout, evidence, tests, at),
+        ),
         harm=Harm(
             exposed_contexts=sum(harm.exposed_contexts for harm in tests.harm.values()),
             failed_requests=sum(harm.failed_requests for harm in tests.harm.values()),
@@ -158,6 +171,7 @@ def _gaps(
     yield from gaps.implausible_latency(watched, observation.latencies[Arm.CONTROL])
     yield from gaps.plane_drift(evidence)
     yield from gaps.lost_records(visit, evidence.partitions, at)
+    yield from external_gaps(rollout, evidence, at)
 
 
 def _watched(rollout: Rollout, tests: SequentialTests) -> Iterator[tuple[int, Guardrail, float]]:
@@ -226,15 +240,20 @@ def check_harm(
     judgement. `judge` with the returned tests and the same evidence adds the rest.
     """
     tests = observe(rollout, evidence, tests, at).tests
-    signals = tuple(
+    alpha = rollout.plan.alpha
+    counted = (
         HarmSignal(
             guardrail.metric,
             harm_e_value(guardrail, number, tests),
-            1 / (rollout.plan.alpha * share),
+            1 / (alpha * share),
         )
         for number, guardrail, share in _watched(rollout, tests)
     )
-    return signals, tests
+    asked = (
+        HarmSignal(external_name(metric.name), *harm_scale(metric, tests, alpha))
+        for metric in rollout.plan.external_at(rollout.visits[-1].percent)
+    )
+    return (*counted, *asked), tests
 
 
 # --- cost

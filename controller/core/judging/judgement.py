@@ -49,6 +49,7 @@ class MetricReport:
     limit: float | None
     reason: str  # one sentence with the numbers
     in_points: bool = False  # margins are differences of shares
+    is_better_when_higher: bool = False  # an external metric's; others have it by their name
     #: Relative harm that `safe` has to exclude; None where nothing is compared.
     gate_margin: float | None = None
     #: Harm rate of treatment over control's in this visit; for latency, in control's tail.

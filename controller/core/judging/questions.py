@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
-from controller.core.metrics.kind import MetricKind
+from controller.core.metrics.kind import ShownKind
 from controller.core.plan import Guardrail
 from schemas.terms import MetricRole
 
@@ -79,7 +79,7 @@ def gate_margin(guardrail: Guardrail, percent: float) -> float:
     return max(_ladder(percent), math.expm1(log_tolerated(guardrail)))
 
 
-def gate_bound(kind: MetricKind, margin: float, *, in_points: bool) -> str:
+def gate_bound(kind: ShownKind, margin: float, *, in_points: bool) -> str:
     """Return how much worse than control a gate with this margin lets treatment be, in words."""
     if in_points:
         return f"control {'-' if margin < 0 else '+'} {100 * abs(margin):.3g} pp"

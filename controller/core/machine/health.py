@@ -36,6 +36,18 @@ ACTIONS: Final[Mapping[HealthGap, str]] = {
     "them; if apps ask less often than once per settle, lengthen settle",
     HealthGap.TAINTED: "retry the stage, or promote with a reason: lost events do not come back; "
     "lengthen the retention of the event topics",
+    HealthGap.METRIC_NO_DATA: "see in the monitoring system whether the query finds a series for "
+    "each arm, and whether its target is scraped",
+    HealthGap.METRIC_NOT_A_NUMBER: "fix the query: it divides by zero where nothing happens, or "
+    "wait for traffic",
+    HealthGap.METRIC_SEVERAL_SERIES: "fix the query in the plan with sum(), max() or a label, so "
+    "that it gives one series, and apply it",
+    HealthGap.METRIC_LATE: "see in the monitoring system whether the target is still scraped, and "
+    "that the clocks agree",
+    HealthGap.METRIC_REFUSED: "fix the query in the plan, or `checks.prometheus` in the settings; "
+    "the answer is in the detail",
+    HealthGap.METRIC_NO_ANSWER: "see that the monitoring system answers this replica; until then "
+    "no gate passes, and guardrails on events go on",
 }
 
 

@@ -67,31 +67,18 @@ class Observed(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class MetricKind(ABC):
-    """What one metric name of a guardrail stands for."""
+class ShownKind:
+    """What is asked about a metric to show its report, whether it is a guardrail's or external."""
 
     metric: str
 
     #: Names, unit and direction.
     names: ClassVar[MetricNames]
-    #: The kind's share of a role's alpha, before it is divided among the kinds that a plan has.
-    alpha_weight: ClassVar[float]
-    #: Whether margins may be differences of shares: `control + 0.5pp`. Not for conversions: they
-    #: come late, so a check compares who converts now, and not the final share.
-    takes_points: ClassVar[bool] = False
-    #: A relative margin of this or more is no comparison.
-    largest_margin: ClassVar[float] = 10.0
-    #: Whether events of a visit that is over still reach the tests.
-    counts_late_events: ClassVar[bool] = True
-    #: Treatment below this rate passes a gate whatever control's rate is; None: no such rate.
-    negligible_rate: ClassVar[float | None] = None
     #: What one observation is, in the plural, for people. A user action is the requests of one user
     #: that are counted in the same batch (about 100 ms).
     unit_words: ClassVar[str] = "user actions"
     #: Where people should search for the cause of a regression.
     where_to_search: ClassVar[str]
-    #: How a simulation draws this kind.
-    virtual: ClassVar[type[VirtualMetric]]
 
     @property
     def unit(self) -> Unit:
@@ -104,9 +91,38 @@ class MetricKind(ABC):
         return self.unit is Unit.SHARE
 
     @property
+    def compares_values(self) -> bool:
+        """Whether both arms' values are compared, and not how many of their requests are slow."""
+        return self.unit is not Unit.MILLISECONDS
+
+    @property
     def is_better_when_higher(self) -> bool:
         """Whether a fall is the harm."""
         return self.names.is_better_when_higher
+
+    @property
+    def conversion(self) -> str | None:
+        """The conversion whose contexts counting must count for this metric, None for none."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class MetricKind(ShownKind, ABC):
+    """What one metric name of a guardrail stands for."""
+
+    #: The kind's share of a role's alpha, before it is divided among the kinds that a plan has.
+    alpha_weight: ClassVar[float]
+    #: Whether margins may be differences of shares: `control + 0.5pp`. Not for conversions: they
+    #: come late, so a check compares who converts now, and not the final share.
+    takes_points: ClassVar[bool] = False
+    #: A relative margin of this or more is no comparison.
+    largest_margin: ClassVar[float] = 10.0
+    #: Whether events of a visit that is over still reach the tests.
+    counts_late_events: ClassVar[bool] = True
+    #: Treatment below this rate passes a gate whatever control's rate is; None: no such rate.
+    negligible_rate: ClassVar[float | None] = None
+    #: How a simulation draws this kind.
+    virtual: ClassVar[type[VirtualMetric]]
 
     # --- bounds
 
@@ -135,11 +151,6 @@ class MetricKind(ABC):
         return None
 
     # --- counting and testing
-
-    @property
-    def conversion(self) -> str | None:
-        """The conversion whose contexts counting must count for this metric, None for none."""
-        return None
 
     @abstractmethod
     def observed(self, arm: ArmTotals, latency: Ordered, limit: float | None) -> Observed:

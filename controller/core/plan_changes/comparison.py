@@ -19,6 +19,7 @@ from controller.core.plan import (
     Plan,
     Stage,
 )
+from controller.core.plan_changes.external import external_changes
 from controller.core.plan_changes.stages import counterpart, disorder
 from controller.core.plan_changes.windows import covers, duration_words, pairs, window_words
 from schemas.terms import (
@@ -68,6 +69,8 @@ def compare(old: Plan, new: Plan, present: int | None) -> Iterator[Change]:
     yield from _plan_changes(old, new, present)
     yield from _stage_changes(old, new, present)
     yield from _guardrail_changes(old, new, present)
+    for name, before, after, effect in external_changes(old, new, present):
+        yield Change(f"external[{name}]", before, after, effect)
     yield from _health_changes(old, new, present)
     yield from _advisor_changes(old.advisor, new.advisor)
     yield from _audience_changes(old, new, present)
@@ -93,7 +96,16 @@ def _ordered(before: Any, after: Any, strictest_last: Any, looser: ChangeEffect)
 
 #: Fields that others of these functions judge.
 _ELSEWHERE: Final = frozenset(
-    {"version", "stages", "guardrails", "advisor", "freeze_windows", "active", "gap_policies"}
+    {
+        "version",
+        "stages",
+        "guardrails",
+        "external",
+        "advisor",
+        "freeze_windows",
+        "active",
+        "gap_policies",
+    }
     | {"audiences"}
 )
 #: What of a plan changes nothing for users or evidence.

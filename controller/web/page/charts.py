@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from controller.core.metrics import kind_to_show
+from controller.core.metrics import kind_of_report
 from controller.reporting.evidence_words import value_words
 from controller.web.page.drawing import Level, Line, chart
 from schemas.decision import JudgementRecord, MetricRecord
@@ -78,10 +78,10 @@ def _levels(metric: MetricRecord) -> list[Level]:
     if metric.limit is not None:
         levels.append(Level("limit", metric.limit))
     control = metric.arms.get(Arm.CONTROL)
-    kind = kind_to_show(metric.metric)
+    kind = kind_of_report(metric)
     if metric.gate_margin is None or control is None or control.estimate is None:
         return levels
-    if not kind.is_share:
+    if not kind.compares_values:
         return levels  # the margin of a latency is about shares in control's tail
     if metric.in_points:
         levels.append(Level("margin", control.estimate + metric.gate_margin))

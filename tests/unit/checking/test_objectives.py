@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from controller.checking.checks_file import Check
 from controller.checking.objectives import CheckState, Look, after_look
-from schemas.measurements import MeasurementGap
+from schemas.terms import MeasurementGap
 from tests.builders import T0
 
 SECOND = timedelta(seconds=1)

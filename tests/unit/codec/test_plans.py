@@ -1,5 +1,7 @@
 """Plans to the core and back: nothing is lost, and the version names the plan."""
 
+from typing import Any
+
 import pytest
 
 from controller.codec.plans import from_core_plan, to_core_plan
@@ -83,3 +85,68 @@ def test_freeze_window_in_minutes(window: dict[str, str], start: int, minutes: i
     )
     core = to_core_plan(document).freeze_windows[0]
     assert (core.weekdays, core.start_minute, core.minutes) == (frozenset({5, 7}), start, minutes)
+
+
+EXTERNAL: dict[str, Any] = {
+    "name": "p95",
+    "prometheus": 'x{v=~"{variant}"}',
+    "at_least": 0.9,
+    "margin": "10%",
+    "every": "10s",
+    "on_breach": "pause",
+    "to_percent": 50,
+}
+
+
+def test_a_plan_without_external_metrics_is_written_as_before() -> None:
+    """Releases before external metrics read it, and give it the same version."""
+    plan = to_core_plan(PlanDocument.model_validate(PLAN))
+    written = from_core_plan(plan).model_dump(mode="json")
+    assert "external" not in written
+    assert not [gap for gap in written["health"] if gap.startswith("metric_")]
+    assert plan.version == "bf722bf0668a9a8e"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"external": [EXTERNAL]},
+        {"external": [{**EXTERNAL, "at_least": None, "higher_is_better": True}]},
+        {"external": [{"name": "a", "prometheus": {"treatment": "t"}, "at_most": -1}]},
+        {"external": [EXTERNAL], "health": {"metric_no_data": "pause"}},
+        {"health": {"metric_late": "roll_back"}},
+    ],
+)
+def test_external_metrics_survive_the_core(fields: dict[str, Any]) -> None:
+    """The core has a query for each arm, and so has the document that it becomes."""
+    plan = to_core_plan(PlanDocument.model_validate({**PLAN, **fields}))
+    document = from_core_plan(plan)
+    assert to_core_plan(document) == plan
+    assert PlanDocument.model_validate_json(document.model_dump_json()) == document
+
+
+@pytest.mark.parametrize(
+    ("variants", "treatment"),
+    [({}, "on"), ({"split": [{"name": "a"}, {"name": "b"}]}, "a|b")],
+)
+def test_a_query_with_variant_is_asked_for_each_arm(
+    variants: dict[str, Any], treatment: str
+) -> None:
+    """A split treatment is all of its variants; without `{variant}` there is one question."""
+    document = {**PLAN, "variants": variants, "external": [EXTERNAL]}
+    (metric,) = to_core_plan(PlanDocument.model_validate(document)).external
+    assert metric.queries == (f'x{{v=~"{treatment}"}}', 'x{v=~"off"}')
+    (alone,) = to_core_plan(
+        PlanDocument.model_validate({**PLAN, "external": [{**EXTERNAL, "prometheus": "up"}]})
+    ).external
+    assert alone.queries == ("up",)
+
+
+def test_a_metric_that_only_compares_ends_with_control() -> None:
+    """As a guardrail without a limit does."""
+    stages = [{"percent": percent, "bake": "1h"} for percent in (1, 50, 100)]
+    metric = {"name": "a", "prometheus": 'x{v="{variant}"}', "margin": 0.1}
+    document = {**PLAN, "stages": stages, "external": [metric, {**EXTERNAL, "to_percent": None}]}
+    plan = to_core_plan(PlanDocument.model_validate(document))
+    assert [one.name for one in plan.external_at(50)] == ["a", "p95"]
+    assert [one.name for one in plan.external_at(100)] == ["p95"]

@@ -23,7 +23,16 @@ from schemas.terms import (
     OnBreach,
     Operator,
 )
-from tests.builders import HOUR, MINUTE, T0, make_guardrail, make_plan, make_stage, make_stages
+from tests.builders import (
+    HOUR,
+    MINUTE,
+    T0,
+    make_external,
+    make_guardrail,
+    make_plan,
+    make_stage,
+    make_stages,
+)
 
 AT_ONCE, LOWERS = ChangeEffect.AT_ONCE, ChangeEffect.LOWERS
 NEEDS_REASON, RESTARTS = ChangeEffect.NEEDS_REASON, ChangeEffect.RESTARTS
@@ -331,3 +340,65 @@ def test_bounds_are_shown_in_the_units_in_which_plans_write_them() -> None:
     words = {str(one) for one in change_of(old, new, None).changes}
     assert "guardrails[error_rate]: < 20% -> < 10%" in words
     assert "guardrails[latency_p99]: added (< 900ms, < control + 50%, gate margin 70%)" in words
+
+
+P95 = make_external(limit=0.3, margin=0.1, control="c", misses=3, of=5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "effect"),
+    [
+        ({"limit": 0.2}, AT_ONCE),
+        ({"limit": 0.4}, RESTARTS),
+        ({"limit": None}, RESTARTS),
+        ({"margin": 0.05}, AT_ONCE),
+        ({"margin": 0.2}, RESTARTS),
+        ({"margin": None}, RESTARTS),
+        ({"misses": 2}, AT_ONCE),
+        ({"misses": 4}, RESTARTS),
+        ({"of": 6}, AT_ONCE),
+        ({"of": 4}, RESTARTS),
+        ({"every": MINUTE / 6}, AT_ONCE),
+        ({"every": MINUTE}, RESTARTS),
+        ({"newest_within": MINUTE}, AT_ONCE),
+        ({"newest_within": HOUR}, RESTARTS),
+        ({"role": MetricRole.SIGNAL}, RESTARTS),
+        ({"on_breach": OnBreach.PAUSE}, RESTARTS),
+        ({"from_percent": 10.0}, RESTARTS),
+        ({"treatment": "another query"}, RESTARTS),
+        ({"newest": "another query"}, RESTARTS),
+    ],
+)
+def test_a_changed_external_metric_is_as_careful_as_it_asks(
+    changes: dict[str, Any], effect: ChangeEffect
+) -> None:
+    """Another query may ask anything, so that it is not known to be as careful."""
+    old = replace(PLAN, external=(P95,))
+    new = replace(PLAN, external=(replace(P95, **changes),))
+    assert effects(new, old) == {"external[p95]": effect}
+
+
+def test_a_floor_rises_to_be_more_careful() -> None:
+    """The direction is the metric's own."""
+    floor = make_external(limit=0.9, is_better_when_higher=True)
+    old = replace(PLAN, external=(floor,))
+    for limit, effect in ((0.95, AT_ONCE), (0.8, RESTARTS)):
+        new = replace(PLAN, external=(replace(floor, limit=limit),))
+        assert effects(new, old) == {"external[p95]": effect}
+
+
+def test_an_external_metric_comes_at_once_and_goes_with_a_reason() -> None:
+    """Before it is watched, or before the start, its removal restarts nothing."""
+    later = replace(P95, from_percent=50.0)
+    assert effects(replace(PLAN, external=(P95,))) == {"external[p95]": AT_ONCE}
+    assert effects(PLAN, replace(PLAN, external=(P95,))) == {"external[p95]": RESTARTS}
+    assert effects(PLAN, replace(PLAN, external=(later,))) == {"external[p95]": NEEDS_REASON}
+    old = replace(PLAN, external=(P95,))
+    assert effects(PLAN, old, present=None) == {"external[p95]": NEEDS_REASON}
+
+
+def test_another_query_is_told_although_its_words_are_the_same() -> None:
+    """`X -> X` would say nothing."""
+    old = replace(PLAN, external=(P95,))
+    (change,) = change_of(old, replace(PLAN, external=(replace(P95, treatment="q"),)), HERE).changes
+    assert str(change).endswith("one every 30s, asked otherwise")

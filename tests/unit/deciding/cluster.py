@@ -38,6 +38,7 @@ from schemas.quarantine import Refusal
 from schemas.terms import Arm
 from schemas.totals import ArmCounts, PartitionCounts, arm_field, encode_arm, encode_progress
 from tests.builders import T0, make_guardrail, make_plan, make_stages
+from tests.monitoring import Monitoring
 from tests.virtual_time import LoopClock, settled
 
 TOPIC = "rollout.commands"
@@ -164,6 +165,7 @@ class Replica:
             cluster.totals,
             OneEventPartition(),
             self.actuation,
+            Monitoring(),
             clock=cluster.clock,
             faults=self.faults,
         )
