@@ -130,7 +130,8 @@ class PartitionProgress:
 class Reading:
     """The newest answer of a monitoring system about one external metric."""
 
-    at: datetime  # when it was asked
+    at: datetime  # when the newest of its questions was due
+    since: datetime  # when the oldest was: no question is used for two looks
     treatment: float | None = None  # None: there is no number, and `gap` says why
     control: float | None = None  # None: it was not asked for
     gap: MeasurementGap | None = None

@@ -44,7 +44,8 @@ log = structlog.get_logger(__name__)
 class Answer:
     """The newest answer to one query."""
 
-    asked_at: datetime
+    due_at: datetime  # one time for all that was due together
+    asked_at: datetime  # after it had waited for its turn
     sample: Sample | None  # None: there is no number
     gap: MeasurementGap | None = None
     words: str = ""
@@ -84,7 +85,7 @@ class ExternalReadings:
                 now = self._clock.now()
                 for query, every in wanted.items():
                     last = self._answers.get(query)
-                    is_due = last is None or now - last.asked_at >= every
+                    is_due = last is None or now - last.due_at >= every
                     if is_due and query not in self._asked:
                         self._asked.add(query)
                         questions.create_task(self._ask(query, now), name="external metric")
@@ -99,9 +100,9 @@ class ExternalReadings:
                     wanted[query] = min(metric.every, wanted.get(query, metric.every))
         return wanted
 
-    async def _ask(self, query: str, now: datetime) -> None:
+    async def _ask(self, query: str, due_at: datetime) -> None:
         async with self._free:
-            answer = await ask(self._queries, query, now)
+            answer = await ask(self._queries, query, due_at, self._clock.now())
         before = self._answers.get(query)
         self._answers[query] = answer
         self._asked.discard(query)
@@ -109,41 +110,41 @@ class ExternalReadings:
             log.info("external_metric_answers", query=query, gap=answer.gap, words=answer.words)
 
 
-async def ask(queries: Queries, query: str, now: datetime) -> Answer:
+async def ask(queries: Queries, query: str, due_at: datetime, now: datetime) -> Answer:
     """Return the answer to a query, which may be that there is no number."""
     try:
-        return Answer(now, await queries.sample(query))
+        return Answer(due_at, now, await queries.sample(query))
     except NotMeasured as trouble:
-        return Answer(now, None, trouble.gap, str(trouble))
+        return Answer(due_at, now, None, trouble.gap, str(trouble))
     except Exception as mistake:  # ours: the other queries go on, and this one is a gap
         log.exception("external_metric_failed", query=query)
-        return Answer(now, None, MeasurementGap.NO_ANSWER, repr(mistake)[:_MOST_WORDS])
+        return Answer(due_at, now, None, MeasurementGap.NO_ANSWER, repr(mistake)[:_MOST_WORDS])
 
 
 def reading_of(metric: ExternalMetric, answers: Sequence[Answer | None]) -> Reading | None:
-    """Return what the answers to a metric's queries, in its order of them, say; None: not all came.
-
-    Its time is that of the oldest of them, so that no number is used for two looks.
-    """
+    """Return what the answers to a metric's queries say, in their order; None: not all came."""
     known = [one for one in answers if one is not None]
     if len(known) < len(answers) or not known:
         return None
-    at = min(one.asked_at for one in known)
+    times = [one.due_at for one in known]
+    at, since = max(times), min(times)
     samples = []
     for answer in known:
         if answer.sample is None:
-            return Reading(at, gap=answer.gap, words=answer.words)
+            return Reading(at, since, gap=answer.gap, words=answer.words)
         age = answer.asked_at.timestamp() - answer.sample.evaluated_at
         if abs(age) > metric.newest_within.total_seconds():
-            return Reading(at, gap=MeasurementGap.LATE, words=_late("the answer", age))
+            return Reading(at, since, gap=MeasurementGap.LATE, words=_late("the answer", age))
         samples.append(answer.sample)
     if metric.newest is not None:
         newest = samples.pop()
         age = newest.evaluated_at - newest.value
         if abs(age) > metric.newest_within.total_seconds():
-            return Reading(at, gap=MeasurementGap.LATE, words=_late("its newest sample", age))
+            return Reading(
+                at, since, gap=MeasurementGap.LATE, words=_late("its newest sample", age)
+            )
     control = samples[1].value if metric.control is not None else None
-    return Reading(at, samples[0].value, control)
+    return Reading(at, since, samples[0].value, control)
 
 
 def _late(what: str, age: float) -> str:
@@ -158,7 +159,7 @@ async def why_unmeasured(queries: Queries, plan: Plan, now: datetime) -> tuple[s
     That nothing is measured yet is not wrong.
     """
     asked = [(metric, query) for metric in plan.external for query in metric.queries]
-    answers = await asyncio.gather(*(ask(queries, query, now) for _, query in asked))
+    answers = await asyncio.gather(*(ask(queries, query, now, now) for _, query in asked))
     wrong: dict[str, str] = {}
     for (metric, _), answer in zip(asked, answers, strict=True):
         if answer.gap in _TOLD_AT_START:

@@ -27,7 +27,8 @@ from schemas.terms import Arm, HealthGap, MeasurementGap, MetricRole, Verdict
 
 #: Without an answer for so many times `every` the last number says nothing about now.
 _OLD_AFTER: Final = 3
-_NO_NUMBERS: Final = Reading(datetime.min.replace(tzinfo=UTC))
+_NEVER: Final = datetime.min.replace(tzinfo=UTC)
+_NO_NUMBERS: Final = Reading(_NEVER, _NEVER)
 _GAPS: Final[Mapping[MeasurementGap, HealthGap]] = {
     MeasurementGap.NO_DATA: HealthGap.METRIC_NO_DATA,
     MeasurementGap.NOT_A_NUMBER: HealthGap.METRIC_NOT_A_NUMBER,
@@ -41,7 +42,7 @@ _GAPS: Final[Mapping[MeasurementGap, HealthGap]] = {
 
 
 def take_readings(rollout: Rollout, evidence: Evidence, tests: SequentialTests) -> SequentialTests:
-    """Return the tests after the answers that are newer than their last look.
+    """Return the tests after the answers that are newer than their last look in all parts.
 
     An answer from before the stage counted, or while the flag was closed, is no look at it.
     """
@@ -51,10 +52,10 @@ def take_readings(rollout: Rollout, evidence: Evidence, tests: SequentialTests) 
     looks = dict(tests.looks)
     for metric in rollout.plan.external_at(visit.percent):
         reading = evidence.readings.get(metric.name)
-        if reading is None or reading.treatment is None or reading.at < visit.counting_since:
+        if reading is None or reading.treatment is None or reading.since < visit.counting_since:
             continue
         taken = looks.get(metric.name, ())
-        if taken and reading.at <= taken[-1].at:
+        if taken and reading.since <= taken[-1].at:
             continue
         is_miss = metric.misses_threshold(reading.treatment, reading.control)
         looks[metric.name] = (*taken, Look(reading.at, is_miss))[-metric.of :]
@@ -202,7 +203,7 @@ def _trouble(
         return HealthGap.METRIC_NO_ANSWER, "not answered yet"
     if reading.gap is not None:
         return _GAPS[reading.gap], reading.words
-    age = at - reading.at
+    age = at - reading.since
     if age > max(_OLD_AFTER * metric.every, metric.newest_within):
         return HealthGap.METRIC_LATE, f"its last answer is {age.total_seconds():.0f} s old"
     return None

@@ -35,9 +35,9 @@ def running(*metrics: Any, flag_key: str = "f", **fields: Any) -> Rollout:
 def answers(*samples: Sample | MeasurementGap, asked_at: Any = T0) -> list[Answer | None]:
     """Return the answers to a metric's queries, asked at one time."""
     return [
-        Answer(asked_at, one)
+        Answer(asked_at, asked_at, one)
         if isinstance(one, Sample)
-        else Answer(asked_at, None, one, f"it is {one.value}")
+        else Answer(asked_at, asked_at, None, one, f"it is {one.value}")
         for one in samples
     ]
 
@@ -150,12 +150,12 @@ async def test_answers_of_a_query_that_nobody_wants_are_forgotten() -> None:
 # --- what the answers make of a metric ---
 
 
-def test_both_arms_make_one_reading_of_the_older_time() -> None:
-    """A new answer for treatment alone is no new look."""
+def test_a_reading_has_the_times_of_its_oldest_and_newest_question() -> None:
+    """A new answer for treatment alone is no new look at both."""
     metric = make_external(control="c")
     older, newer = T0, T0 + 30 * SECOND
-    both = [Answer(newer, Sample(0.4, NOW + 30)), Answer(older, Sample(0.2, NOW))]
-    assert reading_of(metric, both) == Reading(older, 0.4, 0.2)
+    both = [Answer(newer, newer, Sample(0.4, NOW + 30)), Answer(older, older, Sample(0.2, NOW))]
+    assert reading_of(metric, both) == Reading(newer, older, 0.4, 0.2)
     assert reading_of(metric, [both[0], None]) is None
 
 
@@ -168,7 +168,9 @@ def test_any_query_without_a_number_leaves_the_metric_without_one(
     found: list[Sample | MeasurementGap] = [Sample(1, NOW), Sample(1, NOW), Sample(NOW, NOW)]
     found[place] = gap
     metric = make_external(control="c", newest="n")
-    assert reading_of(metric, answers(*found)) == Reading(T0, gap=gap, words=f"it is {gap.value}")
+    assert reading_of(metric, answers(*found)) == Reading(
+        T0, T0, gap=gap, words=f"it is {gap.value}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,7 +195,7 @@ def test_an_old_sample_is_no_number(age: float, words: str | None) -> None:
 def test_an_answer_out_of_a_cache_is_late() -> None:
     """A proxy before Prometheus may give what was computed an hour ago."""
     reading = reading_of(make_external(), answers(Sample(0.2, NOW - 3600)))
-    assert reading == Reading(T0, gap=MeasurementGap.LATE, words="the answer is 3,600 s old")
+    assert reading == Reading(T0, T0, gap=MeasurementGap.LATE, words="the answer is 3,600 s old")
 
 
 # --- before the start ---

@@ -30,6 +30,13 @@ BEGIN = T0 + timedelta(minutes=1)  # the first stage counts from here
 EVERY = timedelta(seconds=30)
 
 
+def answered(
+    at: datetime, treatment: float | None = None, control: float | None = None, **fields: Any
+) -> Reading:
+    """Return an answer whose questions were due together."""
+    return Reading(at, at, treatment, control, **fields)
+
+
 class Looks:
     """One rollout that looks at its external metrics again and again."""
 
@@ -43,7 +50,7 @@ class Looks:
         judgement = None
         for reading in readings:
             self.at += EVERY
-            made = Reading(self.at, reading) if isinstance(reading, float | int) else reading
+            made = answered(self.at, reading) if isinstance(reading, float | int) else reading
             judgement = self.judge({} if made is None else {name: made})
         assert judgement is not None
         return judgement
@@ -66,7 +73,7 @@ def report_of(judgement: Judgement, name: str = "p95") -> MetricReport:
 
 def gap(kind: MeasurementGap, at: datetime) -> Reading:
     """Return an answer without a number."""
-    return Reading(at, gap=kind, words=f"it is {kind.value}")
+    return answered(at, gap=kind, words=f"it is {kind.value}")
 
 
 def test_three_of_five_misses_are_a_breach_and_two_are_none() -> None:
@@ -97,7 +104,7 @@ def test_a_number_at_its_limit_does_not_miss() -> None:
 def test_one_answer_is_one_look_however_often_it_is_judged() -> None:
     """A judgement each second adds no looks to an answer every 30 s."""
     looks = Looks(make_external(limit=0.3, misses=2, of=3))
-    reading = Reading(BEGIN + EVERY, 0.4)
+    reading = answered(BEGIN + EVERY, 0.4)
     for _ in range(5):
         looks.at += timedelta(seconds=1)
         looks.judge({"p95": reading})
@@ -127,7 +134,7 @@ def test_treatment_is_compared_with_control_in_both_directions(
     )
     looks = Looks(metric)
     looks.at += EVERY
-    judgement = looks.judge({"p95": Reading(looks.at, treatment, control)})
+    judgement = looks.judge({"p95": answered(looks.at, treatment, control)})
     assert (report_of(judgement).harm is Verdict.FAIL) is is_miss
 
 
@@ -178,7 +185,7 @@ def test_no_answer_yet_and_an_old_answer_are_gaps() -> None:
     """Without any answer, and four times `every` after the last one."""
     looks = Looks(make_external(limit=0.3))
     assert HealthGap.METRIC_NO_ANSWER in {one.kind for one in looks.look(None).gaps}
-    reading = Reading(looks.at, 0.2)
+    reading = answered(looks.at, 0.2)
     looks.at += timedelta(seconds=119)
     assert not [one for one in looks.judge({"p95": reading}).gaps if "metric" in one.kind]
     looks.at += timedelta(seconds=2)
@@ -192,12 +199,23 @@ def test_a_gap_of_a_signal_or_an_observed_metric_holds_nothing() -> None:
         assert not [one for one in looks.look(None).gaps if "metric" in one.kind]
 
 
+def test_no_question_is_used_for_two_looks() -> None:
+    """Control's query is shared with another flag and asked at other times than treatment's."""
+    looks = Looks(make_external(limit=None, margin=0.1, control="c", of=100))
+    for second in range(10, 110, 5):
+        treatment, control = second // 10 * 10, (second + 5) // 10 * 10 - 5
+        times = [BEGIN + timedelta(seconds=one) for one in (treatment, control)]
+        looks.at = BEGIN + timedelta(seconds=second)
+        looks.judge({"p95": Reading(max(times), min(times), 1.0, 1.0)})
+    assert len(looks.tests.looks["p95"]) == 10
+
+
 def test_a_breach_is_found_while_another_metric_has_no_number() -> None:
     """A monitoring system that fails in part blinds nothing else."""
     looks = Looks(make_external(name="a", limit=1, misses=1, of=1), make_external(name="b"))
     looks.at += EVERY
     judgement = looks.judge(
-        {"a": Reading(looks.at, 2.0), "b": gap(MeasurementGap.NO_ANSWER, looks.at)}
+        {"a": answered(looks.at, 2.0), "b": gap(MeasurementGap.NO_ANSWER, looks.at)}
     )
     assert judgement.breach is not None
     assert judgement.breach.metric == "external:a"
@@ -206,7 +224,7 @@ def test_a_breach_is_found_while_another_metric_has_no_number() -> None:
 def test_an_answer_from_before_the_stage_counted_is_no_look() -> None:
     """While apps settle, a number is about the stage before."""
     looks = Looks(make_external(limit=0.3, misses=1, of=1))
-    reading = Reading(BEGIN - timedelta(seconds=1), 9.0)
+    reading = answered(BEGIN - timedelta(seconds=1), 9.0)
     assert report_of(looks.judge({"p95": reading})).harm is not Verdict.FAIL
 
 
@@ -245,7 +263,7 @@ def test_harm_alone_sees_an_external_breach() -> None:
     looks = Looks(make_external(limit=0.3, misses=2, of=3))
     looks.look(0.4)
     looks.at += EVERY
-    evidence = make_evidence(at=looks.at, readings={"p95": Reading(looks.at, 0.4)})
+    evidence = make_evidence(at=looks.at, readings={"p95": answered(looks.at, 0.4)})
     signals, _ = check_harm(looks.rollout, evidence, looks.tests, looks.at)
     (signal,) = [one for one in signals if one.metric == "external:p95"]
     assert signal.is_possible
@@ -276,7 +294,7 @@ def test_a_changed_plan_keeps_the_looks_of_what_it_asks_as_before() -> None:
     after = replace(before, version="f" * 16, external=(same, replace(changed, limit=4.0)))
     looks = Looks(rollout=make_rollout(plan=before))
     looks.at += EVERY
-    looks.judge({name: Reading(looks.at, 0.1) for name in ("same", "changed")})
+    looks.judge({name: answered(looks.at, 0.1) for name in ("same", "changed")})
     new = replace(looks.rollout, plan=after)
     assert set(carried_tests(looks.tests, looks.rollout, new).looks) == {"same"}
 
@@ -301,9 +319,9 @@ def words_of(**overrides: Any) -> str:
     """Return the reason of a metric after two looks."""
     looks = Looks(make_external(**overrides))
     looks.at += EVERY
-    looks.judge({"p95": Reading(looks.at, 0.25, 0.2)})
+    looks.judge({"p95": answered(looks.at, 0.25, 0.2)})
     looks.at += EVERY
-    return report_of(looks.judge({"p95": Reading(looks.at, 0.35, 0.2)})).reason
+    return report_of(looks.judge({"p95": answered(looks.at, 0.35, 0.2)})).reason
 
 
 def test_the_reason_says_numbers_thresholds_and_looks() -> None:
