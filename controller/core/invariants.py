@@ -209,8 +209,8 @@ def breach_unanswered(step: Step) -> str | None:
     if before is None or after is None or not isinstance(event, EvidenceJudged):
         return None
     breach = event.judgement.breach
-    if breach is None or not before.phase.is_guarded:
-        return None
+    if breach is None or not before.phase.is_guarded or before.stage_index is None:
+        return None  # before the first stage nothing is served that could be lowered
     is_lower = after.percent < before.percent or after.phase.serves_nothing
     is_lower = is_lower or (after.stage_index or 0) < (before.stage_index or 0)
     if is_lower or (breach.on_breach is OnBreach.PAUSE and isinstance(after.phase, Paused)):

@@ -35,7 +35,15 @@ from controller.core.rollout import (
     Scheduled,
     Ticked,
 )
-from schemas.terms import CommandStatus, CommandVerb, HealthGap, HoldReason, OnBreach, Verdict
+from schemas.terms import (
+    METRIC_GAPS,
+    CommandStatus,
+    CommandVerb,
+    HealthGap,
+    HoldReason,
+    OnBreach,
+    Verdict,
+)
 from tests.property.history_checks import (
     MANY,
     answers,
@@ -400,7 +408,7 @@ def test_i17_what_a_person_approves_still_passed_a_minute_ago(steps: Iterator[St
     A gap that time may close has the plan's grace time as well.
     """
     closes = {HealthGap.NO_TRAFFIC, HealthGap.NO_OUTCOMES, HealthGap.STALE}
-    closes |= {HealthGap.MULTIPLE_EXPOSURE, HealthGap.ACTUATION_DRIFT}
+    closes |= {HealthGap.MULTIPLE_EXPOSURE, HealthGap.ACTUATION_DRIFT, *METRIC_GAPS}
     for step in steps:
         if step.before is None or not isinstance(step.before.phase, AwaitingApproval):
             continue

@@ -2,7 +2,8 @@
 
     met, missed    a look; breached when `misses` of the last `of` looks in the stage missed
     no number      no look: a gap of its own, never a zero
-    gate           passes when there were `of` looks in this stage, and none of them missed
+    gate           passes when there were `of` looks in this stage, none of them missed, and there
+                   is a number now
 
 Nothing is tested here, because behind a query stand no events that could be counted: how often a
 threshold raises a false alarm is not known. In a report the looks stand on the scale of evidence,
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from controller.core.analysis.sequential_tests import Look, SequentialTests
@@ -25,7 +26,8 @@ from controller.core.plan import ExternalMetric
 from controller.core.rollout import Rollout
 from schemas.terms import Arm, HealthGap, MeasurementGap, MetricRole, Verdict
 
-#: Without an answer for so many times `every` the last number says nothing about now.
+#: Without an answer for so many times `every` the last number says nothing about now; and a look
+#: from so many times all looks ago says nothing beside the new one.
 _OLD_AFTER: Final = 3
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)
 _NO_NUMBERS: Final = Reading(_NEVER, _NEVER)
@@ -58,8 +60,14 @@ def take_readings(rollout: Rollout, evidence: Evidence, tests: SequentialTests) 
         if taken and reading.since <= taken[-1].at:
             continue
         is_miss = metric.misses_threshold(reading.treatment, reading.control)
-        looks[metric.name] = (*taken, Look(reading.at, is_miss))[-metric.of :]
+        recent = [look for look in taken if reading.at - look.at <= _OLD_AFTER * _span(metric)]
+        looks[metric.name] = (*recent, Look(reading.at, is_miss))[-metric.of :]
     return tests if looks == tests.looks else replace(tests, looks=looks)
+
+
+def _span(metric: ExternalMetric) -> timedelta:
+    """Return how long the looks that count take when each has its answer."""
+    return metric.of * metric.every
 
 
 def missed(metric: ExternalMetric, tests: SequentialTests) -> int:
@@ -99,9 +107,9 @@ def _report(
     numbers = _NO_NUMBERS if reading is None else reading
     if is_breached:
         harm, safe = Verdict.FAIL, Verdict.FAIL
-    elif reading is None or not looks:
+    elif not looks:
         harm, safe = Verdict.NO_DATA, Verdict.NO_DATA
-    else:
+    else:  # also while there is no number: then a gap holds the gate, and time may close it
         harm = Verdict.INCONCLUSIVE
         is_shown = len(looks) == metric.of and not failed
         safe = Verdict.PASS if is_shown else Verdict.INCONCLUSIVE

@@ -163,14 +163,37 @@ def test_a_gate_needs_every_look_of_the_stage_without_a_miss() -> None:
 def test_no_number_is_a_gap_of_its_own_and_passes_no_gate(
     kind: MeasurementGap, expected: HealthGap
 ) -> None:
-    """Five good looks before do not help: nothing is known of now."""
+    """Five good looks before do not help: nothing is known of now, and the gap says so."""
     looks = Looks(make_external(limit=0.3))
     assert report_of(looks.look(*[0.2] * 5)).safe is Verdict.PASS
     judgement = looks.look(gap(kind, looks.at + EVERY))
     (found,) = [one for one in judgement.gaps if one.kind is expected]
     assert found.detail == f"p95: it is {kind.value}"
-    assert report_of(judgement).safe is Verdict.NO_DATA
-    assert judgement.statistics is Verdict.NO_DATA
+    assert report_of(judgement).arms[Arm.TREATMENT].estimate is None
+
+
+def test_a_moment_without_a_number_costs_no_look() -> None:
+    """So that one answer that did not come withdraws no request to a person."""
+    looks = Looks(make_external(limit=0.3))
+    looks.look(*[0.2] * 5)
+    assert report_of(looks.look(None)).safe is Verdict.PASS
+    assert report_of(looks.look(0.2)).safe is Verdict.PASS
+
+
+def test_after_a_long_silence_all_looks_are_made_again() -> None:
+    """What was good an hour ago says nothing beside one good look of now."""
+    looks = Looks(make_external(limit=0.3, misses=2, of=5))
+    assert report_of(looks.look(*[0.2] * 5)).safe is Verdict.PASS
+    looks.at += timedelta(hours=1)
+    judgement = looks.look(0.2)
+    assert report_of(judgement).safe is Verdict.INCONCLUSIVE
+    assert report_of(judgement).arms[Arm.TREATMENT].trials == 1
+
+
+def test_without_any_look_there_is_no_data() -> None:
+    """Neither safe nor harmful."""
+    report = report_of(Looks(make_external()).look(None))
+    assert (report.harm, report.safe) == (Verdict.NO_DATA, Verdict.NO_DATA)
 
 
 def test_every_measurement_gap_has_a_health_gap() -> None:
