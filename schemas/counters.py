@@ -4,7 +4,7 @@ A row is a field of `Counters` with its type, default, merge rule and meaning. F
 the sum of two arms (`core.evidence.ArmTotals`), the merging of partitions (`codec.merging`), what
 the sequential tests remember (`core.analysis.sequential_tests`), and the stored form
 (`schemas.totals.ArmCounts`). One place repeats the names, and a test compares it with the table:
-the compiled counter (`counting.arm_counters.ArmCounter`).
+the counter of the fold (`counting.folding.arm_counters.ArmCounter`).
 
 Append a new counter at the end: the order is the order of arguments, and of stored state.
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from hypothesis import strategies as st
 
 from controller.core.analysis.sequential_tests import GapTime
+from controller.core.evidence import WebhookReply
 from controller.core.invariants import Step
 from controller.core.judging.judgement import Advice, Gap, Judgement
 from controller.core.machine import decide, next_deadline
@@ -41,6 +42,7 @@ from schemas.terms import (
     Approval,
     CommandVerb,
     GapPolicy,
+    GateAnswer,
     HealthGap,
     MetricRole,
     OnBreach,
@@ -127,6 +129,8 @@ OPEN: tuple[Judgement, ...] = (
     ),
     make_judgement(metrics=(make_report(), _SIGNAL)),
     *(gap for gap in (*GAPS, *MOMENTARY) if gap.gaps[0].kind is not HealthGap.SRM),
+    # A webhook's answer holds whatever the plan asks; what it fails at is its plan's.
+    make_judgement(replies=(WebhookReply("load-test", "any", T0, GateAnswer.HOLD),)),
     make_judgement(gaps=(Gap(HealthGap.STALE, "old"), Gap(HealthGap.NO_TRAFFIC, "nobody"))),
 )
 SPLIT = (next(gap for gap in GAPS if gap.gaps[0].kind is HealthGap.SRM), MISSING)

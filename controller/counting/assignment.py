@@ -18,7 +18,9 @@ from math import inf
 import structlog
 
 from controller.counting.dependencies import Dependencies
-from controller.counting.flags_to_count import FlagsToCount
+from controller.counting.folding.engine import NativeFault
+from controller.counting.folding.flags_to_count import FlagsToCount
+from controller.counting.folding.partition_fold import PartitionFold
 from controller.counting.owned_partition import (
     TRIES,
     OwnedPartition,
@@ -27,6 +29,7 @@ from controller.counting.owned_partition import (
 )
 from controller.counting.partition_faults import PartitionFaults
 from controller.counting.partition_totals import PartitionTotals
+from controller.counting.pending_records import PendingRecords
 from controller.errors import BrokenInvariant, OperatingTrouble
 from controller.log_identity import is_other_topic, why_other_log
 from controller.ports import TopicPartition
@@ -54,6 +57,7 @@ class Assignment:
         self._topology = dependencies.topology
         self._tasks = dependencies.tasks
         self._sampling = dependencies.sampling
+        self._new_fold = dependencies.new_fold
         self._now_ms = dependencies.now_ms
         self.faults = faults
         self._logger = structlog.get_logger()
@@ -89,7 +93,7 @@ class Assignment:
     def let_go(self, owned: OwnedPartition) -> None:
         """Forget a partition that is ours no longer."""
         owned.state = PartitionState.GONE
-        owned.pending = []
+        owned.pending = PendingRecords()
         if owned.is_faulty:
             self.faults.clear(owned)
         self.faults.clear_hidden(owned)
@@ -124,12 +128,15 @@ class Assignment:
     def _totals_with(
         self, flags_to_count: FlagsToCount, partition: TopicPartition
     ) -> PartitionTotals:
+        owned = self.owned.get(partition)
+        is_by_reference = owned is not None and owned.is_by_reference
         return PartitionTotals(
             flags_to_count,
             counts_exposures=partition[0] == self._topics[0],
             exact_limit=self._settings.exact_set_limit,
             window_ms=self._settings.attribution_window_ms,
             number=partition[1],
+            new_fold=PartitionFold if is_by_reference else self._new_fold,
         )
 
     # - loading -
@@ -152,6 +159,8 @@ class Assignment:
             except OperatingTrouble as trouble:
                 self._logger.warning("load_failed", topic_partition=owned.key, error=str(trouble))
                 await asyncio.sleep(self._pacing.retry_seconds)
+            except NativeFault as fault:
+                self._go_on_by_reference(owned, fault)
             except Exception as mistake:
                 # It stops this partition alone. Evidence of the others goes on, and gates see that
                 # one does not report.
@@ -252,7 +261,7 @@ class Assignment:
             owned.checked_to, owned.checked_last_ms = owned.totals.position, stored.last_ms or 0
             owned.reported = (stored.counted, stored.quarantined, stored.late, stored.ignored)
             owned.last_timestamp_ms = -inf
-            owned.pending = []
+            owned.pending = PendingRecords()
             self._events.seek(owned.partition, owned.totals.position)
             if owned.is_paused:
                 self._events.resume([owned.partition])
@@ -268,7 +277,7 @@ class Assignment:
         """Drop a partition's memory and load it again."""
         owned.state = PartitionState.LOADING
         owned.loaded = None
-        owned.pending = []
+        owned.pending = PendingRecords()
         owned.unsaved_since = None
         owned.totals.flags.close()
         owned.totals = self._new_totals(owned.partition)
@@ -277,6 +286,14 @@ class Assignment:
     def fail(self, pair: PartitionPair, mistake: BaseException) -> None:
         """Load a pair again after a mistake of ours: what is in memory may be half a change."""
         for owned in pair.owned():
+            if isinstance(mistake, NativeFault):
+                # It may be the other one's: outcomes are joined by the fold of evaluations. What
+                # is counted by the reference is loaded again all the same, never blamed for it.
+                if not owned.is_by_reference:
+                    self._go_on_by_reference(owned, mistake)
+                if owned.state is PartitionState.READY:
+                    self.reload(owned)
+                continue
             if owned.state is not PartitionState.READY:
                 continue
             self.faults.record_failure(owned, mistake)
@@ -289,6 +306,11 @@ class Assignment:
             self.reload(owned, pacing.stopped_seconds if is_stopping else pacing.failed_seconds)
             if is_stopping:
                 self._stop(owned)
+
+    def _go_on_by_reference(self, owned: OwnedPartition, fault: NativeFault) -> None:
+        """Have a partition counted by the reference, from its next load until it is not ours."""
+        self.faults.record_native_fault(owned, fault)
+        owned.is_by_reference = True
 
     def _stop(self, owned: OwnedPartition) -> None:
         """Leave a partition alone except for rare tries; gates see that it does not report."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from controller.counting.background_tasks import BackgroundTasks
 from controller.counting.event_sampling import EventSampling
-from controller.counting.flags_to_count import FlagsToCount
+from controller.counting.folding.engine import Fold
+from controller.counting.folding.flags_to_count import FlagsToCount
 from controller.counting.pacing import Pacing
 from controller.health import Faults
 from controller.ports import Clock, EventLog, Topology, Totals
@@ -25,6 +27,7 @@ class IngestCounters:
     gaps: int = 0  # times that the log had deleted records unread
     rebases: int = 0  # times that counting went on in another log
     mistakes: int = 0  # of ours, each contained in a partition
+    native_faults: int = 0  # of the native fold; the reference went on
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class Dependencies:
     topology: Topology | None
     flags_to_count: FlagsToCount
     sampling: EventSampling
+    new_fold: Callable[..., Fold]  # makes the fold of a partition
     counters: IngestCounters = field(default_factory=IngestCounters)
     tasks: BackgroundTasks = field(default_factory=BackgroundTasks)
 

@@ -1,8 +1,8 @@
 """What an event is for a flag, and what to do where it does not count.
 
 Pure, and the only place with these words: counting samples its events with it
-(`event_sampling.py`), and `rolloutctl events` reads the topics with it. The counting loops
-(`fold.py`) make the same choice inline, because a call per event would cost as much as counting it;
+(`event_sampling.py`), and `rolloutctl events` reads the topics with it. Counting itself
+(`folding/events.py`) makes the same choice, and keeps no reason;
 `tests/property/test_event_classes.py` proves that both agree.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from typing import Final
 
-from controller.counting.flags_to_count import CountedFlag
+from controller.counting.folding.flags_to_count import CountedFlag
 from schemas.envelope import format_time, time_of
 from schemas.terms import Arm, EventClass, EventRemark, RecordClass
 

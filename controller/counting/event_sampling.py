@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 
 from controller.counting.event_tally import EventTally, Join
+from controller.counting.folding.engine import NativeFault
 from controller.ports import Record, TopicPartition
 from schemas.envelope import MAX_AHEAD_MS
 
@@ -70,6 +71,8 @@ class EventSampling:
             return
         try:
             self._read_some(partition, records, now, now_ms, of_evaluations, join)
+        except NativeFault as fault:  # of the fold that exposures were asked of, and told by it
+            self._logger.info("event_sampling_left_out", error=str(fault))
         except Exception:  # a mistake of ours here must not stop counting
             self._is_broken = True
             self._logger.exception("event_sampling_failed", topic_partition=partition)

@@ -32,7 +32,7 @@ from controller.counting.event_fields import (
     misnamed_words,
 )
 from controller.counting.flag_tally import EventSample, FlagTally, OutcomeReading
-from controller.counting.flags_to_count import FlagsToCount
+from controller.counting.folding.flags_to_count import FlagsToCount
 from controller.ports import Record, TopicPartition
 from schemas import wire
 from schemas.envelope import MAX_TIME_MS, RecordRefused

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 import structlog
 
 from controller.counting.dependencies import Dependencies
 from controller.counting.owned_partition import OwnedPartition, PartitionState
 from controller.counting.pair_order import FOLDED_AT_ONCE
+from controller.counting.pending_records import PendingRecords
 from controller.errors import EventLogUnavailable
-from controller.ports import Record, TopicPartition
+from controller.ports import TopicPartition
 from controller.settings import CountingSettings
 
 #: Of records that hold many events: fetched and not yet folded, per partition.
@@ -72,8 +72,8 @@ class Fetching:
                 continue
             # Records from before the seek to the fence are dropped: the seek brings them back.
             if owned.state is PartitionState.READY and not owned.is_leaving:
-                last = owned.pending[-1].offset if owned.pending else -1
-                owned.pending += (
+                last = owned.pending.last.offset if owned.pending else -1
+                owned.pending.add(
                     records
                     if records[0].offset > last
                     else [each for each in records if each.offset > last]
@@ -97,7 +97,7 @@ class Fetching:
                 self._events.resume([owned.partition])
                 owned.is_paused = False
 
-    def _fullness(self, pending: Sequence[Record]) -> float:
+    def _fullness(self, pending: PendingRecords) -> float:
         """Return how much of what may be pending is pending, 1 for all."""
         fullness = len(pending) / self._pacing.pending_records
         if self._has_packed:

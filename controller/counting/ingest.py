@@ -30,12 +30,14 @@ import structlog
 
 from controller.core.rollout import Rollout
 from controller.counting.assignment import Assignment
+from controller.counting.counted_flags import new_fold
 from controller.counting.counting_report import CountingReport
 from controller.counting.dependencies import Dependencies
 from controller.counting.event_sampling import EventSampling
 from controller.counting.event_tally import EventTally
 from controller.counting.fetching import Fetching
-from controller.counting.flags_to_count import CountedFlag, FlagsToCount
+from controller.counting.folding.engine import Fold, NativeFault
+from controller.counting.folding.flags_to_count import CountedFlag, FlagsToCount
 from controller.counting.log_ends import LogEnds
 from controller.counting.owned_partition import PartitionView
 from controller.counting.pacing import Pacing
@@ -80,13 +82,14 @@ class Ingest:
         pacing: Pacing = _PACING,
         faults: Faults | None = None,
         topology: Topology | None = None,
+        new_fold: Callable[..., Fold] = new_fold,
     ) -> None:
         """Connect the parts of counting.
 
         `topics` are the evaluations' and the outcomes'. `epoch` is part of the partitions' keys: a
         new one counts everything again. `on_saved` is called with the flags whose totals have
         just been saved. `faults` gets what is contained in one partition or flag. `topology` knows
-        which topic it is that has a name.
+        which topic it is that has a name. `new_fold` makes the fold of each partition.
         """
         flags_to_count = FlagsToCount(settings.unknown_flags_limit)
         self.tally = EventTally(flags_to_count, read_evaluations, read_outcomes)
@@ -104,6 +107,7 @@ class Ingest:
             topology=topology,
             flags_to_count=flags_to_count,
             sampling=EventSampling(self.tally, of_packed=of_packed),
+            new_fold=new_fold,
         )
         self._dependencies = dependencies
         self.counters = dependencies.counters
@@ -210,6 +214,9 @@ class Ingest:
             except FoldingFailed as failure:
                 self._faults.isolate(failure)
                 self.assignment.fail(pair, failure.__cause__ or failure)
+                continue
+            except NativeFault as fault:  # beside the records, or of an earlier call
+                self.assignment.fail(pair, fault)
                 continue
             finally:
                 self._faults.report_set_aside(pair)

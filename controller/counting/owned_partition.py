@@ -13,7 +13,8 @@ from enum import StrEnum
 from math import inf
 
 from controller.counting.partition_totals import PartitionTotals
-from controller.ports import Record, TopicPartition
+from controller.counting.pending_records import PendingRecords
+from controller.ports import TopicPartition
 from schemas.totals import PartitionCounts
 
 
@@ -73,6 +74,7 @@ class OwnedPartition:
         "hidden_since",
         "holes_checked",
         "is_busy",
+        "is_by_reference",
         "is_counting_exposures",
         "is_faulty",
         "is_leaving",
@@ -125,10 +127,11 @@ class OwnedPartition:
         self.checked_last_ms = 0  # timestamp of the last record before it
         # Counted, quarantined, late and ignored, as far as the metrics know.
         self.reported = (0, 0, 0, 0)
-        self.pending: list[Record] = []
+        self.pending = PendingRecords()
         self.is_counting_exposures = totals.counts_exposures
         self.is_paused = False
         self.is_busy = False  # being encoded: nothing may be folded
+        self.is_by_reference = False  # since a fault of the native fold
         self.is_leaving = False  # being handed over: nothing more is folded
         self.last_timestamp_ms: float = -inf  # of the last record folded
         self.delivered_at = now  # when the log last gave a record

@@ -15,7 +15,8 @@ from itertools import accumulate
 from math import inf
 
 from controller.counting.dependencies import Dependencies
-from controller.counting.membership import digest_of
+from controller.counting.folding.context_sets import digest_of
+from controller.counting.folding.engine import NativeFault
 from controller.counting.owned_partition import (
     OwnedPartition,
     PartitionPair,
@@ -48,7 +49,7 @@ _FROZEN_COUNTERS = 500
 # records would save more often than good traffic does. Each save costs as much as a thousand
 # records.
 _REFUSALS_PER_SAVE = 4 * MAX_REFUSALS
-FOLDED_AT_ONCE = 1000  # records of a partition: 4 ms or so
+FOLDED_AT_ONCE = 1000  # records of a partition: 4 ms or so by the reference, 1 by the native fold
 #: So many records after one that failed are tried first. That takes several times as long as
 #: counting them, but a failure without a trial costs a load of the partition.
 CAREFUL_RECORDS = 10_000
@@ -98,7 +99,7 @@ class PairOrder:
         for owned in pair.owned():
             owned.totals.set_time(self._now_ms)
         is_careful = any(owned.is_careful for owned in pair.owned())
-        opened = sum(owned.totals.flags.arms.opened for owned in pair.owned())
+        opened = sum(owned.totals.flags.fold.opened for owned in pair.owned())
         with _no_collection():
             while folded < FOLDED_AT_ONCE:
                 step = self._fold_outcomes(pair, now) + self._fold_evaluations(pair, now)
@@ -106,7 +107,7 @@ class PairOrder:
                 if step == 0 or self.has_packed or (is_careful and folded >= _TRIED_AT_ONCE):
                     break
             self._unfrozen_counters += (
-                sum(owned.totals.flags.arms.opened for owned in pair.owned()) - opened
+                sum(owned.totals.flags.fold.opened for owned in pair.owned()) - opened
             )
             if self._unfrozen_counters >= _FROZEN_COUNTERS:
                 # What is made for a flag lives as long as its partition is ours
@@ -168,7 +169,7 @@ class PairOrder:
             folded = 1 if self._sets_aside(owned, batch[0], fold) else fold(owned.totals)
         if folded:
             owned.last_timestamp_ms = min(batch[folded - 1].timestamp, self._now_ms + MAX_AHEAD_MS)
-            del owned.pending[:folded]
+            owned.pending.drop(folded)
             pair.held_since = None
             self._sample(owned, batch[:folded], now, join)
         elif pair.held_since is None:
@@ -183,7 +184,7 @@ class PairOrder:
         if owned.state is not PartitionState.READY:
             return -inf
         if owned.pending:
-            return owned.pending[0].timestamp - 1
+            return owned.pending.first.timestamp - 1
         waited = 0.0 if pair.held_since is None else now - pair.held_since
         end = self._events.end_offset(owned.partition)
         if end is not None and owned.totals.position >= end:
@@ -226,7 +227,7 @@ class PairOrder:
             folded = 1 if self._sets_aside(owned, batch[0], fold) else fold(owned.totals)
         if folded:
             owned.last_timestamp_ms = min(batch[folded - 1].timestamp, self._now_ms + MAX_AHEAD_MS)
-            del owned.pending[:folded]
+            owned.pending.drop(folded)
             self._sample(owned, batch[:folded], now, None)
         return folded
 
@@ -242,7 +243,7 @@ class PairOrder:
         def flags_of(context_id: str, time_ms: int) -> Sequence[tuple[str, str]]:
             if join is None:
                 return ()
-            return join.flags.exposures(digest_of(context_id.encode()), time_ms)
+            return join.flags.fold.exposures(digest_of(context_id.encode()), time_ms)
 
         self._sampling.offer(
             owned.partition,
@@ -278,7 +279,7 @@ class PairOrder:
             return None
         # An earlier failure may have damaged those totals, so it must fail on empty ones, too.
         empty = self._trial(owned.partition)
-        empty.start_at(owned.pending[0].offset)
+        empty.start_at(owned.pending.first.offset)
         why = _failure_on(empty, fold, self._now_ms)
         if trial is None or why is None:
             owned.end_trial()
@@ -289,14 +290,14 @@ class PairOrder:
 
     def _next_batch(
         self, owned: OwnedPartition, count: int, read: ReadEvaluations | ReadOutcomes
-    ) -> list[Record]:
+    ) -> Sequence[Record]:
         """Return at most `count` records to fold next, at least one.
 
         Of a packed format their bytes are bounded, too.
         """
-        if owned.pending[0].offset <= owned.careful_to:
-            return owned.pending[:1]
-        batch = owned.pending[:count]
+        if owned.pending.first.offset <= owned.careful_to:
+            return owned.pending.head(1)
+        batch = owned.pending.head(count)
         if isinstance(read, Packed):
             sizes = accumulate(len(record.value or b"") for record in batch)
             batch = batch[: max(1, sum(size <= _PACKED_BYTES_AT_ONCE for size in sizes))]
@@ -313,9 +314,9 @@ class PairOrder:
             return inf
         if owned.state is not PartitionState.READY:
             return inf if now - owned.delivered_at >= self._pacing.join_patience_seconds else -inf
-        ahead = 0 if owned.totals.flags.joins else self._settings.attribution_window_ms // 3
+        ahead = 0 if owned.totals.flags.fold.joins else self._settings.attribution_window_ms // 3
         if owned.pending:
-            return owned.pending[0].timestamp + ahead
+            return owned.pending.first.timestamp + ahead
         end = self._events.end_offset(owned.partition)
         if end is not None and owned.totals.position >= end:
             return inf
@@ -328,6 +329,8 @@ def _failure_on(totals: PartitionTotals, fold: _Fold, now_ms: int) -> str | None
     totals.set_time(now_ms)
     try:
         fold(totals)
+    except NativeFault:
+        raise  # of the fold, and not of the record
     except Exception as mistake:
         return failure_of(mistake)
     return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import structlog
 
 from controller.counting.dependencies import Dependencies
+from controller.counting.folding.engine import NativeFault
 from controller.counting.owned_partition import OwnedPartition, PartitionPair
 from controller.counting.pair_order import CAREFUL_RECORDS, FoldingFailed, failure_of
 from controller.health import Scope, partition_remedy
@@ -19,6 +20,7 @@ _END_TRANSACTION = (
     "end it: restart its producer, or find it with `kafka-transactions.sh find-hanging`, and "
     "abort it"
 )
+_NATIVE_FAULT = "report the log line `native_fold_failed` to the maintainers; nothing is lost"
 _REBASED = "look at the flags in a stage: it is tainted, and a person decides how it goes on"
 # A rebase is shown as a fault for so long. The loss that it left stays in the evidence.
 _REBASE_SHOWN_SECONDS = 600.0
@@ -31,6 +33,7 @@ class PartitionFaults:
         """Report to the dependencies' `faults`, and count in their `counters`."""
         self._faults = dependencies.faults
         self._counters = dependencies.counters
+        self._metrics = dependencies.metrics
         self._logger = structlog.get_logger()
 
     def record_failure(self, owned: OwnedPartition, mistake: BaseException) -> None:
@@ -41,6 +44,16 @@ class PartitionFaults:
         why = f"it cannot be counted: {owned.trouble}"
         self._report(owned, why, partition_remedy(owned.name, why))
         self._logger.error("partition_failed", topic_partition=owned.key, exc_info=mistake)
+
+    def record_native_fault(self, owned: OwnedPartition, fault: NativeFault) -> None:
+        """Report that the reference goes on with a partition, because the native fold failed."""
+        self._counters.native_faults += 1
+        self._metrics.native_faults.inc()
+        owned.is_faulty = True
+        owned.failed_at = max(owned.failed_at, owned.totals.position)
+        owned.trouble = f"the native fold failed: {fault}; the reference counts on in Python"
+        self._report(owned, owned.trouble, _NATIVE_FAULT)
+        self._logger.error("native_fold_failed", topic_partition=owned.key, exc_info=fault)
 
     def record_rebase(
         self, owned: OwnedPartition, *, fence: int, offset: int, why: str, now: float
@@ -82,6 +95,8 @@ class PartitionFaults:
         fence.
         """
         owned = failure.owned
+        if isinstance(failure.__cause__, NativeFault):
+            return  # no record's fault: the reference counts them all
         owned.careful_to = max(owned.careful_to, failure.last + CAREFUL_RECORDS)
         if failure.first == failure.last:
             owned.poisoned[failure.first] = failure_of(failure.__cause__)

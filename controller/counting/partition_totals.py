@@ -1,22 +1,28 @@
 """Adds up one event partition: records in, totals per arm and each record's class out.
 
 Belongs here: offsets, which class each record falls into, refusals, and how many records may be
-folded before a save. Does not belong here: what an event adds (`fold.py`), what is stored of flags
-(`counted_flags.py`), fetching and saving (`ingest.py`, `saving.py`), what the numbers mean
+folded before a save. Does not belong here: what an event adds (`folding/events.py`), what is stored
+of flags (`counted_flags.py`), fetching and saving (`ingest.py`, `saving.py`), what the numbers mean
 (`core/evidence.py`). The offsets of a batch's records rise.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
 from typing import Any
 
-from controller.counting.counted_flags import FLAGS_WITH_OWN_FIELDS, Changes, CountedFlags
-from controller.counting.flags_to_count import OPEN_END_MS, FlagsToCount
-from controller.counting.fold import Fold
-from controller.counting.membership import digest_of
+from controller.counting.counted_flags import (
+    FLAGS_WITH_OWN_FIELDS,
+    Changes,
+    CountedFlags,
+    new_fold,
+)
+from controller.counting.folding.context_sets import digest_of
+from controller.counting.folding.engine import Fold
+from controller.counting.folding.events import Counted
+from controller.counting.folding.flags_to_count import OPEN_END_MS, FlagsToCount
 from controller.errors import BrokenInvariant
 from controller.ports import Record
 from schemas.envelope import MAX_AHEAD_MS, MAX_TIME_MS
@@ -64,12 +70,14 @@ class PartitionTotals:
         window_ms: int | None = None,
         flags_with_own_fields: int = FLAGS_WITH_OWN_FIELDS,
         number: int = 0,
+        new_fold: Callable[..., Fold] = new_fold,
     ) -> None:
         """Start empty.
 
         `counts_exposures`: a partition of evaluations, else of outcomes. `exact_limit` is how many
         contexts a set holds exactly. `window_ms` is the attribution window of an evaluation
-        partition, None to remember no exposures. `number` is the partition's own.
+        partition, None to remember no exposures. `number` is the partition's own. `new_fold` makes
+        its fold.
         """
         self._flags_to_count = flags_to_count
         self._number = number
@@ -80,8 +88,8 @@ class PartitionTotals:
             exact_limit=exact_limit,
             window_ms=window_ms,
             flags_with_own_fields=flags_with_own_fields,
+            new_fold=new_fold,
         )
-        self._fold = Fold(self.flags, flags_to_count)
         self.position = 0  # the offset to read next
         self.records = PartitionCounts()
         self.refused: list[Refusal] = []
@@ -92,10 +100,9 @@ class PartitionTotals:
 
     def set_time(self, now_ms: int) -> None:
         """Set the time by our own clock, the latest that an event's time is believed."""
-        self.now_ms = self._fold.now_ms = now_ms
+        self.now_ms = now_ms
         self._latest_ms = now_ms + MAX_AHEAD_MS
-        if self.flags.recent is not None:
-            self.flags.recent.set_time(now_ms, self._latest_ms)
+        self.flags.fold.set_time(now_ms, self._latest_ms)
 
     # - progress -
 
@@ -140,8 +147,7 @@ class PartitionTotals:
 
         A context is at risk once per batch.
         """
-        for counter in (*self.flags.arms.changed, *self.flags.arms.changed_in_bundles):
-            counter.batch_contexts = {}
+        self.flags.fold.begin_batch()
 
     def skip_to(self, offset: int, end: int) -> None:
         """Go on at `offset`, because the log no longer has what lies before: holes, and a loss.
@@ -237,10 +243,9 @@ class PartitionTotals:
         if isinstance(read, Packed):
             return size - len(batch) + self._fold_packed_evaluations(batch, read, room)
         if batch:
-            counted, late, ignored = self._fold.count_evaluations(
-                read(batch, self._refuse, latest_ms=self._latest_ms), self.records
-            )
-            self._finish(batch, counted, late, ignored)
+            fold = self.flags.fold
+            counted = fold.read_evaluations(batch, read, self._refuse, self._latest_ms)
+            self._finish(batch, counted)
         return size
 
     def fold_outcomes(
@@ -264,27 +269,36 @@ class PartitionTotals:
         dropped = size - len(batch)
         if isinstance(read, Packed):
             return dropped + self._fold_packed_outcomes(batch, read, room, join, joinable_until_ms)
-        stopped_at, counted, late, ignored = self._fold.count_outcomes(
-            read(batch, self._refuse, latest_ms=self._latest_ms),
-            self.records,
+        counted = self.flags.fold.read_outcomes(
+            batch,
+            read,
+            self._refuse,
+            self._latest_ms,
             room,
-            None if join is None else join.flags,
+            None if join is None else join.flags.fold,
             joinable_until_ms,
         )
-        if stopped_at is not None:
-            batch = batch[: _index_of(batch, stopped_at.offset)]
-        self._finish(batch, counted, late, ignored)
+        if counted.stopped_at is not None:
+            batch = batch[: _index_of(batch, counted.stopped_at.offset)]
+        self._finish(batch, counted)
         return dropped + len(batch)
 
-    def _finish(self, batch: Sequence[Record], counted: int, late: int, ignored: int) -> None:
+    def _finish(self, batch: Sequence[Record], counted: Counted) -> None:
         """Put each record of a batch into its class, and the position behind the batch."""
         self._count_refusals()
         if batch:
             self._advance(batch)
         records = self.records
-        records.counted += counted
-        records.late += late
-        records.ignored += ignored
+        records.counted += counted.counted
+        records.late += counted.late
+        records.ignored += counted.ignored
+        self._freshen(counted.freshest_ms)
+
+    def _freshen(self, freshest_ms: int) -> None:
+        """Note the time of the freshest event; none is believed to be younger than our clock."""
+        records = self.records
+        freshest_ms = max(records.freshest_ms or 0, freshest_ms)
+        records.freshest_ms = min(freshest_ms, self.now_ms) or None
 
     def _uncounted(self, batch: Sequence[Record]) -> Sequence[Record]:
         """Return a batch without what lies before the position."""
@@ -311,8 +325,8 @@ class PartitionTotals:
             for context_id, _, _, _ in contents.events:
                 digest = digest_of(context_id.encode())
                 self._flags_to_count.record_place(True, digest, self._number)
-            counts = self._fold.count_evaluations(contents.events, self.records)
-            self._finish_packed(record, contents.refused, *counts)
+            counted = self.flags.fold.count_evaluations(contents.events)
+            self._finish_packed(record, contents.refused, counted)
         return len(batch)
 
     def _fold_packed_outcomes(
@@ -328,9 +342,9 @@ class PartitionTotals:
         for folded, record in enumerate(batch):
             contents = packed.unpack(record, latest_ms=self._latest_ms)
             if not all(event[2] for event in contents.events):
-                self.flags.joins = True
+                self.flags.fold.joins = True
                 if join is not None and (
-                    record.timestamp > joinable_until_ms or not join.flags.index_exposures()
+                    record.timestamp > joinable_until_ms or not join.flags.fold.index_exposures()
                 ):
                     return folded
             # They are joined here and not while counting, because what a record changes must be
@@ -347,10 +361,10 @@ class PartitionTotals:
             for context_id, *_ in events:
                 digest = digest_of(context_id.encode())
                 self._flags_to_count.record_place(False, digest, self._number)
-            _, counted, late, ignored = self._fold.count_outcomes(
-                ((record, *event) for event in events), self.records, inf, None, inf
+            counted = self.flags.fold.count_outcomes(
+                ((record, *event) for event in events), inf, None, inf
             )
-            self._finish_packed(record, contents.refused, counted, late, ignored)
+            self._finish_packed(record, contents.refused, counted)
         return len(batch)
 
     def _fields_of(self, touched: Sequence[tuple[str, int]], entries: int) -> int:
@@ -378,16 +392,17 @@ class PartitionTotals:
         )
 
     def _finish_packed(
-        self, record: Record, refused: RecordRefused | None, counted: int, late: int, ignored: int
+        self, record: Record, refused: RecordRefused | None, counted: Counted
     ) -> None:
         """Put a record whose events were counted into its one class, and the position behind it."""
+        self._freshen(counted.freshest_ms)
         if refused is not None:
             # It counts as quarantined, whatever else was in it.
             self._refuse(record, refused)
             self._count_refusals()
-        elif counted:
+        elif counted.counted:
             self.records.counted += 1
-        elif late:
+        elif counted.late:
             self.records.late += 1
         else:
             self.records.ignored += 1
@@ -400,7 +415,7 @@ def _joined(event: OutcomeFields, join: PartitionTotals | None) -> OutcomeFields
     if flags:
         return event
     if join is not None:
-        flags = join.flags.exposures(digest_of(context_id.encode()), time_ms)
+        flags = join.flags.fold.exposures(digest_of(context_id.encode()), time_ms)
     return context_id, time_ms, flags, is_error, latency_ms, conversions
 
 

@@ -162,7 +162,8 @@ class Saving:
             for owned in ready:
                 owned.is_busy = False
         for snapshot in snapshots:
-            await self._write(snapshot)
+            if snapshot is not None:
+                await self._write(snapshot)
         # The event loop's own time, not what passed: while much is folded a save waits for its
         # turns, and must not come later for that. Writing takes about as much of it as encoding.
         spent = 2 * sum(each.encode_seconds for each in self._assignment.pairs.values())
@@ -181,11 +182,13 @@ class Saving:
         if position > owned.totals.position:
             owned.totals.pass_holes(position)
 
-    async def _encode(self, owned: OwnedPartition, pair: PartitionPair) -> _Snapshot:
-        """Return the partition's state.
+    async def _encode(self, owned: OwnedPartition, pair: PartitionPair) -> _Snapshot | None:
+        """Return the partition's state, or None when it was loaded again or lost meanwhile.
 
         The event loop runs others now and then, but nothing is folded meanwhile.
         """
+        if owned.state is not PartitionState.READY:
+            return None
         totals = owned.totals
         now = self._clock.monotonic()
         self._sweep(owned, now)
@@ -198,6 +201,8 @@ class Saving:
             if is_done:
                 break
             await asyncio.sleep(0)
+            if owned.totals is not totals:
+                return None
         records = totals.records
         records.end = max(totals.position, self._ends.end_of(owned) or 0)
         silent = self._ends.silent_seconds(owned, now)
@@ -231,7 +236,7 @@ class Saving:
             owned.swept_at = now
             flags.drop_superseded()
             if owned.totals.position >= (self._ends.end_of(owned) or 0):
-                flags.expire_exposures(self._now_ms() - _EXPOSURES_KEPT_MS)
+                flags.fold.expire_exposures(self._now_ms() - _EXPOSURES_KEPT_MS)
         for flag_key in flags.keep_budget(self._settings.max_contexts_per_partition):
             why = (
                 f"its contexts fill {owned.name}: new ones are no longer recorded there, "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from controller.counting.flags_to_count import FlagsToCount
+from controller.counting.folding.flags_to_count import FlagsToCount
 from controller.counting.partition_totals import ReadEvaluations, ReadOutcomes
 from controller.ports import Record
 from schemas.formats import evaluation_reader, outcome_reader

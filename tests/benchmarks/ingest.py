@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from controller.counting.counted_flags import Changes
-from controller.counting.flags_to_count import FlagsToCount
+from controller.counting.folding.flags_to_count import FlagsToCount
 from controller.counting.partition_totals import PartitionTotals
 from controller.ports import Record
 from schemas.totals import MAX_FIELDS_PER_SAVE, encode_progress

@@ -29,7 +29,7 @@ from controller.core.machine import decide, next_deadline
 from controller.core.rollout import CommandReceived, EvidenceJudged, Rollout, Ticked
 from controller.core.serving import percent_to_serve
 from controller.counting.counted_flags import Changes
-from controller.counting.flags_to_count import FlagsToCount
+from controller.counting.folding.flags_to_count import FlagsToCount
 from controller.counting.partition_totals import PartitionTotals
 from controller.errors import BadInput, BrokenInvariant, DocumentUnreadable
 from controller.health import Health

@@ -18,7 +18,7 @@ FLAGD = "controller/codec/flagd.py"
 RULES_TESTS = "tests/property/test_rules.py"
 DRIFT = "controller/core/analysis/drift.py"
 DRIFT_TESTS = "tests/unit/core/test_drift.py"
-REPEATS = "controller/counting/duplicates.py"
+REPEATS = "controller/counting/folding/duplicates.py"
 REPEATS_TESTS = "tests/unit/counting/test_duplicates.py"
 
 BUGS = (
@@ -90,7 +90,7 @@ BUGS = (
     ),
     Bug(
         "events from outside the active windows count",
-        "controller/counting/flags_to_count.py",
+        "controller/counting/folding/flags_to_count.py",
         "            begin = max(begin, OPEN_END_MS if opened is None else _up_to_ms(opened))\n",
         "            begin = max(begin, closed)\n",
         "tests/property/test_counting.py::test_intervals_say_what_the_timeline_says",

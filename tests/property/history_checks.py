@@ -122,6 +122,13 @@ def is_accepted(step: Step, *verbs: CommandVerb) -> bool:
     )
 
 
+def has_ended(step: Step) -> bool:
+    """Return whether the end of the plan has come by a step."""
+    assert step.before is not None
+    ends_at = step.before.plan.ends_at
+    return ends_at is not None and max(step.now, step.before.updated_at) >= ends_at
+
+
 def visible(rollout: Rollout) -> object:
     """Return everything but where the question to the model stands."""
     phase = (

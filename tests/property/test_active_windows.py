@@ -17,7 +17,7 @@ from controller.core.plan import Window
 from controller.core.rollout import Baking, Event, EvidenceJudged, Gating, Rollout, Ticked
 from controller.core.timeline import locate
 from controller.core.windows import closes_at, is_active, opens_at
-from controller.counting.flags_to_count import countable_intervals
+from controller.counting.folding.flags_to_count import countable_intervals
 from tests.builders import MINUTE, make_command, make_judgement, make_plan, make_stages
 from tests.examples import examples
 

@@ -34,7 +34,14 @@ from controller.planning.backtest import Backtest, Replay, Source
 from controller.settings import CountingSettings
 from controller.telemetry import Metrics
 from schemas.quarantine import Refusal
-from schemas.terms import METRIC_GAPS, CommandVerb, DecisionKind, GapPolicy, HealthGap
+from schemas.terms import (
+    METRIC_GAPS,
+    WEBHOOK_GAPS,
+    CommandVerb,
+    DecisionKind,
+    GapPolicy,
+    HealthGap,
+)
 from schemas.wire import read_evaluations, read_outcomes
 from tests.builders import MINUTE, T0, make_plan, make_stage
 from tests.records import at_ms, evaluation_value, make_record, outcome_value
@@ -124,7 +131,7 @@ class History:
 
 
 #: What a backtest can have: external metrics are left out of it.
-_COUNTED = [gap for gap in HealthGap if gap not in METRIC_GAPS]
+_COUNTED = [gap for gap in HealthGap if gap not in (*METRIC_GAPS, *WEBHOOK_GAPS)]
 
 
 def drawn_plan(lot: random.Random) -> Plan:

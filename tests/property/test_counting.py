@@ -14,7 +14,7 @@ from controller.core.evidence import bucket_of
 from controller.core.rollout import Rollout
 from controller.core.timeline import locate
 from controller.core.visits import Closing
-from controller.counting.flags_to_count import CountedFlag, FlagsToCount
+from controller.counting.folding.flags_to_count import CountedFlag, FlagsToCount
 from controller.counting.partition_totals import ReadEvaluations, ReadOutcomes
 from controller.ports import Record
 from schemas.totals import ArmCounts, decode_progress

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from controller.counting.event_classes import RECORD_CLASS
 from controller.counting.event_tally import EventTally
-from controller.counting.flags_to_count import FlagsToCount
-from controller.counting.membership import digest_of
+from controller.counting.folding.context_sets import digest_of
+from controller.counting.folding.flags_to_count import FlagsToCount
 from schemas.terms import RecordClass
 from schemas.wire import read_evaluations, read_outcomes
 from tests.builders import HOUR, MINUTE, T0, make_plan, make_rollout, make_visit
@@ -88,14 +88,14 @@ def test_an_outcome_has_the_class_of_its_record(
     exposed = Owner(known, counts_exposures=True)
     evaluated = evaluation_value("u1", variant, time_ms=at_ms(evaluated_at), flag=flag_key)
     exposed.fold([make_record(0, evaluated)])
-    exposed.totals.flags.index_exposures()
+    exposed.totals.flags.fold.index_exposures()
     named = () if is_joined else ((flag_key, variant),)
     record = make_record(0, outcome_value("u1", time_ms=at_ms(at), flags=named))
     owner = Owner(known, counts_exposures=False)
     owner.fold([record], join=exposed.totals)
 
     def join(context: str, time_ms: int) -> list[tuple[str, str]]:
-        return exposed.totals.flags.exposures(digest_of(context.encode()), time_ms)
+        return list(exposed.totals.flags.fold.exposures(digest_of(context.encode()), time_ms))
 
     tally = EventTally(known, read_evaluations, read_outcomes)
     (sample,) = tally.add_outcomes(("t", 0), record, join=join)

@@ -37,6 +37,7 @@ from controller.core.rollout import (
 )
 from schemas.terms import (
     METRIC_GAPS,
+    WEBHOOK_GAPS,
     CommandStatus,
     CommandVerb,
     HealthGap,
@@ -47,6 +48,7 @@ from schemas.terms import (
 from tests.property.history_checks import (
     MANY,
     answers,
+    has_ended,
     invariant,
     is_accepted,
     percent,
@@ -108,12 +110,15 @@ def test_i3_a_breach_acts_at_once_in_every_live_phase(steps: Iterator[Step]) -> 
         if step.before is None or not isinstance(
             step.before.phase, Baking | Gating | AwaitingApproval | Paused
         ):
-            # A window of the plan may close or open at any event.
+            # A window of the plan may close or open at any event, and its end may come, at which
+            # nothing is served any more.
             assert step.after is step.before or (
                 step.before is not None
                 and step.after is not None
-                and step.after.phase == step.before.phase
-                and step.before.plan.active
+                and (
+                    (step.after.phase == step.before.phase and step.before.plan.active)
+                    or (has_ended(step) and step.after.percent == 0)
+                )
             )
             continue
         assert step.after is not None
@@ -409,6 +414,7 @@ def test_i17_what_a_person_approves_still_passed_a_minute_ago(steps: Iterator[St
     """
     closes = {HealthGap.NO_TRAFFIC, HealthGap.NO_OUTCOMES, HealthGap.STALE}
     closes |= {HealthGap.MULTIPLE_EXPOSURE, HealthGap.ACTUATION_DRIFT, *METRIC_GAPS}
+    closes |= {*WEBHOOK_GAPS}
     for step in steps:
         if step.before is None or not isinstance(step.before.phase, AwaitingApproval):
             continue

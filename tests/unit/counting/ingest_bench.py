@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from controller.adapters.memory import ManualClock, MemoryBroker, MemoryEventLog, MemoryTotals
+from controller.counting.counted_flags import new_fold
+from controller.counting.folding.engine import Fold
 from controller.counting.ingest import Ingest
 from controller.counting.pacing import Pacing
 from controller.counting.partition_totals import ReadEvaluations, ReadOutcomes
@@ -83,6 +85,7 @@ class Bench:
     settings: CountingSettings = field(default_factory=make_settings)
     pacing: Pacing = field(default_factory=make_pacing)
     readers: tuple[ReadEvaluations, ReadOutcomes] = (read_evaluations, read_outcomes)
+    new_fold: Callable[..., Fold] = new_fold
 
     def __post_init__(self) -> None:
         self.clock = TickingClock()
@@ -119,6 +122,7 @@ class Bench:
             pacing=self.pacing,
             faults=self.faults,
             topology=self.topology,
+            new_fold=self.new_fold,
         )
         ingest.count_for(make_rollout())
         return ingest, log

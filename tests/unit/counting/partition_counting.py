@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from controller.counting.flags_to_count import FlagsToCount
+from controller.counting.folding.flags_to_count import FlagsToCount
 from schemas.totals import (
     ArmCounts,
     PartitionCounts,

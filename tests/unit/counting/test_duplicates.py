@@ -9,9 +9,9 @@ import json
 from dataclasses import replace
 from random import Random
 
-from controller.counting.duplicates import NOT_SAMPLED, REMEMBERED, RecentRecords
-from controller.counting.flags_to_count import FlagsToCount
-from controller.counting.membership import digest_of
+from controller.counting.folding.context_sets import digest_of
+from controller.counting.folding.duplicates import NOT_SAMPLED, REMEMBERED, RecentRecords
+from controller.counting.folding.flags_to_count import FlagsToCount
 from schemas.totals import ArmCounts
 from tests.builders import MINUTE, T0, make_rollout
 from tests.records import LINES, Owner, arms_in, at_ms, evaluation_value, make_record, outcome_value
@@ -145,7 +145,7 @@ def test_in_binary_mode_source_and_id_are_headers() -> None:
 def test_a_header_may_have_no_value() -> None:
     """Kafka's headers may be null.
 
-    Such a record is looked at like any other, compiled as well as interpreted.
+    Such a record is looked at like any other, by the native fold as well as by the reference.
     """
     recent, headers = RecentRecords(), [("ce_id", b"1"), ("ce_source", None), ("baggage", None)]
     came_before = [

@@ -6,8 +6,8 @@ from dataclasses import replace
 from datetime import timedelta
 
 from controller.core.rollout import Completed
-from controller.counting.evaluation_hours import HOUR_MS, EvaluationHours, FlagArm
-from controller.counting.flags_to_count import KEPT_AFTER_END_MS, FlagsToCount
+from controller.counting.folding.evaluation_hours import HOUR_MS, EvaluationHours, FlagArm
+from controller.counting.folding.flags_to_count import KEPT_AFTER_END_MS, FlagsToCount
 from schemas.terms import Arm, ControlArm
 from tests.builders import HOUR, MINUTE, T0, make_plan, make_rollout, make_stages
 from tests.records import ARRIVAL_MS, at_ms, make_record

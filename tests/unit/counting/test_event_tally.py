@@ -12,7 +12,7 @@ from controller.counting.event_classes import HINTS
 from controller.counting.event_sampling import READ_PER_SECOND, EventSampling
 from controller.counting.event_tally import MOST_UNKNOWN_FLAGS, EventTally
 from controller.counting.flag_tally import SAMPLES, EventSample, OutcomeReading
-from controller.counting.flags_to_count import FlagsToCount
+from controller.counting.folding.flags_to_count import FlagsToCount
 from controller.ports import Record
 from schemas.terms import Arm, EventClass, EventRemark
 from schemas.wire import read_evaluations, read_outcomes

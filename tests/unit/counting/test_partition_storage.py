@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from controller.counting.counted_flags import Changes
-from controller.counting.flags_to_count import FlagsToCount
+from controller.counting.folding.flags_to_count import FlagsToCount
 from controller.counting.partition_totals import MAX_FIELDS_PER_RECORD
 from controller.errors import BrokenInvariant
 from schemas.terms import QuarantineReason
@@ -314,7 +314,7 @@ def test_a_record_is_folded_whole_or_not_at_all(evaluations: bool) -> None:
         taken = owner.totals.fold_outcomes(batch, LINES[1], room=60)
     assert 0 < taken < 3
     assert owner.totals.position == taken
-    assert len(owner.totals.flags.arms.changed) == 20 * taken
+    assert sum(owner.totals.flags.fold.changed_arms) == 20 * taken
 
 
 def test_a_record_that_no_save_could_carry_is_refused() -> None:
@@ -397,11 +397,11 @@ def test_contexts_of_a_partition_are_bounded() -> None:
     assert list(totals.flags.full_flags) == ["new-checkout"]
     held = counting.arms[TREATMENT].exposures + counting.arms[CONTROL].exposures
     assert 4_000 < held < 100_000
-    assert totals.flags.arms.memberships.load < 2 * 4_000
-    before = totals.flags.arms.memberships.load
+    assert totals.flags.load < 2 * 4_000
+    before = totals.flags.load
     churn(counting, 100_000, 20_000)
     assert counting.arms[TREATMENT].exposures + counting.arms[CONTROL].exposures == held
-    assert totals.flags.arms.memberships.load <= before
+    assert totals.flags.load <= before
     churn(counting, 1_000_000, 100, flag="small")  # others count on
     assert counting.arms["small", 0, "treatment"].exposures == 100
 
@@ -427,10 +427,9 @@ def test_the_attribution_window_is_given_up_first() -> None:
     counting.batch(*(evaluation(f"u{number}", "on", AT - 5 * MINUTE) for number in range(1_000)))
     counting.batch(*(evaluation(f"v{number}", "on", AT) for number in range(1_000)))
     totals = counting.owner.totals
-    assert totals.flags.recent is not None
-    assert totals.flags.recent.entries >= 2_000
+    assert totals.flags.fold.recent_entries >= 2_000
     assert totals.flags.keep_budget(600) == []
-    assert totals.flags.recent.entries < 2_000
+    assert totals.flags.fold.recent_entries < 2_000
     assert totals.flags.full_flags == {}
     counting.batch(evaluation("w", "on"))
     assert counting.arms[TREATMENT].exposures == 2_001

@@ -11,7 +11,7 @@ import pytest
 
 from controller.core.audience import Audience, Condition
 from controller.core.evidence import bucket_of
-from controller.counting.flags_to_count import FlagsToCount
+from controller.counting.folding.flags_to_count import FlagsToCount
 from controller.errors import BrokenInvariant
 from schemas.terms import Operator, QuarantineReason
 from schemas.totals import (
@@ -296,7 +296,7 @@ def test_joins_wait_until_all_exposures_are_indexed(monkeypatch: pytest.MonkeyPa
 
     Some are indexed with each call, none is missed.
     """
-    monkeypatch.setattr("controller.counting.counted_flags._INDEXED_PER_TURN", 100)
+    monkeypatch.setattr("controller.counting.counted_flags._INDEXED_PER_TURN", 240)
     directory = make_directory()
     exposures = Counting(evaluations=True, directory=directory)
     for begin in range(0, 1_000, 300):

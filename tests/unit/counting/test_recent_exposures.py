@@ -8,19 +8,41 @@ from collections.abc import Iterator, Mapping
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.counting.recent_exposures import RecentExposures
+from controller.counting.folding.difference import Difference
+from controller.counting.folding.flags_to_count import FlagsToCount
+from controller.counting.folding.partition_fold import PartitionFold
+from controller.counting.folding.recent_exposures import RecentExposures
+from controller.counting.layout.stored_exposures import StoredExposures
 
 
 class Stored(dict[str, bytes]):
     """A hash that takes what a save writes."""
 
+    def __init__(self) -> None:
+        """Begin with nothing stored."""
+        super().__init__()
+        self.layout = StoredExposures()
+
     def save(self, recent: RecentExposures) -> int:
         """Write what changed and return how many bytes that was."""
-        fields, garbage = recent.drain_changes()
+        fields, garbage = self.layout.write(Difference((), {}, (), b"", *recent.drain()))
         self.update(fields)
         for name in garbage:
             self.pop(name, None)
         return sum(map(len, fields.values()))
+
+    def reload(self) -> tuple[RecentExposures, int]:
+        """Return what a new owner has, and a number above those of all sets in it."""
+        fold = PartitionFold(
+            FlagsToCount(),
+            counts_exposures=True,
+            exact_limit=1,
+            window_ms=30_000,
+            is_bundled=lambda flag_key, name: False,
+        )
+        above = StoredExposures().restore(self, fold)
+        assert fold._recent is not None
+        return fold._recent, above
 
 
 FLAG_OF = {0: "a", 1: "a", 2: "b", 3: "c"}  # set number -> flag; flag "a" has two counters
@@ -62,7 +84,7 @@ def test_recent_exposures_keep_the_last_of_each_flag() -> None:
     assert last_of_each_flag(recent, 6, 9_999) == {}
     exposures = recent.slice_at(0)
     assert exposures is not None
-    assert exposures.log.added == 4
+    assert exposures.added == 4
 
 
 def test_recent_exposures_end_with_the_window() -> None:
@@ -134,8 +156,8 @@ def test_recent_exposures_are_the_last_ones_noted(
         elif then == "ask":
             last_of_each_flag(recent, digest, 99_999)
     stored.save(recent)
-    again = RecentExposures(30_000)
-    assert again.restore(stored) == max(numbers_stored(stored), default=-1) + 1
+    again, above = stored.reload()
+    assert above == max(numbers_stored(stored), default=-1) + 1
     oldest = (
         max((slice_number for slice_number, _ in expected), default=0)
         - RecentExposures.PER_WINDOW

@@ -2,7 +2,7 @@
 
 What counting needs of each rollout is computed once per document and kept. Belongs here also what
 is recorded of everything else: flags without a rollout, variants of no plan, contexts in two
-partitions. Does not belong here: anything counted (`counted_flags.py`, `fold.py`).
+partitions. Does not belong here: anything counted (`counted_flags.py`, `events.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final
 from controller.core.rollout import Ended, Rollout
 from controller.core.serving import counted_as_treatment, uncounted_variants
 from controller.core.visits import Visit
-from controller.counting.evaluation_hours import EvaluationHours
+from controller.counting.folding.evaluation_hours import EvaluationHours
 from schemas.terms import Arm
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -1,7 +1,8 @@
 """One flag in one partition: which counter an event falls into.
 
 Belongs here: the counters of each visit, and the choice by variant and time. Does not belong here:
-what an event adds to a counter (`fold.py`), how totals are stored (`partition_arms.py`).
+what an event adds to a counter (`events.py`), which counters have stored totals
+(`partition_arms.py`).
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 
-from controller.counting.arm_counters import ArmCounter
-from controller.counting.flags_to_count import CountedFlag
-from controller.counting.partition_arms import NEITHER, PartitionArms
+from controller.counting.folding.arm_counters import ArmCounter
+from controller.counting.folding.flags_to_count import CountedFlag
+from controller.counting.folding.partition_arms import NEITHER, PartitionArms
 from schemas.terms import Arm
 from schemas.totals import arm_field, part_field
 
@@ -24,16 +25,16 @@ class FlagPartition:
 
     __slots__ = (
         "_arms",
+        "_control",
+        "_control_variant",
         "_counters",
-        "control",
-        "control_variant",
+        "_from_ms",
+        "_more_treatments",
+        "_treatment",
+        "_treatment_variant",
+        "_until_ms",
         "counted",
-        "from_ms",
         "has_one_visit",
-        "more_treatments",
-        "treatment",
-        "treatment_variant",
-        "until_ms",
     )
 
     def __init__(self, arms: PartitionArms, counted: CountedFlag) -> None:
@@ -47,24 +48,29 @@ class FlagPartition:
     def apply(self, counted: CountedFlag) -> None:
         """Count by a newer document of the same rollout."""
         self.counted = counted
-        self.treatment_variant, self.control_variant = counted.treatment, counted.control
-        self.more_treatments = counted.more_treatments
-        self.treatment: ArmCounter | None = None
-        self.control: ArmCounter | None = None
-        self.from_ms = 0
-        self.until_ms = 0  # an empty interval: no visit is at hand
+        self._treatment_variant, self._control_variant = counted.treatment, counted.control
+        self._more_treatments = counted.more_treatments
+        self._treatment: ArmCounter | None = None
+        self._control: ArmCounter | None = None
+        self._from_ms = 0
+        self._until_ms = 0  # an empty interval: no visit is at hand
 
     def counter_at(self, variant: str, time_ms: int) -> ArmCounter | None:
         """Return an event's counter, None for a variant of neither arm; keep its visit at hand."""
-        counted = self.counted
-        is_treatment = variant == counted.treatment or variant in counted.more_treatments
-        if not is_treatment and variant != counted.control:
+        if variant == self._control_variant:
+            is_treatment = False
+        elif variant == self._treatment_variant or variant in self._more_treatments:
+            is_treatment = True
+        else:
             return None
-        if (interval := counted.interval_at(time_ms)) is not None:
-            self.from_ms, self.until_ms, visit = interval
-            self.treatment, self.control = self._counters.get(visit) or self._open(visit)
-            return self.treatment if is_treatment else self.control
-        treatment, control = self._counters.get(None) or self._open(None)
+        if self._from_ms <= time_ms < self._until_ms:
+            return self._treatment if is_treatment else self._control
+        interval = self.counted.interval_at(time_ms)
+        visit = None if interval is None else interval[2]
+        treatment, control = self._counters.get(visit) or self._open(visit)
+        if interval is not None:
+            self._from_ms, self._until_ms, _ = interval
+            self._treatment, self._control = treatment, control
         return treatment if is_treatment else control
 
     def uncounted_counter(self, variant: str) -> ArmCounter | None:
@@ -73,11 +79,11 @@ class FlagPartition:
         Nothing is counted there. But a later outcome of such a context must not be joined to an arm
         that it was in before.
         """
-        if variant not in self.counted.uncounted:
+        counted = self.counted
+        if variant not in counted.uncounted:
             return None
         if (counters := self._counters.get(_UNCOUNTED)) is None:
-            counted = self.counted
-            counter = ArmCounter(counted.flag_key, None, "", None, None)
+            counter = ArmCounter(counted.flag_key, None, "", None)
             if self._arms.counts_exposures:
                 self._expose(counter, f"{counted.flag_key}|{counted.rollout_id}|-|{NEITHER}", None)
             counters = self._counters[_UNCOUNTED] = (counter,)
@@ -85,16 +91,13 @@ class FlagPartition:
         return counters[0]
 
     def _open(self, visit: int | None) -> tuple[ArmCounter, ArmCounter]:
-        """Open both arms of a visit.
-
-        With 10,000 flags in eight partitions each microsecond here counts.
-        """
+        """Open both arms of a visit."""
         arms, counted = self._arms, self.counted
         flag_key, rollout_id = counted.flag_key, counted.rollout_id
         if visit is None:
             counters = treatment, control = (
-                ArmCounter(flag_key, _TREATMENT, "", None, None),
-                ArmCounter(flag_key, _CONTROL, "", None, None),
+                ArmCounter(flag_key, _TREATMENT, "", None),
+                ArmCounter(flag_key, _CONTROL, "", None),
             )
         else:
             counters = treatment, control = (
@@ -102,29 +105,28 @@ class FlagPartition:
                 arms.open(flag_key, _CONTROL, arm_field(flag_key, rollout_id, visit, _CONTROL)),
             )
         self._counters[visit] = counters
+        self.has_one_visit = len(self._counters) == 1
         arms.opened += 2
-        set_of = arms.memberships.set_of
         if arms.counts_exposures:
             for counter in counters:
-                self._expose(
-                    counter,
-                    counter.field or f"{flag_key}|{rollout_id}|-|{counter.arm}",
-                    counter.arm,
-                )
+                outside = f"{flag_key}|{rollout_id}|-|{counter.arm}"
+                self._expose(counter, counter.field or outside, counter.arm)
             treatment.opposite, control.opposite = control.exposed, treatment.exposed
-            self.has_one_visit = len(self._counters) == 1
         elif visit is not None:
-            treatment.failed = control.failed = set_of(
-                part_field(flag_key, rollout_id, visit, "errors")
-            )
-            if counted.conversions:
-                treatment.converted = control.converted = {
-                    conversion: set_of(
-                        part_field(flag_key, rollout_id, visit, f"converted:{conversion}")
-                    )
-                    for conversion in sorted(counted.conversions)
-                }
+            self._share_sets(visit, counters)
         return counters
+
+    def _share_sets(self, visit: int, counters: tuple[ArmCounter, ArmCounter]) -> None:
+        """Give both arms of a visit its sets of contexts that failed or converted."""
+        counted, set_of = self.counted, self._arms.sets.set_of
+        flag_key, rollout_id = counted.flag_key, counted.rollout_id
+        failed = set_of(part_field(flag_key, rollout_id, visit, "errors"))
+        converted = {
+            conversion: set_of(part_field(flag_key, rollout_id, visit, f"converted:{conversion}"))
+            for conversion in sorted(counted.conversions)
+        }
+        for counter in counters:
+            counter.failed, counter.converted = failed, converted
 
     def _expose(self, counter: ArmCounter, name: str, arm: Arm | None) -> None:
         """Give a counter the set called `name` for its exposed contexts.
@@ -132,13 +134,8 @@ class FlagPartition:
         For a counter that counts it has the name of its field.
         """
         counted = self.counted
-        exposed = counter.exposed = self._arms.memberships.set_of(name)
-        counter.number, counter.exact, counter.filters = (
-            exposed.number,
-            exposed.exact,
-            exposed.filters,
-        )
-        self._arms.exposure_of[exposed.number] = (counted.flag_key, counted.rollout_id, arm)
+        counter.exposed = self._arms.sets.set_of(name)
+        self._arms.exposure_of[counter.exposed.number] = (counted.flag_key, counted.rollout_id, arm)
 
     def counters(self) -> Iterable[ArmCounter]:
         """Return all open counters."""

@@ -1,29 +1,16 @@
 """The counters of one arm, which change with every event.
 
-Belongs here: the numbers, and the field or bundle that they are stored in. What an event does to
-them is in `fold.py`, whose loops change them directly: a call per event would cost as much as
-counting it.
+Belongs here: the numbers, and the sets of contexts that they are counted with. What an event does
+to them is in `events.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from controller.counting.bloom import BloomFilter
-from controller.counting.membership import ContextSet
+from controller.counting.folding.context_sets import ContextSet
 from schemas.terms import Arm
-from schemas.totals import ArmCounts, bundle_entry
-
-
-class FieldBundle:
-    """The arms of several flags that are stored in one field, encoded at their last save."""
-
-    __slots__ = ("entries", "name")
-
-    def __init__(self, name: str) -> None:
-        """Start empty."""
-        self.name = name
-        self.entries: dict[str, bytes] = {}  # arm field name -> entry for `encode_bundle`
+from schemas.totals import ArmCounts
 
 
 class ArmCounter:
@@ -42,22 +29,18 @@ class ArmCounter:
         "converted_counts",
         "errors",
         "evaluations",
-        "exact",
         "exposed",
         "exposures",
         "failed",
         "field",
-        "filters",
         "first_errors",
         "flag_key",
-        "head",
-        "home",
+        "is_bundled",
         "is_changed",
         "is_counting",
         "latency",
         "latency_again",
         "noted",
-        "number",
         "opposite",
         "outcomes",
         "repeated",
@@ -65,23 +48,16 @@ class ArmCounter:
     )
 
     def __init__(
-        self,
-        flag_key: str,
-        arm: Arm | None,
-        field_name: str,
-        counts: ArmCounts | None,
-        home: FieldBundle | None,
+        self, flag_key: str, arm: Arm | None, field: str, counts: ArmCounts | None
     ) -> None:
         """Begin with `counts`, the earlier totals; None outside every visit: nothing is counted.
 
-        `arm` is None for contexts in neither. `home` is the bundle that its totals are stored in,
-        None for a field of its own.
+        `arm` is None for contexts in neither.
         """
         self.flag_key = flag_key
         self.arm = arm
-        self.field = field_name
-        self.home = home
-        self.head = b"" if home is None else bundle_entry(field_name, b"")
+        self.field = field
+        self.is_bundled = False  # stored together with other flags' arms
         self.is_changed = False
         self.is_counting = counts is not None
         if counts is None:
@@ -104,12 +80,7 @@ class ArmCounter:
             for bucket, count in counts.latency_all.items()
             if count != counts.latency.get(bucket, 0)
         }
-        self.number = -1  # of `exposed`
         self.exposed = _NO_SET
-        # This and the next are parts of `exposed`, kept here, too: with many flags, memory that is
-        # far apart costs time.
-        self.exact = _NO_SET.exact
-        self.filters: Sequence[BloomFilter] = ()
         self.opposite = _NO_SET  # the other arm's `exposed`
         self.failed = _NO_SET  # the visit's contexts with an error, shared by both arms
         self.converted: Mapping[str, ContextSet] = _NONE_CONVERTED  # likewise

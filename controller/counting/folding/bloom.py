@@ -1,22 +1,16 @@
 """Bloom filters: large sets of context digests in little memory.
 
-Belongs here: one filter and how it is stored. Does not belong here: when contexts move into a
-filter (`membership.py`). Stored fields, where `<prefix>` names one filter:
-
-| field | content |
-|---|---|
-| `<prefix>` | `words keys`: the filter's size and how many keys are in it |
-| `<prefix>/<part>` | 64 KiB of its bits |
+Belongs here: one filter. Does not belong here: when contexts move into it (`context_sets.py`), how
+it is stored (`layout/stored_sets.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
-PART_WORDS = 8192  # 64 KiB of filter in a field
 WORDS_PER_KEY = 0.25  # 16 bits per key
 _MULTIPLIER = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads the digest a second time
 _ALL_BITS = 0xFFFFFFFFFFFFFFFF
@@ -47,10 +41,19 @@ class BloomFilter:
         words = 1 << max(10, (int(capacity * WORDS_PER_KEY) - 1).bit_length())
         return cls(np.zeros(words, dtype=np.uint64), 0)
 
+    @classmethod
+    def of(cls, words: bytes, keys: int) -> BloomFilter:
+        """Return the filter with these words, little-endian."""
+        return cls(np.frombuffer(words, dtype="<u8").astype(np.uint64), keys)
+
     @property
     def capacity(self) -> int:
         """How many keys it takes at the stated rate of false positives."""
         return int(len(self.words) / WORDS_PER_KEY)
+
+    def to_bytes(self) -> bytes:
+        """Return its words, little-endian."""
+        return self.words.astype("<u8", copy=False).tobytes()
 
     def __contains__(self, digest: int) -> bool:
         """Return whether `digest` was added; sometimes True for one that was not."""
@@ -84,26 +87,3 @@ class BloomFilter:
             bits = _TWO_BITS_ARRAY[source >> middle & low] | _TWO_BITS_ARRAY[source >> high & low]
             np.bitwise_or.at(self.words, at & last, bits)
         self.keys += count
-
-    def fields(self, prefix: str) -> dict[str, bytes]:
-        """Return all fields to be stored."""
-        stored = self.words.astype("<u8", copy=False)
-        fields = {prefix: b"%d %d" % (len(stored), self.keys)}
-        for part, begin in enumerate(range(0, len(stored), PART_WORDS)):
-            fields[f"{prefix}/{part}"] = stored[begin : begin + PART_WORDS].tobytes()
-        return fields
-
-    @classmethod
-    def restored(cls, prefix: str, fields: Mapping[str, bytes]) -> BloomFilter:
-        """Return the filter stored under `prefix`.
-
-        Raises ValueError when a part is missing or of the wrong size.
-        """
-        words, keys = (int(number) for number in fields[prefix].split())
-        if words.bit_count() != 1 or words > len(fields) * PART_WORDS or keys < 0:
-            raise ValueError(f"filter {prefix!r} cannot have {words} words and {keys} keys")
-        parts = [fields.get(f"{prefix}/{part}", b"") for part in range(-(-words // PART_WORDS))]
-        bits = np.frombuffer(b"".join(parts), dtype="<u8").astype(np.uint64)
-        if len(bits) != words:
-            raise ValueError(f"filter {prefix!r} has {len(bits)} of {words} words")
-        return cls(bits, keys)

@@ -1,21 +1,17 @@
 """Remembers where each context was last exposed, over the attribution window.
 
-Outcomes that name no flags are joined to these exposures. They are kept by slices of event time:
-
-| field | content |
-|---|---|
-| `recent/<slice>/<chunk>` | journal entries: who was exposed to what in this slice, in order |
+Outcomes that name no flags are joined to these exposures. They are kept by slices of event time.
 
 Belongs here: the slices and what expires. Does not belong here: which exposures an outcome is
-joined to (`fold.py`).
+joined to (`partition_fold.py`), what is stored of them (`layout/stored_exposures.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import ClassVar
 
-from controller.counting.journal import EntryLog
+from controller.counting.folding.context_sets import ENTRY, pack
 
 _NO_END = 2**62 - 1
 
@@ -27,57 +23,75 @@ class ExposureSlice:
     made when a join needs it.
     """
 
-    __slots__ = ("_exposed", "_indexed_to", "_logged", "log")
+    __slots__ = ("_exposed", "_indexed", "_log", "_logged", "_saved", "_tail")
 
-    def __init__(self, number: int) -> None:
+    def __init__(self) -> None:
         """Start empty."""
         # Set number and digest of each exposure that may be its context's last one to its flag, in
-        # order. A context's repeated exposures to one arm are in it at most twice.
-        self.log = EntryLog(f"recent/{number}")
+        # order: packed, then those since the last save, flat. A context's repeated exposures to one
+        # arm are in it at most twice.
+        self._log = bytearray()
+        self._tail: list[int] = []
         # Flag key -> digest -> the set number that `record` logged last.
         self._logged: dict[str, dict[int, int]] = {}
         # Digest -> set numbers, oldest first, as far as the log is indexed.
         self._exposed: dict[int, tuple[int, ...]] = {}
-        self._indexed_to = (0, 0)
+        self._indexed = 0  # entries
 
     def record(self, flag_key: str, number: int, digest: int) -> None:
-        """Log an exposure to a flag unless it is known to be its context's last one.
-
-        The very first of a context to a flag goes straight into `log.tail` instead: nothing has to
-        be looked up or remembered.
-        """
+        """Log an exposure to a flag unless it is known to be its context's last one."""
         logged = self._logged.get(flag_key)
         if logged is None:
             logged = self._logged[flag_key] = {}
         if logged.get(digest) != number:
             logged[digest] = number
-            tail = self.log.tail
-            tail.append(number)
-            tail.append(digest)
+            self._tail += (number, digest)
+
+    def record_first(self, number: int, digest: int) -> None:
+        """Log the very first exposure of a context to a flag: there is nothing to look up."""
+        self._tail += (number, digest)
+
+    def add(self, entries: bytes) -> None:
+        """Log what is stored, in order."""
+        self._log += entries
 
     @property
     def entries(self) -> int:
         """How many exposures are logged."""
-        return self.log.entries_kept
+        return len(self._log) // ENTRY.size + len(self._tail) // 2
+
+    @property
+    def added(self) -> int:
+        """How many exposures were logged since the last save."""
+        return len(self._tail) // 2
+
+    def drain(self) -> bytes:
+        """Return the entries since the last save; they count as saved from now on."""
+        added = pack(self._tail)
+        self._log += added
+        self._tail = []
+        return added
 
     def index(self, at_least: int) -> int:
         """Index `at_least` more entries, or all there are; return how many it indexed."""
-        indexed, exposed = 0, self._exposed
-        while indexed < at_least:
-            entries, place = self.log.read_on(self._indexed_to)
-            if place == self._indexed_to:
-                break
-            self._indexed_to = place
-            indexed += len(entries) // 2
-            for number, digest in zip(entries[::2], entries[1::2], strict=True):
-                before = exposed.get(digest)
-                if before is None:
-                    exposed[digest] = (number,)
-                elif number not in before:
-                    exposed[digest] = (*before, number)
-                elif before[-1] != number:
-                    exposed[digest] = (*(other for other in before if other != number), number)
-        return indexed
+        begin = self._indexed
+        end = min(begin + at_least, self.entries)
+        packed = len(self._log) // ENTRY.size
+        log = memoryview(self._log)[begin * ENTRY.size : end * ENTRY.size]
+        for number, digest in ENTRY.iter_unpack(log[: len(log) - len(log) % ENTRY.size]):
+            self._index_one(number, digest)
+        tail = self._tail[2 * max(0, begin - packed) : 2 * max(0, end - packed)]
+        for number, digest in zip(tail[::2], tail[1::2], strict=True):
+            self._index_one(number, digest)
+        self._indexed = end
+        return end - begin
+
+    def _index_one(self, number: int, digest: int) -> None:
+        before = self._exposed.get(digest)
+        if before is None:
+            self._exposed[digest] = (number,)
+        elif before[-1] != number:
+            self._exposed[digest] = (*(other for other in before if other != number), number)
 
     def last(self, digest: int) -> Iterable[int]:
         """Return the set numbers of a context's exposures, newest first, of what is indexed."""
@@ -100,7 +114,8 @@ class RecentExposures:
         self._newest = -1
         self._present = _NO_END  # the slice of this moment
         self._latest = _NO_END  # the last slice that may be opened
-        self._garbage: list[str] = []
+        self._forgotten: list[int] = []
+        self._at_hand: tuple[int, ExposureSlice | None] = (-1, None)
 
     def set_time(self, now_ms: int, latest_ms: int) -> None:
         """Remember nothing later than `latest_ms`, and expire nothing before its time.
@@ -109,6 +124,16 @@ class RecentExposures:
         """
         self._present = now_ms // self.slice_ms
         self._latest = latest_ms // self.slice_ms
+        self._at_hand = (-1, None)
+
+    def slice_of(self, time_ms: int) -> ExposureSlice | None:
+        """Return the slice of a time, as `slice_at` does; that of the last time is at hand."""
+        number, exposures = self._at_hand
+        if number != time_ms // self.slice_ms:
+            number = time_ms // self.slice_ms
+            exposures = self.slice_at(number)
+            self._at_hand = (number, exposures)
+        return exposures
 
     def slice_at(self, number: int) -> ExposureSlice | None:
         """Return one slice, a new one if needed; None when it is too old or too far ahead."""
@@ -117,7 +142,7 @@ class RecentExposures:
             # One more than the window needs, because the clocks of two apps differ.
             if number < self._newest - self.PER_WINDOW - 1 or number > self._latest:
                 return None
-            exposures = self._slices[number] = ExposureSlice(number)
+            exposures = self._slices[number] = ExposureSlice()
             self._expire(max(min(number, self._present), self._newest))
         return exposures
 
@@ -143,43 +168,30 @@ class RecentExposures:
         return exposed
 
     @property
-    def changed(self) -> int:
-        """How many fields the next save will carry."""
-        return sum(exposures.log.changed for exposures in self._slices.values())
+    def added(self) -> list[int]:
+        """How many exposures of each slice are new since the last save, where any are."""
+        return [exposures.added for exposures in self._slices.values() if exposures.added]
 
-    def drain_changes(self) -> tuple[dict[str, bytes], list[str]]:
-        """Return the fields to write and the fields to delete after that.
+    def drain(self) -> tuple[dict[int, bytes], list[int]]:
+        """Return new entries by slice, and slices that were forgotten; they count as saved now."""
+        added = {
+            number: exposures.drain()
+            for number, exposures in self._slices.items()
+            if exposures.added
+        }
+        forgotten, self._forgotten = self._forgotten, []
+        return added, forgotten
 
-        Both count as done from now on.
-        """
-        fields: dict[str, bytes] = {}
-        for exposures in self._slices.values():
-            fields.update(exposures.log.drain_changes())
-        garbage, self._garbage = self._garbage, []
-        return fields, garbage
-
-    def restore(self, fields: Mapping[str, bytes]) -> int:
-        """Continue from the stored fields; return a number above all set numbers in them.
-
-        Raises ValueError for a cut chunk.
-        """
-        chunks: dict[int, dict[int, bytes]] = {}
-        above = 0
-        for field, value in fields.items():
-            kind, _, rest = field.partition("/")
-            if kind == "recent":
-                of, _, chunk = rest.partition("/")
-                chunks.setdefault(int(of), {})[int(chunk)] = value
-        for number in sorted(chunks):
-            exposures = self._slices[number] = ExposureSlice(number)
-            exposures.log.restore(chunks[number])
-            for numbers, _ in exposures.log.arrays():
-                above = max(above, 1 + int(numbers.max()))
+    def restore(self, slices: dict[int, bytes]) -> None:
+        """Continue from stored entries by slice."""
+        for number in sorted(slices):
             if number > self._latest:  # stored by a release that believed every time
-                self._garbage.extend(self._slices.pop(number).log.fields())
+                self._forgotten.append(number)
+                continue
+            exposures = self._slices[number] = ExposureSlice()
+            exposures.add(slices[number])
         if self._slices:
             self._expire(min(max(self._slices), self._present))
-        return above
 
     @property
     def entries(self) -> int:
@@ -188,15 +200,15 @@ class RecentExposures:
 
     def clear(self) -> None:
         """Forget every exposure, because none of their sets is left."""
-        for exposures in self._slices.values():
-            self._garbage.extend(exposures.log.fields())
+        self._at_hand = (-1, None)
+        self._forgotten.extend(self._slices)
         self._slices.clear()
 
     def forget_oldest(self) -> bool:
         """Forget the oldest slice, never the newest one; return whether there was one to forget."""
         if len(self._slices) < 2:
             return False
-        self._garbage.extend(self._slices.pop(min(self._slices)).log.fields())
+        self._forget(min(self._slices))
         return True
 
     def expire_at(self, time_ms: int) -> None:
@@ -207,4 +219,9 @@ class RecentExposures:
         """Drop the slices that no outcome can reach any more."""
         self._newest = newest
         for number in [number for number in self._slices if number < newest - self.PER_WINDOW - 1]:
-            self._garbage.extend(self._slices.pop(number).log.fields())
+            self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        self._at_hand = (-1, None)
+        del self._slices[number]
+        self._forgotten.append(number)

@@ -6,7 +6,7 @@ detected are events that are encoded again for sending them again, copies that c
 `REMEMBERED` other records or across a restart, and those of contexts that are not sampled. So the
 count is a lower bound.
 
-Belongs here: the memory of records. Does not belong here: which outcomes are checked (`fold.py`)
+Belongs here: the memory of records. Does not belong here: which outcomes are checked (`events.py`)
 and what follows (`core/judging/gaps.py`).
 """
 

@@ -1,0 +1,90 @@
+"""The counters and sets of all flags in one partition, and which have changed since the last save.
+
+Belongs here: counters as restored and as opened since. Does not belong here: which arm an event
+falls into (`flag_partition.py`), what it adds (`events.py`), where arms are stored
+(`layout/stored_arms.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from controller.counting.folding.arm_counters import ArmCounter
+from controller.counting.folding.context_sets import ContextSets
+from schemas.terms import Arm
+from schemas.totals import ArmCounts
+
+#: The kind of the set of contexts in neither arm, beside the arms' own.
+NEITHER = "neither"
+_EXPOSED = {Arm.TREATMENT.value: Arm.TREATMENT, Arm.CONTROL.value: Arm.CONTROL, NEITHER: None}
+
+
+class PartitionArms:
+    """The counters and sets of all flags in one partition."""
+
+    def __init__(
+        self,
+        *,
+        counts_exposures: bool,
+        exact_limit: int,
+        is_bundled: Callable[[str, str], bool],
+    ) -> None:
+        """Start empty.
+
+        `is_bundled` says of an arm, by the key of its flag and its name, whether it is stored
+        together with other flags' arms; it is asked once of each.
+        """
+        self.counts_exposures = counts_exposures
+        self.sets = ContextSets(exact_limit)
+        # Set number -> flag key, rollout id, arm; None for neither arm.
+        self.exposure_of: dict[int, tuple[str, str, Arm | None]] = {}
+        self.opened = 0  # counters that were opened so far
+        self.changed: list[ArmCounter] = []
+        self.changed_in_bundles = 0  # of those that have changed
+        # Counters outside every visit that have evaluations since the last save.
+        self.outside: list[ArmCounter] = []
+        self._is_bundled = is_bundled
+        self._stored: dict[str, ArmCounts] = {}  # restored, not opened yet
+
+    def restore_arm(self, name: str, counts: ArmCounts) -> None:
+        """Take over the stored totals of an arm."""
+        self._stored[name] = counts
+
+    def restore_set(self, number: int, name: str) -> None:
+        """Take over a stored set."""
+        self.sets.place(number, name)
+        flag_key, rollout_id, _, kind = name.split("|")
+        if kind in _EXPOSED:
+            self.exposure_of[number] = (flag_key, rollout_id, _EXPOSED[kind])
+
+    def open(self, flag_key: str, arm: Arm, name: str) -> ArmCounter:
+        """Return the counter of the arm called `name`, with its stored totals."""
+        counter = ArmCounter(flag_key, arm, name, self._stored.pop(name, None) or ArmCounts())
+        counter.is_bundled = self._is_bundled(flag_key, name)
+        return counter
+
+    def note_change(self, counter: ArmCounter) -> None:
+        """List a counter among those that have changed; a batch of its contexts begins."""
+        counter.is_changed = True
+        if not counter.is_counting:
+            self.outside.append(counter)
+            return
+        counter.batch_contexts = {}
+        self.changed.append(counter)
+        self.changed_in_bundles += counter.is_bundled
+
+    def drop(self, flag_key: str, rollout_id: str, counters: Iterable[ArmCounter]) -> None:
+        """Forget a rollout, whose open counters are `counters`; its sets are dropped apart."""
+        dropped = set(counters)
+        for counter in dropped:
+            counter.is_counting = False  # it may be about to be saved
+        self.changed = [counter for counter in self.changed if counter not in dropped]
+        self.changed_in_bundles = sum([counter.is_bundled for counter in self.changed])
+        prefix = f"{flag_key}|{rollout_id}|"
+        for name in [name for name in self._stored if name.startswith(prefix)]:
+            del self._stored[name]
+        self.exposure_of = {
+            number: exposure
+            for number, exposure in self.exposure_of.items()
+            if exposure[:2] != (flag_key, rollout_id)
+        }

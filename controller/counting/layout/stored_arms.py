@@ -1,0 +1,168 @@
+"""Where the totals of arms are stored: in fields of their own, or in bundles of several flags.
+
+While there are few flags, each arm has a field of its own; with many, a new arm goes into its
+flag's bundle, because a save carries a bounded number of fields. The layout's description is in
+`schemas/totals.py`. Does not belong here: what the totals are (`folding/arm_counters.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from controller.counting.folding.difference import ArmTotals
+from controller.counting.folding.engine import Fold
+from controller.counting.folding.flags_to_count import FlagsToCount
+from schemas.totals import (
+    TotalsField,
+    bundle_entry,
+    bundle_field,
+    decode_arm,
+    decode_bundle,
+    encode_arm,
+    encode_bundle,
+    is_bundle_field,
+    parse_field,
+)
+
+_OVER_AFTER_MS = 600_000  # after a visit's end; by then even its late events are rare
+_CHECKED_PER_SAVE = 16  # bundles that are searched for arms of visits that are over; 0.5 ms
+#: Such arms that get fields of their own per save, so that they are not written again and again.
+MOVED_PER_SAVE = 32
+_BUNDLES_PER_TURN = 128  # a few KB each
+
+
+class StoredArms:
+    """The fields of all arms of one partition."""
+
+    def __init__(self, flags_to_count: FlagsToCount, flags_with_own_fields: int) -> None:
+        """Start with nothing stored. With more flags than that, new arms go into bundles."""
+        self._flags_to_count = flags_to_count
+        self._flags_with_own_fields = flags_with_own_fields
+        self._own: dict[tuple[str, str], set[str]] = {}  # by flag key and rollout id
+        # By their field: arm -> entry, as it was last saved.
+        self._bundles: dict[str, dict[str, bytes]] = {}
+        # Arm that is stored in a bundle -> that, and the head of its entry.
+        self._heads: dict[str, tuple[str, bytes]] = {}
+        # Bundles to be written although none of their arms may have changed.
+        self._rewritten: set[str] = set()
+        self._garbage: list[str] = []  # fields to delete after the next save
+        #: Flag key -> rollouts with something stored, or about to be.
+        self.rollouts: dict[str, set[str]] = {}
+
+    def restore(self, fields: Mapping[str, bytes], fold: Fold) -> None:
+        """Give a fold its stored totals.
+
+        Raises ValueError or KeyError when we cannot have written them.
+        """
+        for name, value in fields.items():
+            if is_bundle_field(name):
+                entries = self._bundles[name] = {}
+                for arm_name, arm_value in decode_bundle(value).items():
+                    if self._restore_arm(arm_name, arm_value, fold) is not None:
+                        entries[arm_name] = bundle_entry(arm_name, arm_value)
+            elif (place := self._restore_arm(name, value, fold)) is not None:
+                self._own.setdefault((place.flag_key, place.rollout_id), set()).add(name)
+
+    def _restore_arm(self, name: str, value: bytes, fold: Fold) -> TotalsField | None:
+        place = parse_field(name)
+        if place is None or place.arm is None:
+            return None
+        fold.restore_arm(name, decode_arm(value))
+        self.rollouts.setdefault(place.flag_key, set()).add(place.rollout_id)
+        return place
+
+    def is_bundled(self, flag_key: str, name: str) -> bool:
+        """Return whether an arm is stored in its flag's bundle, after finding it a place."""
+        rollout_id = name.split("|")[1]
+        self.rollouts.setdefault(flag_key, set()).add(rollout_id)
+        bundle_name = bundle_field(flag_key)
+        if name not in self._bundles.get(bundle_name, ()):
+            has_few_flags = len(self._flags_to_count.flags) <= self._flags_with_own_fields
+            if has_few_flags or name in self._own.get((flag_key, rollout_id), ()):
+                return False
+            self._bundles.setdefault(bundle_name, {})
+        self._heads[name] = bundle_name, bundle_entry(name, b"")
+        return True
+
+    def changed_fields(self, own: int, bundled: int) -> int:
+        """Return how many fields a save of so many changed arms carries, or a few more."""
+        bundles = min(bundled, len(self._bundles)) + len(self._rewritten)
+        return own + bundles + MOVED_PER_SAVE
+
+    def put(self, totals: ArmTotals, fields: dict[str, bytes]) -> None:
+        """Put the totals of one arm into its own field, or into its bundle for later."""
+        value, name = encode_arm(totals.counts), totals.field
+        if totals.is_bundled:
+            bundle_name, head = self._heads[name]
+            self._bundles[bundle_name][name] = head + value
+            self._rewritten.add(bundle_name)
+        else:
+            fields[name] = value
+            self._own.setdefault((totals.flag_key, name.split("|")[1]), set()).add(name)
+
+    def write_bundles(
+        self, fold: Fold, fields: dict[str, bytes], turn: int, freshest_ms: int
+    ) -> Iterator[None]:
+        """Put the bundles that have changed into `fields`; yield now and then.
+
+        Some arms of visits that are over get fields of their own, so that they are not written
+        again with every save of their bundle; `turn` varies which bundles are searched for those.
+        """
+        names = sorted(self._rewritten)
+        self._rewritten = set()
+        for bundle_name, name in self._entries_to_move(names, turn, freshest_ms):
+            fields[name] = self._bundles[bundle_name].pop(name)[len(name) + 3 :]
+            self._heads.pop(name, None)
+            place = parse_field(name)
+            assert place is not None
+            self._own.setdefault((place.flag_key, place.rollout_id), set()).add(name)
+            fold.give_own_field(place)
+        for begin in range(0, len(names), _BUNDLES_PER_TURN):
+            yield
+            for bundle_name in names[begin : begin + _BUNDLES_PER_TURN]:
+                fields[bundle_name] = encode_bundle(self._bundles[bundle_name].values())
+
+    def _entries_to_move(
+        self, names: Sequence[str], turn: int, freshest_ms: int
+    ) -> list[tuple[str, str]]:
+        """Return some (bundle, arm) of visits that are over."""
+        until_ms = freshest_ms - _OVER_AFTER_MS
+        begin = turn % max(1, len(names) - _CHECKED_PER_SAVE)
+        over = (
+            (bundle_name, name)
+            for bundle_name in names[begin : begin + _CHECKED_PER_SAVE]
+            for name in self._bundles[bundle_name]
+            if self._is_over(name, until_ms)
+        )
+        return [each for each, _ in zip(over, range(MOVED_PER_SAVE), strict=False)]
+
+    def _is_over(self, name: str, until_ms: int) -> bool:
+        """Return whether an arm's visit ended before `until_ms`."""
+        place = parse_field(name)
+        assert place is not None
+        counted = self._flags_to_count.flags.get(place.flag_key)
+        if counted is None or counted.rollout_id != place.rollout_id:
+            return False
+        if counted.present_visit == place.visit:
+            return False  # it may be closed, and open again
+        ends = [until for _, until, visit in counted.intervals if visit == place.visit]
+        return bool(ends) and max(ends) < until_ms
+
+    def drop(self, flag_key: str, rollout_id: str) -> None:
+        """Forget a rollout that is over.
+
+        The next save writes its bundle without it and deletes its own fields after that.
+        """
+        self._garbage += sorted(self._own.pop((flag_key, rollout_id), ()))
+        prefix, bundle_name = f"{flag_key}|{rollout_id}|", bundle_field(flag_key)
+        entries = self._bundles.get(bundle_name, {})
+        for name in [name for name in entries if name.startswith(prefix)]:
+            del entries[name]
+            self._heads.pop(name, None)
+            self._rewritten.add(bundle_name)
+        self.rollouts.get(flag_key, set()).discard(rollout_id)
+
+    def drain_garbage(self) -> list[str]:
+        """Return the fields to delete after the save; they count as deleted from now on."""
+        garbage, self._garbage = self._garbage, []
+        return garbage

@@ -1,0 +1,368 @@
+//! What one event adds to the counters: `folding/events.py`, `folding/partition_arms.py`.
+//!
+//! Nothing here knows Python but through `Surroundings`: what a flag's plan says, and where what is
+//! not counted is reported.
+
+mod visits;
+
+use std::sync::Arc;
+
+use crate::arms::{is_one_of, Arm, CountedFlag, Counts, Flag, Kind, Visit};
+use crate::exposures::RecentExposures;
+use crate::hashing::Map;
+use crate::sets::{Added, ContextSets};
+
+/// What the fold asks of the rest of the program, and reports to it.
+pub trait Surroundings {
+    type Error;
+    /// What counting needs of a flag's rollout, None for a flag without one.
+    fn counted_flag(&self, flag_key: &str) -> Result<Option<CountedFlag>, Self::Error>;
+    fn count_unknown(&self, flag_key: &str) -> Result<(), Self::Error>;
+    /// The arm of a variant of a flag whose rollout is over, None when it was retired.
+    fn ended_arm(&self, flag_key: &str, variant: &str) -> Result<Option<Kind>, Self::Error>;
+    fn is_bundled(&self, flag_key: &str, name: &str) -> Result<bool, Self::Error>;
+    fn add_other_variants(&self, count: i64) -> Result<(), Self::Error>;
+    fn add_unjoined(&self, count: i64) -> Result<(), Self::Error>;
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    Counted,
+    Late,
+    Ignored,
+}
+
+/// What a batch of events was.
+#[derive(Default)]
+pub struct Counted {
+    pub counted: i64,
+    pub late: i64,
+    pub ignored: i64,
+}
+
+impl Counted {
+    #[inline]
+    pub fn add(&mut self, class: Class) {
+        match class {
+            Class::Counted => self.counted += 1,
+            Class::Late => self.late += 1,
+            Class::Ignored => self.ignored += 1,
+        }
+    }
+}
+
+/// One outcome, as any reader gives it.
+pub struct Outcome<'a, Text: AsRef<str>> {
+    pub digest: u64,
+    pub time_ms: i64,
+    pub flags: &'a [(Text, Text)],
+    pub is_error: bool,
+    pub bucket: Option<i32>,
+    pub conversions: &'a [Text],
+}
+
+pub struct Fold {
+    pub counts_exposures: bool,
+    pub flags: Map<Box<str>, Flag>,
+    pub arms: Vec<Option<Box<Arm>>>,
+    pub sets: ContextSets,
+    pub recent: Option<RecentExposures>,
+    pub stored: Map<Box<str>, Counts>, // restored, not opened yet
+    // Set number -> flag key, rollout id, arm.
+    pub exposure_of: Map<u32, (Arc<str>, Arc<str>, Kind)>,
+    pub changed: Vec<usize>,
+    pub changed_in_bundles: usize,
+    pub outside: Vec<usize>,
+    others: Vec<((Box<str>, Kind), i64)>, // in the order in which they were first met
+    other_places: Map<Box<str>, [Option<usize>; 3]>, // by flag and arm, where it is in `others`
+    pub opened: usize,
+    pub joins: bool,
+    pub fresh: i64, // of this batch
+    flag_ids: Map<Box<str>, u32>,
+}
+
+impl Fold {
+    pub fn new(counts_exposures: bool, exact_limit: usize, window_ms: Option<i64>) -> Self {
+        Self {
+            counts_exposures,
+            flags: Map::default(),
+            arms: Vec::new(),
+            sets: ContextSets::new(exact_limit),
+            recent: window_ms.filter(|_| counts_exposures).map(RecentExposures::new),
+            stored: Map::default(),
+            exposure_of: Map::default(),
+            changed: Vec::new(),
+            changed_in_bundles: 0,
+            outside: Vec::new(),
+            others: Vec::new(),
+            other_places: Map::default(),
+            opened: 0,
+            joins: false,
+            fresh: 0,
+            flag_ids: Map::default(),
+        }
+    }
+
+    #[inline]
+    pub fn arm(&self, arm: usize) -> &Arm {
+        self.arms[arm].as_ref().expect("an arm of an open flag")
+    }
+
+    #[inline]
+    fn arm_mut(&mut self, arm: usize) -> &mut Arm {
+        self.arms[arm].as_mut().expect("an arm of an open flag")
+    }
+
+    /// List a counter among those that have changed; a batch of its contexts begins.
+    #[inline]
+    fn note_change(&mut self, place: usize) {
+        let arm = self.arms[place].as_mut().expect("an arm of an open flag");
+        if arm.is_changed {
+            return;
+        }
+        arm.is_changed = true;
+        if arm.is_counting {
+            arm.end_batch();
+            self.changed.push(place);
+            self.changed_in_bundles += usize::from(arm.is_bundled);
+        } else {
+            self.outside.push(place);
+        }
+    }
+
+    // - evaluations -
+
+    #[inline]
+    pub fn count_evaluation<S: Surroundings>(
+        &mut self,
+        around: &S,
+        digest: u64,
+        flag_key: &str,
+        variant: &str,
+        time_ms: i64,
+    ) -> Result<Class, S::Error> {
+        if !self.is_open(around, flag_key)? {
+            if let Some(kind) = around.ended_arm(flag_key, variant)? {
+                self.note(flag_key, kind, 1);
+            }
+            return Ok(Class::Ignored);
+        }
+        self.fresh = self.fresh.max(time_ms);
+        let (arm, class) = match self.arm_at(around, flag_key, variant, time_ms)? {
+            Some(arm) if self.arm(arm).is_counting => (arm, Class::Counted),
+            Some(arm) => (arm, Class::Late),
+            None => match self.uncounted_arm(around, flag_key, variant)? {
+                Some(arm) => (arm, Class::Ignored),
+                None => {
+                    around.add_other_variants(1)?;
+                    self.note(flag_key, Kind::Neither, 1);
+                    return Ok(Class::Ignored);
+                }
+            },
+        };
+        self.add_evaluation(arm, digest, flag_key, time_ms);
+        Ok(class)
+    }
+
+    /// Add one evaluation to a counter, and remember the exposure.
+    #[inline]
+    fn add_evaluation(&mut self, place: usize, digest: u64, flag_key: &str, time_ms: i64) {
+        self.note_change(place);
+        let arm = self.arms[place].as_mut().expect("an arm of an open flag");
+        arm.counts.evaluations += 1;
+        let Some(exposed) = arm.exposed else { return };
+        let mut is_first = false; // of this context to this flag in the present visit
+        if !arm.is_counting {
+            if self.sets.get(exposed).is_none_or(|contexts| contexts.is_full) {
+                return;
+            }
+        } else {
+            match self.sets.add(exposed, digest) {
+                Added::NoRoom => return,
+                Added::Known => {}
+                Added::New => {
+                    arm.counts.exposures += 1;
+                    if arm.opposite.is_some_and(|opposite| self.sets.contains(opposite, digest)) {
+                        arm.counts.switched += 1;
+                    } else {
+                        is_first = true;
+                    }
+                }
+            }
+        }
+        let Some(exposures) = self.recent.as_mut().and_then(|recent| recent.slice_of(time_ms))
+        else {
+            return;
+        };
+        let (Some(contexts), Some(flag)) = (self.sets.get(exposed), self.flags.get(flag_key))
+        else {
+            return;
+        };
+        if is_first && flag.has_one_visit {
+            exposures.record_first(contexts.number, digest);
+        } else {
+            exposures.record(flag.id, contexts.number, digest);
+        }
+    }
+
+    /// Note evaluations that no counter passes on; the next save does.
+    pub fn note(&mut self, flag_key: &str, kind: Kind, count: i64) {
+        if count == 0 {
+            return;
+        }
+        if !self.other_places.contains_key(flag_key) {
+            self.other_places.insert(flag_key.into(), [None; 3]);
+        }
+        let Some(places) = self.other_places.get_mut(flag_key) else { return };
+        match places[kind as usize] {
+            Some(place) => self.others[place].1 += count,
+            None => {
+                places[kind as usize] = Some(self.others.len());
+                self.others.push(((flag_key.into(), kind), count));
+            }
+        }
+    }
+
+    /// Return what was noted since the last save, and begin anew.
+    pub fn take_others(&mut self) -> Vec<((Box<str>, Kind), i64)> {
+        self.other_places.clear();
+        std::mem::take(&mut self.others)
+    }
+
+    // - outcomes -
+
+    /// How many arms have changed and sets are new: what counts against the room of a save.
+    #[inline]
+    pub fn grown(&self) -> usize {
+        self.changed.len() + self.sets.new_names()
+    }
+
+    /// Count one outcome; `found` is scratch space, and holds the arms that counted it.
+    #[inline]
+    pub fn count_outcome<S: Surroundings, Text: AsRef<str>>(
+        &mut self,
+        around: &S,
+        outcome: &Outcome<'_, Text>,
+        found: &mut Vec<usize>,
+    ) -> Result<Class, S::Error> {
+        found.clear();
+        let mut is_late = false;
+        for (flag_key, variant) in outcome.flags {
+            let (flag_key, variant) = (flag_key.as_ref(), variant.as_ref());
+            if !self.is_open(around, flag_key)? {
+                continue;
+            }
+            self.fresh = self.fresh.max(outcome.time_ms);
+            match self.arm_at(around, flag_key, variant, outcome.time_ms)? {
+                Some(arm) if self.arm(arm).is_counting => found.push(arm),
+                Some(_) => is_late = true,
+                None => {
+                    let uncounted = &self.flags[flag_key].counted.uncounted;
+                    if !is_one_of(uncounted, variant) {
+                        around.add_other_variants(1)?;
+                    }
+                }
+            }
+        }
+        for &arm in found.iter() {
+            self.add_outcome(arm, outcome);
+        }
+        Ok(match (found.is_empty(), is_late) {
+            (false, _) => Class::Counted,
+            (true, true) => Class::Late,
+            (true, false) => Class::Ignored,
+        })
+    }
+
+    /// Add one outcome to one counter.
+    #[inline]
+    fn add_outcome<Text: AsRef<str>>(&mut self, place: usize, outcome: &Outcome<'_, Text>) {
+        self.note_change(place);
+        let arm = self.arms[place].as_mut().expect("an arm of an open flag");
+        arm.counts.outcomes += 1;
+        let digest = outcome.digest;
+        let has_latency = outcome.bucket.is_some();
+        let was_timed = match arm.batch.entry(digest) {
+            hashbrown::hash_map::Entry::Vacant(vacant) => {
+                vacant.insert(has_latency);
+                if !arm.failed.is_some_and(|failed| self.sets.contains(failed, digest)) {
+                    arm.counts.at_risk += 1;
+                }
+                false
+            }
+            hashbrown::hash_map::Entry::Occupied(mut known) => {
+                let before = *known.get();
+                known.insert(before || has_latency);
+                before
+            }
+        };
+        if let Some(bucket) = outcome.bucket {
+            match was_timed {
+                true => arm.counts.latency_again.add(bucket, 1),
+                false => arm.counts.latency.add(bucket, 1),
+            }
+        }
+        if outcome.is_error {
+            arm.counts.errors += 1;
+            if let Some(failed) = arm.failed {
+                if matches!(self.sets.add(failed, digest), Added::New) {
+                    arm.counts.first_errors += 1;
+                }
+            }
+        }
+        for name in outcome.conversions {
+            let name = name.as_ref();
+            let Some(&(_, slot)) = arm.converted.iter().find(|(one, _)| &**one == name) else {
+                continue;
+            };
+            if matches!(self.sets.add(slot, digest), Added::New) {
+                let counts = &mut arm.counts.converted;
+                match counts.iter_mut().find(|(one, _)| &**one == name) {
+                    Some((_, count)) => *count += 1,
+                    None => counts.push((name.into(), 1)),
+                }
+            }
+        }
+    }
+
+    pub fn count_repetition(&mut self, arms: &[usize], came_before: bool) {
+        for &arm in arms {
+            let counts = &mut self.arm_mut(arm).counts;
+            counts.checked += 1;
+            counts.repeated += i64::from(came_before);
+        }
+    }
+
+    // - dropping -
+
+    pub fn drop_rollout(&mut self, flag_key: &str, rollout_id: &str) {
+        let is_it = self.flags.get(flag_key).is_some_and(|f| &*f.counted.rollout_id == rollout_id);
+        if is_it {
+            let flag = self.flags.remove(flag_key).expect("an open flag");
+            for (visit, arms) in &flag.visits {
+                let arms = if *visit == Visit::Uncounted { &arms[..1] } else { &arms[..] };
+                for &place in arms {
+                    let Some(arm) = self.arms[place].take() else { continue };
+                    self.note(flag_key, arm.kind, arm.counts.evaluations - arm.noted);
+                }
+            }
+            let arms = &self.arms;
+            self.changed.retain(|&place| arms[place].is_some());
+            self.outside.retain(|&place| arms[place].is_some());
+            self.changed_in_bundles = self
+                .changed
+                .iter()
+                .filter(|&&place| arms[place].as_ref().is_some_and(|arm| arm.is_bundled))
+                .count();
+        }
+        let prefix = format!("{flag_key}|{rollout_id}|");
+        self.stored.retain(|name, _| !name.starts_with(&prefix));
+        self.exposure_of.retain(|_, (key, id, _)| &**key != flag_key || &**id != rollout_id);
+        self.sets.drop_with_prefix(&prefix);
+        if self.exposure_of.is_empty() {
+            if let Some(recent) = &mut self.recent {
+                recent.clear();
+            }
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! The fold as Python has it: `controller.counting.folding.engine.Fold`.
+//!
+//! Here is each method, in a few lines, and where a panic ends. What the longer ones do is in
+//! `events.rs`, `joining.rs` and `saves.rs`; `arm_counts.rs` takes totals over and hands them out.
+
+mod arm_counts;
+mod events;
+mod joining;
+mod saves;
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+
+use pyo3::exceptions::PyValueError;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyType};
+
+use crate::arms::Kind;
+use crate::bloom::BloomFilter;
+use crate::duplicates::RecentRecords;
+use crate::fold::Fold;
+use crate::surroundings::{counted_flag, Around};
+use events::Waiting;
+use joining::Joined;
+
+/// What is returned: `Counted`, `Difference`, `ArmTotals`, `SealedSet`, `ArmCounts`.
+type Types = (Py<PyAny>, Py<PyAny>, Py<PyAny>, Py<PyAny>, Py<PyAny>);
+
+#[pyclass(module = "controller.counting._native")]
+pub struct PartitionFold {
+    fold: Fold,
+    fault: Option<String>, // what a panic said: then each call raises a `fault_type`
+    fault_type: Py<PyType>,
+    records: RecentRecords,
+    flags_to_count: Py<PyAny>,
+    is_bundled: Py<PyAny>,
+    log_gamma: f64,
+    buckets: (i32, i32), // the lowest and the highest
+    indexed_per_turn: usize,
+    readers: (Py<PyAny>, Py<PyAny>), // those whose records are read natively
+    types: Types,
+    arms: [Py<PyAny>; 2], // Arm.TREATMENT and Arm.CONTROL
+}
+
+#[pymethods]
+impl PartitionFold {
+    #[new]
+    #[pyo3(signature = (flags_to_count, *, counts_exposures, exact_limit, window_ms, is_bundled,
+                        indexed_per_turn, buckets, log_gamma, readers, types, arms,
+                        fault_type))]
+    #[allow(clippy::too_many_arguments)] // named in Python, and called in one place
+    fn new(
+        flags_to_count: Py<PyAny>,
+        counts_exposures: bool,
+        exact_limit: usize,
+        window_ms: Option<i64>,
+        is_bundled: Py<PyAny>,
+        indexed_per_turn: usize,
+        buckets: (i32, i32),
+        log_gamma: f64,
+        readers: (Py<PyAny>, Py<PyAny>),
+        types: Types,
+        arms: [Py<PyAny>; 2],
+        fault_type: Py<PyType>,
+    ) -> Self {
+        Self {
+            fold: Fold::new(counts_exposures, exact_limit, window_ms),
+            fault: None,
+            fault_type,
+            records: RecentRecords::default(),
+            flags_to_count,
+            is_bundled,
+            log_gamma,
+            buckets,
+            indexed_per_turn,
+            readers,
+            types,
+            arms,
+        }
+    }
+
+    fn set_time(&mut self, now_ms: i64, latest_ms: i64) -> PyResult<()> {
+        self.contain(|this| {
+            if let Some(recent) = &mut this.fold.recent {
+                recent.set_time(now_ms, latest_ms);
+            }
+            Ok(())
+        })
+    }
+
+    // - events -
+
+    fn count_evaluations(
+        &mut self,
+        py: Python<'_>,
+        events: &Bound<'_, PyAny>,
+    ) -> PyResult<Py<PyAny>> {
+        self.contain(|this| this.evaluations_of(py, events))
+    }
+
+    fn read_evaluations(
+        &mut self,
+        py: Python<'_>,
+        batch: &Bound<'_, PyAny>,
+        read: &Bound<'_, PyAny>,
+        refuse: &Bound<'_, PyAny>,
+        latest_ms: i64,
+    ) -> PyResult<Py<PyAny>> {
+        self.contain(|this| this.evaluations_in(py, batch, read, refuse, latest_ms))
+    }
+
+    #[pyo3(signature = (events, room, join, joinable_until_ms))]
+    fn count_outcomes(
+        &mut self,
+        py: Python<'_>,
+        events: &Bound<'_, PyAny>,
+        room: f64,
+        join: Option<&Bound<'_, PyAny>>,
+        joinable_until_ms: f64,
+    ) -> PyResult<Py<PyAny>> {
+        let waiting = Waiting { room, join, joinable_until_ms };
+        self.contain(|this| this.outcomes_of(py, events, waiting))
+    }
+
+    #[pyo3(signature = (batch, read, refuse, latest_ms, room, join, joinable_until_ms))]
+    #[allow(clippy::too_many_arguments)] // those of `engine.Fold`
+    fn read_outcomes(
+        &mut self,
+        py: Python<'_>,
+        batch: &Bound<'_, PyAny>,
+        read: &Bound<'_, PyAny>,
+        refuse: &Bound<'_, PyAny>,
+        latest_ms: i64,
+        room: f64,
+        join: Option<&Bound<'_, PyAny>>,
+        joinable_until_ms: f64,
+    ) -> PyResult<Py<PyAny>> {
+        let waiting = Waiting { room, join, joinable_until_ms };
+        self.contain(|this| this.outcomes_in(py, batch, read, refuse, latest_ms, waiting))
+    }
+
+    fn begin_batch(&mut self) -> PyResult<()> {
+        self.contain(|this| {
+            for &place in &this.fold.changed {
+                if let Some(arm) = &mut this.fold.arms[place] {
+                    arm.end_batch();
+                }
+            }
+            Ok(())
+        })
+    }
+
+    #[getter]
+    fn joins(&self) -> bool {
+        self.fold.joins
+    }
+
+    #[setter]
+    fn set_joins(&mut self, joins: bool) {
+        self.fold.joins = joins;
+    }
+
+    // - restoring -
+
+    fn restore_arm(&mut self, name: &str, counts: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.contain(|this| {
+            this.fold.stored.insert(name.into(), arm_counts::taken_over(counts)?);
+            Ok(())
+        })
+    }
+
+    fn restore_set(&mut self, number: u32, name: &str) -> PyResult<()> {
+        self.contain(|this| this.take_over_set(number, name))
+    }
+
+    fn restore_filter(&mut self, number: u32, words: &[u8], keys: u64) -> PyResult<()> {
+        self.contain(|this| {
+            let filter = BloomFilter::of(words, keys)
+                .ok_or_else(|| PyValueError::new_err("a filter has a power of two of words"))?;
+            this.fold.sets.add_filter(number, filter);
+            Ok(())
+        })
+    }
+
+    fn restore_members(&mut self, py: Python<'_>, entries: &[u8]) -> PyResult<()> {
+        self.contain(|this| {
+            let sets = &mut this.fold.sets;
+            py.detach(|| sets.add_members(entries));
+            Ok(())
+        })
+    }
+
+    fn restore_exposures(&mut self, slices: BTreeMap<i64, Vec<u8>>) -> PyResult<()> {
+        self.contain(|this| {
+            if let Some(recent) = &mut this.fold.recent {
+                recent.restore(slices);
+            }
+            Ok(())
+        })
+    }
+
+    fn end_restore(&mut self, above: u32) -> PyResult<()> {
+        self.contain(|this| {
+            this.fold.sets.reserve(above);
+            this.fold.sets.end_restore();
+            Ok(())
+        })
+    }
+
+    // - flags: called for all partitions in one loop, so a fold that has failed, or fails on them,
+    // must not raise here; its next fold or save does -
+
+    fn apply(&mut self, py: Python<'_>, counted: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
+        self.contain_for_later(|this| {
+            let key = counted.getattr(intern!(py, "flag_key"))?;
+            let Some(flag) = this.fold.flags.get_mut(key.extract::<&str>()?) else {
+                return Ok(None);
+            };
+            let counted = counted_flag(counted)?;
+            if flag.counted.rollout_id != counted.rollout_id {
+                return Ok(Some(flag.counted.rollout_id.to_string()));
+            }
+            flag.counted = counted;
+            (flag.from_ms, flag.until_ms) = (0, 0);
+            Ok(None)
+        })
+    }
+
+    #[pyo3(name = "drop")]
+    fn drop_rollout(&mut self, flag_key: &str, rollout_id: &str) -> PyResult<()> {
+        self.contain_for_later(|this| {
+            this.fold.drop_rollout(flag_key, rollout_id);
+            Ok(())
+        })
+    }
+
+    fn close(&mut self) -> PyResult<()> {
+        self.contain_for_later(|this| {
+            this.fold.flags.clear();
+            Ok(())
+        })
+    }
+
+    // - joining -
+
+    fn index_exposures(&mut self) -> PyResult<bool> {
+        self.contain(|this| Ok(this.index_some()))
+    }
+
+    fn exposures(
+        &mut self,
+        py: Python<'_>,
+        digest: u64,
+        time_ms: i64,
+    ) -> PyResult<Vec<(String, String)>> {
+        self.contain(|this| this.exposures_of(py, digest, time_ms, &mut Joined::default()))
+    }
+
+    // - budget -
+
+    #[getter]
+    fn load(&self) -> i64 {
+        self.fold.sets.load()
+    }
+
+    #[getter]
+    fn recent_entries(&self) -> usize {
+        self.fold.recent.as_ref().map_or(0, |recent| recent.entries())
+    }
+
+    fn forget_oldest(&mut self) -> PyResult<bool> {
+        self.contain(|this| {
+            Ok(this.fold.recent.as_mut().is_some_and(|recent| recent.forget_oldest()))
+        })
+    }
+
+    fn expire_exposures(&mut self, time_ms: i64) -> PyResult<()> {
+        self.contain(|this| {
+            if let Some(recent) = &mut this.fold.recent {
+                recent.expire_at(time_ms);
+            }
+            Ok(())
+        })
+    }
+
+    fn seal_early(&mut self) -> PyResult<bool> {
+        self.contain(|this| Ok(this.fold.sets.seal_early()))
+    }
+
+    fn close_largest(&mut self) -> PyResult<Option<String>> {
+        self.contain(|this| Ok(this.fold.sets.close_largest()))
+    }
+
+    // - what has changed -
+
+    #[getter]
+    fn opened(&self) -> usize {
+        self.fold.opened
+    }
+
+    #[getter]
+    fn changed_arms(&self) -> (usize, usize) {
+        let bundled = self.fold.changed_in_bundles;
+        (self.fold.changed.len() - bundled, bundled)
+    }
+
+    #[getter]
+    fn new_entries(&self) -> (usize, Vec<usize>) {
+        let recent = self.fold.recent.as_ref();
+        (self.fold.sets.added(), recent.map_or_else(Vec::new, |recent| recent.added()))
+    }
+
+    #[getter]
+    fn new_sets(&self) -> usize {
+        self.fold.sets.new_names()
+    }
+
+    #[getter]
+    fn sealing_capacity(&self) -> u64 {
+        self.fold.sets.sealing_capacity()
+    }
+
+    #[getter]
+    fn exact_members(&self) -> i64 {
+        self.fold.sets.exact_members()
+    }
+
+    fn drain(&mut self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.contain(|this| this.difference(py))
+    }
+
+    fn take_totals(&mut self, py: Python<'_>, place: usize) -> PyResult<Option<Py<PyAny>>> {
+        self.contain(|this| this.totals_of(py, place))
+    }
+
+    fn give_own_field(&mut self, py: Python<'_>, place: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.contain(|this| this.note_own_field(py, place))
+    }
+
+    fn live(&mut self, py: Python<'_>, entries: &[u8]) -> PyResult<Py<PyBytes>> {
+        self.contain(|this| Ok(PyBytes::new(py, &this.fold.sets.live(entries)).unbind()))
+    }
+
+    fn seal_next(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        self.contain(|this| this.seal_one(py))
+    }
+}
+
+impl PartitionFold {
+    /// Do something; a panic becomes `NativeFault`, which each later call raises, too.
+    fn contain<T>(&mut self, act: impl FnOnce(&mut Self) -> PyResult<T>) -> PyResult<T> {
+        if self.fault.is_none() {
+            match catch_unwind(AssertUnwindSafe(|| act(self))) {
+                Ok(done) => return done,
+                Err(panic) => self.fault = Some(why(&*panic).to_string()),
+            }
+        }
+        let fault = self.fault.clone();
+        Err(Python::attach(|py| PyErr::from_type(self.fault_type.bind(py).clone(), fault)))
+    }
+
+    /// Do something; only the next call of the others raises what panicked here or before.
+    fn contain_for_later<T: Default>(
+        &mut self,
+        act: impl FnOnce(&mut Self) -> PyResult<T>,
+    ) -> PyResult<T> {
+        let done = self.contain(act);
+        match self.fault {
+            Some(_) => Ok(T::default()),
+            None => done,
+        }
+    }
+
+    /// What the fold asks and reports to.
+    fn around<'py>(&'py self, py: Python<'py>) -> Around<'py> {
+        Around {
+            flags_to_count: self.flags_to_count.bind(py),
+            is_bundled: self.is_bundled.bind(py),
+        }
+    }
+
+    fn arm_of(&self, py: Python<'_>, kind: Kind) -> Option<Py<PyAny>> {
+        match kind {
+            Kind::Treatment => Some(self.arms[0].clone_ref(py)),
+            Kind::Control => Some(self.arms[1].clone_ref(py)),
+            Kind::Neither => None,
+        }
+    }
+}
+
+/// What a panic says.
+fn why(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("of an unknown kind")
+}

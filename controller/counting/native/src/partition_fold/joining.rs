@@ -1,0 +1,106 @@
+//! Joining: the flags of an outcome that names none.
+
+use pyo3::intern;
+use pyo3::prelude::*;
+
+use super::events::OutcomeBatch;
+use super::PartitionFold;
+use crate::arms::Kind;
+use crate::fold::Surroundings;
+use crate::hashing::Map;
+
+/// What a flag's exposures are joined to: rollout id, treatment and control.
+pub type Joined = Map<Box<str>, Option<(Box<str>, Box<str>, Box<str>)>>;
+
+impl PartitionFold {
+    /// Index some more exposures; return whether all are indexed.
+    pub fn index_some(&mut self) -> bool {
+        let most = self.indexed_per_turn;
+        self.fold.recent.as_mut().is_none_or(|recent| recent.catch_up(most))
+    }
+
+    /// The flags that an outcome without any is joined to: None when it must wait, for room or for
+    /// evaluations before it; nothing of one that names flags.
+    #[inline]
+    pub fn flags_of(
+        &mut self,
+        py: Python<'_>,
+        digest: u64,
+        time_ms: i64,
+        timestamp_ms: i64,
+        is_unnamed: bool,
+        batch: &mut OutcomeBatch<'_, '_>,
+    ) -> PyResult<Option<Vec<(String, String)>>> {
+        if self.fold.grown() as f64 >= batch.limit {
+            return Ok(None);
+        }
+        if !is_unnamed {
+            return Ok(Some(Vec::new()));
+        }
+        self.fold.joins = true;
+        let mut flags = Vec::new();
+        if let Some(join) = batch.waiting.join {
+            if let Ok(native) = join.cast::<PartitionFold>() {
+                let mut native = native.try_borrow_mut()?;
+                batch.are_indexed = batch.are_indexed || native.index_exposures()?;
+                if !batch.are_indexed || timestamp_ms as f64 > batch.waiting.joinable_until_ms {
+                    return Ok(None);
+                }
+                flags = native
+                    .contain(|native| native.exposures_of(py, digest, time_ms, &mut batch.known))?;
+            } else {
+                let index = intern!(py, "index_exposures");
+                batch.are_indexed = batch.are_indexed || join.call_method0(index)?.extract()?;
+                if !batch.are_indexed || timestamp_ms as f64 > batch.waiting.joinable_until_ms {
+                    return Ok(None);
+                }
+                flags =
+                    join.call_method1(intern!(py, "exposures"), (digest, time_ms))?.extract()?;
+            }
+        }
+        if flags.is_empty() {
+            self.around(py).add_unjoined(1)?;
+        }
+        Ok(Some(flags))
+    }
+
+    /// (flag key, variant) of a context's last exposure to each flag that has a rollout.
+    pub fn exposures_of(
+        &self,
+        py: Python<'_>,
+        digest: u64,
+        time_ms: i64,
+        known: &mut Joined,
+    ) -> PyResult<Vec<(String, String)>> {
+        let Some(recent) = &self.fold.recent else { return Ok(Vec::new()) };
+        let mut seen: Vec<&str> = Vec::new();
+        let mut flags = Vec::new();
+        for number in recent.last(digest, time_ms) {
+            let Some((flag_key, rollout_id, kind)) = self.fold.exposure_of.get(&number) else {
+                continue;
+            };
+            if !known.contains_key(&**flag_key) {
+                let counted = self.around(py).counted_flag(flag_key)?;
+                let counted = counted.map(|counted| {
+                    (
+                        (*counted.rollout_id).into(),
+                        (*counted.treatment).into(),
+                        (*counted.control).into(),
+                    )
+                });
+                known.insert((**flag_key).into(), counted);
+            }
+            let Some((present_id, treatment, control)) = &known[&**flag_key] else { continue };
+            if **present_id != **rollout_id || seen.contains(&&**flag_key) {
+                continue;
+            }
+            seen.push(flag_key);
+            match kind {
+                Kind::Treatment => flags.push((flag_key.to_string(), treatment.to_string())),
+                Kind::Control => flags.push((flag_key.to_string(), control.to_string())),
+                Kind::Neither => {}
+            }
+        }
+        Ok(flags)
+    }
+}

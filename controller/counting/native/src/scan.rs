@@ -1,0 +1,397 @@
+//! The plain shape of both events, read from JSON without a tree: `schemas/wire.py`.
+//!
+//! A scan either reads a record exactly as `schemas.wire` does, or returns None: then Python reads
+//! it, and decides whether and why it is refused. So whatever is unusual is left to it: escapes,
+//! characters beyond ASCII, repeated names, null in a field that counts, odd numbers and times.
+
+const MOST_BYTES: usize = 64 * 1024;
+const MOST_DEPTH: u32 = 8;
+const MOST_OPENINGS: u32 = 64; // brackets; `wire` takes more
+const MOST_ATTRIBUTE: usize = 1024;
+const MOST_CONTEXT_ID: usize = 256;
+const MOST_NAME: usize = 128;
+const MOST_ITEMS: usize = 8; // flags or conversions; `wire` takes more
+const MOST_DURATION_SECONDS: f64 = 86_400.0;
+
+const EVALUATION_TYPE: &str = "io.rolloutd.evaluation.v1";
+const OUTCOME_TYPE: &str = "io.rolloutd.outcome.v1";
+
+pub struct Evaluation<'a> {
+    pub context_id: Option<&'a str>, // None: the record's key
+    pub flag_key: &'a str,
+    pub variant: &'a str,
+    pub time_ms: Option<i64>, // None: the record's timestamp
+}
+
+#[derive(Default)]
+pub struct Outcome<'a> {
+    pub context_id: Option<&'a str>,
+    pub time_ms: Option<i64>,
+    pub flags: Vec<(&'a str, &'a str)>,
+    pub has_error: bool,
+    pub duration_seconds: Option<f64>,
+    pub conversions: Vec<&'a str>,
+    pub is_known: bool, // it has an attribute that is read, beside its context
+}
+
+pub fn evaluation(value: &[u8]) -> Option<Evaluation<'_>> {
+    let mut scan = Scan::new(value)?;
+    let (mut context_id, mut flag_key, mut variant) = (None, None, None);
+    let time_ms = scan.envelope(EVALUATION_TYPE, |scan| {
+        scan.object(|scan, name| match name {
+            "feature_flag.key" => once(&mut flag_key, scan.name()?),
+            "feature_flag.result.variant" => once(&mut variant, scan.name()?),
+            "feature_flag.context.id" => once(&mut context_id, scan.context_id()?),
+            "feature_flag.variant" => None, // an older name, which has rules of its own
+            _ => scan.skip(),
+        })
+    })?;
+    Some(Evaluation { context_id, flag_key: flag_key?, variant: variant?, time_ms })
+}
+
+pub fn outcome(value: &[u8]) -> Option<Outcome<'_>> {
+    let mut scan = Scan::new(value)?;
+    let mut found = Outcome::default();
+    let (mut duration, mut error, mut flags, mut conversions) = (None, None, None, None);
+    found.time_ms = scan.envelope(OUTCOME_TYPE, |scan| {
+        scan.object(|scan, name| match name {
+            "feature_flag.context.id" => once(&mut found.context_id, scan.context_id()?),
+            "http.server.request.duration" => once(&mut duration, scan.duration()?),
+            "error.type" => once(&mut error, scan.attribute()?),
+            "rolloutd.flags" => once(&mut flags, scan.flags()?),
+            "rolloutd.conversions" => once(&mut conversions, scan.conversions()?),
+            _ => scan.skip(),
+        })
+    })?;
+    found.is_known =
+        duration.is_some() || error.is_some() || flags.is_some() || conversions.is_some();
+    found.duration_seconds = duration;
+    found.has_error = error.is_some();
+    found.flags = flags.unwrap_or_default();
+    found.conversions = conversions.unwrap_or_default();
+    Some(found)
+}
+
+/// Take a value; None when its name was there before.
+fn once<T>(place: &mut Option<T>, value: T) -> Option<()> {
+    place.replace(value).is_none().then_some(())
+}
+
+/// Return a key as a context id, None when Python is to look at it.
+pub fn context_of_key(key: &[u8]) -> Option<&str> {
+    let is_plain =
+        (1..=MOST_CONTEXT_ID).contains(&key.len()) && key.iter().all(|b| is_printable(*b));
+    is_plain.then(|| std::str::from_utf8(key).ok())?
+}
+
+fn is_printable(byte: u8) -> bool {
+    (0x20..0x7f).contains(&byte)
+}
+
+fn is_name(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    (1..=MOST_NAME).contains(&bytes.len())
+        && bytes[0].is_ascii_alphanumeric()
+        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-'))
+}
+
+struct Scan<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    depth: u32,
+    openings: u32,
+}
+
+impl<'a> Scan<'a> {
+    fn new(bytes: &'a [u8]) -> Option<Self> {
+        (bytes.len() <= MOST_BYTES).then_some(Self { bytes, at: 0, depth: 0, openings: 0 })
+    }
+
+    /// Read a whole CloudEvent of a type; `data` reads its data. Returns its time.
+    fn envelope(
+        &mut self,
+        of_type: &str,
+        mut data: impl FnMut(&mut Self) -> Option<()>,
+    ) -> Option<Option<i64>> {
+        let (mut version, mut kind, mut id, mut source) = (None, None, None, None);
+        let (mut has_data, mut time_ms) = (None, None);
+        self.space();
+        self.object(|scan, name| match name {
+            "specversion" => once(&mut version, scan.exactly("1.0")?),
+            "type" => once(&mut kind, scan.exactly(of_type)?),
+            "id" => once(&mut id, scan.attribute()?),
+            "source" => once(&mut source, scan.attribute()?),
+            "time" => once(&mut time_ms, scan.time()?),
+            "data" => once(&mut has_data, data(scan)?),
+            _ => scan.skip(),
+        })?;
+        self.space();
+        let is_whole = self.at == self.bytes.len()
+            && version.is_some()
+            && kind.is_some()
+            && id.is_some()
+            && source.is_some()
+            && has_data.is_some();
+        is_whole.then_some(time_ms)
+    }
+
+    #[inline]
+    fn peek(&self) -> Option<u8> {
+        self.bytes.get(self.at).copied()
+    }
+
+    #[inline]
+    fn space(&mut self) {
+        while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
+            self.at += 1;
+        }
+    }
+
+    #[inline]
+    fn take(&mut self, byte: u8) -> Option<()> {
+        (self.peek()? == byte).then(|| self.at += 1)
+    }
+
+    fn open(&mut self, bracket: u8) -> Option<()> {
+        self.take(bracket)?;
+        self.depth += 1;
+        self.openings += 1;
+        (self.depth <= MOST_DEPTH && self.openings <= MOST_OPENINGS).then_some(())
+    }
+
+    /// Read an object; `field` reads the value of each name.
+    #[inline]
+    fn object(&mut self, mut field: impl FnMut(&mut Self, &'a str) -> Option<()>) -> Option<()> {
+        self.open(b'{')?;
+        self.space();
+        if self.take(b'}').is_none() {
+            loop {
+                let name = self.text()?;
+                self.space();
+                self.take(b':')?;
+                self.space();
+                field(self, name)?;
+                self.space();
+                if self.take(b',').is_none() {
+                    break;
+                }
+                self.space();
+            }
+            self.take(b'}')?;
+        }
+        self.depth -= 1;
+        Some(())
+    }
+
+    fn array(&mut self, mut item: impl FnMut(&mut Self) -> Option<()>) -> Option<()> {
+        self.open(b'[')?;
+        self.space();
+        if self.take(b']').is_none() {
+            loop {
+                item(self)?;
+                self.space();
+                if self.take(b',').is_none() {
+                    break;
+                }
+                self.space();
+            }
+            self.take(b']')?;
+        }
+        self.depth -= 1;
+        Some(())
+    }
+
+    /// Read a string of printable ASCII without escapes.
+    #[inline]
+    fn text(&mut self) -> Option<&'a str> {
+        self.take(b'"')?;
+        let begin = self.at;
+        let length = self.bytes[begin..].iter().position(|b| *b == b'"' || *b == b'\\')?;
+        let text = &self.bytes[begin..begin + length];
+        if self.bytes[begin + length] == b'\\' || !text.iter().all(|b| is_printable(*b)) {
+            return None;
+        }
+        self.at = begin + length + 1;
+        std::str::from_utf8(text).ok()
+    }
+
+    fn exactly(&mut self, expected: &str) -> Option<()> {
+        (self.text()? == expected).then_some(())
+    }
+
+    fn attribute(&mut self) -> Option<()> {
+        (1..=MOST_ATTRIBUTE).contains(&self.text()?.len()).then_some(())
+    }
+
+    fn name(&mut self) -> Option<&'a str> {
+        self.text().filter(|text| is_name(text))
+    }
+
+    fn context_id(&mut self) -> Option<&'a str> {
+        self.text().filter(|text| (1..=MOST_CONTEXT_ID).contains(&text.len()))
+    }
+
+    fn flags(&mut self) -> Option<Vec<(&'a str, &'a str)>> {
+        let (mut flags, mut items) = (Vec::with_capacity(1), 0);
+        self.array(|scan| {
+            let (mut key, mut variant) = (None, None);
+            scan.object(|scan, name| match name {
+                "feature_flag.key" => once(&mut key, scan.name()?),
+                "feature_flag.result.variant" => once(&mut variant, scan.name()?),
+                _ => scan.skip(),
+            })?;
+            items += 1;
+            push_distinct(&mut flags, (key?, variant?), items)
+        })?;
+        Some(flags)
+    }
+
+    fn conversions(&mut self) -> Option<Vec<&'a str>> {
+        let (mut names, mut items) = (Vec::new(), 0);
+        self.array(|scan| {
+            let name = scan.name()?;
+            items += 1;
+            push_distinct(&mut names, name, items)
+        })?;
+        Some(names)
+    }
+
+    /// Read a number of seconds. Longer or odder ones are left to Python.
+    fn duration(&mut self) -> Option<f64> {
+        let begin = self.at;
+        self.number()?;
+        let text = std::str::from_utf8(&self.bytes[begin..self.at]).ok()?;
+        let seconds: f64 = text.parse().ok()?;
+        (text.len() <= 24 && !text.starts_with('-') && seconds <= MOST_DURATION_SECONDS)
+            .then_some(seconds)
+    }
+
+    /// Go past a number: the grammar of RFC 8259, with few digits.
+    fn number(&mut self) -> Option<()> {
+        let begin = self.at;
+        let _ = self.take(b'-');
+        match self.peek()? {
+            b'0' => self.at += 1,
+            b'1'..=b'9' => self.digits()?,
+            _ => return None,
+        }
+        if self.take(b'.').is_some() {
+            self.digits()?;
+        }
+        if matches!(self.peek(), Some(b'e' | b'E')) {
+            self.at += 1;
+            if matches!(self.peek(), Some(b'+' | b'-')) {
+                self.at += 1;
+            }
+            let exponent = self.at;
+            self.digits()?;
+            if self.at - exponent > 2 {
+                return None;
+            }
+        }
+        (self.at - begin <= 32).then_some(())
+    }
+
+    fn digits(&mut self) -> Option<()> {
+        let begin = self.at;
+        while matches!(self.peek(), Some(b'0'..=b'9')) {
+            self.at += 1;
+        }
+        (self.at > begin).then_some(())
+    }
+
+    /// Go past any value.
+    fn skip(&mut self) -> Option<()> {
+        match self.peek()? {
+            b'"' => self.text().map(|_| ()),
+            b'{' => self.object(|scan, _| scan.skip()),
+            b'[' => self.array(Self::skip),
+            b't' => self.word("true"),
+            b'f' => self.word("false"),
+            b'n' => self.word("null"),
+            _ => self.number(),
+        }
+    }
+
+    fn word(&mut self, word: &str) -> Option<()> {
+        let is_it = self.bytes[self.at..].starts_with(word.as_bytes());
+        is_it.then(|| self.at += word.len())
+    }
+
+    /// Read a time as most senders write it: `2026-11-21T03:00:00.123456Z`, or with `+00:00`.
+    fn time(&mut self) -> Option<i64> {
+        let text = self.text()?.as_bytes();
+        if text.len() < 20
+            || (text[4], text[7], text[10], text[13], text[16]) != (b'-', b'-', b'T', b':', b':')
+        {
+            return None;
+        }
+        let (year, month, day) =
+            (digits_of(&text[..4])?, digits_of(&text[5..7])?, digits_of(&text[8..10])?);
+        let (hour, minute, second) =
+            (digits_of(&text[11..13])?, digits_of(&text[14..16])?, digits_of(&text[17..19])?);
+        let mut rest = &text[19..];
+        let mut below_ms = 0;
+        if rest[0] == b'.' {
+            let count = rest[1..].iter().take_while(|b| b.is_ascii_digit()).count();
+            if !(1..=6).contains(&count) {
+                return None;
+            }
+            for place in 0..3 {
+                let digit = if place < count { rest[1 + place] - b'0' } else { 0 };
+                below_ms = below_ms * 10 + i64::from(digit);
+            }
+            rest = &rest[1 + count..];
+        }
+        let is_plain = (rest == b"Z" || rest == b"+00:00")
+            && year >= 1970
+            && (1..=12).contains(&month)
+            && (1..=days_in(year, month)).contains(&day)
+            && hour < 24
+            && minute < 60
+            && second < 60;
+        is_plain.then(|| {
+            let seconds =
+                days_before(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
+            seconds * 1000 + below_ms
+        })
+    }
+}
+
+/// Add the item with this number unless it is there; None for more items than are plain.
+fn push_distinct<T: PartialEq>(distinct: &mut Vec<T>, item: T, number: usize) -> Option<()> {
+    if !distinct.contains(&item) {
+        distinct.push(item);
+    }
+    (number <= MOST_ITEMS).then_some(())
+}
+
+fn digits_of(text: &[u8]) -> Option<i64> {
+    text.iter().try_fold(0, |number, byte| {
+        byte.is_ascii_digit().then(|| number * 10 + i64::from(byte - b'0'))
+    })
+}
+
+fn is_leap(year: i64) -> bool {
+    (year % 4 == 0 && year % 100 != 0) || year % 400 == 0
+}
+
+fn days_in(year: i64, month: i64) -> i64 {
+    match month {
+        2 => 28 + i64::from(is_leap(year)),
+        4 | 6 | 9 | 11 => 30,
+        _ => 31,
+    }
+}
+
+/// Days from 1970-01-01 to a date of the Gregorian calendar, from 1970 on.
+///
+/// Source: H. Hinnant, chrono-compatible low-level date algorithms, `days_from_civil`.
+fn days_before(year: i64, month: i64, day: i64) -> i64 {
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let era = year / 400;
+    let year_of_era = year % 400;
+    let day_of_year = (153 * month + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    era * 146_097 + day_of_era - 719_468
+}

@@ -1,0 +1,214 @@
+"""Events of random contexts in Kafka, what totals they must give, and how fast a client reads them.
+
+What the benchmarks of counting have in common. Fills both event topics (4 partitions each, keyed by
+context, about 250 bytes an event) and recounts while it writes. `read_bare` is the measure: an
+aiokafka consumer with the daemon's settings that decodes nothing, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import multiprocessing
+import os
+import random
+import resource
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, TypeVar
+
+import structlog
+from confluent_kafka import Producer
+
+from controller.adapters.kafka.event_log import KafkaEventLog
+from controller.settings import KafkaSettings
+from schemas import evaluation, outcome
+from schemas.terms import Arm
+
+T = TypeVar("T")
+PARTITIONS = 4
+#: What is compared with the recount.
+FIELDS = ("evaluations", "exposures", "outcomes", "errors", "first_errors", "repeated")
+_TREATED_ONE_IN = 10
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Which events."""
+
+    events: int
+    flags: int
+    contexts: int
+    poison: float = 0.0
+    seed: int = 1
+
+    def flag_key(self, number: int) -> str:
+        """Return the key of one flag."""
+        return f"flag-{number:05d}"
+
+
+@dataclass
+class Recount:
+    """What the totals must say, by plain counting while writing."""
+
+    totals: dict[tuple[str, Arm], Counter[str]] = field(default_factory=dict)
+    exposed: set[tuple[str, int]] = field(default_factory=set)
+    failed: set[tuple[str, int]] = field(default_factory=set)
+    poison: int = 0
+    bytes: int = 0
+
+    def arm(self, flag_key: str, arm: Arm) -> Counter[str]:
+        """Return the counters of one arm."""
+        return self.totals.setdefault((flag_key, arm), Counter())
+
+    def note_evaluation(self, flag_key: str, arm: Arm, context: int) -> None:
+        """Count an evaluation; a context is exposed once."""
+        counts = self.arm(flag_key, arm)
+        counts["evaluations"] += 1
+        if (flag_key, context) not in self.exposed:
+            self.exposed.add((flag_key, context))
+            counts["exposures"] += 1
+
+    def note_outcome(self, flag_key: str, arm: Arm, context: int, *, is_error: bool) -> None:
+        """Count an outcome; a context fails for the first time once."""
+        counts = self.arm(flag_key, arm)
+        counts["outcomes"] += 1
+        counts["errors"] += is_error
+        if is_error and (flag_key, context) not in self.failed:
+            self.failed.add((flag_key, context))
+            counts["first_errors"] += 1
+
+
+def records(options: LoadOptions, recount: Recount) -> Iterator[tuple[str, bytes, bytes]]:
+    """Yield (logical topic, key, value): evaluations and outcomes in turn, of random contexts."""
+    chance = random.Random(options.seed)
+    moment = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    for number in range(options.events):
+        context = chance.randrange(options.contexts)
+        flag_key = options.flag_key(chance.randrange(options.flags))
+        is_treated = context % _TREATED_ONE_IN == 0
+        arm, variant = (Arm.TREATMENT, "on") if is_treated else (Arm.CONTROL, "off")
+        key = f"user-{context:08d}"
+        topic = "evaluations" if number % 2 == 0 else "outcomes"
+        if chance.random() < options.poison:
+            recount.poison += 1
+            yield topic, key.encode(), _cut_off(topic, number)
+            continue
+        served = {"feature_flag.key": flag_key, "feature_flag.result.variant": variant}
+        named: dict[str, Any] = {"feature_flag.context.id": key}
+        if topic == "evaluations":
+            kind, data = evaluation.TYPE, {**served, **named}
+            recount.note_evaluation(flag_key, arm, context)
+        else:
+            is_error = chance.random() < 0.01
+            took = round(chance.expovariate(20), 6)
+            data = {**named, "http.server.request.duration": took, "rolloutd.flags": [served]}
+            kind, data = outcome.TYPE, {**data, **({"error.type": "500"} if is_error else {})}
+            recount.note_outcome(flag_key, arm, context, is_error=is_error)
+        head = {"specversion": "1.0", "source": "/checkout-api", "id": f"{number:08x}"}
+        event = {**head, "time": moment, "type": kind, "data": data}
+        yield topic, key.encode(), json.dumps(event, separators=(",", ":")).encode()
+
+
+def _cut_off(topic: str, number: int) -> bytes:
+    """Return an event that ends too early."""
+    kind = topic.removesuffix("s").encode()
+    return b'{"specversion":"1.0","type":"io.rolloutd.%b.v1","id":"%d"' % (kind, number)
+
+
+def fill(settings: KafkaSettings, options: LoadOptions) -> Recount:
+    """Write all events; return the recount."""
+    names = dict(zip(("evaluations", "outcomes"), settings.event_topics, strict=True))
+    producer = Producer(
+        {
+            "bootstrap.servers": settings.bootstrap_servers,
+            "linger.ms": 50,
+            "partitioner": "murmur2_random",
+            "acks": "all",
+        }
+    )
+    recount = Recount()
+    for topic, key, value in records(options, recount):
+        recount.bytes += len(value)
+        while True:
+            try:
+                producer.produce(names[topic], value, key)
+                break
+            except BufferError:
+                producer.poll(0.1)
+        producer.poll(0)
+    producer.flush()
+    return recount
+
+
+class Spent(NamedTuple):
+    """What some events cost."""
+
+    events: int
+    seconds: float
+    cpu_seconds: float
+
+    @property
+    def microseconds(self) -> float:
+        """CPU time of one event."""
+        return 1e6 * self.cpu_seconds / self.events
+
+    @property
+    def per_second(self) -> float:
+        """Events per second of wall time."""
+        return self.events / self.seconds
+
+
+async def read_bare(settings: KafkaSettings, events: int) -> Spent:
+    """Read everything with `getmany`, decode nothing, and return what that cost.
+
+    The first batch is not part of it: with it the consumer was still joining.
+    """
+    log = KafkaEventLog(settings, settings.event_topics, f"bare-{uuid.uuid4().hex[:6]}")
+    await log.start()
+    consumer = log._member.running_consumer()
+    got, first, began, cpu = 0, 0, 0.0, 0.0
+    while got < events:
+        batches = await consumer.getmany(timeout_ms=100, max_records=500)
+        got += sum(len(batch) for batch in batches.values())
+        if got and not first:
+            first, began, cpu = got, time.perf_counter(), _own_cpu_seconds()
+    spent = Spent(got - first, time.perf_counter() - began, _own_cpu_seconds() - cpu)
+    await log.stop()
+    return spent
+
+
+def alone(work: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
+    """Return `work(*arguments)`, run in a fresh process on the core that is measured."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _be_alone) as process:
+        return process.submit(_run_to_end, work, *arguments).result()
+
+
+def measured_core() -> set[int]:
+    """Return the core that all that is compared runs on."""
+    return set(sorted(os.sched_getaffinity(0))[:1])
+
+
+def cpu_seconds_of(pid: int) -> float:
+    """Return the CPU time of a process, all threads. Linux: the clock of a process by its id."""
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def _be_alone() -> None:
+    os.sched_setaffinity(0, measured_core())
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+
+
+def _run_to_end(work: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
+    return asyncio.run(work(*arguments))
+
+
+def _own_cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime

@@ -1,0 +1,113 @@
+"""What a daemon costs while nothing happens: CPU with many rollouts that bake, and memory at start.
+
+`python -m tests.benchmarks.idle [--rollouts 1000] [--seconds 60]` on a real Kafka and Redis. It
+starts the real `rolloutd run`, measures its memory when it is ready, starts the rollouts by
+commands, and restarts it: all rollouts bake then, no event comes, and the CPU time of the process
+is measured for that time. Before, the same is measured without a rollout. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+import uuid
+from functools import partial
+from pathlib import Path
+
+from controller.settings import KafkaSettings
+from schemas.terms import CommandVerb
+from tests.benchmarks.event_load import cpu_seconds_of
+from tests.benchmarks.real_servers import run_on_real_servers
+from tests.brokers import create_topics_at
+from tests.live import Client, DaemonProcess, make_command, quick_plan
+
+#: After the daemon is ready: leases, first reports and first looks are work of the start.
+_SETTLE_SECONDS = 20.0
+_START_SECONDS = 1_800.0
+_PARTITIONS = 4
+_STAGES = [
+    {"percent": 10, "bake": "24h", "settle": "0.2s", "min_sample": 500, "max_bake": "48h"},
+    {"percent": 100, "bake": "24h", "settle": "0.2s", "min_sample": 500, "max_bake": "48h"},
+]
+_GUARDRAILS = ["error_rate < 5% and < control + 50%", "latency_p99 < 2s"]
+
+
+def memory_of(pid: int) -> tuple[float, float]:
+    """Return the resident memory of a process and what of it is its own, in MB."""
+    found = {}
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        name, value, *_ = line.split()
+        found[name] = int(value) / 1_000 * 1.024
+    return found["Rss:"], found["Private_Clean:"] + found["Private_Dirty:"]
+
+
+async def share_of_a_core(daemon: DaemonProcess, seconds: float) -> float:
+    """Return the CPU time that the daemon takes for each second."""
+    assert daemon.process is not None
+    await asyncio.sleep(_SETTLE_SECONDS)
+    began, cpu = time.perf_counter(), cpu_seconds_of(daemon.process.pid)
+    await asyncio.sleep(seconds)
+    return (cpu_seconds_of(daemon.process.pid) - cpu) / (time.perf_counter() - began)
+
+
+async def start_rollouts(bootstrap: str, prefix: str, number: int) -> None:
+    """Start so many rollouts, and wait until each serves its first stage."""
+    started: set[str] = set()
+    async with Client(bootstrap, prefix) as client:
+        for n in range(number):
+            plan = quick_plan(f"flag-{n}", stages=_STAGES, guardrails=_GUARDRAILS)
+            await client.publish(make_command(CommandVerb.START, f"flag-{n}", plan=plan))
+        async with asyncio.timeout(_START_SECONDS):
+            while len(started) < number:
+                await asyncio.sleep(1)
+                states = [value for _, _, value in await client.records("rollout.state") if value]
+                documents = (json.loads(state)["data"] for state in states)
+                started |= {data["flag"] for data in documents if data["percent"] > 0}
+
+
+async def measure(chosen: argparse.Namespace, bootstrap: str, url: str, directory: Path) -> bool:
+    """Measure, and print the figures; return that all went well."""
+    prefix = f"i{uuid.uuid4().hex[:6]}."
+    settings = KafkaSettings(
+        bootstrap_servers=bootstrap, topic_prefix=prefix, partitions=_PARTITIONS
+    )
+    await create_topics_at(bootstrap, *settings.event_topics, partitions=_PARTITIONS)
+    daemon = DaemonProcess(bootstrap, url, directory, prefix=prefix)
+    try:
+        await daemon.start()
+        assert daemon.process is not None
+        resident, own = memory_of(daemon.process.pid)
+        print(f"at start: {resident:.0f} MB resident, {own:.0f} MB of it its own", flush=True)
+        none = await share_of_a_core(daemon, chosen.seconds)
+        print(f"no rollout: {none:.1%} of a core", flush=True)
+        await start_rollouts(bootstrap, prefix, chosen.rollouts)
+        await daemon.stop()
+        await daemon.start()
+        print(f"pid {daemon.process.pid}", flush=True)
+        many = await share_of_a_core(daemon, chosen.seconds)
+        later, _ = memory_of(daemon.process.pid)
+        print(f"{chosen.rollouts} rollouts bake: {many:.1%} of a core, {later:.0f} MB resident")
+        figures = {"rss_mb": resident, "own_mb": own, "cpu_none": none, "cpu_baking": many}
+        print(json.dumps({"benchmark": "idle", "rollouts": chosen.rollouts, **figures}))
+    finally:
+        code = await daemon.stop()
+    assert code == 0, f"exited with {code}:\n{daemon.log_tail()}"
+    return True
+
+
+def main() -> int:
+    """Read the options, start the servers, measure."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rollouts", type=int, default=1_000)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    chosen = parser.parse_args()
+    return run_on_real_servers(partial(measure, chosen))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

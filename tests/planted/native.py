@@ -1,0 +1,82 @@
+"""Mistakes in the native fold, in Rust: each is built, and must differ from the reference."""
+
+from __future__ import annotations
+
+from tests.planted import Bug
+
+SOURCE = "controller/counting/native/src"
+BOTH_FOLDS = "tests/hostile/test_fold_fuzz.py"
+
+BUGS = (
+    Bug(
+        "an event at the end of a visit counts for it",
+        f"{SOURCE}/fold/visits.rs",
+        "if flag.from_ms <= time_ms && time_ms < flag.until_ms {",
+        "if flag.from_ms <= time_ms && time_ms <= flag.until_ms {",
+        BOTH_FOLDS,
+    ),
+    Bug(
+        "a context in both arms is not noticed",
+        f"{SOURCE}/fold.rs",
+        "                        arm.counts.switched += 1;\n",
+        "",
+        BOTH_FOLDS,
+    ),
+    Bug(
+        "a latency after one without is tested again",
+        f"{SOURCE}/fold.rs",
+        "known.insert(before || has_latency);",
+        "known.insert(before && has_latency);",
+        BOTH_FOLDS,
+    ),
+    Bug(
+        "a context that failed is at risk again",
+        f"{SOURCE}/fold.rs",
+        "if !arm.failed.is_some_and(|failed| self.sets.contains(failed, digest)) {",
+        "if arm.failed.is_some() {",
+        BOTH_FOLDS,
+    ),
+    Bug(
+        "a sealed context is new again",
+        f"{SOURCE}/sets.rs",
+        "self.exact.contains(&digest) || self.is_sealed(digest)",
+        "self.exact.contains(&digest)",
+        BOTH_FOLDS,
+    ),
+    Bug(
+        "a context that comes back to an arm is joined to the other",
+        f"{SOURCE}/exposures.rs",
+        "                    contexts.remove(&digest);\n",
+        "                    let _ = contexts;\n",
+        BOTH_FOLDS,
+    ),
+    Bug(
+        "an event may be years ahead of its record",
+        f"{SOURCE}/partition_fold/events.rs",
+        "        && time_ms <= timestamp_ms.saturating_add(MAX_AHEAD_MS)\n",
+        "",
+        BOTH_FOLDS,
+    ),
+    Bug(
+        "evaluations are passed on with every save again",
+        f"{SOURCE}/partition_fold/saves.rs",
+        "        let evaluations = arm.counts.evaluations - arm.noted;\n"
+        "        arm.noted = arm.counts.evaluations;\n",
+        "        let evaluations = arm.counts.evaluations - arm.noted;\n",
+        BOTH_FOLDS,
+    ),
+    Bug(
+        "a rollout that was dropped keeps its contexts",
+        f"{SOURCE}/fold.rs",
+        "        self.sets.drop_with_prefix(&prefix);\n",
+        "",
+        BOTH_FOLDS,
+    ),
+    Bug(
+        "a fold that panicked goes on",
+        f"{SOURCE}/partition_fold.rs",
+        "        if self.fault.is_none() {\n",
+        "        if self.fault.is_none() || true {\n",
+        "tests/unit/counting/test_native_faults.py",
+    ),
+)
