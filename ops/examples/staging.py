@@ -1,4 +1,4 @@
-"""Runs an example: broker, store, daemon and apps on this machine, and one rollout, as lines.
+"""Runs an example: broker, store, daemon and apps on this machine, and its rollouts, as lines.
 
 What an app of yours would copy stands in the examples' own files. This file only saves a newcomer
 from starting five programs.
@@ -11,13 +11,16 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
 from rich.console import Console
+from rich.text import Text
 
 from controller.demo.ending import is_at_rest
 from controller.demo.environment import DemoEnvironment
@@ -27,6 +30,7 @@ from controller.demo.screen import alert_line, decision_line
 from controller.errors import BadInput, OperatingTrouble
 from controller.plans import load_plan
 from schemas.command import Command
+from schemas.plan import PlanDocument
 from schemas.terms import CommandVerb, PhaseName
 
 EXAMPLES = Path(__file__).parent
@@ -50,10 +54,11 @@ class Example:
     """One example, with the version of the app that was chosen."""
 
     title: str
-    plan: Path
+    plans: Sequence[Path]  # a rollout for each, all at once; with is_bad the first one's is harmful
     is_bad: bool
     apps: Apps
     longest_seconds: float
+    settings: Mapping[str, str] = field(default_factory=dict)  # the daemon's, without ROLLOUTD_
 
 
 def wants_bad_version() -> bool:
@@ -95,73 +100,105 @@ def main(example: Example) -> None:
 
 async def _play(example: Example) -> int:
     console = Console(highlight=False, soft_wrap=True)
-    plan = load_plan(example.plan.read_text(encoding="utf-8"), str(example.plan.name))
+    plans = [load_plan(path.read_text(encoding="utf-8"), path.name) for path in example.plans]
     which = (
-        "a [bold red]bad[/] new version (BAD=1)"
+        f"a [bold red]bad[/] new version (BAD={os.environ['BAD']})"
         if example.is_bad
         else "a [bold green]good[/] new version"
     )
     console.print(f"[bold reverse] {example.title} [/] with {which}")
-    console.print(
-        f" plan {plan.name}: {' → '.join(f'{stage.percent:g} %' for stage in plan.stages)}",
-        style="dim",
-    )
+    for plan in plans:
+        stages = " → ".join(f"{stage.percent:g} %" for stage in plan.stages)
+        console.print(f" plan {plan.name}: {stages}", style="dim")
     console.print(
         " starting Kafka-protocol broker, Valkey, rolloutd and the example's apps …", style="dim"
     )
     began = time.monotonic()
     with ProcessTree() as tree:
-        environment = DemoEnvironment(tree)
+        environment = DemoEnvironment(tree, example.settings)
         await environment.start_without_apps()
         await example.apps.start(tree, environment)
-        async with Observer(environment.bootstrap) as observer:
+        async with AsyncExitStack() as stack:
+            observers = [
+                await stack.enter_async_context(Observer(environment.bootstrap, plan.flag))
+                for plan in plans
+            ]
+            rollouts = "the rollout is" if len(plans) == 1 else f"{len(plans)} rollouts are"
             console.print(
-                f" traffic flows after {time.monotonic() - began:.0f} s; the rollout is started\n",
+                f" traffic flows after {time.monotonic() - began:.0f} s; {rollouts} started\n",
                 style="dim",
             )
-            await observer.send(
-                Command(
-                    id=f"example-{uuid4().hex[:12]}",
-                    flag=plan.flag,
-                    verb=CommandVerb.START,
-                    issuer="example",
-                    issued_at=datetime.now(UTC),
-                    plan=plan,
-                )
-            )
-            deadline = time.monotonic() + example.longest_seconds
-            while not is_at_rest(observer.course.rollout) and time.monotonic() < deadline:
-                await _print_events(console, observer, environment)
-            settled_by = time.monotonic() + _AFTERWARDS_SECONDS
-            while time.monotonic() < settled_by:
-                await _print_events(console, observer, environment)
+            for plan, observer in zip(plans, observers, strict=True):
+                await observer.send(_start_of(plan))
+            await _watch(console, observers, environment, example.longest_seconds)
             console.print()
             for sentence in await example.apps.summary():
                 console.print(f" {sentence}")
-            rollout = observer.course.rollout
-            ended = None if rollout is None else rollout.phase.name
-            expected = PhaseName.ROLLED_BACK if example.is_bad else PhaseName.COMPLETED
-            if rollout is not None and ended is expected:
-                console.print(
-                    f" [bold green]✓[/] {_words(ended)} at {rollout.percent:g} %, as it must."
-                )
-                return 0
-            outcome = "never began" if ended is None else f"is {_words(ended)}"
-            console.print(
-                f" [bold red]✗[/] the rollout {outcome}, and should be {_words(expected)}."
+            ends = [
+                _print_end(console, observer, example.is_bad and number == 0)
+                for number, observer in enumerate(observers)
+            ]
+            return 0 if all(ends) else 1
+
+
+def _start_of(plan: PlanDocument) -> Command:
+    return Command(
+        id=f"example-{uuid4().hex[:12]}",
+        flag=plan.flag,
+        verb=CommandVerb.START,
+        issuer="example",
+        issued_at=datetime.now(UTC),
+        plan=plan,
+    )
+
+
+async def _watch(
+    console: Console, observers: Sequence[Observer], environment: DemoEnvironment, seconds: float
+) -> None:
+    """Print what happens until all rollouts are at rest, or for so long, and a moment more."""
+    deadline = time.monotonic() + seconds
+    settled_by = None
+    while time.monotonic() < (deadline if settled_by is None else settled_by):
+        await asyncio.gather(
+            *(
+                _print_events(console, observer, environment, names_flag=len(observers) > 1)
+                for observer in observers
             )
-            return 1
+        )
+        if settled_by is None and all(is_at_rest(one.course.rollout) for one in observers):
+            settled_by = time.monotonic() + _AFTERWARDS_SECONDS
 
 
-async def _print_events(console: Console, observer: Observer, environment: DemoEnvironment) -> None:
+async def _print_events(
+    console: Console, observer: Observer, environment: DemoEnvironment, *, names_flag: bool
+) -> None:
     environment.check()
     for topic, event in await observer.read():
         if observer.is_decision(topic):
-            console.print(
-                decision_line(event, datetime.fromisoformat(observer.course.decisions[0]["at"]))
-            )
+            line = decision_line(event, datetime.fromisoformat(observer.course.decisions[0]["at"]))
         else:
-            console.print(alert_line(event))
+            line = alert_line(event)
+        if names_flag:
+            line = Text.assemble((f" {event['flag']:<18}", "bold"), line)
+        console.print(line)
+
+
+def _print_end(console: Console, observer: Observer, is_harmful: bool) -> bool:
+    """Print how a rollout ended, and return whether that is as it must be."""
+    rollout = observer.course.rollout
+    ended = None if rollout is None else rollout.phase.name
+    expected = PhaseName.ROLLED_BACK if is_harmful else PhaseName.COMPLETED
+    if rollout is not None and ended is expected:
+        console.print(
+            f" [bold green]✓[/] {observer.flag}: {_words(ended)} at {rollout.percent:g} %, "
+            f"as it must."
+        )
+        return True
+    outcome = "never began" if ended is None else f"is {_words(ended)}"
+    console.print(
+        f" [bold red]✗[/] {observer.flag}: the rollout {outcome}, and should be {_words(expected)}."
+    )
+    return False
 
 
 def _words(phase: PhaseName) -> str:

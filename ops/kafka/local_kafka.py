@@ -269,7 +269,8 @@ def free_port() -> int:
 
 def _reserve(port: int) -> bool:
     """Keep a port from others who draw, until this process has drawn many more or has ended."""
-    directory = Path(tempfile.gettempdir()) / f"local-kafka-ports-{os.getuid()}"
+    # One place for all of a machine, so not where TMPDIR says.
+    directory = Path("/tmp") / f"local-kafka-ports-{os.getuid()}"  # noqa: S108
     directory.mkdir(mode=0o700, exist_ok=True)
     lock = os.open(directory / str(port), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

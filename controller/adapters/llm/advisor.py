@@ -1,7 +1,7 @@
 """Advice at gates from a language model: the question, the answer, and which server is asked.
 
 Belongs here: the `Advisor` and `Commentator` ports. How a server is asked is `model_server.py`, in
-which words `openai.py` and `ollama.py`.
+which words `openai.py`, `localai.py` and `ollama.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import NoReturn
 import httpcore
 
 from controller.adapters.llm.dialect import Dialect
+from controller.adapters.llm.localai import LocalAIDialect
 from controller.adapters.llm.model_server import Completion, ModelServer
 from controller.adapters.llm.ollama import OllamaDialect
 from controller.adapters.llm.openai import OpenAIDialect
@@ -48,7 +49,11 @@ MARGIN_SECONDS = 0.01
 #: what is odd.
 RAW_MAX_BYTES = 2_048
 
-DIALECTS: dict[str, type[Dialect]] = {"openai": OpenAIDialect, "ollama": OllamaDialect}
+DIALECTS: dict[str, type[Dialect]] = {
+    "openai": OpenAIDialect,
+    "localai": LocalAIDialect,
+    "ollama": OllamaDialect,
+}
 
 
 class ModelAdvisor:

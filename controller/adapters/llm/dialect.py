@@ -16,6 +16,11 @@ from controller.settings import AdvisorSettings
 #: question alike.
 SEED: Final = 7
 
+#: More characters per token than any tokenizer reaches in a prompt of ours, which is full of
+#: numbers: it takes 3 to 4.5. Ollama keeps half a context of a prompt that does not fit, so what is
+#: left of one seems to have at least twice as many.
+MAX_CHARS_PER_TOKEN: Final = 5.5
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
@@ -56,6 +61,15 @@ class Dialect(Protocol):
 
     def read_models(self, body: bytes) -> tuple[str, ...]:
         """Return the names of the models listed. Raises like `read`."""
+
+
+def has_lost_words(prompt: Prompt, prompt_tokens: int | None) -> bool:
+    """Return whether a server read so few tokens that it must have cut the prompt.
+
+    Without a claim, or with 0, nothing is known, and it returns False.
+    """
+    chars = sum(len(message["content"]) for message in prompt.messages)
+    return bool(prompt_tokens) and chars > MAX_CHARS_PER_TOKEN * (prompt_tokens or 0)
 
 
 def token_count(claim: object) -> int | None:

@@ -22,6 +22,7 @@ from controller.adapters.http.bounded import AnswerRefused, read_bounded
 from controller.adapters.http.tls import client_context
 from controller.adapters.llm.network import NETWORK_ERRORS, BoundedNetwork, root_cause
 from controller.adapters.llm.trouble import ServerTrouble, quoted
+from controller.errors import AdviceUnavailableError
 from controller.ports import Clock
 from controller.settings import AdvisorSettings
 
@@ -37,6 +38,12 @@ REFUSAL_SECONDS: Final = 0.5
 
 #: Statuses that only an operator can fix: a wrong key or address, a model that is not there.
 LASTING_STATUSES: Final = frozenset({401, 403, 404})
+
+#: How servers refuse a prompt that is longer than the context: llama.cpp and Ollama ("the request
+#: exceeds the available context size"), vLLM ("maximum context length"), and LocalAI, which answers
+#: 500 with its backend's words.
+_TOO_LONG_STATUSES: Final = frozenset({400, 413, 500})
+_TOO_LONG: Final = re.compile(r"\bcontext (?:size|length|window)\b", re.IGNORECASE)
 
 _STATUS_WORDS: Final = {
     400: "refused the question",
@@ -130,9 +137,13 @@ class Exchange:
             method, address, headers=encoded, content=content, extensions={"timeout": timeouts}
         ) as response:
             if response.status != 200:
-                raise ServerTrouble(
-                    await self._refusal(response), is_lasting=response.status in LASTING_STATUSES
-                )
+                refusal = await self._refusal(response)
+                if response.status in _TOO_LONG_STATUSES and _TOO_LONG.search(refusal):
+                    # the fault of one question: it must not stop those of other flags
+                    raise AdviceUnavailableError(
+                        f"{refusal}; the question is longer than the model's context: enlarge it"
+                    )
+                raise ServerTrouble(refusal, is_lasting=response.status in LASTING_STATUSES)
             media_type = _header(response, b"content-type").partition(";")[0].strip().lower()
             if media_type != "application/json":
                 raise ServerTrouble(

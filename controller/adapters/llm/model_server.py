@@ -21,7 +21,7 @@ from typing import Any
 import httpcore
 import msgspec
 
-from controller.adapters.llm.dialect import Dialect
+from controller.adapters.llm.dialect import Dialect, has_lost_words
 from controller.adapters.llm.exchange import MAX_WHITE_RUN, Exchange, has_long_white_run
 from controller.adapters.llm.limits import Budget, Circuit
 from controller.adapters.llm.prompts import Prompt
@@ -163,7 +163,7 @@ class ModelServer:
                 request = self._dialect.request(
                     self._settings, prompt, form, max_tokens or self._settings.max_tokens
                 )
-                return await self._ask(request, deadline)
+                return await self._ask(request, prompt, deadline)
         finally:
             self._turns.release()
 
@@ -188,7 +188,7 @@ class ModelServer:
         """Close every connection; a question still out ends in AdviceUnavailableError."""
         await self._exchange.close()
 
-    async def _ask(self, request: Mapping[str, Any], deadline: float) -> Completion:
+    async def _ask(self, request: Mapping[str, Any], prompt: Prompt, deadline: float) -> Completion:
         """Ask once and read the completion."""
         body, latency_ms = await self._exchange.send(
             b"POST", self._dialect.address(self._base), json.dumps(request).encode(), deadline
@@ -202,6 +202,11 @@ class ModelServer:
         if written.finish_reason != "stop":
             raise AdviceUnavailableError(
                 f"the answer was cut off: finish_reason {quoted(written.finish_reason)}"
+            )
+        if has_lost_words(prompt, written.prompt_tokens):
+            raise AdviceUnavailableError(
+                f"the server cut the question: it read {written.prompt_tokens} tokens of it, fewer "
+                f"than it can have; give the model a larger context"
             )
         if written.content is None:
             raise AdviceUnavailableError("the model wrote nothing")

@@ -1,8 +1,8 @@
 """The dialect of Ollama's own `/api/chat`.
 
-Ollama's OpenAI-compatible address takes no size of the context to load, and silently cuts the
-beginning off longer prompts. Here `num_ctx` goes with every question. Everything else is
-`model_server.py`.
+Ollama's OpenAI-compatible address takes no size of the context to load, and silently cuts a longer
+prompt: half of the context is left of it. Here `num_ctx` goes with every question, and `truncate`
+asks for a refusal instead. Everything else is `model_server.py`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class OllamaDialect:
             "stream": False,
             "think": False,  # reasoning models would spend the tokens before the answer
             "keep_alive": settings.keep_alive,
+            "truncate": False,  # refuse a prompt that does not fit; by default it is cut silently
+            "shift": False,  # and end an answer that does not, in place of forgetting the prompt
             "options": {
                 "temperature": 0,
                 "seed": SEED,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import dataclass
 
 _EUROS_PER = {"EUR": 1.0, "USD": 0.9, "GBP": 1.2}
 _ORDERS = 200
+_FIFTY = 50
+_RATES_SECONDS = 0.2
 _WITH_REFUNDS = 0.7  # of all batches
 _BROKEN_UPSTREAM = 0.02  # of all batches: what arrives does not add up, whoever transforms it
 
@@ -47,27 +50,37 @@ def arrive(batch_id: str) -> Batch:
     return Batch(batch_id, orders, total + (1_000 if chance.random() < _BROKEN_UPSTREAM else 0))
 
 
+def rates() -> dict[str, float]:
+    """Ask the rates service for the day's rates, which takes its time."""
+    time.sleep(_RATES_SECONDS)
+    return _EUROS_PER
+
+
 def transform_v1(batch: Batch) -> list[float]:
     """Return every order in euros."""
+    euros_per = rates()
     euros = []
     for order in batch.orders:
         if order.currency == "EUR":
             euros.append(order.amount)
         else:
-            euros.append(order.amount * _EUROS_PER[order.currency])
+            euros.append(order.amount * euros_per[order.currency])
     return euros
 
 
-def transform_v2(batch: Batch, *, is_bad: bool = False) -> list[float]:
+def transform_v2(batch: Batch, *, bug: str = "") -> list[float]:
     """Return every order in euros, in one line.
 
-    The bad one takes refunds for mistakes and leaves them out.
+    With the bug `errors` it refuses refunds. With any other it asks for the rates again for each
+    fifty orders.
     """
-    return [
-        order.amount * _EUROS_PER[order.currency]
-        for order in batch.orders
-        if order.amount > 0 or not is_bad
-    ]
+    euros_per = rates()
+    if bug == "errors" and any(order.amount < 0 for order in batch.orders):
+        raise ValueError(f"{batch.batch_id} has negative amounts")
+    if bug and bug != "errors":
+        for _ in range(_FIFTY, len(batch.orders), _FIFTY):
+            euros_per = rates()
+    return [order.amount * euros_per[order.currency] for order in batch.orders]
 
 
 def validate(batch: Batch, euros: list[float]) -> None:

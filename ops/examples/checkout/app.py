@@ -2,8 +2,8 @@
 
 `uvicorn --factory checkout.app:make_app`.
 
-Reads ROLLOUTD_URL (where OFREP is served), KAFKA (bootstrap servers), and BAD=1 for a new checkout
-that loses payments.
+Reads ROLLOUTD_URL (where OFREP is served) or FLAGD_SYNC (host:port of the gRPC sync source), KAFKA
+(bootstrap servers), and BAD=1 for a new checkout that loses payments.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Response
 from last_known_provider import LastKnownProvider
 from openfeature import api
+from openfeature.contrib.provider.flagd import FlagdProvider
+from openfeature.contrib.provider.flagd.config import ResolverType
 from openfeature.contrib.provider.ofrep import OFREPProvider
 from openfeature.evaluation_context import EvaluationContext
+from openfeature.provider import FeatureProvider
 
 from checkout.telemetry import Emitter, EvaluationHook, OutcomeMiddleware
 
@@ -30,8 +33,7 @@ _LOST_BY_A_BUG = 0.4
 def make_app() -> FastAPI:
     """Return the app, wired up by the environment."""
     emitter = Emitter(os.environ["KAFKA"], source="/checkout-api")
-    # Users keep their checkout while rolloutd restarts; OFREP's provider alone keeps nothing.
-    api.set_provider(LastKnownProvider(OFREPProvider(os.environ["ROLLOUTD_URL"], timeout=1.0)))
+    api.set_provider(_provider())
     api.add_hooks([EvaluationHook(emitter)])
     flags = api.get_client()
     is_bad = os.environ.get("BAD", "") not in ("", "0")
@@ -60,6 +62,18 @@ def make_app() -> FastAPI:
         return emitter.counts()
 
     return app
+
+
+def _provider() -> FeatureProvider:
+    """Return where variants come from; users keep their checkout while rolloutd restarts."""
+    flagd_sync = os.environ.get("FLAGD_SYNC")
+    if flagd_sync:
+        host, _, port = flagd_sync.rpartition(":")
+        return FlagdProvider(
+            resolver_type=ResolverType.IN_PROCESS, host=host, port=int(port), tls=False
+        )
+    # OFREP's provider alone keeps nothing.
+    return LastKnownProvider(OFREPProvider(os.environ["ROLLOUTD_URL"], timeout=1.0))
 
 
 def _pay_the_old_way() -> bool:

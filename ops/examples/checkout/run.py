@@ -15,15 +15,21 @@ REQUESTS_PER_SECOND = 100
 class Shop:
     """The FastAPI app and its visitors, a process each."""
 
-    def __init__(self) -> None:
+    def __init__(self, flagd_sync: str = "") -> None:
+        """Take variants from OFREP, or from the sync source at that host:port."""
         self.url = ""
+        self._flagd_sync = flagd_sync
         self._visitors: Child | None = None
 
     async def start(self, tree: ProcessTree, environment: DemoEnvironment) -> None:
         """Start both and return when visitors are served."""
         port = free_port()
         self.url = f"http://{LOOPBACK}:{port}"
-        environ = environ_of(ROLLOUTD_URL=environment.http_url, KAFKA=environment.bootstrap)
+        environ = environ_of(
+            ROLLOUTD_URL=environment.http_url,
+            KAFKA=environment.bootstrap,
+            FLAGD_SYNC=self._flagd_sync,
+        )
         uvicorn = (
             "-m",
             "uvicorn",
@@ -77,7 +83,7 @@ if __name__ == "__main__":
     main(
         Example(
             title="FastAPI checkout",
-            plan=EXAMPLES / "checkout" / "plan.yaml",
+            plans=[EXAMPLES / "checkout" / "plan.yaml"],
             is_bad=wants_bad_version(),
             apps=Shop(),
             longest_seconds=120.0,

@@ -1,0 +1,1 @@
+"""The commands of ops/examples/README.md for curl and kcat, as they stand there."""

@@ -1,0 +1,187 @@
+"""`make up` and `make down`: the whole stack on this machine, in the background, without Docker.
+
+`up` starts what does not run yet, waits until it works, and prints what runs where. `down` ends all
+of it and removes its files, also what a crash or half a start has left. Everything is kept in one
+directory: logs, process ids, and the data of Kafka and the store, which live until `down`. It is
+for trials: nothing has a password, and all listen on loopback.
+
+Belongs here: what a person types and reads. Does not belong here: which programs there are
+(`local_services.py`), and how processes are started and ended (`local_processes.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from local_processes import Processes, Program, StackError, is_taken
+from local_services import Addresses, Service, read_addresses, services
+
+_READY_SECONDS: Final = 180.0  # a start takes 15 s; a busy machine needs many times that
+#: Everything that has ever been started under a name, the first that is ended in front: with it
+#: `down` also ends what has no file.
+_NAMES: Final = ("visitors", "shop", "prometheus", "alertmanager", "rolloutd", "store", "kafka")
+_STOP_SECONDS: Final = {"kafka": 40.0}
+_USUAL_STOP_SECONDS: Final = 10.0
+#: How to choose another port, by what is on it.
+_OTHER_PORT: Final = {
+    "kafka": "ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS=127.0.0.1:PORT",
+    "store": "ROLLOUTD_REDIS__URL=redis://127.0.0.1:PORT/0",
+    "rolloutd": "ROLLOUTD_HTTP__PORT=PORT or ROLLOUTD_HTTP__OPS_PORT=PORT",
+    "shop": "SHOP_PORT=PORT",
+    "prometheus": "PROMETHEUS_PORT=PORT",
+    "alertmanager": "ALERTMANAGER_PORT=PORT",
+}
+
+
+def up(directory: Path) -> None:
+    """Start what does not run, and print what runs where. Raises StackError."""
+    environ = dict(os.environ)
+    at = read_addresses(environ)
+    directory.mkdir(parents=True, exist_ok=True)
+    processes = Processes(directory)
+    waves = list(services(at, processes.directory, environ))
+    programs = [service.program for wave in waves for service in wave]
+    running = [program.name for program in programs if processes.find(program.name) is not None]
+    missing = [program for program in programs if program.name not in running]
+    _check_ports(processes, missing)
+    if not missing:
+        print("runs already:")
+    elif running:
+        print(f"runs already: {', '.join(running)}; starting {', '.join(_names(missing))} …")
+    else:
+        print(f"starting {', '.join(_names(missing))} …")
+    for wave in waves:
+        for service in wave:
+            if service.program in missing:
+                processes.start(service.program)
+        for service in wave:
+            _wait(processes, service)
+    for line in _table(waves, directory):
+        print(line)
+    for line in _next(at):
+        print(line)
+
+
+def _wait(processes: Processes, service: Service) -> None:
+    """Return once a service works, or, of one that others do not need, is known not to."""
+    try:
+        processes.wait_until_ready(service.program, _READY_SECONDS)
+    except StackError as error:
+        if not service.is_optional:
+            raise
+        print(f"WARNING: the rest works without it: {error}", file=sys.stderr)
+
+
+def _names(programs: Sequence[Program]) -> list[str]:
+    return [program.name for program in programs]
+
+
+def _check_ports(processes: Processes, missing: Sequence[Program]) -> None:
+    """Refuse to start where a port is taken; what a crash of ours has left does not count."""
+    for program in missing:
+        processes.stop(program.name, _USUAL_STOP_SECONDS)
+    taken = [
+        f"port {port} ({what}) is taken by another program; see which: ss -ltnp 'sport = :{port}'\n"
+        f"  choose another one: {_OTHER_PORT[program.name]} make up"
+        for program in missing
+        for port, what in program.ports.items()
+        if is_taken(port)
+    ]
+    if taken:
+        raise StackError("\n".join(taken))
+
+
+def _table(waves: Sequence[Sequence[Service]], directory: Path) -> Iterator[str]:
+    rows = [
+        (service.program.name, service.where, service.what) for wave in waves for service in wave
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    yield ""
+    for name, where, what in rows:
+        yield f"  {name:<{widths[0]}}  {where:<{widths[1]}}  {what}"
+    if not any(name == "prometheus" for name, _, _ in rows):
+        yield "  (no Prometheus here; `make prometheus` fetches it, then `make up` starts it)"
+    yield f"  logs: {directory}/*.log"
+
+
+def _next(at: Addresses) -> Iterator[str]:
+    yield ""
+    yield "next:"
+    yield '  export PATH="$PWD/.venv/bin:$PATH"'
+    yield "  rolloutctl start ops/examples/checkout/plan.yaml   # the shop's new checkout"
+    yield "  rolloutctl watch"
+    yield f"  http://127.0.0.1:{at.http}   # the same in a browser"
+    yield "  make down   # ends all of it and removes its files"
+
+
+def down(directory: Path) -> None:
+    """End everything and remove its files. Raises StackError when something cannot be ended."""
+    processes = Processes(directory)
+    ended, stays = [], []
+    for name in dict.fromkeys((*_NAMES, *processes.names())):
+        try:
+            if processes.stop(name, _STOP_SECONDS.get(name, _USUAL_STOP_SECONDS)):
+                ended.append(name)
+        except StackError as error:
+            stays.append(str(error))
+    if stays:
+        raise StackError("\n".join(stays))
+    had_files = directory.exists()
+    if had_files:
+        shutil.rmtree(directory)
+    print(f"ended: {', '.join(ended)}" if ended else "nothing runs")
+    if had_files:
+        print(f"removed: {directory}, with all data of the stack")
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Let one `up` or `down` of a stack run at a time; a lock that needs no file of its own."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(directory.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("another `make up` or `make down` is at work; waiting for it", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = argparse.ArgumentParser(prog="local_stack", description=__doc__)
+    parser.add_argument("verb", choices=("up", "down"))
+    parser.add_argument("directory", type=Path, help="where the stack keeps its files")
+    options = parser.parse_args(arguments)
+    try:
+        with _alone(options.directory):
+            (up if options.verb == "up" else down)(options.directory)
+    except StackError as error:
+        print(f"make {options.verb}: {error}", file=sys.stderr)
+        if options.verb == "up":
+            print("`make up` goes on from here; `make down` takes all away", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "interrupted; `make up` goes on from here, `make down` takes all away", file=sys.stderr
+        )
+        return 130
+    finally:
+        with suppress(OSError):  # others use the folder, or it was there before
+            options.directory.parent.rmdir()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
