@@ -41,6 +41,7 @@ class CheckState(msgspec.Struct, frozen=True, omit_defaults=True):
     fires_since: datetime | None = None  # this firing; None: it does not
     missed_since: datetime | None = None  # the first of its firings
     fired_at: datetime | None = None
+    unsaid: str = ""  # a signal as JSON that Kafka is not known to have; empty: none
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,4 +69,8 @@ def to_judgement_record(judgement: Judgement) -> decision.JudgementRecord:
         offsets=dict(judgement.offsets),
         batches=judgement.batches,
         incomplete=judgement.incomplete,
+        webhooks=[
+            decision.WebhookRecord.model_validate(reply, from_attributes=True)
+            for reply in judgement.replies
+        ],
     )

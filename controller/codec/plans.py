@@ -18,7 +18,9 @@ from controller.core.plan import (
     DEFAULT_GAP_POLICIES,
     DEFAULT_WITHIN,
     AdvisorPolicy,
+    Counters,
     ExternalMetric,
+    GateWebhook,
     Guardrail,
     Plan,
     Stage,
@@ -26,7 +28,13 @@ from controller.core.plan import (
 )
 from controller.plans import core_window
 from schemas.audiences import ConditionDocument
-from schemas.external import VARIANT, ExternalMetricDocument, PrometheusDocument
+from schemas.external import (
+    VARIANT,
+    CountersDocument,
+    ExternalMetricDocument,
+    PrometheusDocument,
+)
+from schemas.gate_webhooks import GateWebhookDocument
 from schemas.guardrails import Comparison, GuardrailDocument
 from schemas.plan import (
     ALL_DAYS,
@@ -38,7 +46,7 @@ from schemas.plan import (
     Variants,
     VariantShare,
 )
-from schemas.terms import METRIC_GAPS, HealthGap, Operator
+from schemas.terms import METRIC_GAPS, WEBHOOK_GAPS, HealthGap, Operator
 
 #: Fields with the same meaning on both sides: name in the core, name in the document.
 _Fields = Mapping[str, str]
@@ -67,8 +75,18 @@ _GUARDRAIL_FIELDS: Final[_Fields] = _same_names(
 )
 # The queries are not here: the core has one for each arm. Nor is the limit, which has a direction.
 _EXTERNAL_FIELDS: Final[_Fields] = _same_names(
-    "name", "margin", "every", "misses", "of", "newest_within", "role", "on_breach", "from_percent"
+    "name",
+    "margin",
+    "every",
+    "misses",
+    "of",
+    "repeats",
+    "newest_within",
+    "role",
+    "on_breach",
+    "from_percent",
 )
+_WEBHOOK_FIELDS: Final[_Fields] = _same_names("endpoint", "every", "on_fail")
 _ADVISOR_FIELDS: Final[_Fields] = _same_names("mode", "deadline", "hold_rounds", "hold_for")
 
 _MINUTE: Final = timedelta(minutes=1)
@@ -112,6 +130,9 @@ def to_core_plan(document: PlanDocument) -> Plan:
         external=tuple(
             _core_external(metric, document.variants, last_with_control=last_with_control)
             for metric in document.external
+        ),
+        gate_webhooks=tuple(
+            GateWebhook(**_for_core(webhook, _WEBHOOK_FIELDS)) for webhook in document.gate_webhooks
         ),
         advisor=AdvisorPolicy(**_for_core(document.advisor, _ADVISOR_FIELDS)),
         freeze_windows=tuple(core_window(window) for window in document.freeze_windows),
@@ -161,12 +182,14 @@ def _core_external(
     """Return one external metric, with the query of each arm."""
     asked = document.prometheus
     limit = document.at_most if document.at_least is None else document.at_least
-    treatment, control = asked.treatment, asked.control
+    treatment, control = _core_asked(asked.treatment), _core_asked(asked.control)
     if treatment is None:
-        names = [one.name for one in variants.split] or [variants.treatment]
+        names = "|".join([one.name for one in variants.split] or [variants.treatment])
         query = asked.query or ""
-        treatment = query.replace(VARIANT, "|".join(names))
-        control = query.replace(VARIANT, variants.control) if VARIANT in query else None
+        has_arms = VARIANT in (query if isinstance(query, str) else query.text)
+        treatment = _core_asked(query, names)
+        control = _core_asked(query, variants.control) if has_arms else None
+    assert treatment is not None
     to_percent = document.to_percent
     if to_percent is None:
         to_percent = last_with_control if limit is None else 100.0
@@ -178,6 +201,20 @@ def _core_external(
         limit=limit,
         is_better_when_higher=document.higher_is_better or document.at_least is not None,
         to_percent=to_percent,
+    )
+
+
+def _core_asked(
+    asked: str | CountersDocument | None, variant: str = VARIANT
+) -> str | Counters | None:
+    """Return what is asked for one arm."""
+    if asked is None or isinstance(asked, str):
+        return None if asked is None else asked.replace(VARIANT, variant)
+    return Counters(
+        **{
+            part: None if query is None else query.replace(VARIANT, variant)
+            for part, query in asked.queries.items()
+        }
     )
 
 
@@ -232,6 +269,10 @@ def from_core_plan(plan: Plan) -> PlanDocument:
         ],
         guardrails=[_guardrail_document(guardrail) for guardrail in plan.guardrails],
         external=[_external_document(metric) for metric in plan.external],
+        gate_webhooks=[
+            GateWebhookDocument(**_for_document(webhook, _WEBHOOK_FIELDS))
+            for webhook in plan.gate_webhooks
+        ],
         advisor=AdvisorDocument(**_for_document(plan.advisor, _ADVISOR_FIELDS)),
         freeze_windows=[_freeze_document(window) for window in plan.freeze_windows],
         active=[_active_document(window) for window in plan.active],
@@ -243,13 +284,16 @@ def from_core_plan(plan: Plan) -> PlanDocument:
 def _is_written(gap: HealthGap, plan: Plan) -> bool:
     """Return whether a document says what the gap does.
 
-    It does not where the plan cannot have the gap: the releases before external metrics read such a
-    plan, and give it the same version.
+    It does not where the plan cannot have the gap: the releases before external metrics and gate
+    webhooks read such a plan, and give it the same version.
     """
-    is_usual = plan.gap_policies.get(gap) == DEFAULT_GAP_POLICIES[gap]
-    return gap in plan.gap_policies and (
-        gap not in METRIC_GAPS or bool(plan.external) or not is_usual
-    )
+    if gap not in plan.gap_policies:
+        return False
+    if plan.gap_policies[gap] != DEFAULT_GAP_POLICIES[gap]:
+        return True
+    if gap in METRIC_GAPS:
+        return bool(plan.external)
+    return gap not in WEBHOOK_GAPS or bool(plan.gate_webhooks)
 
 
 def _guardrail_document(guardrail: Guardrail) -> GuardrailDocument:
@@ -273,13 +317,21 @@ def _external_document(metric: ExternalMetric) -> ExternalMetricDocument:
     return ExternalMetricDocument(
         **_for_document(metric, _EXTERNAL_FIELDS),
         prometheus=PrometheusDocument(
-            treatment=metric.treatment, control=metric.control, newest=metric.newest
+            treatment=_document_asked(metric.treatment),
+            control=_document_asked(metric.control),
+            newest=metric.newest,
         ),
         at_least=metric.limit if is_floor else None,
         at_most=None if is_floor else metric.limit,
         higher_is_better=is_floor,
         to_percent=metric.to_percent,
     )
+
+
+def _document_asked(asked: str | Counters | None) -> str | CountersDocument | None:
+    if not isinstance(asked, Counters):
+        return asked
+    return CountersDocument(bad=asked.bad, good=asked.good, total=asked.total)
 
 
 def _condition_document(condition: Condition) -> ConditionDocument:

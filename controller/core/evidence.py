@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from schemas.counters import COUNTERS, Counters, merged_values
-from schemas.terms import Arm, MeasurementGap
+from schemas.terms import Arm, GateAnswer, HealthGap, MeasurementGap
 
 #: Ratio of two neighbouring bucket edges. With the estimate of `bucket_value` the relative error is
 #: at most (gamma - 1) / (gamma + 1) = 0.99 %.
@@ -136,6 +136,26 @@ class Reading:
     control: float | None = None  # None: it was not asked for
     gap: MeasurementGap | None = None
     words: str = ""  # of the gap
+    #: By arm and by part of `plan.Counters`: each series' value. None: it is no reading of them.
+    counters: Mapping[Arm, Mapping[str, Mapping[str, float]]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookReply:
+    """What a gate webhook has answered about one gate, or why it has not."""
+
+    endpoint: str  # its name in the settings
+    gate_id: str  # of the gate that it was asked about; it says nothing about any other
+    at: datetime  # when it was asked
+    answer: GateAnswer | None = None  # None: there is none, and `gap` says why
+    gap: HealthGap | None = None
+    words: str = ""  # the reason that it gives, or what is wrong
+
+    def __str__(self) -> str:
+        """Return `load-test answers hold: still running`."""
+        if self.answer is None:
+            return f"{self.endpoint}: {self.words}"
+        return f"{self.endpoint} answers {self.answer}" + (f": {self.words}" if self.words else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,3 +173,5 @@ class Evidence:
     actuation_drift: str | None = None
     #: The newest answer for each external metric of the plan, by name; none before the first.
     readings: Mapping[str, Reading] = field(default_factory=dict)
+    #: The newest reply of each gate webhook to a question about an open gate, by endpoint.
+    replies: Mapping[str, WebhookReply] = field(default_factory=dict)

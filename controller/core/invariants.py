@@ -40,6 +40,7 @@ from schemas.terms import (
     CommandStatus,
     CommandVerb,
     DecisionKind,
+    GateAnswer,
     HealthGap,
     OnBreach,
 )
@@ -331,9 +332,23 @@ def gate_past_deadline(step: Step) -> str | None:
 
 
 def advance_despite_gaps(step: Step) -> str | None:
-    """I17: no advance on stale, tainted, too small or otherwise incomplete evidence."""
-    event = step.event
-    if not isinstance(event, EvidenceJudged) or not event.judgement.gaps or not _has_passed(step):
+    """I17: no advance on stale, tainted, too small or otherwise incomplete evidence.
+
+    Nor without the `pass` of each gate webhook about this very gate.
+    """
+    event, before = step.event, step.before
+    if not isinstance(event, EvidenceJudged) or before is None or not _has_passed(step):
+        return None
+    gate_id = before.phase.gate_id if isinstance(before.phase, Gating) else None
+    passed = {
+        one.endpoint
+        for one in event.judgement.replies
+        if one.answer is GateAnswer.PASS and one.gate_id == gate_id
+    }
+    missing = {one.endpoint for one in before.plan.gate_webhooks} - passed
+    if missing:
+        return f"a gate passes without the `pass` of {', '.join(sorted(missing))}"
+    if not event.judgement.gaps:
         return None
     kinds = ", ".join(sorted({HealthGap(gap.kind).value for gap in event.judgement.gaps}))
     return f"a gate passes with gaps: {kinds}"

@@ -12,11 +12,12 @@ from datetime import date, datetime, timedelta
 from typing import Any
 
 from controller.core.audience import Audience
-from controller.core.metrics import kind_of
+from controller.core.metrics import counters_name, kind_of
 from controller.core.metrics.kind import MetricKind
 from schemas.terms import (
     AdvisorMode,
     Approval,
+    Arm,
     ControlArm,
     FlagType,
     GapPolicy,
@@ -108,16 +109,30 @@ class Guardrail:
 
 
 @dataclass(frozen=True, slots=True)
+class Counters:
+    """The queries of one arm's counters, one series for each process; two of the three are set."""
+
+    bad: str | None = None
+    good: str | None = None
+    total: str | None = None
+
+
+#: The parts of a question about counters, each with its query: `(arm, part, query)`.
+CounterQuestion = tuple[tuple[Arm, str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ExternalMetric:
     """A number that a monitoring system is asked for, and the threshold that it has to keep.
 
-    It is breached when `misses` of its last `of` looks in a stage missed. At least one of `limit`
-    and `margin` is set; with a `margin` there is a query for control.
+    It is breached when `misses` of its last `of` looks in a stage missed; one of counters is tested
+    as a guardrail is, see `as_guardrail`. At least one of `limit` and `margin` is set; with a
+    `margin` there is a query for control.
     """
 
     name: str
-    treatment: str  # the query of treatment's number, or of the whole service's
-    control: str | None  # the query of control's number; None: it is not asked for
+    treatment: str | Counters  # the query of treatment's number, or of the whole service's
+    control: str | Counters | None  # the query of control's number; None: it is not asked for
     newest: str | None  # the query of when the newest sample was taken; None: not asked
     limit: float | None  # the absolute threshold, in the unit of the query
     margin: float | None  # how much worse than control treatment may be, relative
@@ -125,6 +140,7 @@ class ExternalMetric:
     every: timedelta = timedelta(seconds=30)  # between two looks
     misses: int = 3
     of: int = 5
+    repeats: int = 1  # of counters: how many events count as one, as they fail together
     #: A number whose newest sample, or whose answer, is older is no number.
     newest_within: timedelta = timedelta(minutes=2)
     role: MetricRole = MetricRole.GUARDRAIL
@@ -133,9 +149,40 @@ class ExternalMetric:
     to_percent: float = 100.0
 
     @property
-    def queries(self) -> tuple[str, ...]:
-        """Everything that is asked."""
-        return tuple(one for one in (self.treatment, self.control, self.newest) if one is not None)
+    def is_counted(self) -> bool:
+        """Whether it asks for counters, whose increments are tested."""
+        return isinstance(self.treatment, Counters)
+
+    @property
+    def queries(self) -> tuple[str | CounterQuestion, ...]:
+        """Everything that is asked; of counters all at once, so that they are of one moment."""
+        if self.is_counted:
+            arms = ((Arm.TREATMENT, self.treatment), (Arm.CONTROL, self.control))
+            return (
+                tuple(
+                    (arm, part, query)
+                    for arm, one in arms
+                    for part in ("bad", "good", "total")
+                    if (query := getattr(one, part, None)) is not None
+                ),
+            )
+        asked = (self.treatment, self.control, self.newest)
+        return tuple(one for one in asked if isinstance(one, str))
+
+    @property
+    def as_guardrail(self) -> Guardrail:
+        """The guardrail that tests the increments of its counters."""
+        # There is nothing to compare with at 100 %.
+        last = 99.99 if self.limit is None else 100.0
+        return Guardrail(
+            counters_name(self.name),
+            self.role,
+            limit=self.limit,
+            margin=self.margin,
+            on_breach=self.on_breach,
+            from_percent=self.from_percent,
+            to_percent=min(self.to_percent, last),
+        )
 
     @property
     def words(self) -> str:
@@ -144,7 +191,11 @@ class ExternalMetric:
         parts = [] if self.limit is None else [f"{sign} {self.limit:g}"]
         if self.margin is not None:
             parts.append(f"{sign} control {worse} {100 * self.margin:g}%")
-        parts.append(f"breached by {self.misses} of {self.of} looks")
+        if self.is_counted:
+            each = f", {self.repeats} events as one" if self.repeats > 1 else ""
+            parts.append(f"tested on the increments of counters{each}")
+        else:
+            parts.append(f"breached by {self.misses} of {self.of} looks")
         parts.append(f"one every {self.every.total_seconds():g}s")
         return ", ".join(parts)
 
@@ -162,6 +213,25 @@ class ExternalMetric:
         if self.margin is None or control is None:
             return False
         return sign * (treatment - control) > self.margin * abs(control)
+
+
+@dataclass(frozen=True, slots=True)
+class GateWebhook:
+    """A system that is asked at each gate, once everything measured has passed."""
+
+    endpoint: str  # its name in the settings, which have its address and secret
+    every: timedelta = timedelta(seconds=30)  # between two questions about one gate
+    on_fail: OnBreach = OnBreach.PAUSE
+
+    @property
+    def words(self) -> str:
+        """What is asked how often, as in `asked every 30s, fail pauses`."""
+        does = {
+            OnBreach.PAUSE: "pauses",
+            OnBreach.STEP_BACK: "steps back",
+            OnBreach.ROLL_BACK: "rolls back",
+        }
+        return f"asked every {self.every.total_seconds():g}s, fail {does[self.on_fail]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +282,7 @@ class Plan:
     stages: tuple[Stage, ...]  # percent strictly rising within each audience
     guardrails: tuple[Guardrail, ...]
     external: tuple[ExternalMetric, ...] = ()  # each by a name of its own
+    gate_webhooks: tuple[GateWebhook, ...] = ()  # each with an endpoint of its own
     advisor: AdvisorPolicy = AdvisorPolicy()
     freeze_windows: tuple[Window, ...] = ()  # nothing advances in them; they delay no rollback
     #: Outside of them everybody has control and the rollout waits; empty: it is always active.
@@ -242,6 +313,13 @@ class Plan:
     blind: bool = False
     #: Whether its authors may neither approve nor promote: see `machine/four_eyes.py`.
     four_eyes: bool = False
+    #: Everything that is tested: the guardrails, and then the external metrics of counters.
+    tested: tuple[Guardrail, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Make of the external metrics what is tested."""
+        counted = (one.as_guardrail for one in self.external if one.is_counted and not self.blind)
+        object.__setattr__(self, "tested", (*self.guardrails, *counted))
 
     def audience(self, name: str | None) -> Audience | None:
         """Return an audience by its name, None for all contexts.

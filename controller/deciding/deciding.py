@@ -18,7 +18,8 @@ The way of a command:
 
 Commands of flags that do not exist go through `unknown_flags.py`; refusals go through
 `command_refusals.py`. Evidence comes from `totals_reader.py`, that of external metrics from
-`external_readings.py`. Retired flags are let go by `retiring.py`.
+`external_readings.py`, the replies of gate webhooks from `gate_questions.py`. Retired flags are let
+go by `retiring.py`.
 """
 
 from __future__ import annotations
@@ -106,5 +107,6 @@ class Deciding:
             group.create_task(self.follower.run(group), name="commands")
             group.create_task(self.totals.run(), name="totals")
             group.create_task(self.totals.readings.run(), name="external metrics")
+            group.create_task(self.totals.gates.run(), name="gate webhooks")
             group.create_task(self._refusals.run(), name="refusals")
             group.create_task(self._retiring.run(), name="retiring")

@@ -18,10 +18,10 @@ from typing import Final
 import structlog
 
 from controller.core.evidence import Reading
-from controller.core.plan import ExternalMetric, Plan
+from controller.core.plan import CounterQuestion, ExternalMetric, Plan
 from controller.core.rollout import Rollout
 from controller.errors import NotMeasured
-from controller.ports import Clock, Queries, Sample
+from controller.ports import Clock, CounterSample, Queries, Sample
 from schemas.terms import MeasurementGap
 
 #: How often it is looked what is due.
@@ -46,7 +46,7 @@ class Answer:
 
     due_at: datetime  # one time for all that was due together
     asked_at: datetime  # after it had waited for its turn
-    sample: Sample | None  # None: there is no number
+    sample: Sample | CounterSample | None  # None: there is no number
     gap: MeasurementGap | None = None
     words: str = ""
 
@@ -61,8 +61,8 @@ class ExternalReadings:
         self._queries = queries
         self._rollouts = rollouts
         self._clock = clock
-        self._answers: dict[str, Answer] = {}
-        self._asked: set[str] = set()  # under way
+        self._answers: dict[str | CounterQuestion, Answer] = {}
+        self._asked: set[str | CounterQuestion] = set()  # under way
         self._free = asyncio.Semaphore(_AT_ONCE)
 
     def of(self, rollout: Rollout) -> Mapping[str, Reading]:
@@ -91,16 +91,16 @@ class ExternalReadings:
                         questions.create_task(self._ask(query, now), name="external metric")
                 await asyncio.sleep(LOOK_SECONDS)
 
-    def _wanted(self) -> Mapping[str, timedelta]:
+    def _wanted(self) -> Mapping[str | CounterQuestion, timedelta]:
         """Return how often each query is to be asked."""
-        wanted: dict[str, timedelta] = {}
+        wanted: dict[str | CounterQuestion, timedelta] = {}
         for rollout in self._rollouts().values():
             for metric in _watched(rollout):
                 for query in metric.queries:
                     wanted[query] = min(metric.every, wanted.get(query, metric.every))
         return wanted
 
-    async def _ask(self, query: str, due_at: datetime) -> None:
+    async def _ask(self, query: str | CounterQuestion, due_at: datetime) -> None:
         async with self._free:
             answer = await ask(self._queries, query, due_at, self._clock.now())
         before = self._answers.get(query)
@@ -110,10 +110,14 @@ class ExternalReadings:
             log.info("external_metric_answers", query=query, gap=answer.gap, words=answer.words)
 
 
-async def ask(queries: Queries, query: str, due_at: datetime, now: datetime) -> Answer:
+async def ask(
+    queries: Queries, query: str | CounterQuestion, due_at: datetime, now: datetime
+) -> Answer:
     """Return the answer to a query, which may be that there is no number."""
     try:
-        return Answer(due_at, now, await queries.sample(query))
+        if isinstance(query, str):
+            return Answer(due_at, now, await queries.sample(query))
+        return Answer(due_at, now, await queries.counters(query))
     except NotMeasured as trouble:
         return Answer(due_at, now, None, trouble.gap, str(trouble))
     except Exception as mistake:  # ours: the other queries go on, and this one is a gap
@@ -128,13 +132,15 @@ def reading_of(metric: ExternalMetric, answers: Sequence[Answer | None]) -> Read
         return None
     times = [one.due_at for one in known]
     at, since = max(times), min(times)
-    samples = []
+    samples: list[Sample] = []
     for answer in known:
         if answer.sample is None:
             return Reading(at, since, gap=answer.gap, words=answer.words)
         age = answer.asked_at.timestamp() - answer.sample.evaluated_at
         if abs(age) > metric.newest_within.total_seconds():
             return Reading(at, since, gap=MeasurementGap.LATE, words=_late("the answer", age))
+        if isinstance(answer.sample, CounterSample):
+            return Reading(at, since, counters=answer.sample.values)
         samples.append(answer.sample)
     if metric.newest is not None:
         newest = samples.pop()

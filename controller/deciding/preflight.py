@@ -16,7 +16,7 @@ from controller.core.plan import Plan
 from controller.core.rollout import Rollout
 from controller.deciding.external_readings import why_unmeasured
 from controller.health import Faults, Scope
-from controller.ports import Clock, Queries
+from controller.ports import Clock, GateWebhooks, Queries
 from controller.reporting.start_rules import AgainstRules, against_rules
 from controller.settings.flags import FlagsSettings
 from schemas.terms import AdvisorMode
@@ -45,10 +45,12 @@ class Preflight:
         rollouts: Callable[[], Mapping[str, Rollout]] = dict,
         queries: Queries | None = None,
         clock: Clock | None = None,
+        webhooks: GateWebhooks | None = None,
     ) -> None:
         """`model` is None where none is configured. `rollouts` are all, by flag.
 
-        Without `queries` and `clock` external metrics are not looked at.
+        Without `queries` and `clock` external metrics are not looked at, without `webhooks` no
+        gate webhooks.
         """
         self._faults = faults
         self._model = model
@@ -56,6 +58,7 @@ class Preflight:
         self._rollouts = rollouts
         self._queries = queries
         self._clock = clock
+        self._webhooks = webhooks
 
     def against_rules(self, plan: Plan) -> AgainstRules:
         """Return what is against the rules for flags if a rollout begins by this plan."""
@@ -68,8 +71,20 @@ class Preflight:
             missing += _named(self._faults, Scope.PARTITION, "event partition")
         if (without_advice := await self._without_advice(plan.advisor.mode)) is not None:
             missing.append(without_advice)
+        missing += self._without_address(plan)
         missing += await self._unmeasured(plan)
         return tuple(missing)
+
+    def _without_address(self, plan: Plan) -> Iterator[str]:
+        """Yield each gate webhook that the settings of this replica do not have."""
+        known = None if self._webhooks is None else self._webhooks.endpoints
+        for webhook in plan.gate_webhooks if known is not None else ():
+            if known is not None and webhook.endpoint not in known:
+                yield (
+                    f"gate webhook {webhook.endpoint} has no address "
+                    f"(gate_webhooks.endpoints.{webhook.endpoint} in the settings): no gate can "
+                    f"pass without it"
+                )
 
     async def _unmeasured(self, plan: Plan) -> Sequence[str]:
         """Return which external metrics cannot be measured, as far as that is known in time."""

@@ -19,10 +19,11 @@ from controller.deciding.event_partitions import EventPartitions
 from controller.deciding.evidence_reader import visits_to_read
 from controller.deciding.external_readings import ExternalReadings
 from controller.deciding.flag.flag_inbox import NewTotals
+from controller.deciding.gate_questions import GateQuestions
 from controller.deciding.worker_pool import WorkerPool
 from controller.errors import OperatingTrouble
 from controller.health import Faults, Scope
-from controller.ports import Clock, Queries, Totals
+from controller.ports import Clock, GateWebhooks, Queries, Totals
 
 #: Totals are read this often at most, and at least every `READ_EVERY_SECONDS`. In between, reading
 #: takes no more than this share of the time, as far as that leaves one read a second.
@@ -65,6 +66,7 @@ class TotalsReader:
         partitions: EventPartitions,
         actuation: Actuation,
         queries: Queries,
+        webhooks: GateWebhooks,
         *,
         clock: Clock,
         faults: Faults,
@@ -74,6 +76,7 @@ class TotalsReader:
         self.partitions = partitions
         self._actuation = actuation
         self.readings = ExternalReadings(queries, lambda: pool.rollouts, clock)
+        self.gates = GateQuestions(webhooks, lambda: pool.judgements, clock)
         self._clock = clock
         self._faults = faults
         self._saved = asyncio.Event()
@@ -205,6 +208,7 @@ class TotalsReader:
                     count,
                     drift,
                     self.readings.of(rollout),
+                    self.gates.of(rollout),
                 )
                 worker.inbox.put_totals(NewTotals(rollout.rollout_id, evidence))
                 self._evidence[flag_key] = (evidence, self._clock.monotonic())

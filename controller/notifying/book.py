@@ -1,4 +1,4 @@
-"""What the notifier knows: what waits to be sent, open incidents, conversations, dead letters.
+"""What the notifier knows: what waits to be sent, incidents, mutes, conversations, dead letters.
 
 Every change is noted under the name of a field, so that the store writes what has changed and no
 more. Values only, in memory; a field that is gone is noted as an empty one, because an emptied
@@ -28,8 +28,11 @@ MOST_DEAD: Final = 1_000
 MOST_THREADS: Final = 5_000
 MOST_INCIDENTS: Final = 5_000
 MOST_FLAGS: Final = 20_000
+MOST_ENDED: Final = 500
+MOST_MUTES: Final = 200
 THREADS_KEPT: Final = timedelta(days=30)
 DEAD_KEPT: Final = timedelta(days=7)
+ENDED_KEPT: Final = timedelta(days=1)
 GONE: Final = b""
 
 EntryT = TypeVar("EntryT", bound=msgspec.Struct)
@@ -44,6 +47,7 @@ class Purpose(StrEnum):
     NOTE = "note"  # news that opens no incident, so that nobody will hear that it is over
     REPEAT = "repeat"  # nobody has taken it yet
     ESCALATED = "escalated"  # nobody has taken it, and this channel is the next
+    TAKEN = "taken"  # somebody has taken it
     OVER = "over"  # what the channel was told of is over
     REFRESH = "refresh"  # the channel forgets what it does not hear again
     TEST = "test"
@@ -58,6 +62,9 @@ class Delivery(msgspec.Struct, frozen=True):
     purpose: Purpose
     at: datetime  # when it was due
     route: str = ""
+    by: str = ""  # who has taken it
+    only: tuple[str, ...] = ()  # recipients of the channel; empty: all of them
+    again_at: datetime | None = None  # not before
 
 
 class Incident(msgspec.Struct, frozen=True):
@@ -74,6 +81,30 @@ class Incident(msgspec.Struct, frozen=True):
     taken_by: str = ""
     taken_at: datetime | None = None
     muted_until: datetime | None = None  # nobody was told yet
+    held: tuple[str, ...] = ()  # routes that are muted, and are told when their mute ends
+    reached: dict[str, datetime] = {}  # channels that have a message of it, and since when
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """An incident that is over."""
+
+    key: str
+    incident: Incident
+    at: datetime
+    why: str
+
+
+class Mute(msgspec.Struct, frozen=True):
+    """News that somebody has muted by command."""
+
+    number: int
+    about: str  # a route, or a pattern of flags
+    is_route: bool
+    by: str
+    reason: str
+    at: datetime
+    until: datetime
+    is_critical_too: bool = False
 
 
 class Thread(msgspec.Struct, frozen=True):
@@ -117,9 +148,13 @@ _KINDS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "dead": Dead,
     "flag": FlagNews,
     "channel": ChannelState,
+    "ended": Ended,
+    "mute": Mute,
 }
 _CURSOR: Final = "cursor"
 _NUMBER: Final = "number"
+#: What nobody is shown, and most of what is stored: what was told of each flag and where.
+_HISTORIES: Final = tuple(f"{kind}|".encode() for kind in ("flag", "thread", _CURSOR))
 
 
 class Book:
@@ -134,6 +169,8 @@ class Book:
         self.dead: dict[int, Dead] = {}
         self.flags: dict[str, FlagNews] = {}
         self.channels: dict[str, ChannelState] = {}
+        self.ended: dict[str, Ended] = {}  # by when it was opened, and key
+        self.mutes: dict[int, Mute] = {}
         self._changes: dict[str, bytes] = {}
 
     @classmethod
@@ -167,18 +204,24 @@ class Book:
                 self.queues.setdefault(entry.channel, {})[int(name)] = entry
             elif kind == "dead":
                 self.dead[int(name)] = entry
+            elif kind == "mute":
+                self.mutes[int(name)] = entry
             else:
                 entries: dict[str, dict[str, Any]] = {
                     "incident": self.incidents,
                     "flag": self.flags,
                     "channel": self.channels,
+                    "ended": self.ended,
                 }
                 entries[kind][name] = entry
 
     def changes(self) -> dict[str, bytes]:
-        """Return every field that has changed since the last call; an empty value: it is gone."""
+        """Return every field that has changed since the last call; an empty value: it is gone.
+
+        In the order in which they are safe to store, as a crash may leave out those at the end.
+        """
         changed, self._changes = self._changes, {}
-        return changed
+        return dict(sorted(changed.items(), key=_place))
 
     # --- changes ---
 
@@ -188,15 +231,39 @@ class Book:
         self._changes[f"{_CURSOR}|{place}"] = str(offset).encode()
 
     def add(
-        self, channel: str, news: News, purpose: Purpose, at: datetime, route: str = ""
+        self,
+        channel: str,
+        news: News,
+        purpose: Purpose,
+        at: datetime,
+        route: str = "",
+        by: str = "",
     ) -> Delivery:
         """Let a channel get a message."""
-        self.number += 1
-        self._changes[_NUMBER + "|"] = str(self.number).encode()
-        made = Delivery(self.number, channel, news, purpose, at, route)
-        self.queues.setdefault(channel, {})[made.number] = made
+        return self._put(Delivery(self._next_number(), channel, news, purpose, at, route, by))
+
+    def _put(self, made: Delivery) -> Delivery:
+        self.queues.setdefault(made.channel, {})[made.number] = made
         self._note("delivery", str(made.number), made)
         return made
+
+    def put_off(self, delivery: Delivery, only: tuple[str, ...], until: datetime) -> None:
+        """Let some recipients get a message later, behind all others."""
+        self.sent(delivery)
+        number = self._next_number()
+        self._put(msgspec.structs.replace(delivery, number=number, only=only, again_at=until))
+
+    def _next_number(self) -> int:
+        self.number += 1
+        self._changes[_NUMBER + "|"] = str(self.number).encode()
+        return self.number
+
+    def reached(self, delivery: Delivery, at: datetime) -> None:
+        """Note that a channel has a message, for those who ask who knows of an incident."""
+        incident = self.incidents.get(delivery.news.key)
+        if incident is not None and delivery.purpose is not Purpose.REFRESH:
+            reached = {**incident.reached, delivery.channel: at}
+            self.open(delivery.news.key, msgspec.structs.replace(incident, reached=reached))
 
     def sent(self, delivery: Delivery) -> None:
         """Forget a message that its channel has."""
@@ -215,7 +282,7 @@ class Book:
         """Try a dead message again, as a new one."""
         dead = self.dead[number].delivery
         self.forget_dead(number)
-        self.add(dead.channel, dead.news, dead.purpose, at, dead.route)
+        self._put(msgspec.structs.replace(dead, number=self._next_number(), at=at, again_at=None))
 
     def forget_dead(self, number: int) -> None:
         """Forget a dead message."""
@@ -227,10 +294,38 @@ class Book:
         self.incidents[key] = incident
         self._note("incident", key, incident)
 
-    def close(self, key: str) -> None:
-        """Forget an incident."""
-        if self.incidents.pop(key, None) is not None:
-            self._changes[f"incident|{key}"] = GONE
+    def close(self, key: str, at: datetime, why: str) -> None:
+        """Note that an incident is over, and keep it for those who look who was told of it."""
+        incident = self.incidents.pop(key, None)
+        if incident is None:
+            return
+        self._changes[f"incident|{key}"] = GONE
+        name = f"{incident.opened_at.timestamp():.6f} {key}"
+        self.ended[name] = Ended(key, incident, at, why)
+        self._note("ended", name, self.ended[name])
+
+    def mute(
+        self,
+        about: str,
+        by: str,
+        reason: str,
+        at: datetime,
+        until: datetime,
+        *,
+        is_route: bool,
+        is_critical_too: bool,
+    ) -> Mute:
+        """Note that somebody mutes a route or flags."""
+        number = self._next_number()
+        made = Mute(number, about, is_route, by, reason, at, until, is_critical_too)
+        self.mutes[number] = made
+        self._note("mute", str(number), made)
+        return made
+
+    def unmute(self, number: int) -> None:
+        """Forget a mute."""
+        if self.mutes.pop(number, None) is not None:
+            self._changes[f"mute|{number}"] = GONE
 
     def converse(self, channel: str, rollout_id: str, thread: Thread) -> None:
         """Note a rollout's conversation in a channel."""
@@ -247,10 +342,6 @@ class Book:
         self.channels[channel] = state
         self._note("channel", channel, state)
 
-    def put_back(self, changes: Mapping[str, bytes]) -> None:
-        """Note changes again that could not be stored; what changed since is newer."""
-        self._changes = {**changes, **self._changes}
-
     def waiting(self, channel: str) -> Iterator[Delivery]:
         """Yield what waits for a channel, in order."""
         return iter(self.queues.get(channel, {}).values())
@@ -265,6 +356,12 @@ class Book:
         for number, dead in list(self.dead.items()):
             if now - dead.at > DEAD_KEPT:
                 self.forget_dead(number)
+        for number, mute in list(self.mutes.items()):
+            if mute.until <= now:
+                self.unmute(number)
+        for ended, _ in _oldest(self.ended, MOST_ENDED, now - ENDED_KEPT):
+            del self.ended[ended]
+            self._changes[f"ended|{ended}"] = GONE
         for name, _ in _oldest(self.threads, MOST_THREADS, now - THREADS_KEPT):
             del self.threads[name]
             self._changes[f"thread|{name[0]}|{name[1]}"] = GONE
@@ -276,10 +373,33 @@ class Book:
         self._changes[f"{kind}|{name}"] = msgspec.json.encode(entry)
 
 
+def _place(change: tuple[str, bytes]) -> int:
+    """Return where a change stands among those that are stored together.
+
+    What is owed comes first. What says that it is done, or was read, must never be stored without
+    it: the record would be read again, taken for known, and never told. So an incident follows its
+    messages, the ids of news follow the incidents, and how far was read is last.
+    """
+    field, value = change
+    kind = field.partition("|")[0]
+    if kind in ("flag", _CURSOR):
+        return 3 if kind == "flag" else 4
+    if kind == "incident":
+        return 1
+    return 0 if value else 2
+
+
+def without_histories(stored: Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
+    """Return of what is stored the fields that anything shown is made of."""
+    return {name: value for name, value in stored.items() if not name.startswith(_HISTORIES)}
+
+
 def _oldest(
-    entries: Mapping[Any, Thread | FlagNews], most: int, limit: datetime
+    entries: Mapping[Any, Thread | FlagNews | Ended], most: int, limit: datetime
 ) -> list[tuple[Any, datetime]]:
     """Return the entries that are older than `limit` or beyond `most`, with their times."""
+    if len(entries) <= most:  # nearly always: sorting thousands at each look would be for nothing
+        return [(name, one.at) for name, one in entries.items() if one.at < limit]
     by_age = sorted(((name, one.at) for name, one in entries.items()), key=lambda pair: pair[1])
-    beyond = max(0, len(by_age) - most)
+    beyond = len(by_age) - most
     return by_age[:beyond] + [pair for pair in by_age[beyond:] if pair[1] < limit]

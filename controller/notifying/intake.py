@@ -14,7 +14,7 @@ import structlog
 from pydantic import ValidationError
 
 from controller.health import Faults, Scope
-from controller.notifying.book import Purpose
+from controller.notifying.book import MOST_MUTES, Purpose
 from controller.notifying.news import TEST, News, read_event
 from controller.notifying.planner import Planner
 from schemas.signal import TYPE as SIGNAL
@@ -23,6 +23,8 @@ from schemas.terms import NotificationRequest, Severity
 
 #: The endpoint of what people ask for with `rolloutctl`.
 OPERATOR_HOOK: Final = "rolloutctl/cli"
+#: Of what they ask for on the page, and what programs ask for over the API. No source is called so.
+HTTP_HOOK: Final = "rolloutd/http"
 #: Topics that are read, by their logical names.
 TOPICS: Final = ("decisions", "alerts", "signals")
 
@@ -68,8 +70,9 @@ class Intake:
         """Do what somebody asks of the notifications."""
         about, who = signal.request_about, signal.issuer or signal.hook
         if signal.request is NotificationRequest.ACKNOWLEDGE:
-            is_person = signal.hook == OPERATOR_HOOK
-            keys = self._planner.acknowledge(about, who, now, is_person=is_person)
+            is_person = signal.hook in (OPERATOR_HOOK, HTTP_HOOK)
+            seen = signal.started_at if signal.hook == HTTP_HOOK else None
+            keys = self._planner.acknowledge(about, who, now, is_person=is_person, opened_at=seen)
             log.info("incident_acknowledged", about=about, by=who, incidents=keys)
         elif signal.request is NotificationRequest.TEST:
             self._test(signal, who, now)
@@ -78,6 +81,42 @@ class Intake:
             for number, dead in list(book.dead.items()):
                 if about in ("", "*", dead.delivery.channel, str(number)):
                     book.revive(number, now)
+        elif signal.request is NotificationRequest.MUTE:
+            self._mute(signal, who, now)
+        elif signal.request is NotificationRequest.UNMUTE:
+            for number, mute in list(self._planner.book.mutes.items()):
+                if about in (str(number), mute.about):
+                    self._planner.book.unmute(number)
+                    log.info("notifications_unmuted", about=mute.about, by=who)
+
+    def _mute(self, signal: Signal, who: str, now: datetime) -> None:
+        """Mute a route, or flags."""
+        asked, about, book = signal.mute, signal.request_about, self._planner.book
+        if asked is None or not about or asked.until <= now:
+            log.warning("mute_refused", about=about, by=who, reason="it says no time ahead")
+            return
+        if len(book.mutes) >= MOST_MUTES:
+            log.warning("mute_refused", about=about, by=who, reason=f"there are {MOST_MUTES}")
+            return
+        is_route = any(one.name == about for one in self._planner.rules.routes)
+        made = book.mute(
+            about,
+            who,
+            asked.reason,
+            now,
+            asked.until,
+            is_route=is_route and not asked.is_flag,
+            is_critical_too=asked.is_critical_too,
+        )
+        log.info(
+            "notifications_muted",
+            about=about,
+            is_route=made.is_route,
+            is_critical_too=made.is_critical_too,
+            until=asked.until.isoformat(),
+            by=who,
+            reason=asked.reason,
+        )
 
     def _test(self, signal: Signal, who: str, now: datetime) -> None:
         """Let the channels of a route, or one channel, get a test message."""

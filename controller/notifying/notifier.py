@@ -1,8 +1,8 @@
 """Reads what happens, lets channels hear of it, and keeps what waits in Redis.
 
 One replica at a time does it (`turns.py`). Offsets are stored with what was read, so nothing is
-lost and nothing is planned twice; a crash between a channel's answer and the store sends that one
-message again.
+lost; a crash between a channel's answer and the store sends that one message again, and one between
+the parts of a large write plans what was read again.
 
 Belongs here: the loops of a turn. Does not belong here: what is told to whom
 (`planner.py`), and how a channel gets it (`sending.py`).
@@ -24,13 +24,14 @@ from controller.notifying.book import Book, Delivery
 from controller.notifying.intake import Intake
 from controller.notifying.planner import Planner, Told
 from controller.notifying.rules import NotificationRules
-from controller.notifying.sending import Channel, Sender
+from controller.notifying.sending import Channel, Sender, faults_of
 from controller.notifying.templates import in_own_words
 from controller.notifying.words import Message, plain_message
 from controller.ports import Clock
 from controller.turns import USUAL, Pulse, TurnLost, Turns, TurnStore, first_of
 
 PART: Final = "notifications"
+TEMPLATES: Final = "notification_templates"
 _READING: Final = "reading"  # reports apart from whose turn it is
 RETRY_SECONDS: Final = 1.0
 _FIX: Final = (
@@ -99,7 +100,7 @@ class Notifier:
         faults = self._process.faults
         while True:
             try:
-                self._book = Book.read(await self._turns.wait())
+                self._book = Book.read(await self._turns.wait(self._clear_faults))
                 faults.clear(Scope.DEPENDENCY, PART)
                 await self._notify()
             except* TurnLost:
@@ -113,6 +114,13 @@ class Notifier:
     async def stop(self) -> None:
         """Let another replica go on at once, and drop the connections of all channels."""
         await asyncio.gather(*(one.close() for one in self._channels))
+
+    def _clear_faults(self) -> None:
+        """Report nothing of a turn that another replica has: what is wrong there, it reports."""
+        faults = self._process.faults
+        for name in (PART, TEMPLATES, *(one for each in self._channels for one in faults_of(each))):
+            faults.clear(Scope.DEPENDENCY, name)
+        faults.clear(Scope.DEPENDENCY, PART, reporter=_READING)
 
     # --- a turn ---
 
@@ -159,7 +167,7 @@ class Notifier:
 
         def report(why: str) -> None:
             fix = "fix the template in notifications.rules_file, then send SIGHUP"
-            process.faults.report(Scope.DEPENDENCY, "notification_templates", why, fix)
+            process.faults.report(Scope.DEPENDENCY, TEMPLATES, why, fix)
 
         return in_own_words(message, delivery, self._rules().templates, report)
 
@@ -205,7 +213,7 @@ class Notifier:
                 sender.news.set()
 
     async def _save(self, *, is_beat: bool = False) -> None:
-        """Store what has changed, how far was read last. Raises TurnLost, StoreUnavailable."""
+        """Store what has changed. Raises TurnLost, StoreUnavailable."""
         changes = self._book.changes()
         if changes or is_beat:
-            await self._turns.save(changes, last="cursor|")
+            await self._turns.save(changes)

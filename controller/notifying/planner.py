@@ -3,7 +3,7 @@
     news (info)      closes the incident of its key, if there is one
     news (warning+)  opens an incident, or tells what has changed about it
     a step           a decision by which a rollout went on: what it waited for is over
-    acknowledged     nothing is repeated or escalated any more
+    acknowledged     everybody who was told hears it, and nothing is repeated or escalated any more
     time             escalates, repeats, ends mutes
 
 An incident is open from the first warning under a key to what ends it. While it is open, everybody
@@ -14,7 +14,7 @@ Belongs here: these rules. Does not belong here: reading, sending and saving (`n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -24,15 +24,15 @@ import msgspec
 from controller.notifying.book import (
     MOST_INCIDENTS,
     MOST_RECENT,
-    MOST_WAITING,
     Book,
-    Delivery,
     FlagNews,
     Incident,
     Purpose,
 )
+from controller.notifying.mutes import Heard, heard, is_held
 from controller.notifying.news import News, Step, urgency
 from controller.notifying.rules import Escalation, NotificationRules, Route
+from controller.notifying.upkeep import Refresher, make_room
 from schemas.terms import AlertKind, Severity
 
 #: Alerts about what a rollout waits for, or what became of it: its next step ends them.
@@ -45,6 +45,7 @@ _UNTIL_NEXT_STEP: Final = frozenset(
         AlertKind.PAUSED,
         AlertKind.APPROVAL_NEEDED,
         AlertKind.ADVISOR_HOLDS,
+        AlertKind.WEBHOOK_HOLDS,
         AlertKind.HEALTH_GAP,
         AlertKind.SIGNAL_REGRESSION,
         AlertKind.SRM,
@@ -59,8 +60,6 @@ _TOLD_ONCE: Final = frozenset(
 )
 #: An incident of which nothing was heard for so long is forgotten.
 FORGOTTEN: Final = timedelta(days=14)
-#: How often a channel that forgets (Alertmanager) hears of an open incident.
-REFRESH_EVERY: Final = timedelta(minutes=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ class Planner:
         self.book = book
         self.rules = rules
         self._channels = channels
-        self._refreshed: dict[tuple[str, str], datetime] = {}  # by key and channel
+        self._refresher = Refresher(book, channels.forgetful)
 
     # --- what was read ---
 
@@ -102,35 +101,23 @@ class Planner:
     def _tell(self, news: News, now: datetime) -> Collection[str]:
         """Tell some news; return the channels that hear of it."""
         incident = self.book.incidents.get(news.key)
-        routes = self.rules.routes_for(news, now)
-        routed = _channels(routes)
-        mute = self.rules.mute_of(news, now)
+        routes = heard(self.rules, self.book, news, now)
+        routed = _channels(routes.open)
         if news.severity is Severity.INFO:
             if incident is not None:
-                return self._close(incident, news, routed if mute is None else (), now)
-            return self._send(routed if mute is None else (), news, Purpose.NOTE, now, routes)
+                return self._close(incident, news, routed, now)
+            return self._send(routed, news, Purpose.NOTE, now, routes.open)
         if incident is not None:
-            return self._update(incident, news, routed, now, is_muted=mute is not None)
-        if not routed:
+            return self._update(incident, news, routes, now)
+        if not routed and not _channels(routes.held):
             return ()
         is_lasting = self._is_lasting(news) and len(self.book.incidents) < MOST_INCIDENTS
-        if mute is None:
-            self._send(routed, news, Purpose.NEWS if is_lasting else Purpose.NOTE, now, routes)
-        if not is_lasting:
-            return routed
-        escalating = next((one for one in routes if one.escalation is not None), None)
-        self.book.open(
-            news.key,
-            Incident(
-                news=news,
-                opened_at=now,
-                told=() if mute is not None else tuple(routed),
-                told_at=now,
-                route=routes[0].name if routes else "",
-                escalation="" if escalating is None else escalating.escalation or "",
-                muted_until=None if mute is None else mute.until,
-            ),
-        )
+        purpose = Purpose.NEWS if is_lasting else Purpose.NOTE
+        self._send(routed, news, purpose, now, routes.open)
+        if is_lasting:
+            told = tuple(routed)
+            opened = Incident(news, now, told, now, muted_until=None if told else routes.until)
+            self.book.open(news.key, _along(opened, routes.open, held=routes.held_names))
         return routed
 
     def _is_lasting(self, news: News) -> bool:
@@ -143,32 +130,37 @@ class Planner:
         return not (is_past and news.kind in _UNTIL_NEXT_STEP)
 
     def _update(
-        self,
-        incident: Incident,
-        news: News,
-        routed: Collection[str],
-        now: datetime,
-        *,
-        is_muted: bool,
+        self, incident: Incident, news: News, routes: Heard, now: datetime
     ) -> Collection[str]:
         """Tell what has changed about an incident; the same again is not told."""
         was = incident.news
-        is_worse = urgency(news.severity) > urgency(was.severity)
         said = (was.severity, was.summary, was.action, was.cause)
         if said == (news.severity, news.summary, news.action, news.cause):
             return incident.told
-        changed = msgspec.structs.replace(incident, news=news)
-        if is_worse:  # whoever took the lesser one has not taken this one
+        changed = msgspec.structs.replace(
+            incident, news=news, held=_union(incident.held, routes.held_names)
+        )
+        if (was.severity, was.kind, was.owner) != (news.severity, news.kind, news.owner):
+            # Alertmanager knows an alert by these: what it has ends, and another one begins.
+            forgetful = [one for one in incident.told if one in self._channels.forgetful]
+            self._send(forgetful, was, Purpose.OVER, now)
+        if urgency(news.severity) > urgency(was.severity):
+            # Whoever took the lesser one has not taken this one.
             changed = msgspec.structs.replace(
                 changed, opened_at=now, steps_done=0, taken_by="", taken_at=None
             )
-        if is_muted or incident.muted_until is not None:
-            self.book.open(news.key, changed)
-            return ()
-        channels = _union(incident.told, routed)
-        self._send(channels, news, Purpose.NEWS, now)
-        told = msgspec.structs.replace(changed, told=channels, told_at=now)
-        self.book.open(news.key, told)
+        self.book.open(news.key, changed)
+        if incident.muted_until is not None:
+            return self._release(news.key, changed, now)
+        routed = _channels(routes.open)
+        muted = [one for one in _channels(routes.held) if one not in routed]
+        channels = [one for one in _union(incident.told, routed) if one not in muted]
+        if channels:
+            self._send(channels, news, Purpose.NEWS, now)
+            told = msgspec.structs.replace(
+                changed, told=_union(incident.told, channels), told_at=now
+            )
+            self.book.open(news.key, told)
         return channels
 
     def _close(
@@ -181,7 +173,7 @@ class Planner:
             told = incident.news if channel in self._channels.tracking else news
             self._send([channel], told, Purpose.OVER, now)
         self._send([one for one in routed if one not in incident.told], news, Purpose.NOTE, now)
-        self.book.close(news.key)
+        self.book.close(news.key, now, news.summary)
         return channels
 
     def _end(self, step: Step, heard: Collection[str], now: datetime) -> None:
@@ -207,61 +199,81 @@ class Planner:
                 or (one in incident.escalated_to and one not in heard)
             ]
             self._send(owed, was, Purpose.OVER, now)
-            self.book.close(key)
+            why = "a new rollout began" if step.is_new_chapter else "the rollout went on"
+            self.book.close(key, now, why)
 
     # --- people and time ---
 
     def acknowledge(
-        self, word: str, who: str, now: datetime, *, is_person: bool = True
+        self,
+        word: str,
+        who: str,
+        now: datetime,
+        *,
+        is_person: bool = True,
+        opened_at: datetime | None = None,
     ) -> list[str]:
         """Note that somebody takes an incident by its key, or all of a flag; return their keys.
 
-        `is_person`: False for another system, whose own keys may be like our flags.
+        `is_person`: False for another system, whose own keys may be like our flags. `opened_at`:
+        only the incident that began then, which is the one that was seen; None: any.
         """
         taken = []
         for key, incident in list(self.book.incidents.items()):
             is_meant = word == key or (is_person and word == incident.news.flag)
-            if is_meant and incident.taken_at is None:
+            is_seen = opened_at is None or opened_at == incident.opened_at
+            if is_meant and is_seen and incident.taken_at is None:
                 taken.append(key)
                 self.book.open(key, msgspec.structs.replace(incident, taken_by=who, taken_at=now))
+                told = [one for one in incident.told if one not in self._channels.forgetful]
+                self._send(told, incident.news, Purpose.TAKEN, now, by=who)
         return taken
 
     def look(self, now: datetime) -> None:
         """Do what is due by now."""
-        for key, incident in list(self.book.incidents.items()):
-            if now - max(incident.told_at, incident.opened_at) > FORGOTTEN:
-                self.book.close(key)
-            elif incident.muted_until is not None:
-                if now >= incident.muted_until:
-                    self._unmute(key, incident, now)
-            else:
-                if incident.taken_at is None:
-                    self._escalate(key, incident, now)
-                self._refresh(key, incident, now)
-        for name in [one for one in self._refreshed if one[0] not in self.book.incidents]:
-            del self._refreshed[name]
-        if self.book.waits > MOST_WAITING:
-            self._make_room(now)
+        for key, known in list(self.book.incidents.items()):
+            if now - max(known.told_at, known.opened_at) > FORGOTTEN:
+                self.book.close(key, now, f"nothing was heard of it for {FORGOTTEN.days} days")
+                continue
+            if known.held:
+                self._release(key, known, now)
+            incident = self.book.incidents[key]
+            if incident.muted_until is None and incident.taken_at is None:
+                self._escalate(key, incident, now)
+        self._refresher.look(now)
+        make_room(self.book, now)
         self.book.tidy(now)
 
-    def _unmute(self, key: str, incident: Incident, now: datetime) -> None:
-        """Tell of what began while it was muted and is not over, or mute it further."""
-        if (mute := self.rules.mute_of(incident.news, now)) is not None:
-            self.book.open(key, msgspec.structs.replace(incident, muted_until=mute.until))
-            return
-        routes = self.rules.routes_for(incident.news, now)
-        routed = _channels(routes)
-        self._send(routed, incident.news, Purpose.NEWS, now, routes)
-        told = msgspec.structs.replace(
-            incident, muted_until=None, opened_at=now, told=tuple(routed), told_at=now
-        )
-        self.book.open(key, told)
+    def _release(self, key: str, incident: Incident, now: datetime) -> Sequence[str]:
+        """Tell those routes of an incident whose mute is over; return the channels."""
+        routes = heard(self.rules, self.book, incident.news, now)
+        held = tuple(one for one in routes.held_names if one in incident.held)
+        free = [one for one in routes.open if one.name in incident.held]
+        if incident.muted_until is not None:
+            held, free = routes.held_names, list(routes.open)
+        if incident.taken_at is not None:
+            free = []  # somebody knows already
+        until = routes.until if incident.muted_until is not None and held and not free else None
+        changed = msgspec.structs.replace(incident, held=held, muted_until=until)
+        told = _channels(free)
+        if told:
+            self._send(told, incident.news, Purpose.NEWS, now, free)
+            changed = msgspec.structs.replace(
+                changed, told=_union(incident.told, told), told_at=now
+            )
+            if not changed.escalation:
+                changed = msgspec.structs.replace(_along(changed, free, held), opened_at=now)
+        if changed != incident:
+            self.book.open(key, changed)
+        return told
 
     def _escalate(self, key: str, incident: Incident, now: datetime) -> None:
         """Tell the next ones, or everybody again, when it is time."""
         escalation = self._escalation_of(incident)
         if escalation is None:
             return
+        if is_held(self.rules, self.book, incident.route, incident.news, now):
+            return  # what is due by then follows when the mute ends
         due = [
             step
             for step in escalation.steps[incident.steps_done :]
@@ -287,34 +299,29 @@ class Planner:
             self.book.open(key, after)
 
     def _escalation_of(self, incident: Incident) -> Escalation | None:
-        found = self.rules.escalation(incident.escalation)
-        if found is None or urgency(incident.news.severity) < urgency(found.severity):
+        # Most incidents have none, and all of them are looked at every second.
+        if not incident.escalation:
+            return None
+        news, opened_at = incident.news, incident.opened_at
+        found = self.rules.escalation(incident.escalation, incident.route, news, opened_at)
+        if found is None or urgency(news.severity) < urgency(found.severity):
             return None
         return found
 
-    def next_look(self, incident: Incident) -> datetime | None:
-        """Return when an incident escalates or is repeated next; None: never."""
+    def next_step(self, incident: Incident) -> tuple[datetime, Sequence[str]] | None:
+        """Return when others are told of an incident, and which channels; None: never."""
         escalation = self._escalation_of(incident)
         if incident.muted_until is not None:
-            return incident.muted_until
+            return incident.muted_until, ()
         if escalation is None or incident.taken_at is not None:
             return None
-        times = [incident.opened_at + one.after for one in escalation.steps[incident.steps_done :]]
+        steps = [
+            (incident.opened_at + one.after, one.to)
+            for one in escalation.steps[incident.steps_done :]
+        ]
         if escalation.repeat is not None:
-            times.append(incident.told_at + escalation.repeat)
-        return min(times, default=None)
-
-    def _refresh(self, key: str, incident: Incident, now: datetime) -> None:
-        """Tell channels that forget of an incident that is still open."""
-        for channel in incident.told:
-            if channel not in self._channels.forgetful:
-                continue
-            last = self._refreshed.setdefault((key, channel), incident.told_at)
-            if now - last < REFRESH_EVERY:
-                continue
-            self._refreshed[key, channel] = now
-            if not any(one.news.key == key for one in self.book.waiting(channel)):
-                self.book.add(channel, incident.news, Purpose.REFRESH, now, incident.route)
+            steps.append((incident.told_at + escalation.repeat, incident.told))
+        return min(steps, key=lambda one: one[0], default=None)
 
     # --- sending ---
 
@@ -325,12 +332,13 @@ class Planner:
         purpose: Purpose,
         now: datetime,
         routes: Iterable[Route] = (),
+        by: str = "",
     ) -> list[str]:
         """Let channels get a message; return them."""
         told = [one for one in channels if one in self._channels.known]
         names = {channel: one.name for one in routes for channel in one.to}
         for channel in told:
-            self.book.add(channel, news, purpose, now, names.get(channel, ""))
+            self.book.add(channel, news, purpose, now, names.get(channel, ""), by)
         return told
 
     def drop_unknown_channels(self, now: datetime) -> None:
@@ -340,14 +348,17 @@ class Planner:
                 for one in list(queue.values()):
                     self.book.bury(one, "the settings have no such channel any more", now)
 
-    def _make_room(self, now: datetime) -> None:
-        """Give up the oldest of the least urgent messages of the channel with most of them."""
-        while self.book.waits > MOST_WAITING:
-            queue = max(self.book.queues.values(), key=len)
-            least: Delivery = min(
-                queue.values(), key=lambda one: (urgency(one.news.severity), one.number)
-            )
-            self.book.bury(least, f"more than {MOST_WAITING:,} messages wait", now)
+
+def _along(incident: Incident, routes: Sequence[Route], held: tuple[str, ...]) -> Incident:
+    """Return an incident with the route that says what happens until somebody takes it."""
+    escalating = next((one for one in routes if one.escalation is not None), None)
+    first = escalating or (routes[0] if routes else None)
+    return msgspec.structs.replace(
+        incident,
+        held=held,
+        route="" if first is None else first.name,
+        escalation="" if escalating is None else escalating.escalation or "",
+    )
 
 
 def _channels(routes: Iterable[Route]) -> list[str]:

@@ -132,6 +132,22 @@ class When(FilePart):
             and (self.hours is None or self.hours.contain(at))
         )
 
+    @property
+    def words(self) -> str:
+        """What is meant, for people."""
+        named = [
+            f"{name} {', '.join(patterns)}"
+            for name, patterns in (
+                ("flags", self.flags),
+                ("owners", self.owners),
+                ("kinds", self.kinds),
+            )
+            if patterns
+        ]
+        named += [] if self.severity is None else [f"severity {self.severity.value} and worse"]
+        named += [] if self.hours is None else ["at certain hours"]
+        return "; ".join(named) or "everything"
+
 
 class Route(FilePart):
     """Who hears of some news. The first route that fits takes it."""
@@ -218,9 +234,17 @@ class NotificationRules(FilePart):
         holding = [one for one in self.mutes if one.holds(news, at)]
         return max(holding, key=lambda one: one.until, default=None)
 
-    def escalation(self, name: str) -> Escalation | None:
-        """Return an escalation by name."""
-        return next((one for one in self.escalations if one.name == name), None)
+    def escalation(self, name: str, route: str, news: News, at: datetime) -> Escalation | None:
+        """Return an escalation by name, or what takes its place: it may have been renamed.
+
+        That is what its route has now, or where the route was renamed, too, what is for the news.
+        """
+        by_name = {one.name: one for one in self.escalations}
+        if name in by_name:
+            return by_name[name]
+        routes = [one for one in self.routes if one.name == route] or self.routes_for(news, at)
+        present = (one.escalation for one in routes if one.escalation is not None)
+        return by_name.get(next(present, ""))
 
 
 def default_rules(channels: Collection[str]) -> NotificationRules:

@@ -15,13 +15,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Final, Protocol
 
 import msgspec
 import structlog
 
-from controller.errors import ChannelUnavailable, MessageRefused
+from controller.errors import ChannelUnavailable, MessageRefused, RecipientsMissed
 from controller.health import Faults, Scope
 from controller.notifying.book import Book, ChannelState, Delivery, Thread
 from controller.notifying.words import Message, Words
@@ -35,6 +35,8 @@ GIVEN_UP: Final = timedelta(days=3)
 LONGEST_WAIT_SECONDS: Final = 600.0
 _FIRST_WAIT_SECONDS: Final = 1.0
 _LONGEST_OWN_WAIT_SECONDS: Final = 60.0
+#: When recipients are tried again that a server did not take for now, as with greylisting.
+_MISSED_AGAIN: Final = timedelta(minutes=2)
 #: A channel that fails for longer is a fault.
 _TOLD_AFTER: Final = timedelta(seconds=20)
 
@@ -76,14 +78,21 @@ class Channel(Protocol):
         """Show one message, in the rollout's conversation if there is one.
 
         `keep` is given a conversation that was begun, also where the message itself then fails.
-        Raises ChannelUnavailable when it may be sent again, MessageRefused when that is no use.
+        Raises ChannelUnavailable when it may be sent again, MessageRefused when that is no use,
+        RecipientsMissed when only some of its recipients have it.
         """
 
     async def send_group(self, messages: Sequence[Message]) -> None:
-        """Show several messages as one. Raises as `send`."""
+        """Show several messages, for the same recipients, as one. Raises as `send`."""
 
     async def close(self) -> None:
         """Drop its connections."""
+
+
+def faults_of(channel: Channel) -> tuple[str, ...]:
+    """Return the names of all faults that are reported of a channel."""
+    kinds = ("channel", "dead_letters", "recipients")
+    return tuple(f"{kind}/{channel.name}" for kind in kinds)
 
 
 class Pace:
@@ -139,6 +148,7 @@ class Sender:
 
     async def run(self) -> None:
         """Send until cancelled. Raises what `save` raises."""
+        self._tell_of_refused()
         while True:
             self.news.clear()
             self._give_up_old()
@@ -157,13 +167,20 @@ class Sender:
         name, limits = self._channel.name, self._channel.limits
         waits = len(self._book.queues.get(name, {}))
         most = limits.most_grouped if waits > GROUPED_OVER else 1
-        return list(islice(self._book.waiting(name), most))
+        now = self._clock.now()
+        # No further than needed: thousands may wait, and this is done for each message.
+        due = (
+            one for one in self._book.waiting(name) if one.again_at is None or one.again_at <= now
+        )
+        if (first := next(due, None)) is None:
+            return []
+        return [first, *islice((one for one in due if one.only == first.only), most - 1)]
 
     async def _send(self, deliveries: Sequence[Delivery]) -> float:
         """Send one message; return after how many seconds the next one may go."""
         channel = self._channel
-        messages = [self._words(one) for one in deliveries]
         try:
+            messages = [self._words(one) for one in deliveries]
             async with asyncio.timeout(channel.limits.seconds):
                 if len(messages) > 1:
                     await channel.send_group(messages)
@@ -173,8 +190,11 @@ class Sender:
             return self._failed(f"no answer within {channel.limits.seconds:g} s", None)
         except ChannelUnavailable as trouble:
             return self._failed(str(trouble), trouble.retry_after_seconds)
+        except RecipientsMissed as missed:
+            self._missed(deliveries, missed)
+            return 0.0
         except MessageRefused as refused:
-            if len(messages) > 1:
+            if len(deliveries) > 1:
                 # One of them is to blame, and each gets its chance alone.
                 log.warning("group_refused", channel=channel.name, error=str(refused))
                 return await self._send(deliveries[:1])
@@ -199,6 +219,8 @@ class Sender:
         name, now = self._channel.name, self._clock.now()
         for one in deliveries:
             self._book.sent(one)
+            if not one.only:
+                self._book.reached(one, now)
             self._count("sent")
         if self._failures:
             log.info("channel_works_again", channel=name, failures=self._failures)
@@ -208,6 +230,30 @@ class Sender:
         self._faults.clear(Scope.DEPENDENCY, self._fault)
         if not any(one.delivery.channel == name for one in self._book.dead.values()):
             self._faults.clear(Scope.DEPENDENCY, f"dead_letters/{name}")
+        if deliveries[0].only and not any(one.only for one in self._book.waiting(name)):
+            self._faults.clear(Scope.DEPENDENCY, f"recipients/{name}")
+
+    def _missed(self, deliveries: Sequence[Delivery], missed: RecipientsMissed) -> None:
+        """Note that some recipients have a message: the others must not hold up what follows."""
+        name, now = self._channel.name, self._clock.now()
+        log.warning("recipients_missed", channel=name, error=str(missed))
+        for one in deliveries:
+            never, later = missed.never, missed.later
+            if now - one.at > GIVEN_UP:
+                never, later = (*never, *later), ()
+            if later:
+                self._book.put_off(one, later, now + _MISSED_AGAIN)
+            if never:
+                self._refused(msgspec.structs.replace(one, only=never), str(missed))
+        self._taken(deliveries)
+        if missed.later and now - deliveries[0].at > _TOLD_AFTER:
+            self._faults.report(
+                Scope.DEPENDENCY,
+                f"recipients/{name}",
+                f"some recipients of channel {name} do not get their messages: {missed}",
+                "see that their addresses are right and their server takes messages; they are sent "
+                "then",
+            )
 
     def _failed(self, why: str, requested_seconds: float | None) -> float:
         """Note that a channel does not work; return for how long it is left alone."""
@@ -238,18 +284,27 @@ class Sender:
         log.warning("notification_refused", channel=delivery.channel, error=why)
         self._count("refused")
         self._book.bury(delivery, why[:500], now)
-        self._faults.report(
-            Scope.DEPENDENCY,
-            f"dead_letters/{delivery.channel}",
-            f"channel {delivery.channel} refused a message about {delivery.news.flag}: {why}",
-            "`rolloutctl notify list` shows it, `rolloutctl notify retry` sends it again",
+        self._tell_of_refused()
+
+    def _tell_of_refused(self) -> None:
+        """Report the newest dead letter, also one of which another replica has told."""
+        name = self._channel.name
+        dead = next(
+            (one for one in reversed(self._book.dead.values()) if one.delivery.channel == name),
+            None,
         )
+        if dead is not None:
+            self._faults.report(
+                Scope.DEPENDENCY,
+                f"dead_letters/{name}",
+                f"channel {name} refused a message about {dead.delivery.news.flag}: {dead.why}",
+                "`rolloutctl notify list` shows it, `rolloutctl notify retry` sends it again",
+            )
 
     def _give_up_old(self) -> None:
         now = self._clock.now()
-        for one in list(self._book.waiting(self._channel.name)):
-            if now - one.at <= GIVEN_UP:
-                break  # in order of time
+        waiting = self._book.waiting(self._channel.name)  # in order of time
+        for one in list(takewhile(lambda one: now - one.at > GIVEN_UP, waiting)):
             self._refused(one, f"could not be sent for {GIVEN_UP.days} days")
 
     @property

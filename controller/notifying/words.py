@@ -14,9 +14,12 @@ from urllib.parse import quote
 from controller.notifying.book import Delivery, Purpose
 from controller.notifying.news import TEST, News, urgency
 from controller.text import one_line
+from schemas.terms import Severity
 
 LONGEST_TITLE: Final = 200
 LONGEST_TEXT: Final = 2_500
+
+_LONGEST_NAME: Final = 60
 
 _PREFIXES: Final = {
     Purpose.REPEAT: "Still open: ",
@@ -38,11 +41,24 @@ class Message:
     environment: str
     news: News
     purpose: Purpose
+    taken_by: str = ""  # where it says that somebody has
+    only: tuple[str, ...] = ()  # recipients; empty: all of the channel
 
     @property
     def is_over(self) -> bool:
         """Whether it says that something has ended."""
         return self.purpose is Purpose.OVER
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether somebody should look at once."""
+        is_settled = self.is_over or self.is_taken
+        return self.news.severity is Severity.CRITICAL and not is_settled
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether it says that somebody looks after it."""
+        return self.purpose is Purpose.TAKEN
 
     @property
     def is_passing(self) -> bool:
@@ -59,8 +75,12 @@ def plain_message(delivery: Delivery, environment: str, page_url: str | None) ->
     """Return the message in our own words."""
     news, purpose = delivery.news, delivery.purpose
     what = news.summary.strip() or f"{news.flag}: {news.kind.replace('_', ' ')}"
-    title = f"{_PREFIXES.get(purpose, '')}{what}"
-    parts = [f"What to do: {news.action}"] if news.action and purpose is not Purpose.OVER else []
+    prefix = _PREFIXES.get(purpose, "")
+    if purpose is Purpose.TAKEN:
+        prefix = f"Taken by {one_line(delivery.by)[:_LONGEST_NAME] or 'somebody'}: "
+    title = f"{prefix}{what}"
+    is_settled = purpose in (Purpose.OVER, Purpose.TAKEN)
+    parts = [f"What to do: {news.action}"] if news.action and not is_settled else []
     if news.cause:
         parts.append(news.cause)
     return Message(
@@ -72,6 +92,8 @@ def plain_message(delivery: Delivery, environment: str, page_url: str | None) ->
         environment=environment,
         news=news,
         purpose=purpose,
+        taken_by=delivery.by,
+        only=delivery.only,
     )
 
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from controller.plans.finding import Finding, warning
 from schemas.fields import format_duration
 from schemas.plan import PlanDocument
-from schemas.terms import GapPolicy, HealthGap
+from schemas.terms import WEBHOOK_GAPS, GapPolicy, HealthGap
 
 #: Gaps whose policy does not wait for `health_grace`.
 _WITHOUT_GRACE = (HealthGap.SRM, HealthGap.BELOW_MIN_SAMPLE)
@@ -19,7 +19,7 @@ def health_faults(document: PlanDocument, _: datetime | None) -> Iterator[Findin
     acting = [gap for gap, policy in document.health.items() if policy is not GapPolicy.WAIT]
     if document.blind:
         for gap in acting:
-            if gap is not HealthGap.ACTUATION_DRIFT:
+            if gap is not HealthGap.ACTUATION_DRIFT and gap not in WEBHOOK_GAPS:
                 yield warning(
                     ("health", gap),
                     "a blind plan judges no events, so it never has this gap",

@@ -105,8 +105,12 @@ def _placed(finding: Finding, places: Places) -> Finding:
     """Return the finding with the place of its key, or of the nearest key around it."""
     if finding.line is not None:
         return finding
-    for length in range(len(finding.path), -1, -1):
-        if (place := places.get(finding.path[:length])) is not None:
+    path = finding.path
+    if path[3:4] == ("query",) and path not in places:
+        shorter = (*path[:3], *path[4:])  # the text may leave `query` out, see PrometheusDocument
+        path = shorter if shorter in places else path
+    for length in range(len(path), -1, -1):
+        if (place := places.get(path[:length])) is not None:
             return replace(finding, line=place[0], column=place[1])
     return finding
 

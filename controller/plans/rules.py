@@ -35,6 +35,7 @@ from controller.plans.guardrail_rules import (
     unwatched_stages,
 )
 from controller.plans.health_rules import health_faults
+from controller.plans.webhook_rules import webhook_faults
 from controller.plans.window_rules import endless_freezes, unknown_time_zones
 from controller.text import is_blank
 from controller.yaml_places import Path
@@ -465,6 +466,7 @@ _RULES: tuple[tuple[Rule, tuple[str, ...]], ...] = (
     (_too_little_traffic, (STAGE_TIMES,)),
     (health_faults, ("health",)),
     (advice_faults, ("advisor",)),
+    (webhook_faults, ("gate_webhooks", STAGE_TIMES)),
     (_nothing_fresh, ()),
     (_nobody_to_ask, ("owner",)),
 )

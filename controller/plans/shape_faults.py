@@ -12,7 +12,14 @@ from pydantic import BaseModel
 from controller.plans.finding import Finding, error, nearest_word
 from controller.yaml_places import Path
 from schemas.audiences import ConditionDocument
-from schemas.external import ExternalMetricDocument, PrometheusDocument
+from schemas.external import (
+    COUNTERS_TAG,
+    QUERY_TAG,
+    CountersDocument,
+    ExternalMetricDocument,
+    PrometheusDocument,
+)
+from schemas.gate_webhooks import GateWebhookDocument
 from schemas.guardrails import Comparison, GuardrailDocument
 from schemas.plan import (
     ActiveWindowDocument,
@@ -24,6 +31,8 @@ from schemas.plan import (
     VariantShare,
 )
 
+#: What pydantic puts between the steps of the text.
+_NO_STEPS = ("[key]", QUERY_TAG, COUNTERS_TAG)
 _MODELS: dict[Path, type[BaseModel]] = {
     (): PlanDocument,
     ("variants",): Variants,
@@ -35,6 +44,10 @@ _MODELS: dict[Path, type[BaseModel]] = {
     ("guardrails", "*", "compare"): Comparison,
     ("external", "*"): ExternalMetricDocument,
     ("external", "*", "prometheus"): PrometheusDocument,
+    ("external", "*", "prometheus", "query"): CountersDocument,
+    ("external", "*", "prometheus", "treatment"): CountersDocument,
+    ("external", "*", "prometheus", "control"): CountersDocument,
+    ("gate_webhooks", "*"): GateWebhookDocument,
     ("freeze_windows", "*"): FreezeWindowDocument,
     ("active", "*"): ActiveWindowDocument,
     ("advisor",): AdvisorDocument,
@@ -81,7 +94,7 @@ def _at(at: Path, values: Any) -> Path:
 
 def in_our_words(fault: Any, values: Any) -> Finding:
     """Return one of pydantic's faults as a finding; `values` are what was validated."""
-    at: Path = _at(tuple(step for step in fault["loc"] if step != "[key]"), values)
+    at: Path = _at(tuple(step for step in fault["loc"] if step not in _NO_STEPS), values)
     message = str(fault["msg"]).removeprefix("Value error, ")
     match fault["type"]:
         case "extra_forbidden":

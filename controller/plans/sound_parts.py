@@ -24,7 +24,15 @@ _SECTIONS: Final = tuple(PlanDocument.model_fields)
 _STAGE_FIELDS: Final = tuple(StageDocument.model_fields)
 _TIMES: Final = ("bake", "settle", "max_bake")
 #: Sections in which one entry gets a stand-in. Of any other, all of it is left out.
-_ENTRIES: Final = ("stages", "guardrails", "external", "audiences", "freeze_windows", "active")
+_ENTRIES: Final = (
+    "stages",
+    "guardrails",
+    "external",
+    "gate_webhooks",
+    "audiences",
+    "freeze_windows",
+    "active",
+)
 WINDOWS: Final = ("freeze_windows", "active")
 #: What each field of a window with a fault becomes, so that its other fields can be judged. One
 #: that is not here is left out.
@@ -176,7 +184,7 @@ def _leave_out(stage: dict[str, Any], field: str) -> tuple[str, ...]:
 
 
 def _replace_entry(plan: dict[str, Any], section: str, entry: str | int) -> None:
-    """Put a stand-in for one stage, guardrail, external metric, audience or window."""
+    """Put a stand-in for one entry of a section."""
     if section == "audiences" and NAME.match(str(entry)) is None:
         # Gone already when the name and what it names have a fault each.
         plan[section].pop(entry, None)
@@ -195,6 +203,8 @@ def _replace_entry(plan: dict[str, Any], section: str, entry: str | int) -> None
     elif section == "external":
         name = f"{_STAND_IN}-{entry}"
         plan[section][entry] = {"name": name, "prometheus": "1", "at_most": 1}
+    elif section == "gate_webhooks":
+        plan[section][entry] = {"endpoint": f"{_STAND_IN}-{entry}"}
     else:
         plan[section][entry] = {"days": ["mon"], "from": "00:00", "lasts": "1m"}
 

@@ -24,7 +24,8 @@ from schemas.decision import JudgementRecord
 from schemas.signal import Signal
 from schemas.terms import PhaseName, SignalAction
 
-#: The strongest first: of two rules for one flag the stronger acts.
+#: The strongest first: of two rules for one flag the stronger acts. A hold acts besides what leaves
+#: the rollout something to go on with.
 _STRENGTH: Final = {action: place for place, action in enumerate(SignalAction)}
 
 #: What is known of a flag's evidence; None: nothing.
@@ -50,7 +51,7 @@ class Response:
     """What a signal leads to."""
 
     rules: tuple[SignalRule, ...]  # that it meets
-    intents: tuple[Intent, ...]  # at most one for each flag, the most suspect flag first
+    intents: tuple[Intent, ...]  # the most suspect flag first; at most a change and a hold of each
     left_out: tuple[Suspect, ...]  # suspect too, and beyond the rules' `most`
 
 
@@ -77,15 +78,20 @@ def response(
     rollouts: Mapping[str, Rollout],
     evidence: Evidence = lambda _: None,
     rests: Callable[[SignalRule, Rollout], bool] = lambda _rule, _rollout: False,
+    spent: Callable[[SignalRule], int] = lambda _rule: 0,
+    has_acted: Callable[[SignalRule, Rollout], bool] = lambda _rule, _rollout: False,
 ) -> Response:
     """Return what the rules intend when something fires.
 
     `rests`: a rule has acted on a flag during an earlier firing, and leaves it alone for a while.
-    Such a flag takes no place of `most`, so that the next one comes in its turn.
+    Such a flag takes no place of `most`, so that the next one comes in its turn. `spent`: places of
+    `most` that are taken, by this firing or by other conditions just now: a storm is one incident.
+    `has_acted`: in this firing; such a flag has its place.
     """
     chosen = concerned(rules, signal, rollouts)
     met = tuple(rule for rule in rules if rule.name in chosen)
     best: dict[str, Intent] = {}
+    holds: dict[str, Intent] = {}
     left_out: dict[str, Suspect] = {}
     for rule in met:
         order_of = newest_first if rule.order == "newest" else ranked
@@ -94,19 +100,36 @@ def response(
             for one in chosen[rule.name]
             if rule.most_flags is None or not rests(rule, one)
         )
-        most = len(suspects) if rule.most_flags is None else rule.most_flags
+        most = len(suspects)
+        if rule.most_flags is not None:
+            suspects.sort(key=lambda one: not has_acted(rule, one.rollout))
+            placed = sum(has_acted(rule, one.rollout) for one in suspects)
+            most = placed + max(0, rule.most_flags - spent(rule))
         left_out |= {one.rollout.flag_key: one for one in suspects[most:]}
         for one in suspects[:most]:
             intent = Intent(rule, one, SignalAction.NOTE if rule.dry_run else rule.do)
+            if intent.action is SignalAction.HOLD:
+                holds.setdefault(one.rollout.flag_key, intent)
             known = best.get(one.rollout.flag_key)
             if known is None or _STRENGTH[intent.action] < _STRENGTH[known.action]:
                 best[one.rollout.flag_key] = intent
     order = [one.rollout.flag_key for one in ranked(one.suspect for one in best.values())]
     return Response(
         met,
-        tuple(best[flag_key] for flag_key in order),
+        tuple(one for flag_key in order for one in _both(best[flag_key], holds.get(flag_key))),
         tuple(one for flag_key, one in left_out.items() if flag_key not in best),
     )
+
+
+def _both(strongest: Intent, hold: Intent | None) -> tuple[Intent, ...]:
+    """Return the strongest intent for a flag, and what holds it besides.
+
+    After it the rollout would go on by itself, or be resumed, while the condition fires.
+    """
+    goes_on = strongest.action in (SignalAction.STEP_BACK, SignalAction.PAUSE)
+    if hold is None or not goes_on or strongest.rollout.has_ended:
+        return (strongest,)
+    return strongest, hold
 
 
 def began_at(signal: Signal) -> datetime:

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import Final, Protocol, TypeVar
 
 import msgspec
+import structlog
 
 from controller.errors import OperatingTrouble
 from controller.health import Faults, Scope
@@ -24,17 +25,23 @@ from controller.ports import Clock
 FRESH_SECONDS: Final = 1.0
 #: A condition that nobody has told about for so long is forgotten, also one that fires.
 KEPT: Final = timedelta(days=7)
+#: What a condition holds is let go of at its end, though nobody told about it for so long.
+HELD: Final = timedelta(days=90)
 #: Of each kind; the oldest are forgotten first.
 MOST_KEPT: Final = 2_000
 MOST_RECENT: Final = 200
+#: One for each condition and flag: a storm of 100 conditions may hold 200 flags.
+MOST_HOLDS: Final = 20_000
 #: Ids of a condition that are remembered.
-_MOST_IDS: Final = 10
+_MOST_IDS: Final = 50
 SIGNALS: Final = "signals"
 _FIX: Final = (
     "if Redis denies the right, grant its user the key of the signals, see ops/security.md: until "
     "then repeated signals may act again"
 )
-_CONDITION, _ACT, _HOLD, _RECENT = "condition", "act", "hold", "recent"
+_CONDITION, _ACT, _CLAIM, _HOLD, _RECENT = "condition", "act", "claim", "hold", "recent"
+#: A claim that nothing followed for so long is nobody's: whoever made it has forgotten its signal.
+CLAIM_LASTS: Final = timedelta(minutes=10)
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -44,6 +51,8 @@ class Condition(msgspec.Struct, frozen=True):
     is_firing: bool
     occurrence: str  # of the present or last firing
     ids: tuple[str, ...]  # of the last signals
+    began: datetime | None = None  # the present firing, as far as it is told
+    unended: datetime | None = None  # the first firing whose end is not told yet, before that
 
 
 class Act(msgspec.Struct, frozen=True):
@@ -55,6 +64,15 @@ class Act(msgspec.Struct, frozen=True):
     rule: str
     action: str
     occurrence: str
+    signal: str = ""  # its id
+    condition: str = ""  # as `condition_name` has it
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """That a replica is about to act on a flag because of a signal."""
+
+    at: datetime
+    signal: str
 
 
 class Hold(msgspec.Struct, frozen=True):
@@ -78,13 +96,15 @@ class Recent(msgspec.Struct, frozen=True):
     done: tuple[str, ...]  # one sentence each
 
 
-EntryT = TypeVar("EntryT", Condition, Act, Hold, Recent)
+Entry = Condition | Act | Claim | Hold | Recent
+EntryT = TypeVar("EntryT", Condition, Act, Claim, Hold, Recent)
 
 
-_LIMITS: Final[Mapping[type[Condition | Act | Hold | Recent], int]] = {
+_LIMITS: Final[Mapping[type[Entry], int]] = {
     Condition: MOST_KEPT,
     Act: MOST_KEPT,
-    Hold: MOST_KEPT,
+    Claim: MOST_KEPT,
+    Hold: MOST_HOLDS,
     Recent: MOST_RECENT,
 }
 
@@ -94,6 +114,9 @@ class SignalStore(Protocol):
 
     async def write(self, mapping: Mapping[str, str | bytes]) -> None:
         """Set these fields."""
+
+    async def set_new(self, name: str, value: bytes, fence: str) -> bytes:
+        """Set a field that is not there; return what it has then. `fence`: a field beside it."""
 
     async def read(self) -> Mapping[bytes, bytes]:
         """Return all fields."""
@@ -110,13 +133,14 @@ class SignalMemory:
         self._clock = clock
         self._faults = faults
         self._read_at = float("-inf")  # monotonic seconds
-        self._entries: dict[str, Condition | Act | Hold | Recent] = {}
+        self._entries: dict[str, Entry] = {}
         self._unwritten: dict[str, bytes] = {}
+        self._logger = structlog.get_logger()
 
-    async def refresh(self) -> None:
-        """Read what other replicas know, unless that was done just now."""
+    async def refresh(self, fresh_seconds: float = FRESH_SECONDS) -> None:
+        """Read what other replicas know, unless that was done so lately."""
         now = self._clock.monotonic()
-        if now - self._read_at < FRESH_SECONDS:
+        if now - self._read_at < fresh_seconds:
             return
         try:
             await self._write()
@@ -137,9 +161,40 @@ class SignalMemory:
         """Return what a rule did last to a flag, None: nothing."""
         return self._get(Act, _ACT, flag_key, rule)
 
-    def holds(self, flag_key: str) -> list[Hold]:
-        """Return what holds a flag."""
-        return [one for one in self._of(Hold) if one.flag == flag_key]
+    def acts_of(self, rule: str) -> list[Act]:
+        """Return what a rule did last to each flag."""
+        return [one for one in self._of(Act) if one.rule == rule]
+
+    async def claim(self, act: Act) -> bool:
+        """Return whether this signal may act now, and no other of any replica.
+
+        A claim follows upon what the rule did last to the flag: of all that know of the same, one
+        wins. After a crash the same signal wins again.
+        """
+        last = self.act(act.flag, act.rule)
+        follows = "" if last is None else f"{last.rollout_id} {last.signal} {last.occurrence}"
+        name = f"{_CLAIM}|{_digest(act.flag, act.rule, act.rollout_id, follows)}"
+        value = msgspec.json.encode(Claim(act.at, act.signal))
+        try:
+            stored = await self._store.set_new(name, value, _fence_of(name))
+        except OperatingTrouble as trouble:
+            self._report(trouble)
+            return True  # once too often rather than never
+        try:
+            claim = msgspec.json.decode(stored, type=Claim)
+        except ValueError:
+            return True
+        return claim.signal == act.signal or act.at - claim.at > CLAIM_LASTS
+
+    def held_besides(self, hook: str, condition: str, flag_key: str) -> list[Hold]:
+        """Return by what other conditions a flag is held, of which somebody told lately."""
+        limit = self._clock.now() - KEPT
+        own = f"{_HOLD}|{_digest(hook, condition)}|{flag_key}"
+        return [
+            one
+            for name, one in self._entries.items()
+            if isinstance(one, Hold) and one.flag == flag_key and name != own and one.at > limit
+        ]
 
     def held_by(self, hook: str, condition: str) -> list[Hold]:
         """Return what a condition holds."""
@@ -190,7 +245,7 @@ class SignalMemory:
     def _of(self, kind: type[EntryT]) -> list[EntryT]:
         return [one for one in self._entries.values() if isinstance(one, kind)]
 
-    async def _keep(self, name: str, entry: Condition | Act | Hold | Recent) -> None:
+    async def _keep(self, name: str, entry: Entry) -> None:
         self._entries[name] = entry
         self._unwritten[name] = msgspec.json.encode(entry)
         while len(self._unwritten) > MOST_KEPT:
@@ -214,26 +269,32 @@ class SignalMemory:
 
     async def _forget_old(self) -> None:
         """Forget what is old, and the oldest of each kind beyond the limits."""
-        limit = self._clock.now() - KEPT
+        now = self._clock.now()
         gone: list[str] = []
         for kind, most in _LIMITS.items():
             named = [(one.at, name) for name, one in self._entries.items() if isinstance(one, kind)]
             by_age = sorted(named, reverse=True)
             gone += [name for _, name in by_age[most:]]
-            gone += [name for at, name in by_age[:most] if at < limit]
+            kept = HELD if kind is Hold else KEPT
+            gone += [name for at, name in by_age[:most] if at < now - kept]
+            if kind is Hold and len(by_age) > most:
+                # Their flags stay frozen, or go on too early.
+                self._logger.error("signal_holds_forgotten", number=len(by_age) - most, most=most)
         if gone:
             for name in gone:
                 del self._entries[name]
-            await self._drop(gone)
+            fences = [_fence_of(name) for name in gone if name.startswith(f"{_CLAIM}|")]
+            await self._drop([*gone, *fences])
 
     def _report(self, trouble: OperatingTrouble) -> None:
         why = f"what was done about signals is not shared: {trouble}"
         self._faults.report(Scope.DEPENDENCY, SIGNALS, why, _FIX)
 
 
-_KINDS: Final[Mapping[str, type[Condition | Act | Hold | Recent]]] = {
+_KINDS: Final[Mapping[str, type[Entry]]] = {
     _CONDITION: Condition,
     _ACT: Act,
+    _CLAIM: Claim,
     _HOLD: Hold,
     _RECENT: Recent,
 }
@@ -241,7 +302,7 @@ _KINDS: Final[Mapping[str, type[Condition | Act | Hold | Recent]]] = {
 
 def _readable(
     stored: Mapping[bytes, bytes],
-) -> Iterable[tuple[str, Condition | Act | Hold | Recent]]:
+) -> Iterable[tuple[str, Entry]]:
     """Yield what we wrote; anything else is somebody's mistake, and left where it is."""
     for name, value in stored.items():
         try:
@@ -250,6 +311,16 @@ def _readable(
             yield word, msgspec.json.decode(value, type=kind)
         except (KeyError, ValueError):
             continue
+
+
+def _fence_of(claim: str) -> str:
+    """Return the field that says that a claim was made."""
+    return f"fence|{claim}"
+
+
+def condition_name(hook: str, condition: str) -> str:
+    """Return the name of a condition, of bounded length."""
+    return _digest(hook, condition)
 
 
 def _digest(*names: str) -> str:

@@ -13,16 +13,25 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
+from itertools import groupby
 from typing import Final, Protocol
 
+import msgspec
 import structlog
 
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.errors import OperatingTrouble
 from controller.ports import Clock
 from controller.responding.matching import Intent, Response, concerned, response
-from controller.responding.memory import Act, Condition, Hold, Recent, SignalMemory
+from controller.responding.memory import (
+    Act,
+    Condition,
+    Hold,
+    Recent,
+    SignalMemory,
+    condition_name,
+)
 from controller.responding.words import (
     alert_of,
     done_words,
@@ -46,6 +55,10 @@ MOST_LOOKED_AT: Final = 50
 EVIDENCE_SECONDS: Final = 0.3
 #: A condition that fires for long is remembered anew so often.
 TOLD_AGAIN: Final = timedelta(hours=1)
+#: Replicas of a monitoring system differ by less in when one firing began.
+_SAME_FIRING: Final = timedelta(minutes=1)
+#: Hooks so named are our own checks.
+_IN_ORDER: Final = "checks/"
 #: Commands of one signal that are on their way at once.
 _AT_ONCE: Final = 20
 
@@ -113,9 +126,13 @@ class Responder:
             return
         occurrence = _occurrence(signal, known)
         done: tuple[str, ...] = ()
+        is_late = _is_late(signal, known)
         match signal.status:
             case SignalStatus.FIRING:
-                done = await self._fire(signal, occurrence)
+                goes_on = known is not None and known.is_firing
+                done = await self._fire(signal, occurrence, goes_on=goes_on)
+            case SignalStatus.RESOLVED if is_late:
+                done = ("an earlier firing is over, and a later one goes on: nothing is let go",)
             case SignalStatus.RESOLVED:
                 done = await self._resolve(signal, occurrence)
             case SignalStatus.NOTE:
@@ -129,20 +146,12 @@ class Responder:
             return  # a late copy
         await self._fire(signal, known.occurrence, is_repeat=True)
         if self._clock.now() - known.at > TOLD_AGAIN:
-            at = self._clock.now()
-            condition = Condition(at, known.is_firing, known.occurrence, known.ids)
+            condition = msgspec.structs.replace(known, at=self._clock.now())
             await self._memory.keep_condition(signal.hook, signal.condition, condition)
 
     async def _remember(
         self, signal: Signal, known: Condition | None, occurrence: str, done: tuple[str, ...]
     ) -> None:
-        ids = () if known is None else known.ids
-        was_firing = known is not None and known.is_firing
-        is_firing = {
-            SignalStatus.FIRING: True,
-            SignalStatus.RESOLVED: False,
-            SignalStatus.NOTE: was_firing,
-        }[signal.status]
         self._logger.info(
             "signal_handled",
             hook=signal.hook,
@@ -163,44 +172,58 @@ class Responder:
         )
         await self._memory.keep_recent(signal.id, recent)
         # Last: a crash before it lets the signal be handled again.
-        condition = Condition(self._clock.now(), is_firing, occurrence, (*ids, signal.id))
+        condition = _after(signal, known, occurrence, self._clock.now())
         await self._memory.keep_condition(signal.hook, signal.condition, condition)
 
     # --- something fires ---
 
     async def _fire(
-        self, signal: Signal, occurrence: str, *, is_repeat: bool = False
+        self, signal: Signal, occurrence: str, *, is_repeat: bool = False, goes_on: bool = False
     ) -> tuple[str, ...]:
-        """Do what the rules say; of a repeat only what holds. Return what was done, for people."""
+        """Do what the rules say; of a repeat only what holds. Return what was done, for people.
+
+        `goes_on`: its condition has fired all the time, and fires anew.
+        """
         rules, rollouts = self._rules(), self._rollouts()
         if is_repeat:
             rules = [rule for rule in rules if rule.do is SignalAction.HOLD]
-        evidence = await self._evidence(concerned(rules, signal, rollouts))
+        chosen = concerned(rules, signal, rollouts)
+        if any(rule.most_flags is not None and chosen.get(rule.name) for rule in rules):
+            await self._memory.refresh(0.0)  # other replicas may take places of `most` right now
+        evidence = await self._evidence(chosen)
         found = response(
             rules,
             signal,
             rollouts,
             lambda one: evidence.get(one.flag_key),
             lambda rule, one: self._rests(rule, one, occurrence),
+            lambda rule: self._spent(rule, signal, occurrence, goes_on=goes_on),
+            lambda rule, one: self._has_acted(rule, one, occurrence),
         )
         if not found.rules:
             return ("no rule is about it",)
         if not found.intents:
             names = ", ".join(rule.name for rule in found.rules)
+            if found.left_out:
+                why = (
+                    f"has changed its most flags within its quiet time: {len(found.left_out)} left"
+                )
+                return (f"{names} {why}",)
             return (f"{names}: no flag that is on, or rose in time, is meant",)
         limit = asyncio.Semaphore(_AT_ONCE)
 
-        async def carry_out(intent: Intent) -> str:
-            async with limit:
-                return await self._carry_out(intent, found, signal, occurrence)
+        async def carry_out(intents: Sequence[Intent]) -> list[str]:
+            async with limit:  # of one flag in their order
+                return [await self._carry_out(one, found, signal, occurrence) for one in intents]
 
+        by_flag = groupby(found.intents, lambda one: one.rollout.flag_key)
         outcomes = await asyncio.gather(
-            *(carry_out(intent) for intent in found.intents), return_exceptions=True
+            *(carry_out(list(intents)) for _, intents in by_flag), return_exceptions=True
         )
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
-        return tuple(one for one in outcomes if isinstance(one, str))
+        return tuple(one for each in outcomes if isinstance(each, list) for one in each)
 
     async def _carry_out(
         self, intent: Intent, found: Response, signal: Signal, occurrence: str
@@ -212,19 +235,28 @@ class Responder:
             await self._memory.keep_hold(signal.hook, signal.condition, hold)
         if (why := self._why_not_again(intent, occurrence)) is not None:
             return f"{flag_key}: {why}"
+        act = Act(
+            self._clock.now(),
+            flag_key,
+            intent.rollout.rollout_id,
+            rule.name,
+            intent.action.value,
+            occurrence,
+            signal.id,
+            condition_name(signal.hook, signal.condition),
+        )
+        if not await self._memory.claim(act):
+            return f"{flag_key}: {rule.name} acts on it just now, because of another signal"
+        earlier = self._memory.act(flag_key, rule.name)
+        is_quiet = self._is_quiet(rule, intent.rollout)
         answer = await self._command(intent, signal)
         done = done_words(intent, answer)
-        self._alerts.add(self._newest(intent.rollout), alert_of(intent, found, signal, done))
-        await self._memory.keep_act(
-            Act(
-                self._clock.now(),
-                flag_key,
-                intent.rollout.rollout_id,
-                rule.name,
-                intent.action.value,
-                occurrence,
-            )
-        )
+        at = self._clock.now()
+        if earlier is not None and is_quiet:
+            at = earlier.at  # when people heard: else what flaps for days would be told once
+        else:
+            self._alerts.add(self._newest(intent.rollout), alert_of(intent, found, signal, done))
+        await self._memory.keep_act(msgspec.structs.replace(act, at=at))
         return f"{flag_key}: {done}"
 
     def _rests(self, rule: SignalRule, rollout: Rollout, occurrence: str) -> bool:
@@ -232,10 +264,35 @@ class Responder:
         act = self._memory.act(rollout.flag_key, rule.name)
         return (
             act is not None
-            and act.rollout_id == rollout.rollout_id
             and act.occurrence != occurrence
-            and self._clock.now() - act.at < rule.quiet
+            and self._is_quiet(rule, rollout)
+            and not self._must_hold(rule, rollout)
         )
+
+    def _has_acted(self, rule: SignalRule, rollout: Rollout, occurrence: str) -> bool:
+        """Return whether a flag has its place: a rule acted on it in this firing.
+
+        What it holds keeps its place for the quiet time, or it would not be held again.
+        """
+        act = self._memory.act(rollout.flag_key, rule.name)
+        if act is None:
+            return False
+        is_held = rule.do is SignalAction.HOLD and self._is_quiet(rule, rollout)
+        return act.occurrence == occurrence or is_held
+
+    def _spent(self, rule: SignalRule, signal: Signal, occurrence: str, *, goes_on: bool) -> int:
+        """Return how many flags a rule has changed in this firing, or in others while it is quiet.
+
+        What fires anew while it goes on takes the next flags in their turn.
+        """
+        own = condition_name(signal.hook, signal.condition) if goes_on else None
+        flags = {
+            act.flag
+            for act in self._memory.acts_of(rule.name)
+            if act.occurrence == occurrence
+            or (act.condition != own and self._clock.now() - act.at < rule.quiet)
+        }
+        return len(flags)
 
     def _why_not_again(self, intent: Intent, occurrence: str) -> str | None:
         """Return why a rule leaves a flag alone on which it has acted; None: it has not."""
@@ -244,9 +301,26 @@ class Responder:
             return None
         if act.occurrence == occurrence:
             return f"{rule.name} has acted on it already, while this fires"
-        if self._clock.now() - act.at < rule.quiet:
+        if self._rests(rule, intent.rollout, occurrence):
             return f"{rule.name} has acted on it just now, and is quiet"
         return None
+
+    def _is_quiet(self, rule: SignalRule, rollout: Rollout) -> bool:
+        """Return whether a rule acted on a flag just now, in whichever firing."""
+        act = self._memory.act(rollout.flag_key, rule.name)
+        return (
+            act is not None
+            and act.rollout_id == rollout.rollout_id
+            and self._clock.now() - act.at < rule.quiet
+        )
+
+    def _must_hold(self, rule: SignalRule, rollout: Rollout) -> bool:
+        """Return whether a flag is to be frozen also in a quiet time: nothing holds it any more.
+
+        A quiet rule says nothing again, but what fires again must not let the flag advance.
+        """
+        is_hold = rule.do is SignalAction.HOLD and not rule.dry_run
+        return is_hold and self._newest(rollout).freeze is None
 
     async def _command(self, intent: Intent, signal: Signal) -> Result | str | None:
         """Send what a rule intends; return the answer, None where there is nothing to send."""
@@ -254,12 +328,13 @@ class Responder:
         if verb is None:
             return None
         rollout = intent.rollout
-        return await self._send(rollout, verb, signal, reason_words(intent, signal), intent.rule)
+        reason = reason_words(intent, signal)
+        return await self._send(rollout, verb, signal, reason, intent.rule.name)
 
     async def _send(
-        self, rollout: Rollout, verb: CommandVerb, signal: Signal, reason: str, rule: SignalRule
+        self, rollout: Rollout, verb: CommandVerb, signal: Signal, reason: str, rule: str
     ) -> Result | str:
-        made_of = (signal.id, rule.name, rollout.flag_key, verb.value)
+        made_of = (signal.id, rule, rollout.flag_key, verb.value)
         digest = hashlib.sha256("\x00".join(made_of).encode()).hexdigest()
         return await self._sender.send(
             Command(
@@ -302,10 +377,7 @@ class Responder:
 
     async def _resolve(self, signal: Signal, occurrence: str) -> tuple[str, ...]:
         """Let go of what was held, and tell which flags stay low."""
-        done: list[str] = []
-        for hold in self._memory.held_by(signal.hook, signal.condition):
-            done.append(f"{hold.flag}: {await self._release(hold, signal)}")
-            await self._memory.drop_hold(signal.hook, signal.condition, hold.flag)
+        done = await self._let_go(signal)
         rollouts = self._rollouts()
         for act in self._memory.acts_for(occurrence) if occurrence else ():
             rollout = rollouts.get(act.flag)
@@ -317,18 +389,49 @@ class Responder:
             done.append(f"{act.flag}: stays at {rollout.served_words}, for a person to look at")
         return tuple(done)
 
-    async def _release(self, hold: Hold, signal: Signal) -> str:
-        """Lift the freeze of a condition that is over, unless another one holds the flag."""
+    async def _let_go(self, signal: Signal) -> list[str]:
+        """Let go of each flag that the condition holds; return what became of each.
+
+        Looked at twice: other replicas may begin to hold a flag, or let go of it, at the same time.
+        """
+        await self._memory.refresh(0.0)
+        holds = self._memory.held_by(signal.hook, signal.condition)
+        became: dict[str, tuple[str, bool]] = {}
+        for hold in holds:
+            became[hold.flag] = await self._release(hold, signal)
+            await self._memory.drop_hold(signal.hook, signal.condition, hold.flag)
+        if holds:
+            await self._memory.refresh(0.0)
+        for hold in holds:
+            words, is_lifted = became[hold.flag]
+            others = self._others(hold, signal)
+            rollout = self._rollouts().get(hold.flag)
+            if others and is_lifted and rollout is not None:
+                reason = f"{others[0].rule}: another condition holds it"
+                rule = others[0].rule
+                await self._send(rollout, CommandVerb.FREEZE, signal, reason, rule)
+                became[hold.flag] = (released_words(is_held=True), False)
+            elif not others and words == released_words(is_held=True):
+                became[hold.flag] = await self._release(hold, signal)
+        return [f"{flag_key}: {words}" for flag_key, (words, _) in became.items()]
+
+    def _others(self, hold: Hold, signal: Signal) -> list[Hold]:
+        return self._memory.held_besides(signal.hook, signal.condition, hold.flag)
+
+    async def _release(self, hold: Hold, signal: Signal) -> tuple[str, bool]:
+        """Lift the freeze of a condition that is over, unless another one holds the flag.
+
+        Also of a rule that is there no more. Return what became of it, and whether it was lifted.
+        """
         rollout = self._rollouts().get(hold.flag)
-        others = [one for one in self._memory.holds(hold.flag) if one != hold]
-        rule = next((one for one in self._rules() if one.name == hold.rule), None)
-        if rollout is None or rollout.freeze is None or others or rule is None:
-            return released_words(is_held=bool(others))
+        others = self._others(hold, signal)
+        if rollout is None or rollout.freeze is None or others:
+            return released_words(is_held=bool(others)), False
         if not rollout.freeze.issuer.startswith(ISSUER):
-            return f"frozen by {rollout.freeze.issuer}, and stays so"
+            return f"frozen by {rollout.freeze.issuer}, and stays so", False
         reason = f"{hold.rule}: over: {signal.title}"
-        answer = await self._send(rollout, CommandVerb.UNFREEZE, signal, reason, rule)
-        return answer if isinstance(answer, str) else released_words(is_held=False)
+        answer = await self._send(rollout, CommandVerb.UNFREEZE, signal, reason, hold.rule)
+        return answer if isinstance(answer, str) else released_words(is_held=False), True
 
     def _newest(self, rollout: Rollout) -> Rollout:
         """Return the rollout as it is after a command, where that is known already."""
@@ -367,3 +470,31 @@ def _occurrence(signal: Signal, known: Condition | None) -> str:
     # A system that does not tell since when may repeat that it fires: it is the same firing.
     goes_on = known is not None and known.is_firing and not began
     return known.occurrence if known is not None and goes_on else made
+
+
+def _is_late(signal: Signal, known: Condition | None) -> bool:
+    """Return whether a signal tells the end of a firing that a later one has followed already.
+
+    Our own checks come in order; after a crash they tell the end under an earlier begin.
+    """
+    if known is None or not known.is_firing or signal.hook.startswith(_IN_ORDER):
+        return False
+    began, told = known.began, signal.started_at
+    if known.unended is None or began is None or told is None:
+        return False
+    return known.unended <= told < began - _SAME_FIRING
+
+
+def _after(signal: Signal, known: Condition | None, occurrence: str, now: datetime) -> Condition:
+    """Return what is to be remembered of a condition after a signal."""
+    was = Condition(now, False, occurrence, ()) if known is None else known
+    ids = (*was.ids, signal.id)
+    kept = msgspec.structs.replace(was, at=now, occurrence=occurrence, ids=ids)
+    if signal.status is SignalStatus.NOTE or _is_late(signal, known):
+        return kept
+    if signal.status is SignalStatus.RESOLVED:
+        return msgspec.structs.replace(kept, is_firing=False, began=None, unended=None)
+    began, unended = signal.started_at, was.unended
+    if was.is_firing and was.began not in (None, began):
+        unended = unended or was.began
+    return msgspec.structs.replace(kept, is_firing=True, began=began, unended=unended)

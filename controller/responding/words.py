@@ -66,7 +66,8 @@ def released_words(*, is_held: bool) -> str:
 def alert_of(intent: Intent, found: Response, signal: Signal, done: str) -> RaiseAlert:
     """Return the alert about one flag: what fired, what was done, and who else is suspect."""
     rollout = intent.rollout
-    suspects = [one.suspect for one in found.intents] + list(found.left_out)
+    meant = {one.rollout.flag_key: one.suspect for one in found.intents}
+    suspects = [*meant.values(), *found.left_out]
     named = [f"{at}. {one.words}" for at, one in enumerate(suspects[:_MOST_NAMED], start=1)]
     more = len(suspects) - len(named)
     others = f" Most suspect: {', '.join(named)}" + (f", and {more} more" if more else "")

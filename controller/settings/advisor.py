@@ -19,10 +19,10 @@ class AdvisorSettings(Section):
     url: HttpUrl | None = None
     """Base address before `/v1/chat/completions` or `/api/chat`. None: no model is asked, and plans
     that require advice hold."""
-    protocol: Literal["openai", "ollama"] = "openai"
-    """`openai`: chat completions, as LocalAI, llama.cpp's server and vLLM speak. `ollama`: its own
-    `/api/chat`, whose requests can set the size of the context to load; its OpenAI-compatible
-    address cannot."""
+    protocol: Literal["openai", "localai", "ollama"] = "openai"
+    """`openai`: chat completions, as llama.cpp's server and vLLM speak. `localai`: the same with a
+    grammar in place of a schema, of which LocalAI drops the bounds. `ollama`: its own `/api/chat`,
+    whose requests can set the size of the context to load; its OpenAI-compatible address cannot."""
     model: str = Field(default="rolloutd-advisor", min_length=1, max_length=200)
     """Name of the model as the server knows it."""
     api_key: SecretStr | None = None
@@ -46,7 +46,8 @@ class AdvisorSettings(Section):
     answer that the schema allows."""
     max_tokens: int = Field(default=512, ge=16, le=32_768)
     """Sent to the server as its limit, so that a model that never ends is stopped. The schema's
-    answers take 150 to 300."""
+    answers take 150 to 300. With `localai` the grammar ends an answer, and more is sent where its
+    longest one needs more."""
     context_tokens: int = Field(default=4_096, ge=512, le=1_000_000)
     """Size of the context, sent to Ollama, which cuts the head off what does not fit. 2,100 for the
     longest gate question, plus `max_tokens`, plus room."""

@@ -57,6 +57,11 @@ class HttpSettings(Section):
     key_file: Path | None = None
     """PEM file with the certificate's key, without a password. None: it is in `certificate_file`.
     """
+    client_ca_file: Path | None = None
+    """PEM file with the authorities of client certificates, or with such certificates themselves.
+    It is read again as the others are. Then clients may show one, which endpoints of `hooks` can
+    require; others are answered without. One that these authorities did not sign, or that has
+    expired, ends its connection. None: no client is asked for a certificate."""
     allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
     """Host headers that are answered, without ports, so that a web page elsewhere cannot reach us
     by rebinding its name. `*.example.org` matches subdomains, `*` everything. Also add the names
@@ -138,6 +143,8 @@ class HttpSettings(Section):
             )
         if self.key_file is not None and self.certificate_file is None:
             raise ValueError("key_file needs certificate_file")
+        if self.client_ca_file is not None and self.certificate_file is None:
+            raise ValueError("client_ca_file needs certificate_file")
         if self.ops_port and self.ops_port == self.port:
             raise ValueError("ops_port must be another port than port")
         return self

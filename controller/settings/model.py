@@ -2,9 +2,9 @@
 
 Belongs here: the whole, and the sections of the daemon's own parts.
 Does not belong here: sections with a file of their own (`kafka`, `advisor`, `dead_mans_switch`,
-`flags`, `hooks`, `http`, `last_known`, `notifications`, `planes`, `sign_in`, `status_page`),
-reading files and variables (`reading.py`), plans (operators publish them), and anything that a
-formula fixes.
+`flags`, `gate_webhooks`, `hooks`, `http`, `last_known`, `notifications`, `planes`, `sign_in`,
+`status_page`), reading files and variables (`reading.py`), plans (operators publish them), and
+anything that a formula fixes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from controller.settings.advisor import AdvisorSettings
 from controller.settings.checks import ChecksSettings
 from controller.settings.dead_mans_switch import DeadMansSwitchSettings
 from controller.settings.flags import FlagsSettings
+from controller.settings.gate_webhooks import GateWebhooksSettings
 from controller.settings.hooks import HooksSettings
 from controller.settings.http import FlagdSyncSettings, HttpSettings
 from controller.settings.kafka import KafkaSettings
@@ -180,6 +181,7 @@ class Settings(Section):
     dead_mans_switch: DeadMansSwitchSettings = DeadMansSwitchSettings()
     hooks: HooksSettings = HooksSettings()
     checks: ChecksSettings = ChecksSettings()
+    gate_webhooks: GateWebhooksSettings = GateWebhooksSettings()
     notifications: NotificationsSettings = NotificationsSettings()
     planes: PlanesSettings = PlanesSettings()
     counting: CountingSettings = CountingSettings()
@@ -202,12 +204,32 @@ class Settings(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _certificates_are_asked_for(self) -> Self:
+        """Refuse an endpoint that nobody could reach: no sender is asked for its certificate."""
+        if self.http.client_ca_file is not None:
+            return self
+        for name, hook in self.hooks.endpoints.items():
+            others = [one for one in hook.certificates if not one.startswith("sha256:")]
+            if hook.certificates and not self.hooks.proxy.addresses:
+                raise ValueError(
+                    f"hooks.endpoints.{name}.certificates: nobody is asked for one: set "
+                    f"http.client_ca_file, or hooks.proxy.addresses for a proxy that asks"
+                )
+            if others:
+                raise ValueError(
+                    f"hooks.endpoints.{name}.certificates: behind a proxy only fingerprints are "
+                    f"compared: write sha256:... in place of {others[0]}, or set "
+                    f"http.client_ca_file"
+                )
+        return self
+
     def insecure_connections(self, where: str) -> Iterable[str]:
         """Return the endpoints whose token or password travels in plain text over a network."""
         if is_loopback(self.http.host) or self.http.certificate_file is not None:
             return
         for name, hook in self.hooks.endpoints.items():
-            if hook.secret is None:
+            if hook.secret is None and not hook.certificates:
                 yield (
                     f"hooks.endpoints.{name}: whoever sees a delivery on the way to "
                     f"{self.http.host} reads its token and can lower the flags of its rules: set "

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
 from controller.settings.section import HttpUrl, Seconds, Section, is_loopback
 
@@ -23,7 +24,16 @@ ChannelType = Literal[
     "apprise",
 ]
 ChannelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-_Address = Annotated[str, Field(pattern=r"^[^@\s<>\"]{1,64}@[^@\s<>\"]{1,255}$")]
+
+
+def _is_address(value: str) -> str:
+    if not _MAIL_ADDRESS.match(value):
+        raise ValueError("is no mail address: write it as in ada@example.com, without a name")
+    return value
+
+
+_MAIL_ADDRESS: Final = re.compile(r"[^@\s<>\"]{1,64}@[^@\s<>\"]{1,255}\Z")
+_Address = Annotated[str, AfterValidator(_is_address)]
 
 #: What each type needs, and what else it can use.
 _NEEDS: Final[Mapping[str, tuple[frozenset[str], frozenset[str]]]] = {
@@ -97,7 +107,7 @@ class ChannelSettings(Section):
     def _check_address(cls, value: SecretStr | None) -> SecretStr | None:
         """Refuse what cannot be posted to. No message repeats the address, which is a secret."""
         text = "" if value is None else value.get_secret_value()
-        if value is not None and (not text.isprintable() or " " in text or "://" not in text):
+        if text and (not text.isprintable() or " " in text or "://" not in text):
             raise ValueError("is no address: write it as the other side shows it")
         return value
 
@@ -107,6 +117,10 @@ class ChannelSettings(Section):
         needed, other = _NEEDS[self.type]
         given = {name for name in _OWN if getattr(self, name) not in (None, "", ())}
         given -= {"tls"} if "tls" not in self.model_fields_set else set()
+        for name in ("url", "token", "secret", "password"):
+            value: SecretStr | None = getattr(self, name)
+            if value is not None and not value.get_secret_value().strip():
+                raise ValueError(f"{name} is empty, or the file that {name}_file names")
         if missing := sorted(needed - given):
             raise ValueError(f"a channel of type {self.type} needs {', '.join(missing)}")
         if unused := sorted(given - needed - other):

@@ -51,6 +51,17 @@ def _check_redis_url(value: str) -> str:
     return value
 
 
+def _check_addresses(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse what is no address, and networks that hold everybody."""
+    for text in value:
+        if ipaddress.ip_network(text, strict=False).prefixlen == 0:
+            raise ValueError(f"{text} is everybody: name the proxy's own addresses")
+    return value
+
+
+#: Addresses or networks of a proxy whose headers are believed.
+ProxyAddresses = Annotated[tuple[str, ...], AfterValidator(_check_addresses)]
+HeaderName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,100}$")]
 HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
 RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
 

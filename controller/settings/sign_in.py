@@ -6,18 +6,16 @@ is in the access file (`access_file.py`).
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Final, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from controller.settings.section import HttpUrl, Section, is_loopback
+from controller.settings.section import HeaderName, HttpUrl, ProxyAddresses, Section, is_loopback
 
-HeaderName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,100}$")]
 SHORTEST_KEY: Final = 32
 #: The path at which people come back from the provider; it is registered there.
 CALLBACK: Final = "/ui/sign-in/callback"
@@ -27,7 +25,7 @@ _PLAIN_CLAIM: Final = r"^[!-~]{1,200}$"
 class ProxySettings(Section):
     """A proxy that asks people who they are, and says it in a header."""
 
-    addresses: tuple[str, ...] = ()
+    addresses: ProxyAddresses = ()
     """Addresses or networks of the proxy, such as `10.0.0.5` or `10.0.1.0/24`. The header counts
     from there alone; from any other address it is refused. Empty: there is no such proxy."""
     user_header: HeaderName = "x-forwarded-user"
@@ -35,15 +33,6 @@ class ProxySettings(Section):
     send. It becomes the issuer of commands."""
     groups_header: HeaderName | None = None
     """Header with the person's groups, separated by commas. None: groups are not known."""
-
-    @field_validator("addresses")
-    @classmethod
-    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        """Refuse what is no address, and networks that hold everybody."""
-        for text in value:
-            if ipaddress.ip_network(text, strict=False).prefixlen == 0:
-                raise ValueError(f"{text} is everybody: name the proxy's own addresses")
-        return value
 
 
 class OidcSettings(Section):

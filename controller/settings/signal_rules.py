@@ -37,7 +37,12 @@ Patterns = Annotated[tuple[_Written, ...], BeforeValidator(_as_list), Field(max_
 def fits(text: str, patterns: tuple[str, ...]) -> bool:
     """Return whether a text is like one of these; without a pattern every text is."""
     folded = text.casefold()
-    return not patterns or any(fnmatchcase(folded, one.casefold()) for one in patterns)
+    return not patterns or any(fnmatchcase(folded, _literal(one.casefold())) for one in patterns)
+
+
+def _literal(pattern: str) -> str:
+    """Return a pattern in which `*` alone is special: titles often begin with `[prod]`."""
+    return pattern.replace("[", "[[]").replace("?", "[?]")
 
 
 class When(FilePart):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -24,7 +23,7 @@ from controller.web.access.recognition import REFUSED_PER_SECOND, Guardian
 from controller.web.access.roles import Access
 from controller.web.access.sessions import Sessions
 from controller.web.access.signing import Signer
-from controller.web.clients import RateLimit
+from controller.web.clients import RateLimit, networks_of
 from controller.web.commands import Commands, Desk, TakeCommand
 from controller.web.flags import FlagBoard
 from schemas.api import BASE
@@ -103,7 +102,7 @@ def make_admission(
         sessions=Sessions(signer, now, lasts, is_secure=sign_in.is_secure),
         signer=signer,
         proxy=sign_in.proxy,
-        proxies=[ipaddress.ip_network(text, strict=False) for text in sign_in.proxy.addresses],
+        proxies=networks_of(sign_in.proxy.addresses),
         now=now,
         refused=RateLimit(REFUSED_PER_SECOND, burst_seconds=5.0),
         public_origin=origin,

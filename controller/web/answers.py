@@ -6,7 +6,7 @@ Does not belong here: what the endpoints answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -41,9 +41,13 @@ class BodyRefused(BadInput):
 
 
 async def read_body(
-    receive: Receive, max_bytes: int, within_seconds: float = BODY_SECONDS
+    receive: Receive,
+    max_bytes: int,
+    within_seconds: float = BODY_SECONDS,
+    *,
+    grown: Callable[[int], object] = lambda _: None,
 ) -> bytes:
-    """Return the whole body.
+    """Return the whole body. `grown` is told the length of each piece that has come.
 
     Raises BodyRefused past `max_bytes` or `within_seconds`, and when the client has left.
     """
@@ -54,9 +58,11 @@ async def read_body(
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise BodyRefused(400, "the client left before its request was complete")
-                body += message.get("body", b"")
+                piece = message.get("body", b"")
+                body += piece
                 if len(body) > max_bytes:
                     raise BodyRefused(413, f"the body is longer than {max_bytes} bytes")
+                grown(len(piece))
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:
@@ -75,6 +81,19 @@ async def send_bytes(
 async def send_json(send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
     """Send JSON that no cache may keep."""
     await send_bytes(send, status, body, (_JSON, _NOT_KEPT, *headers))
+
+
+def guarded_json_head(length: int) -> bytes:
+    """Return the headers of `send_json` behind the guard, as they are on the wire, with the end."""
+    return b"%bcontent-length: %d\r\n%b\r\n" % (_JSON_LINES, length, _SECURITY_LINES)
+
+
+def _lines(*headers: tuple[bytes, bytes]) -> bytes:
+    return b"".join(b"%b: %b\r\n" % header for header in headers)
+
+
+_JSON_LINES = _lines(_JSON, _NOT_KEPT)
+_SECURITY_LINES = _lines(*SECURITY_HEADERS)
 
 
 async def send_error(send: Send, status: int, why: str, *headers: tuple[bytes, bytes]) -> None:

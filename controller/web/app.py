@@ -29,9 +29,10 @@ from controller.web.answers import MAX_BODY_BYTES, SECURITY_HEADERS, header, sen
 from controller.web.api import api_routes
 from controller.web.event_stream import ADVERTISED, DEFAULT_LIMITS, PATH, EventStreams, StreamLimits
 from controller.web.flags import FlagBoard
+from controller.web.incidents import Incidents, NotificationSource
 from controller.web.inventory import FlagSource, Lists
-from controller.web.notifications import NotificationSource, told_routes
-from controller.web.ofrep import EvaluateAll, EvaluateOne
+from controller.web.notifications import told_routes
+from controller.web.ofrep import EvaluateAll, EvaluateOne, PlainEvaluations
 from controller.web.page.live import LivePages
 from controller.web.page.pages import Pages
 from controller.web.page.rendering import PAGE_HEADERS
@@ -53,6 +54,17 @@ from controller.web.views import (
 
 #: Host names of a daemon that listens on loopback.
 LOOPBACK_NAMES = ("localhost",)
+
+
+def _incidents(
+    notifications: NotificationSource | None,
+    admission: Admission | None,
+    now: Callable[[], datetime],
+) -> Incidents | None:
+    """Return what people take incidents through, None where nobody is told of any."""
+    if notifications is None:
+        return None
+    return Incidents(notifications, None if admission is None else admission.guardian, now)
 
 
 def make_app(
@@ -91,42 +103,43 @@ def make_app(
     is what everybody may see on `/status`. `signals` takes deliveries of monitoring systems, and
     knows what they led to; `notifications` knows who was told; None: there is no such route.
     `flag_source` is what the inventory goes by; None: the default rules. The caller ends
-    `app.state.event_streams` and `app.state.live_pages` before the server stops.
+    `app.state.event_streams` and `app.state.live_pages` before the server stops, and may give
+    `app.state.at_once` to the server.
     """
     streams = EventStreams(board, metrics, stream_limits)
-    advertised = ADVERTISED if stream_limits.streams else b""
+    one = EvaluateOne(board, metrics, max_body_bytes)
     routes = [  # the first match is used: most frequent first
-        *_ofrep_routes(board, metrics, max_body_bytes, advertised, max_bulk_per_second),
+        *_ofrep_routes(one, board, stream_limits, max_bulk_per_second),
         Route(PATH, streams, methods=["GET"]),
         Route("/flagd/flags.json", FlagdDocument(board), methods=["GET"]),
         *_probe_routes(board, health, metrics, faults, steer, has_metrics=has_metrics),
         *_steering_routes(steer),
         *delivery_routes(signals),
     ]
+    incidents = _incidents(notifications, admission, now)
     live, lists = LivePages(board, metrics, page_streams), Lists.of(board, now, flag_source)
+    page_parts = (board, reports, now, live, lists)
     pages = make_pages(
-        board,
-        reports,
-        now,
-        live,
-        lists,
+        *page_parts,
         faults=faults,
         environment=environment,
         admission=admission,
+        incidents=incidents,
     )
     routes += open_routes(pages, has_open_page=public is not None or why_not_shown is not None)
     routes += _status_routes(public, board, reports, pages, now)
     shown = [
         *api_routes(board, reports, now, lists),
-        *told_routes(signals, notifications),
+        *told_routes(signals, notifications, incidents),
         *_document_routes(board, describe, events_of),
         *page_routes(pages),
     ]
     index = Index([*routes, *shown])
-    home = Route("/", Home(pages, index), methods=["GET"])
-    shown = _admitted([*shown, home], pages, why_not_shown, index)
-    app = _guarded([*routes, *shown], allowed_hosts, pages)
+    shown.append(Route("/", Home(pages, index), methods=["GET"]))
+    routes += _admitted(shown, pages, why_not_shown, index)
+    app = _guarded(routes, allowed_hosts, pages)
     app.state.live_pages, app.state.event_streams = live, streams
+    app.state.at_once = PlainEvaluations(one, host_check(allowed_hosts))
     return app
 
 
@@ -152,20 +165,14 @@ def make_ops_app(
 
 
 def _ofrep_routes(
-    board: FlagBoard, metrics: Metrics, max_body_bytes: int, advertised: bytes, per_second: float
+    one: EvaluateOne, board: FlagBoard, stream_limits: StreamLimits, per_second: float
 ) -> list[Route]:
     """Return the routes of evaluation; at most `per_second` evaluations of all flags per client."""
+    advertised = ADVERTISED if stream_limits.streams else b""
+    every = EvaluateAll(board, one.max_body_bytes, advertised, per_second=per_second)
     return [
-        Route(
-            "/ofrep/v1/evaluate/flags/{key:path}",
-            EvaluateOne(board, metrics, max_body_bytes),
-            methods=["POST"],
-        ),
-        Route(
-            "/ofrep/v1/evaluate/flags",
-            EvaluateAll(board, max_body_bytes, advertised, per_second=per_second),
-            methods=["POST"],
-        ),
+        Route("/ofrep/v1/evaluate/flags/{key:path}", one, methods=["POST"]),
+        Route("/ofrep/v1/evaluate/flags", every, methods=["POST"]),
     ]
 
 
@@ -278,9 +285,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, allowed_hosts: Iterable[str]) -> None:
         self._app = app
-        names = frozenset(host.lower() for host in allowed_hosts)
-        # Cached: clients send few different names, and every evaluation is checked.
-        self._is_ours = lru_cache(maxsize=256)(partial(is_ours, names=names))
+        self._is_ours = host_check(allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 421."""
@@ -300,6 +305,15 @@ class Guard:
             await self._app(scope, receive, send_guarded)
         else:
             await send_error(send_guarded, 421, "not a name of this server: see http.allowed_hosts")
+
+
+def host_check(allowed_hosts: Iterable[str]) -> Callable[[str], bool]:
+    """Return `is_ours` for these names.
+
+    It is cached: clients send few different names, and every evaluation is checked.
+    """
+    names = frozenset(host.lower() for host in allowed_hosts)
+    return lru_cache(maxsize=256)(partial(is_ours, names=names))
 
 
 def is_ours(host: str, names: frozenset[str]) -> bool:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import ipaddress
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 #: Clients remembered at once. Beyond that, the client that was quiet for longest is forgotten.
 MAX_CLIENTS = 10_000
@@ -33,6 +35,22 @@ def _network_of(host: str) -> str:
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
+
+
+def networks_of(addresses: Iterable[str]) -> Sequence[Network]:
+    """Return addresses and networks of the settings in a form that is compared fast."""
+    return [ipaddress.ip_network(text, strict=False) for text in addresses]
+
+
+def comes_from(peer: tuple[str, int] | None, networks: Sequence[Network]) -> bool:
+    """Return whether the address of a connection is in one of these networks."""
+    try:
+        address = ipaddress.ip_address((peer or ("", 0))[0].partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return any(address in network for network in networks)
 
 
 class RateLimit:

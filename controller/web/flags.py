@@ -78,6 +78,8 @@ class FlagBoard:
         self._remembered: dict[str, ServedFlag] = {}  # by a file or Redis; empty once trusted
         self._unsettled: dict[str, ServedFlag] = {}  # of them, what the topic did not have
         self._flags: dict[str, ServedFlag] = {}
+        # The last look at each flag: all are repeated with every decision, and mostly the same.
+        self._looks: dict[str, tuple[ServedFlag | None, Rollout, Served]] = {}
         self._unsaved: dict[str, Rollout] = {}  # lowered here alone, until a command is answered
         self._document: tuple[bytes, str] | None = None
         self._in_order: tuple[ServedFlag, ...] | None = None
@@ -94,6 +96,12 @@ class FlagBoard:
 
     async def look(self, rollout: Rollout) -> Served:
         flag = self._flags.get(rollout.flag_key)
+        look = self._looks.get(rollout.flag_key)
+        if look is None or look[0] is not flag or look[1] is not rollout:
+            look = self._looks[rollout.flag_key] = flag, rollout, self._compared(flag, rollout)
+        return look[2]
+
+    def _compared(self, flag: ServedFlag | None, rollout: Rollout) -> Served:
         served = Served.compared(None if flag is None else flag.percent, percent_to_serve(rollout))
         if flag is not None and served.difference is None and flag.serving != serving(rollout):
             return Served(
@@ -152,6 +160,7 @@ class FlagBoard:
             return
         del self._flags[flag_key]
         self._stale_flags.pop(flag_key, None)
+        self._looks.pop(flag_key, None)
         self._unsettled.pop(flag_key, None)
         self._unsaved.pop(flag_key, None)
         self._document = None

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
 from urllib.parse import parse_qs
 
 import msgspec
@@ -23,7 +25,14 @@ from starlette.types import Receive, Scope, Send
 
 from controller.errors import BadInput
 from controller.telemetry import Metrics
-from controller.web.answers import CLOSE, BodyRefused, read_body, send_json, send_tagged
+from controller.web.answers import (
+    CLOSE,
+    BodyRefused,
+    guarded_json_head,
+    read_body,
+    send_json,
+    send_tagged,
+)
 from controller.web.clients import RateLimit, client_of
 from controller.web.flags import FlagBoard
 from controller.web.served_flag import ServedFlag
@@ -43,6 +52,8 @@ _FLAGS_PER_SLICE = 20
 _ATTEMPTS = 3
 #: Characters of an unknown key that the answer repeats: a hostile one may be long.
 _MAX_ECHO = 128
+#: An address without query, escapes, or anything else that has to be parsed.
+_PLAIN_URL = re.compile(re.escape(b"/ofrep/v1/evaluate/flags/") + rb"([A-Za-z0-9._~:@/-]{1,256})")
 
 
 class _Context(msgspec.Struct, gc=False):
@@ -91,7 +102,7 @@ class EvaluateOne:
 
     def __init__(self, board: FlagBoard, metrics: Metrics, max_body_bytes: int) -> None:
         self._board = board
-        self._max_body_bytes = max_body_bytes
+        self.max_body_bytes = max_body_bytes
         self._treated = metrics.evaluations.of("treatment")
         self._untreated = metrics.evaluations.of("control")
         self._refused = metrics.evaluations.of("refused")
@@ -100,7 +111,7 @@ class EvaluateOne:
         """Answer one evaluation."""
         key: str = scope["path_params"]["key"]
         try:
-            body = await read_body(receive, self._max_body_bytes)
+            body = await read_body(receive, self.max_body_bytes)
         except BodyRefused as refusal:
             await self._refuse(send, refusal.status, failure("GENERAL", str(refusal), key), CLOSE)
             return
@@ -122,14 +133,76 @@ class EvaluateOne:
         except _Unusable as trouble:
             await self._refuse(send, 400, failure(trouble.code, str(trouble), key))
             return
-        (self._treated if flag.treats(answer) else self._untreated).inc()
+        self._count(flag, answer)
         await send_json(send, 200, answer)
+
+    def success(self, key: str, body: bytes) -> bytes | None:
+        """Return the answer of a success and count it; None, and nothing counted, for all else."""
+        if len(body) > self.max_body_bytes or self._board.why_not is not None:
+            return None
+        flag = self._board.get(key)
+        if flag is None:
+            return None
+        try:
+            answer = answer_one(flag, body)
+        except Exception:  # the application meets it again, and answers and logs it
+            return None
+        self._count(flag, answer)
+        return answer
+
+    def _count(self, flag: ServedFlag, answer: bytes) -> None:
+        (self._treated if flag.treats(answer) else self._untreated).inc()
 
     async def _refuse(
         self, send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]
     ) -> None:
         self._refused.inc()
         await send_json(send, status, body, *headers)
+
+
+class PlainEvaluations:
+    """Successes of `EvaluateOne` without the application around it. Implements `AnswersAtOnce`.
+
+    The answers are those of the application, whose router and guard are repeated here for what is
+    usual; `tests/property/test_at_once.py` compares them byte by byte.
+    """
+
+    prefix: Final = b"/ofrep/v1/evaluate/flags/"
+
+    def __init__(self, evaluate: EvaluateOne, is_our_host: Callable[[str], bool]) -> None:
+        """`is_our_host` says of a Host header whether the guard would let it pass."""
+        self._evaluate = evaluate
+        self._is_our_host = is_our_host
+        self.max_body_bytes = evaluate.max_body_bytes
+
+    def takes(self, url: bytes, headers: list[tuple[bytes, bytes]]) -> bool:
+        """Return whether the address is that of a flag, and the only Host is one of ours."""
+        host: bytes | None = None
+        for name, value in headers:
+            if name == b"host":
+                if host is not None:
+                    return False
+                host = value
+            elif name == b"transfer-encoding":  # trailers may follow, which are headers too
+                return False
+        return (
+            host is not None
+            and self._is_our_host(host.decode("latin-1"))
+            and _plain_key(url) is not None
+        )
+
+    def answer(self, url: bytes, body: bytes) -> tuple[bytes, bytes] | None:
+        """Return a success, None for all else."""
+        key = _plain_key(url)
+        answer = None if key is None else self._evaluate.success(key, body)
+        return None if answer is None else (guarded_json_head(len(answer)), answer)
+
+
+@lru_cache(maxsize=4_096)
+def _plain_key(url: bytes) -> str | None:
+    """Return the flag key in the address of a single evaluation, None when it must be parsed."""
+    found = _PLAIN_URL.fullmatch(url)
+    return None if found is None else found[1].decode("ascii")
 
 
 class EvaluateAll:

@@ -15,11 +15,17 @@ import httptools
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from controller.errors import ConfigInvalid
+from controller.web.at_once import AnswersAtOnce, AtOnceProtocol
 from controller.web.clients import client_of
-from controller.web.tls import Certificate, FailedHandshakes, shake_hands
+from controller.web.tls import (
+    CLIENT_CERTIFICATE,
+    Certificate,
+    FailedHandshakes,
+    client_names,
+    shake_hands,
+)
 
 #: Seconds that an idle connection is kept between two requests: longer than the 5 s at which flagd
 #: polls.
@@ -107,7 +113,7 @@ class _Seats:
         return True
 
 
-class _Protocol(HttpToolsProtocol):
+class _Protocol(AtOnceProtocol):
     """uvicorn's protocol with bounds on a request's head, on idling and on connections."""
 
     seats: _Seats
@@ -117,6 +123,7 @@ class _Protocol(HttpToolsProtocol):
     certificate: Certificate | None = None
     failed_handshakes: FailedHandshakes
     _handshake: asyncio.Task[None] | None = None
+    _client_names: frozenset[str] = frozenset()  # of the certificate that the client has shown
     _is_in_head = False
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
@@ -157,6 +164,7 @@ class _Protocol(HttpToolsProtocol):
             return
         self.transport, self.flow, self.scheme = encrypted, FlowControl(encrypted), "https"
         self._handshake = None
+        self._client_names = client_names(encrypted)
         if first:
             self.data_received(first)
 
@@ -195,7 +203,10 @@ class _Protocol(HttpToolsProtocol):
         self._is_in_head = True
         self._head_bytes = 0
         super().on_message_begin()
-        self.scope["extensions"] = {"rolloutd.abort": {"call": self.transport.abort}}
+        self.scope["extensions"] = {
+            "rolloutd.abort": {"call": self.transport.abort},
+            CLIENT_CERTIFICATE: {"names": self._client_names},
+        }
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
@@ -268,6 +279,7 @@ class HttpServer:
         setting: str = "http.host and http.port",
         certificate: Certificate | None = None,
         handshake_failed: Callable[[str], object] = lambda _: None,
+        at_once: AnswersAtOnce | None = None,
     ) -> None:
         """Listen nowhere yet.
 
@@ -275,8 +287,10 @@ class HttpServer:
         of its head. `max_per_client` bounds the connections of one client address, 0: no bound.
         `setting` names the setting that an operator changes when the address is not free.
         `certificate`: speak TLS, and nothing else; `handshake_failed` is told why one did.
+        `at_once` answers plain requests, as `app` would; None: `app` answers all.
         """
         self._app = app
+        self._at_once = at_once
         self._host = host
         self._port = port
         self._max_connections = max_connections
@@ -317,6 +331,7 @@ class HttpServer:
                         "head_seconds": self._head_seconds,
                         "certificate": self._certificate,
                         "failed_handshakes": self._failed_handshakes,
+                        "at_once": self._at_once,
                         "seats": _Seats(self._max_connections, self._max_per_client),
                     },
                 ),

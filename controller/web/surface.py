@@ -19,8 +19,8 @@ from controller.web.bucketing import Generation
 from controller.web.event_stream import EventStreams, StreamLimits
 from controller.web.flagd_sync import FlagdSyncServer, SyncAddress
 from controller.web.flags import FlagBoard
+from controller.web.incidents import NotificationSource
 from controller.web.inventory import FlagSource
-from controller.web.notifications import NotificationSource
 from controller.web.page.live import LivePages
 from controller.web.reports import Reports
 from controller.web.server import HttpServer
@@ -168,6 +168,7 @@ def make_http_server(
         max_per_client=http.connections_per_client,
         certificate=certificate,
         handshake_failed=lambda reason: metrics.handshakes_failed.of(reason).inc(),
+        at_once=app.state.at_once,
     )
 
 
@@ -175,7 +176,7 @@ def make_certificate(http: HttpSettings) -> Certificate | None:
     """Return the listener's certificate, None without TLS. Raises ConfigInvalid."""
     if http.certificate_file is None:
         return None
-    return Certificate(http.certificate_file, http.key_file, "http")
+    return Certificate(http.certificate_file, http.key_file, "http", http.client_ca_file)
 
 
 def make_ops_server(

@@ -7,6 +7,7 @@ and for how long (`server.py`); they are counted before their handshake, which w
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import ssl
 import time
 from collections import Counter
@@ -32,6 +33,10 @@ _REFUSED_BY_CLIENTS: Final = {
     10: "has expired: renew it; new files are used without a restart",
     26: "is not for servers (its extended key usage): make one that is",
 }
+#: Under this name the extensions of a request have the names of its client's certificate.
+CLIENT_CERTIFICATE: Final = "rolloutd.client_certificate"
+#: Kinds of names in a certificate, as the standard library calls them, and as the settings do.
+_KINDS: Final = {"DNS": "dns", "URI": "uri", "email": "email"}
 _Stamp = tuple[tuple[int, int], ...]
 
 _log = structlog.get_logger(__name__)
@@ -44,6 +49,7 @@ class Certificate:
     certificate_file: Path
     key_file: Path | None  # None: the key is in the same file
     where: str  # the section that names them, for people
+    client_ca_file: Path | None = None  # who signs certificates of clients; None: none is asked for
     context: ssl.SSLContext = field(init=False)
     _stamp: _Stamp = field(init=False, default=())
     _looked_at: float = field(init=False, default=0.0)
@@ -85,7 +91,8 @@ class Certificate:
 
     def _stamps(self) -> _Stamp:
         """Return when the files were written, and which they are."""
-        files = [self.certificate_file, *([] if self.key_file is None else [self.key_file])]
+        named = (self.certificate_file, self.key_file, self.client_ca_file)
+        files = [file for file in named if file is not None]
         try:
             found = [file.stat() for file in files]
         except OSError as error:
@@ -103,7 +110,23 @@ class Certificate:
             raise self._unusable(_words(error)) from error
         except OSError as error:
             raise self._unusable(f"{error.strerror}") from error
+        if self.client_ca_file is not None:
+            self._ask_clients(context, self.client_ca_file)
         return context
+
+    def _ask_clients(self, context: ssl.SSLContext, client_ca_file: Path) -> None:
+        """Have clients asked for a certificate. Raises ConfigInvalid."""
+        try:
+            context.load_verify_locations(client_ca_file)
+        except (ssl.SSLError, OSError) as error:
+            raise ConfigInvalid(
+                f"{self.where}.client_ca_file: {client_ca_file} cannot be used: "
+                f"{_authority_words(error)}"
+            ) from error
+        # Apps and people have none, and are answered without.
+        context.verify_mode = ssl.CERT_OPTIONAL
+        # A client's own certificate in the file is trusted as it is, without its authority.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
 
     def _unusable(self, why: str) -> ConfigInvalid:
         key = self.key_file or "the same file"
@@ -129,6 +152,35 @@ def _words(error: ssl.SSLError) -> str:
             )
         case reason:
             return reason.lower().replace("_", " ")
+
+
+def _authority_words(error: OSError) -> str:
+    """Return what is wrong with a file of authorities."""
+    if isinstance(error, ssl.SSLError):
+        return "there is no certificate in PEM in it; give those that sign the clients' ones"
+    return f"{error.strerror}"
+
+
+def client_names(transport: asyncio.Transport) -> frozenset[str]:
+    """Return the names of the certificate that a client has shown and that was verified.
+
+    In the form of the settings (`sha256:...`, `cn:...`); empty where it has shown none.
+    """
+    encryption = transport.get_extra_info("ssl_object")
+    der = None if encryption is None else encryption.getpeercert(binary_form=True)
+    if der is None:
+        return frozenset()
+    told = encryption.getpeercert() or {}  # empty where it was not verified
+    if not told:
+        return frozenset()
+    names = {f"sha256:{hashlib.sha256(der).hexdigest()}"}
+    for part in told.get("subject", ()):
+        names |= {f"cn:{value}" for kind, value in part if kind == "commonName"}
+    for kind, value in told.get("subjectAltName", ()):
+        if kind in _KINDS:
+            text = value.lower() if kind == "DNS" else value
+            names.add(f"{_KINDS[kind]}:{text}")
+    return frozenset(names)
 
 
 def _why_refused(context: ssl.SSLContext, certificate_file: Path) -> str | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from schemas.terms import CommandVerb
+from tests.e2e.test_signals import served_zero_at, tell
 from tests.fault_server import Exchange, fault_server
 from tests.live import Client, DaemonProcess, quick_plan
 from tests.patience import SLACK
@@ -44,7 +46,11 @@ STAGES = [{"percent": 10, "bake": "1h", "settle": "0s"}, {"percent": 100, "bake"
 
 @pytest.mark.rare
 async def test_the_newest_of_three_flags_goes_back_first(
-    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+    kafka: str,
+    redis_url: str,
+    topic_prefix: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """With a look in between; once it is met again the third stays, and nothing rises."""
     available = ["1"]
@@ -76,9 +82,17 @@ async def test_the_newest_of_three_flags_goes_back_first(
                     await asyncio.sleep(0.2)
                 await asyncio.sleep(5)
                 assert [await _percent(daemon, one) for one in ("oldest", "newest")] == [10, 10]
-                available[0] = "0.5"
+                missed_at, available[0] = time.time(), "0.5"
+                zero_at = await served_zero_at(daemon, "newest")
                 await daemon.until("newest", lambda one: one["percent"] == 0)
                 first = time.monotonic()
+                told = [one["data"] for one in await client.read("rollout.signals")]
+                arrived = min(one["received_at"] for one in told if one["status"] == "firing")
+                took = zero_at - datetime.fromisoformat(arrived).timestamp()
+                after = zero_at - missed_at
+                figure = f"{took * 1000:.0f} ms from the signal to 0 % served"
+                tell(capsys, f"{figure}; {after:.1f} s after the objective was missed")
+                assert took < 1.0 * SLACK
                 assert await _percent(daemon, "middle") == 10
                 await daemon.until("middle", lambda one: one["percent"] == 0)
                 assert time.monotonic() - first > 3

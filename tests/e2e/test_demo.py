@@ -130,6 +130,14 @@ def test_a_signal_leaves_no_process(number: signal.Signals, code: int) -> None:
     wait_until_empty(demo.pid)
 
 
+def test_an_unknown_protocol_is_refused_before_anything_starts() -> None:
+    """A protocol that does not exist is answered with those that do, and exit code 2."""
+    demo = start("--advisor-url", "http://127.0.0.1:9", "--advisor-protocol", "nonsense")
+    out, err = demo.communicate(timeout=LONGEST_SECONDS)
+    assert (demo.returncode, out) == (2, "")
+    assert "openai, localai, ollama" in err
+
+
 def test_an_unknown_scenario_is_refused_by_name() -> None:
     """A scenario that does not exist is answered with those that do, and exit code 2."""
     demo = start("--scenario", "nonsense")

@@ -23,6 +23,12 @@ pytestmark = pytest.mark.real_kafka
 FLAG: Final = "checkout"
 BUCKETS: Final = (0.05, 0.1, 0.2, 0.4, 0.8)
 HANGS: Final = "hangs"
+#: Kafka gives the partitions of a killed replica to the next one so soon.
+QUICK_TO_REJOIN: Final = {
+    "ROLLOUTD_KAFKA__SESSION_TIMEOUT_SECONDS": "2",
+    "ROLLOUTD_KAFKA__HEARTBEAT_INTERVAL_SECONDS": "0.5",
+    "ROLLOUTD_KAFKA__REVOKE_SECONDS": "1",
+}
 
 
 def vector(*pairs: tuple[float, str]) -> str:
@@ -167,6 +173,115 @@ class Histogram:
                 lines.append(f"request_seconds_bucket{{{labels}}} {counts[bound]}")
         headers = {"Content-Type": "text/plain; version=0.0.4"}
         await exchange.answer("\n".join(lines) + "\n", headers=headers)
+
+
+class Servers:
+    """Two processes with counters by variant; either may be restarted."""
+
+    def __init__(self) -> None:
+        self.share_bad = {"on": 0.02, "off": 0.02}
+        self.restarts = 0
+        self._counts = {
+            (pod, variant, code): 0.0
+            for pod in ("a", "b")
+            for variant in self.share_bad
+            for code in ("200", "500")
+        }
+        self._at = time.monotonic()
+
+    def restart(self, pod: str) -> None:
+        """Let a process begin at 0 again."""
+        self.restarts += 1
+        for key in self._counts:
+            if key[0] == pod:
+                self._counts[key] = 0.0
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Answer a scrape; 200 requests a second of each variant and process since the last."""
+        new, self._at = round(200 * (time.monotonic() - self._at)), time.monotonic()
+        lines = ["# TYPE http_requests_total counter"]
+        for (pod, variant, code), before in self._counts.items():
+            bad = self.share_bad[variant]
+            count = before + round(new * (bad if code == "500" else 1 - bad))
+            self._counts[pod, variant, code] = count
+            labels = f'pod="{pod}",variant="{variant}",code="{code}"'
+            if count:  # a code that was not answered yet has no counter
+                lines.append(f"http_requests_total{{{labels}}} {count}")
+        headers = {"Content-Type": "text/plain; version=0.0.4"}
+        await exchange.answer("\n".join(lines) + "\n", headers=headers)
+
+
+@pytest.mark.rare
+async def test_counters_of_a_real_prometheus_are_tested_across_restarts(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Restarted processes and a restarted daemon are no alarm; twice as many bad events are one."""
+    app = Servers()
+    asked = 'sum by (pod) (http_requests_total{variant="{variant}"'
+    metric = {
+        "name": "errors",
+        "prometheus": {"bad": asked + ', code="500"})', "total": asked + "})"},
+        "margin": "10%",
+        "every": "1s",
+    }
+    stages = [
+        {"percent": percent, "bake": "1h", "settle": "3s", "min_sample": 50}
+        for percent in (10, 100)
+    ]
+    async with fault_server(app.answer) as server:
+        with scraping([server.url.removeprefix("http://")], tmp_path) as prometheus:
+            config = settings(tmp_path, prometheus.url)
+            daemon = DaemonProcess(
+                kafka,
+                redis_url,
+                tmp_path,
+                prefix=topic_prefix,
+                ROLLOUTD_CONFIG=config,
+                **QUICK_TO_REJOIN,
+            )
+            async with daemon, Client(kafka, topic_prefix) as client:
+                plan = quick_plan(FLAG, external=[metric], stages=stages)
+                await client.command(CommandVerb.START, FLAG, plan=plan)
+                async with Traffic(client, daemon, FLAG):
+                    await daemon.until(FLAG, lambda one: one["percent"] == 10)
+                    before = await until_counted(daemon, 2_000)
+                    app.restart("a")
+                    await until_counted(daemon, before + 2_000)
+                    daemon.kill9()
+                    await daemon.start()
+                    app.restart("b")
+                    await until_counted(daemon, before + 4_000)
+                    report = report_of(await evidence(daemon), "counters:errors")
+                    assert "across a restart" in report["reason"]
+                    assert report["harm"] == "inconclusive"
+                    for arm in report["arms"].values():
+                        assert 0.015 < arm["estimate"] < 0.025
+                    rollout = await daemon.rollout(FLAG)
+                    assert rollout is not None
+                    assert rollout["percent"] == 10
+                    app.share_bad["on"] = 0.04
+                    await daemon.until(FLAG, lambda one: one["percent"] == 0)
+                (alert,) = await client.alerts("rolled_back", 1)
+    assert "counters:errors" in alert["summary"]
+    assert app.restarts == 2
+
+
+def report_of(judgement: dict[str, Any], metric: str) -> dict[str, Any]:
+    """Return what a judgement says of a metric, nothing before the first."""
+    reports = judgement.get("metrics", ())
+    return next((one for one in reports if one["metric"] == metric), {})
+
+
+async def until_counted(daemon: DaemonProcess, events: int) -> int:
+    """Return treatment's counted events once there are so many."""
+    deadline = time.monotonic() + 60 * SLACK
+    while time.monotonic() < deadline:
+        report = report_of(await evidence(daemon), "counters:errors")
+        counted: int = report["arms"]["treatment"]["trials"] if report else 0
+        if counted >= events:
+            return counted
+        await asyncio.sleep(0.2)
+    raise AssertionError(f"not {events} events: {await evidence(daemon)}\n{daemon.log_tail()}")
 
 
 @pytest.mark.rare

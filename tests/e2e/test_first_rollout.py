@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from local_processes import is_taken
 
 from tests.brokers import OrphanGuard, free_port
 from tests.conftest import require_local_kafka
@@ -26,6 +27,8 @@ GUIDE = ROOT / "ops" / "first-rollout.md"
 #: What the guide's checkout is made of.
 CHECKOUT = ("Makefile", "controller", "ops", "pyproject.toml", "requirements.lock", "schemas")
 LONGEST_SECONDS = 240.0
+#: Ports of the guide: Kafka, store, page, probes, example app, Prometheus, Alertmanager.
+PORTS = ("9092", "6379", "8080", "8081", "8000", "9090", "9093")
 RUNS_ON = "n a terminal of its own"
 _NOT_RUN = "With Docker"
 #: Of whoever runs the tests: settings, and what make hands to a make below it, as `ARGS`.
@@ -73,10 +76,13 @@ class Newcomer:
         (checkout / ".venv").mkdir(parents=True)
         for name in CHECKOUT:
             (checkout / name).symlink_to(ROOT / name)
-        (checkout / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
-        (checkout / ".venv" / ".installed").touch()  # so that make installs nothing
+        for part in Path(sys.prefix).iterdir():
+            (checkout / ".venv" / part.name).symlink_to(part)
+        for stamp in (".installed", ".native"):  # so that make installs nothing, nor builds it
+            (checkout / ".venv" / stamp).unlink(missing_ok=True)
+        (checkout / ".venv" / ".installed").touch()
         self._home = home
-        self._ports = {port: str(free_port()) for port in ("9092", "6379", "8080", "8081")}
+        self._ports = {port: str(free_port()) for port in PORTS}
         self._state = home / "state.sh"
         self._state.write_text("")
         self._guard = OrphanGuard()
@@ -84,7 +90,7 @@ class Newcomer:
 
     def _placed(self, text: str) -> str:
         """Return a text of the guide with the ports that are free here."""
-        return re.sub(r"\b(9092|6379|8080|8081)\b", lambda match: self._ports[match[1]], text)
+        return re.sub(rf"\b({'|'.join(PORTS)})\b", lambda match: self._ports[match[1]], text)
 
     @property
     def _environ(self) -> dict[str, str]:
@@ -103,6 +109,9 @@ class Newcomer:
             "ROLLOUTD_REDIS__URL": f"redis://127.0.0.1:{ports['6379']}",
             "ROLLOUTD_HTTP__PORT": ports["8080"],
             "ROLLOUTD_HTTP__OPS_PORT": ports["8081"],
+            "SHOP_PORT": ports["8000"],
+            "PROMETHEUS_PORT": ports["9090"],
+            "ALERTMANAGER_PORT": ports["9093"],
         }
 
     def type_in(self, step: Step) -> None:
@@ -162,6 +171,18 @@ class Newcomer:
                 process.wait()
             self._guard.forget(-process.pid)
         self._guard.close()
+        stack = [
+            *(sys.executable, "-m", "local_stack", "down"),
+            str(self._home / "rolloutd" / ".cache" / "local"),
+        ]
+        path = f"{ROOT / 'ops' / 'kafka'}{os.pathsep}{ROOT / 'ops' / 'local'}"
+        subprocess.run(stack, env={**self._environ, "PYTHONPATH": path}, check=True)
+
+    def what_is_left(self) -> list[str]:
+        """Return what the guide's stack has left on this machine."""
+        taken = [f"port {port}" for port in self._ports.values() if is_taken(int(port))]
+        cache = self._home / "rolloutd" / ".cache"
+        return [*taken, *map(str, cache.rglob("*"))]
 
 
 @pytest.fixture
@@ -174,12 +195,14 @@ def newcomer(tmp_path: Path) -> Iterator[Newcomer]:
 
 
 def test_every_step_of_the_guide_prints_what_the_guide_says(newcomer: Newcomer) -> None:
-    """From the installation to the practiced emergency."""
+    """From the installation over the practiced emergency until nothing is left."""
     typed = list(steps())
     assert [step.commands for step in typed if not step.prints] == []
-    assert sum(step.runs_on for step in typed) == 4
+    assert sum(step.runs_on for step in typed) == 1
     for step in typed:
         newcomer.type_in(step)
+    assert typed[-1].commands == "make down\n"
+    assert newcomer.what_is_left() == []
 
 
 def test_a_line_that_is_not_printed_is_found() -> None:

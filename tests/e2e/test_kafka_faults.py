@@ -196,8 +196,8 @@ async def test_a_transaction_alone_blinds_and_ends_nothing(
         answer = await client.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG, stages=STAGES))
         assert answer.status is CommandStatus.ACCEPTED, answer.reason
         producer = AIOKafkaProducer(bootstrap_servers=kafka, transactional_id=f"{topic_prefix}tx")
-        await producer.start()
         try:
+            await producer.start()
             async with producer.transaction():
                 for topic in ("flag.evaluations", "request.outcomes", "rollout.commands"):
                     await producer.send(topic_prefix + topic, b"no event", key=b"", partition=0)
@@ -231,8 +231,8 @@ async def test_a_state_topic_made_again_is_filled_again(
         await asyncio.sleep(2)
         state = f"{topic_prefix}rollout.state"
         admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-        await admin.start()
         try:
+            await admin.start()
             await admin.delete_topics([state])
             await asyncio.sleep(2)
             compact = {"cleanup.policy": "compact"}

@@ -39,6 +39,8 @@ GUESS = {"likely_cause": "This is a guess.", "next_steps": ["look at the log"]}
 CONSTANT = {"rolloutd_build_info", "rolloutd_scattered_contexts"}
 #: 1 while the rollout is in that phase, or is held for that reason; then the series is gone.
 CONSTANT |= {"rolloutd_rollout_phase", "rolloutd_rollout_hold"}
+#: No input is known on which the native fold fails: see tests/unit/counting/test_native_faults.py.
+CONSTANT |= {"rolloutd_native_faults"}
 
 
 SETTINGS = {
@@ -146,8 +148,8 @@ async def ask_for_flags(daemon: DaemonProcess) -> None:
 async def refuse_many(kafka: LocalKafka, client: Client) -> None:
     """Send more unusable records than may wait, while the quarantine topic does not exist."""
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
-    await admin.start()
     try:
+        await admin.start()
         await admin.delete_topics([f"{client.prefix}rollout.quarantine"])
     finally:
         await admin.close()

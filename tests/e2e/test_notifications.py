@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 import subprocess
 import sys
@@ -10,9 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from schemas.terms import CommandVerb
+from tests.admission import bearer, token_line
+from tests.fault_server import Exchange, fault_server
 from tests.live import Client, DaemonProcess, quick_plan
 from tests.notification_services import (
     SECRET,
@@ -39,6 +43,7 @@ routes:
 escalations:
   - {name: on-call, severity: warning, steps: [{after: 3s, to: [pager]}]}
 """
+ACCESS = "tokens:\n" + token_line("bot") + "grants:\n  - {role: operator, tokens: [bot]}\n"
 STAGES = [{"percent": 10, "bake": "1h", "settle": "0s"}, {"percent": 100, "bake": "1h"}]
 
 
@@ -52,11 +57,14 @@ class Notified:
         self._prefix = prefix
         self.rules = directory / "notifications.yaml"
 
-    def daemon(self) -> DaemonProcess:
+    def daemon(self, **environ: str) -> DaemonProcess:
         """Return a replica; the services must be running."""
         self.rules.write_text(RULES)
+        access = self._directory / "access.yaml"
+        access.write_text(ACCESS)
         config = self._directory / "rolloutd.yaml"
         config.write_text(
+            f"sign_in: {{access_file: {access}}}\n"
             f"notifications:\n"
             f"  rules_file: {self.rules}\n"
             f"  page_url: https://rollouts.example.com\n"
@@ -66,7 +74,7 @@ class Notified:
             f"    mine: {{type: webhook, url: '{self.mine.url}/x', secret: {SECRET}}}\n"
         )
         return DaemonProcess(
-            *self._at, self._directory, prefix=self._prefix, ROLLOUTD_CONFIG=str(config)
+            *self._at, self._directory, prefix=self._prefix, ROLLOUTD_CONFIG=str(config), **environ
         )
 
     def told(self, kind: str) -> list[str]:
@@ -130,15 +138,16 @@ async def test_people_hear_are_asked_again_and_hear_that_it_is_over(
             assert (tried.returncode, tried.stdout) == (0, "chat: taken\nmine: taken\n")
             wrong = await rolloutctl(daemon, "test", "paymentz", "--daemon", daemon.url)
             assert wrong.returncode == 1
-            assert "is there such a route or channel?" in wrong.stderr
+            assert "there is no route or channel paymentz: routes are payments, rest" in said(wrong)
             await client.command(
                 CommandVerb.RESTART,
                 "checkout",
                 plan=quick_plan("checkout", stages=STAGES, owner="payments"),
                 reason="fixed",
             )
+            # No channel waits for another: either may hear of the restart first.
             await until(lambda: notified.pager.incidents == {})
-            assert notified.told("started") == ["checkout", "checkout"]
+            await until(lambda: notified.told("started") == ["checkout", "checkout"])
 
 
 async def test_who_takes_it_is_not_asked_again(
@@ -148,52 +157,73 @@ async def test_who_takes_it_is_not_asked_again(
     async with running(notified.chat, notified.pager, notified.mine):
         daemon = notified.daemon()
         async with daemon, Client(kafka, topic_prefix) as client:
-            notified.rules.write_text(RULES.replace("3s", "6s"))
+            notified.rules.write_text(RULES.replace("3s", "1h"))
             daemon.send(signal.SIGHUP)
             await start(client, daemon, "checkout", "payments")
+            await start(client, daemon, "search", "payments")
             await client.command(CommandVerb.ROLL_BACK, "checkout", reason="5xx")
             await until(lambda: notified.told("rolled_back") == ["checkout"])
-            took = await rolloutctl(daemon, "ack", "checkout", "--issuer", "ada")
-            assert took.stdout.startswith("taken by ada: checkout.")
+            (waits,) = (await standing(daemon))["incidents"]
+            assert waits["next_to"] == ["pager"]
+            other = await rolloutctl(daemon, "ack", "checkouts", "--daemon", daemon.url)
+            assert "there is no open incident of checkouts to take" in said(other)
+            words = ("ack", "checkout", "--issuer", "ada")
+            took = await rolloutctl(daemon, *words, "--daemon", daemon.url)
+            assert took.stdout.startswith("taken by ada: checkout/"), took.stderr
+            again = await rolloutctl(daemon, *words, "--daemon", daemon.url)
+            assert (again.returncode, "ada has taken it" in said(again)) == (1, True)
+            await until(lambda: "Taken by ada" in str(notified.chat.replies()))
+            # Now the older incident is due before the newer one, had nobody taken it.
+            notified.rules.write_text(RULES)
+            daemon.send(signal.SIGHUP)
+            await client.command(CommandVerb.ROLL_BACK, "search", reason="5xx")
+            await until(lambda: len(notified.pager.incidents) == 1)
+            (paged,) = notified.pager.shown
+            assert "Nobody has taken this: search" in paged["payload"]["summary"]
+            listed = (await standing(daemon))["incidents"]
+            assert [one["taken_by"] for one in listed] == ["", "ada"]
+            assert listed[1]["next_at"] is None
             notified.rules.write_text("version: 1\nroutes: [{name: a, to: chatt}]\n")
             daemon.send(signal.SIGHUP)
-
-            async def fault() -> bool:
-                found = (await daemon.get("/readyz")).text
-                return "there is no channel chatt" in found
-
             async with asyncio.timeout(20 * SLACK):
-                while not await fault():
+                while "there is no channel chatt" not in (await daemon.get("/readyz")).text:
                     await asyncio.sleep(0.1)
-            await asyncio.sleep(8)
-            assert notified.pager.incidents == {}
-            listed = (await daemon.get("/api/v1/notifications")).json()
-            assert [one["taken_by"] for one in listed["incidents"]] == ["ada"]
 
 
+@pytest.mark.parametrize(
+    "kills", [3, pytest.param(20, marks=pytest.mark.long)], ids=["few", "many"]
+)
 async def test_what_happens_while_the_daemon_is_killed_is_told_once(
-    notified: Notified, kafka: str, topic_prefix: str
+    notified: Notified, kafka: str, topic_prefix: str, kills: int
 ) -> None:
-    """Kill -9 again and again while news comes; each is told, and a repeat has the same id."""
-    flags = [f"flag-{number}" for number in range(12)]
+    """Kill -9 again and again while news comes; each is told, and a repeat has the same id.
+
+    Nobody takes it, so that the next ones are told of each, too.
+    """
+    flags = [f"flag-{number}" for number in range(4 * kills)]
     async with running(notified.chat, notified.pager, notified.mine):
         daemon = notified.daemon()
         async with Client(kafka, topic_prefix) as client:
             async with daemon:
                 for flag_key in flags:
-                    await start(client, daemon, flag_key, "finders")
+                    await start(client, daemon, flag_key, "payments")
             notified.mine.trouble = failing(3)
-            for at in range(0, 12, 4):
+            for at in range(0, len(flags), 4):
                 daemon = notified.daemon()
                 await daemon.start()
                 for flag_key in flags[at : at + 4]:
                     await client.command(CommandVerb.ROLL_BACK, flag_key, reason="bad")
-                await asyncio.sleep(0.05 * at)
+                # From before anything is told until after the next ones are.
+                await asyncio.sleep(random.Random(at).uniform(0, 5))
                 daemon.kill9()
             async with notified.daemon():
                 await until(lambda: sorted(notified.told("rolled_back")) == sorted(flags), 60)
-                await asyncio.sleep(3)
+                await until(lambda: len(notified.pager.incidents) == len(flags), 60)
+    paged = {one["payload"]["component"] for one in notified.pager.shown}
+    assert paged == set(flags)
     assert sorted(notified.told("rolled_back")) == sorted(flags)
+    shown = str(notified.chat.shown)
+    assert [one for one in flags if f"{one} rolled back" not in shown] == []
 
 
 async def test_a_breach_is_acted_on_at_once_while_a_channel_hangs(
@@ -213,3 +243,81 @@ async def test_a_breach_is_acted_on_at_once_while_a_channel_hangs(
             assert time.monotonic() - began < 2 * SLACK
             found = (await daemon.get("/api/v1/notifications")).json()
             assert sum(one["waiting"] for one in found["channels"]) > 0
+
+
+async def test_a_mute_survives_a_crash_and_a_machine_takes_what_is_told_then(
+    notified: Notified, kafka: str, topic_prefix: str
+) -> None:
+    """By command with a daemon's address; another replica knows it after kill -9."""
+    async with running(notified.chat, notified.pager, notified.mine):
+        daemon = notified.daemon()
+        async with Client(kafka, topic_prefix) as client:
+            await daemon.start()
+            await start(client, daemon, "checkout", "payments")
+            await until(lambda: notified.told("started") == ["checkout"])
+            words = ("--for", "2h", "--reason", "the database moves", "--critical")
+            muted = await rolloutctl(daemon, "mute", "checkout", *words, "--daemon", daemon.url)
+            assert "flags checkout. `rolloutctl notify unmute" in muted.stdout, muted.stderr
+            await client.command(CommandVerb.ROLL_BACK, "checkout", reason="5xx")
+            await daemon.until("checkout", lambda one: one["percent"] == 0)
+            async with asyncio.timeout(20 * SLACK):
+                while not (await standing(daemon))["incidents"]:
+                    await asyncio.sleep(0.1)
+            daemon.kill9()
+            other = notified.daemon()
+            async with other:
+                found = await standing(other)
+                assert [one["about"] for one in found["mutes"]] == ["flags checkout"]
+                assert found["incidents"][0]["muted_until"] is not None
+                assert notified.told("rolled_back") == []
+                ended = await rolloutctl(other, "unmute", "checkout", "--daemon", other.url)
+                assert ended.stdout == "not muted any more: checkout\n", ended.stderr
+                await until(lambda: notified.told("rolled_back") == ["checkout"], 60)
+                answer = await post(other, flag="checkout", by="ada")
+                assert answer.status_code == 200, answer.text
+                taken = [one["taken_by"] for one in answer.json()["incidents"]]
+                assert taken == ["ada (token:bot)"]
+                await until(lambda: "Taken by ada (token:bot)" in str(notified.chat.replies()))
+                page = (await other.get("/ui/incidents", {"accept": "text/html"})).text
+                assert "Somebody looks after every open incident." in page
+
+
+async def test_no_mute_reaches_the_dead_mans_switch(
+    notified: Notified, kafka: str, topic_prefix: str
+) -> None:
+    """It goes on while all that there is is muted."""
+    beats: list[float] = []
+
+    async def hear(exchange: Exchange) -> None:
+        beats.append(time.monotonic())
+        await exchange.answer("OK")
+
+    services = running(notified.chat, notified.pager, notified.mine)
+    async with services, fault_server(hear) as switch:
+        daemon = notified.daemon(
+            ROLLOUTD_DEAD_MANS_SWITCH__URL=f"{switch.url}/f4d7c0de",
+            ROLLOUTD_DEAD_MANS_SWITCH__EVERY_SECONDS="5",
+        )
+        async with daemon:
+            words = ("--for", "2h", "--reason", "x", "--critical")
+            muted = await rolloutctl(daemon, "mute", "*", *words, "--daemon", daemon.url)
+            assert muted.returncode == 0, muted.stderr
+            before = len(beats)
+            await until(lambda: len(beats) >= before + 2, 40)
+
+
+def said(ended: subprocess.CompletedProcess[str]) -> str:
+    """Return what a command complained of, on one line."""
+    return " ".join(ended.stderr.split())
+
+
+async def standing(daemon: DaemonProcess) -> Any:
+    """Return how notifying stands."""
+    return (await daemon.get("/api/v1/notifications")).json()
+
+
+async def post(daemon: DaemonProcess, **document: str) -> httpx.Response:
+    """Take incidents, as a machine does."""
+    address = f"{daemon.url}/api/v1/notifications/acknowledge"
+    async with httpx.AsyncClient() as client:
+        return await client.post(address, json=document, headers=bearer("bot"))

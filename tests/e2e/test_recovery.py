@@ -52,8 +52,8 @@ async def whole_topic(client: Client, topic: str) -> list[Any]:
     consumer = AIOKafkaConsumer(
         bootstrap_servers=client.bootstrap, auto_offset_reset="earliest", group_id=None
     )
-    await consumer.start()
     try:
+        await consumer.start()
         name = client.prefix + topic
         await consumer._client._wait_on_metadata(name)
         parts = [TopicPartition(name, one) for one in consumer.partitions_for_topic(name)]
@@ -126,8 +126,8 @@ async def test_a_copy_of_the_state_topic_is_a_backup(
 async def made_again(kafka: str, topic: str) -> None:
     """Lose a compacted topic, and create it empty."""
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-    await admin.start()
     try:
+        await admin.start()
         await admin.delete_topics([topic])
 
         async def is_created() -> bool:

@@ -20,7 +20,8 @@ CHUNKED_HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
 
-#: Both dialects share all but the words of request and completion; every fault is put before both.
+#: The dialects share all but the words of request and completion; every fault is put before these
+#: two. `localai` reads its completions as `openai` does.
 PROTOCOLS = ("openai", "ollama")
 
 #: Far above any deadline used here, far below what a hang would take: a busy machine must not fail

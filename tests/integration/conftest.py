@@ -13,6 +13,7 @@ from aiokafka import AIOKafkaProducer
 
 from controller.adapters.kafka.event_log import KafkaEventLog
 from controller.adapters.redis.connection import RedisConnection
+from controller.counting.folding.native import batch_reader
 from controller.settings import KafkaSettings
 from tests.brokers import RedisServer
 from tests.integration.event_logs import MakeLog
@@ -51,6 +52,7 @@ async def make_log() -> AsyncIterator[MakeLog]:
             topics or [settings.topic("evaluations")],
             settings.events_group,
             bare_records=True,
+            read_batches=batch_reader(),
         )
         made.append(member)
         return member

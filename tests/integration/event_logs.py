@@ -32,8 +32,8 @@ async def produce(
 ) -> None:
     """Write values to one partition, or with None anywhere."""
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap, enable_idempotence=True, acks="all")
-    await producer.start()
     try:
+        await producer.start()
         await asyncio.gather(
             *[await producer.send(topic, value, partition=partition) for value in values]
         )

@@ -58,6 +58,7 @@ async def test_ollama_is_told_how_large_a_context_to_load() -> None:
     (request,) = server.requests
     body = json.loads(request.body)
     assert request.line == "POST /api/chat HTTP/1.1"
+    assert (body["truncate"], body["shift"]) == (False, False)  # cut nothing silently
     assert (body["stream"], body["think"], body["keep_alive"], body["model"]) == (
         False,
         False,
@@ -67,15 +68,6 @@ async def test_ollama_is_told_how_large_a_context_to_load() -> None:
     assert body["options"] == {"temperature": 0, "seed": 7, "num_ctx": 8192, "num_predict": 99}
     assert body["format"]["properties"].keys() == {"reasons", "verdict", "confidence"}
     assert (advice.prompt_tokens, advice.completion_tokens) == (600, 40)
-
-
-async def test_ollama_that_cut_the_question_is_no_advice() -> None:
-    """An answer to a prompt that filled the context may be one to half a question."""
-    async with faults.fault_server(
-        faults.answering(faults.chat_response(prompt_eval_count=4090))
-    ) as server:
-        with pytest.raises(AdviceUnavailableError, match="context of 4096 tokens is full"):
-            await ask(server, protocol="ollama")
 
 
 async def test_ollama_that_streams_is_no_advice() -> None:

@@ -68,6 +68,26 @@ async def test_check_of_a_fit_server(protocol: str) -> None:
     assert "3 of 3 in the form" in said
 
 
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("llama3.2", "llama3.2: listed"),  # Ollama lists it with the tag that it adds
+        ("llama3.2:latest", "llama3.2:latest: listed"),
+        ("llama3.2:1b", "llama3.2:1b: not in its list: llama3.2:latest"),
+        ("llama3", "llama3: not in its list"),
+    ],
+)
+async def test_check_knows_the_tag_that_ollama_adds(
+    monkeypatch: pytest.MonkeyPatch, model: str, words: str
+) -> None:
+    """A model without a tag is the one with the tag `latest`, and no other."""
+    monkeypatch.setitem(MODELS, "GET /api/tags", '{"models": [{"name": "llama3.2:latest"}]}')
+    options = ("--model", model, "--protocol", "ollama")
+    code, said, _ = await run(faults.advising(), "check", options=options)
+    assert code == 0
+    assert words in said
+
+
 async def test_check_of_a_server_that_ignores_the_form() -> None:
     """A server that answers, but not in the form, is unfit: exit 1, with the reason."""
     code, said, _ = await run(faults.advising({"promote": True}), "check", "--json")

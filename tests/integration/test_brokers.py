@@ -19,8 +19,8 @@ from tests.conftest import CreateTopics, require_local_kafka
 
 async def _produce(bootstrap: str, topic: str, values: list[bytes]) -> None:
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap, enable_idempotence=True, acks="all")
-    await producer.start()
     try:
+        await producer.start()
         for value in values:
             await producer.send(topic, value)
         await producer.flush()
@@ -36,8 +36,8 @@ async def _consume(bootstrap: str, topic: str, group: str, count: int) -> list[b
         auto_offset_reset="earliest",
         enable_auto_commit=False,
     )
-    await consumer.start()
     try:
+        await consumer.start()
         values: list[bytes] = []
         async with asyncio.timeout(60):
             while len(values) < count:
@@ -105,8 +105,8 @@ async def test_kafka_killed_and_restarted_keeps_records(
 async def test_topics_are_not_made_by_accident(own_kafka: LocalKafka) -> None:
     """The local broker creates no topic by being asked for one, as in production."""
     consumer = AIOKafkaConsumer(bootstrap_servers=own_kafka.bootstrap)
-    await consumer.start()
     try:
+        await consumer.start()
         assert not consumer.partitions_for_topic("nowhere")
         assert "nowhere" not in await consumer.topics()
     finally:
@@ -127,14 +127,18 @@ async def test_the_script_leaves_no_broker_behind(
     """`local-kafka` takes its broker and its files along, whether it is asked to stop or killed."""
     require_local_kafka()
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    script = await asyncio.create_subprocess_exec(
-        sys.executable,
-        str(Path(local_kafka.__file__).with_name("local-kafka")),
-        stdout=asyncio.subprocess.PIPE,
-    )
+    trouble = tmp_path / "trouble"
+    with trouble.open("wb") as stderr:
+        script = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(Path(local_kafka.__file__).with_name("local-kafka")),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=stderr,
+        )
     assert script.stdout is not None
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(120):
         line = (await script.stdout.readline()).decode()
+    assert line.startswith("bootstrap="), line + trouble.read_text()
     port = int(line.removeprefix("bootstrap=127.0.0.1:"))
     assert local_kafka.known_brokers(port) == 1
     script.send_signal(number)

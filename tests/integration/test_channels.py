@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-from aiosmtpd.controller import Controller
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,11 +20,11 @@ from controller.notifying.sending import Channel
 from controller.notifying.words import Message, plain_message
 from controller.settings import ChannelSettings
 from schemas.terms import Severity
-from tests.brokers import free_port
 from tests.builders import T0
 from tests.notification_services import (
     SECRET,
     TOKEN,
+    AlertmanagerApi,
     Discord,
     PagerDuty,
     Receiver,
@@ -33,6 +32,7 @@ from tests.notification_services import (
     Slack,
     Teams,
     failing,
+    hanging,
     running,
     too_many,
 )
@@ -51,6 +51,7 @@ def settings_of(kind: str, url: str) -> Mapping[str, Any]:
         "discord": {"url": f"{url}/api/webhooks/1/x"},
         "pagerduty": {"token": TOKEN, "base_url": url},
         "webhook": {"url": f"{url}/mine", "secret": SECRET},
+        "alertmanager": {"addresses": [url]},
     }
     return {"type": kind, "timeout_seconds": 2, **made[kind]}
 
@@ -68,6 +69,7 @@ SERVICES: Mapping[str, type[Service]] = {
     "discord": Discord,
     "pagerduty": PagerDuty,
     "webhook": Receiver,
+    "alertmanager": AlertmanagerApi,
 }
 
 
@@ -132,7 +134,7 @@ async def test_what_an_answer_means(kind: str) -> None:
         with pytest.raises(ChannelUnavailable, match="answered 503: broken"):
             await send(one, message())
         service.trouble = failing(1, "403 Forbidden")
-        with pytest.raises(ChannelUnavailable):  # an operator puts the token right
+        with pytest.raises(ChannelUnavailable, match="answered 403: broken; is its token"):
             await send(one, message())
         service.trouble = failing(1, "400 Bad Request")
         with pytest.raises(MessageRefused):
@@ -179,7 +181,9 @@ async def test_slack_begins_anew_where_somebody_deleted_the_message() -> None:
         await one.close()
         wrong = ChannelSettings.model_validate({**settings_of("slack", service.url), "place": "C9"})
         (other,) = make_channels({"it": wrong}, CLOCK)
-        with pytest.raises(ChannelUnavailable, match=r"chat.postMessage: channel_not_found"):
+        with pytest.raises(
+            ChannelUnavailable, match=r"chat.postMessage: channel_not_found; `place`"
+        ):
             await send(other, message())
         await other.close()
 
@@ -205,12 +209,48 @@ async def test_pagerduty_triggers_once_and_resolves_by_the_same_key() -> None:
         await send(one, message(1, key=key))
         await send(one, message(2, Purpose.REPEAT, key=key))
         assert list(service.incidents.values()) == [2]
+        await send(one, message(3, Purpose.TAKEN, key=key))
+        assert service.acknowledged == list(service.incidents)
         await send(one, message(3, Purpose.NOTE, key="other"))
         await send(one, message(4, Purpose.OVER, key=key))
         await one.close()
     assert service.incidents == {}
     assert len(service.resolved) == 1
     assert [made["path"] for made in service.shown].count("/v2/change/enqueue") == 1
+
+
+async def test_a_wrong_integration_key_refuses_no_message() -> None:
+    """PagerDuty answers 400, as to a bad message; what waits is sent once the key is right."""
+    service = PagerDuty()
+    async with running(service):
+        wrong = {**settings_of("pagerduty", service.url), "token": "R0123"}
+        (one,) = make_channels({"it": ChannelSettings.model_validate(wrong)}, CLOCK)
+        for purpose in (Purpose.NEWS, Purpose.NOTE, Purpose.OVER):
+            with pytest.raises(ChannelUnavailable, match="token is no integration key"):
+                await send(one, message(1, purpose))
+        await one.close()
+
+
+async def test_a_member_that_hangs_keeps_no_alert_from_the_others() -> None:
+    """One that refuses, neither. Where none takes it, it is sent again, or known to be refused."""
+    members = [AlertmanagerApi() for _ in range(3)]
+    async with running(*members):
+        made = {"type": "alertmanager", "timeout_seconds": 5}
+        made["addresses"] = [member.url for member in members]
+        (one,) = make_channels({"it": ChannelSettings.model_validate(made)}, CLOCK)
+        members[0].trouble = hanging(1)
+        members[1].trouble = failing(2, "400 Bad Request")
+        async with asyncio.timeout(one.limits.seconds):  # as its sender has it
+            await send(one, message())
+        assert [len(member.shown) for member in members] == [0, 0, 1]
+        members[0].trouble = members[2].trouble = failing(2)
+        with pytest.raises(MessageRefused):
+            await send(one, message())
+        for member in members:
+            member.trouble = failing(1)
+        with pytest.raises(ChannelUnavailable):
+            await send(one, message())
+        await one.close()
 
 
 async def test_a_signed_webhook_that_comes_twice_is_one() -> None:
@@ -223,89 +263,6 @@ async def test_a_signed_webhook_that_comes_twice_is_one() -> None:
         await one.close()
     assert len(service.shown) == 2
     assert service.shown[0]["data"]["key"] == "checkout/r1/rolled_back"
-
-
-class Inbox:
-    """A mail server's handler: it keeps mails, or refuses them."""
-
-    def __init__(self) -> None:
-        self.mails: list[Any] = []
-        self.answer = "250 OK"
-        self.recipient = "250 OK"
-
-    async def handle_RCPT(  # noqa: N802 - aiosmtpd's name
-        self, _server: Any, _session: Any, envelope: Any, address: str, _options: Any
-    ) -> str:
-        """Take a recipient."""
-        if self.recipient.startswith("250"):
-            envelope.rcpt_tos.append(address)
-        return self.recipient
-
-    async def handle_DATA(self, _server: Any, _session: Any, envelope: Any) -> str:  # noqa: N802
-        """Take a mail."""
-        if self.answer.startswith("250"):
-            self.mails.append(envelope)
-        return self.answer
-
-
-async def test_mails_of_a_rollout_are_one_conversation() -> None:
-    """By a real mail server; a repeat has the same id, so that the receiver drops it."""
-    inbox = Inbox()
-    server = Controller(inbox, hostname="127.0.0.1", port=free_port())
-    server.start()
-    try:
-        (one,) = make_channels({"it": mail_settings(server.port)}, CLOCK)
-        for made in (
-            message(1),
-            message(1),
-            message(2, summary="Ünïcödé\r\nBcc: x@example.com"),
-        ):
-            await send(one, made)
-        await one.send_group([message(1), message(2)])
-        inbox.answer = "554 too much like spam"
-        with pytest.raises(MessageRefused, match="answered 554"):
-            await send(one, message())
-        inbox.answer = "451 try later"
-        with pytest.raises(ChannelUnavailable, match="answered 451"):
-            await send(one, message())
-        inbox.recipient = "450 greylisted"
-        with pytest.raises(ChannelUnavailable):
-            await send(one, message())
-        inbox.recipient = "550 no such user"
-        with pytest.raises(MessageRefused):
-            await send(one, message())
-    finally:
-        server.stop()
-    with pytest.raises(ChannelUnavailable):
-        await send(one, message())
-    texts = [mail.content.decode() for mail in inbox.mails]
-    headers = [dict(_headers(text)) for text in texts]
-    assert headers[0]["Message-ID"] == headers[1]["Message-ID"] != headers[2]["Message-ID"]
-    assert headers[0]["References"] == headers[2]["References"]
-    assert headers[0]["Subject"] == "[production] checkout is at 0 %: too many errors"
-    assert all("Bcc" not in one for one in headers)
-    assert all(mail.rcpt_tos == ["ada@example.com", "bob@example.com"] for mail in inbox.mails)
-    assert "What to do: look at the errors" in texts[0]
-
-
-def mail_settings(port: int) -> ChannelSettings:
-    """Return the settings of a mail channel."""
-    return ChannelSettings.model_validate(
-        {
-            "type": "email",
-            "server": "127.0.0.1",
-            "port": port,
-            "tls": "off",
-            "sender": "rolloutd@example.com",
-            "recipients": ["ada@example.com", "bob@example.com"],
-            "timeout_seconds": 5,
-        }
-    )
-
-
-def _headers(mail: str) -> list[tuple[str, str]]:
-    lines = mail.partition("\r\n\r\n")[0].replace("\r\n ", " ").split("\r\n")
-    return [(line.partition(":")[0], line.partition(":")[2].strip()) for line in lines]
 
 
 @pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # its own import
@@ -352,6 +309,15 @@ async def test_apprise_sends_by_any_of_its_services() -> None:
             "would send the password in plain text",
         ),
         ({"type": "pager", "token": TOKEN}, "type"),
+        (
+            {"type": "pagerduty", "token": " \n"},
+            "token is empty, or the file that token_file names",
+        ),
+        ({"type": "teams", "url": ""}, "url is empty, or the file that url_file names"),
+        (
+            {"type": "email", "server": "m", "sender": "Ada", "recipients": ["a@b.c"]},
+            "is no mail address: write it as in ada@example.com",
+        ),
     ],
 )
 def test_a_channel_that_cannot_work_is_refused(values: dict[str, Any], fault: str) -> None:
@@ -367,6 +333,19 @@ def test_a_secret_that_cannot_sign_is_refused() -> None:
     )
     with pytest.raises(ConfigInvalid, match=r"notifications.channels.mine: a signing secret is"):
         make_channels({"mine": made}, CLOCK)
+
+
+@pytest.mark.parametrize("kind", ["teams", "email"])
+def test_a_missing_file_of_authorities_is_named(kind: str, tmp_path: Path) -> None:
+    """With its channel and its path."""
+    made: dict[str, Any] = {"type": kind, "ca_file": tmp_path / "none.pem"}
+    if kind == "teams":
+        made |= {"url": "https://example.com/x"}
+    else:
+        made |= {"server": "m", "sender": "a@b.c", "recipients": ["a@b.c"]}
+    missing = ChannelSettings.model_validate(made)
+    with pytest.raises(ConfigInvalid, match=rf"channels.it: ca_file {tmp_path}/none.pem cannot be"):
+        make_channels({"it": missing}, CLOCK)
 
 
 @pytest.mark.rare

@@ -11,6 +11,7 @@ import pytest
 from confluent_kafka import Producer
 
 from controller.adapters.kafka.event_log import KafkaEventLog
+from controller.counting.folding.native import batch_reader
 from controller.settings import KafkaSettings
 from tests.conftest import CreateTopics
 
@@ -28,7 +29,9 @@ async def test_every_codec_is_read(
         producer.produce(topic, value)
     assert await asyncio.to_thread(producer.flush, 10) == 0
     settings = KafkaSettings.model_validate({"bootstrap_servers": kafka})
-    log = KafkaEventLog(settings, [topic], f"{topic_prefix}readers", bare_records=True)
+    log = KafkaEventLog(
+        settings, [topic], f"{topic_prefix}readers", bare_records=True, read_batches=batch_reader()
+    )
     await log.start()
     try:
         values: list[bytes | None] = []

@@ -277,8 +277,8 @@ async def written_and_counted(kafka: str, way: Way, member: Member) -> dict[Arm,
     poison: list[Written] = [("outcomes", number, b"{") for number in range(PARTITIONS)]
     records = [*poison, *way.written, *poison]
     producer = AIOKafkaProducer(bootstrap_servers=kafka, acks="all", linger_ms=5)
-    await producer.start()
     try:
+        await producer.start()
         sent = [
             await producer.send(
                 member.settings.topic(topic),

@@ -22,9 +22,9 @@ from controller.clock import SystemClock
 from controller.core.analysis.sequential_tests import SequentialTests
 from controller.core.evidence import Evidence
 from controller.core.judging.gate import judge
-from controller.counting.duplicates import NOT_SAMPLED
+from controller.counting.folding.context_sets import digest_of
+from controller.counting.folding.duplicates import NOT_SAMPLED
 from controller.counting.ingest import Ingest
-from controller.counting.membership import digest_of
 from controller.health import Faults, Scope
 from controller.settings import CountingSettings, KafkaSettings
 from controller.telemetry import Metrics
@@ -153,8 +153,8 @@ async def until_counted(group: Group, count: int, seconds: float = 60.0) -> None
 async def produce(bootstrap: str, events: Sequence[tuple[str, str, bytes]]) -> None:
     """Write (topic, context, value), keyed by context."""
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", linger_ms=5)
-    await producer.start()
     try:
+        await producer.start()
         sent = [
             await producer.send(topic, value, key=context.encode(), timestamp_ms=AT_MS)
             for topic, context, value in events

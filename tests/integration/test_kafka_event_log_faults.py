@@ -84,8 +84,8 @@ async def test_an_offset_eaten_by_retention_is_handed_back_to_its_owner(
 async def delete_records(bootstrap: str, topic: str, before: int) -> None:
     """Delete all records before an offset, as retention does."""
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
     try:
+        await admin.start()
         await admin.delete_records(
             {KafkaPartition(topic, 0): RecordsToDelete(before_offset=before)}
         )
@@ -130,8 +130,8 @@ async def test_a_topic_made_anew_is_handed_back_to_its_owner(
 async def delete_topic(bootstrap: str, topic: str) -> None:
     """Delete a topic with all its records."""
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
     try:
+        await admin.start()
         await admin.delete_topics([topic])
     finally:
         await admin.close()
@@ -160,8 +160,8 @@ async def test_aborted_records_are_not_read(
     await member.start()
     member.seek((topic, 0), 0)
     producer = AIOKafkaProducer(bootstrap_servers=kafka, transactional_id=f"{topic_prefix}tx")
-    await producer.start()
     try:
+        await producer.start()
         for number in range(3):
             async with producer.transaction():
                 await producer.send(topic, b"kept%d" % number, partition=0)
@@ -214,10 +214,10 @@ async def test_the_end_of_a_transaction_is_no_record_that_waits(
         give_up=lambda why: None,
     )
     producer = AIOKafkaProducer(bootstrap_servers=kafka, transactional_id=f"{topic_prefix}tx")
-    await producer.start()
     watching = asyncio.create_task(watchdog.run())
     seen: list[bytes | None] = []
     try:
+        await producer.start()
         await producer.begin_transaction()
         for number in (0, 1):
             await (await producer.send(name, b"%d" % number, partition=number))
@@ -263,8 +263,8 @@ async def test_a_look_up_that_fails_loses_no_record(
     for number in (0, 1):
         member.seek((name, number), 0)
     producer = AIOKafkaProducer(bootstrap_servers=kafka, transactional_id=f"{topic_prefix}tx")
-    await producer.start()
     try:
+        await producer.start()
         await producer.begin_transaction()
         await (await producer.send(name, b"aborted", partition=0))
         await producer.abort_transaction()

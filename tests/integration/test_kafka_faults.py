@@ -21,6 +21,7 @@ from aiokafka.structs import TopicPartition as KafkaPartition
 from controller.adapters.kafka.event_log import KafkaEventLog
 from controller.adapters.kafka.record_batches import MOST_UNPACKED, REFUSED_SIZE
 from controller.clock import SystemClock
+from controller.counting.folding.native import batch_reader
 from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
 from controller.ports import Record, TopicPartition
@@ -54,6 +55,7 @@ class Member:
             f"{prefix}readers",
             faults=self.faults,
             bare_records=True,
+            read_batches=batch_reader(),
         )
         self.log.on_revoked(self._note_revoked)
         self.revoked: list[frozenset[TopicPartition]] = []

@@ -55,8 +55,8 @@ def entry(
 async def read_all(bootstrap: str, topic: str) -> list[tuple[int, bytes | None, bytes | None]]:
     """Return (partition, key, value) of everything in a topic."""
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest")
-    await consumer.start()
     try:
+        await consumer.start()
         partitions = [
             KafkaPartition(topic, number)
             for number in await consumer._client._wait_on_metadata(topic)

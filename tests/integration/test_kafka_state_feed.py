@@ -78,8 +78,8 @@ async def write(
 ) -> None:
     """Write (key, value) in order."""
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all")
-    await producer.start()
     try:
+        await producer.start()
         for key, value in records:
             await producer.send_and_wait(settings.topic("state"), value, key.encode())
     finally:

@@ -31,8 +31,8 @@ def settings_for(bootstrap: str, prefix: str, **changes: object) -> KafkaSetting
 async def policies(bootstrap: str, *topics: str) -> dict[str, str]:
     """Return each topic's cleanup policy."""
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
     try:
+        await admin.start()
         answers = await admin.describe_configs(
             [
                 ConfigResource(ConfigResourceType.TOPIC, topic, {"cleanup.policy": ""})
@@ -47,8 +47,8 @@ async def policies(bootstrap: str, *topics: str) -> dict[str, str]:
 async def until_listed(bootstrap: str, *topics: str) -> None:
     """Wait until the broker knows of topics that were just made."""
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
     try:
+        await admin.start()
         async with asyncio.timeout(60):
             while not set(topics) <= set(await admin.list_topics()):
                 await asyncio.sleep(0.05)
@@ -85,9 +85,9 @@ async def test_records_from_the_future_are_refused_unless_the_broker_says_otherw
         settings = settings_for(broker.bootstrap, topic_prefix)
         await ensure_topics(settings)
         producer = AIOKafkaProducer(bootstrap_servers=broker.bootstrap)
-        await producer.start()
         refused = []
         try:
+            await producer.start()
             for logical in ("evaluations", "commands", "state", "results"):
                 now = round(time.time() * 1000)
                 await producer.send_and_wait(
@@ -190,8 +190,8 @@ async def test_the_same_key_goes_to_the_same_partition_everywhere(
         *(f"flag-{number}" for number in range(200)),
     ]
     producer = AIOKafkaProducer(bootstrap_servers=kafka)
-    await producer.start()
     try:
+        await producer.start()
         futures = [await producer.send(topic, b"", key.encode()) for key in keys]
         landed = [metadata.partition for metadata in await asyncio.gather(*futures)]
     finally:

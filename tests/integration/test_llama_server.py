@@ -6,140 +6,42 @@ Llama.cpp's own, with a tiny random model. `make llama` runs it.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
-import os
-import subprocess
 import sys
-import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaProducer
 from typer.testing import CliRunner
 
-from controller.adapters.llm.advisor import ModelAdvisor
 from controller.cli.operator import app
-from controller.clock import SystemClock
+from controller.core.judging.judgement import Advice
 from controller.core.rollout import RaiseAlert
-from controller.errors import AdviceUnavailableError
-from controller.scorecard.cases import load_cases
-from controller.scorecard.report import seconds
-from controller.settings import AdvisorSettings, KafkaSettings
+from controller.settings import KafkaSettings
 from schemas.terms import AlertKind, Severity
-from tests.builders import make_advice, make_judgement, make_rollout
+from tests.builders import make_judgement, make_rollout
 from tests.conftest import CreateTopics
+from tests.integration.many_questions import ask_many, patient_advisor
+from tests.llama_stand import llama_server
 
 ROOT = Path(__file__).parents[2]
-CLOCK = SystemClock()
-PYTHON_VARIABLE = "ROLLOUTD_TEST_LLAMA_PYTHON"
 QUESTIONS = 1_000
-
-
-def llama_python() -> str:
-    """Return an interpreter that has the server. Skips without one."""
-    named = os.environ.get(PYTHON_VARIABLE)
-    if named:
-        return str(Path(named).absolute())
-    if importlib.util.find_spec("xllamacpp") and importlib.util.find_spec("gguf"):
-        return sys.executable
-    pytest.skip(
-        f"no llama.cpp here: `make llama` installs it, or {PYTHON_VARIABLE} names a Python "
-        f"that has it"
-    )
+GRAMMAR_QUESTIONS = 200
 
 
 @pytest.fixture(scope="module")
 def llama_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a running llama.cpp server.
-
-    It ends with its standard input, however the tests end.
-    """
-    directory = tmp_path_factory.mktemp("llama")
-    with (
-        (directory / "log").open("w") as log,
-        subprocess.Popen(
-            [llama_python(), "-m", "tests.tiny_model", str(directory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            cwd=ROOT,
-            text=True,
-        ) as server,
-    ):
-        assert server.stdout is not None
-        assert server.stdin is not None
-        try:
-            said = (line.strip() for line in server.stdout)
-            url = next(
-                (line.removeprefix("url=") for line in said if line.startswith("url=")), None
-            )
-            assert url is not None, (directory / "log").read_text()[-2000:]
-            yield url
-        finally:
-            server.stdin.close()
-            try:
-                server.wait(10)
-            except subprocess.TimeoutExpired:
-                server.kill()
+    """Address of a running llama.cpp server."""
+    with llama_server(tmp_path_factory.mktemp("llama")) as url:
+        yield url
 
 
-def make_advisor(url: str) -> ModelAdvisor:
-    """Return an advisor that asks it all, one question at a time."""
-    settings = AdvisorSettings(
-        url=url,
-        model="tiny",
-        deadline_seconds=60.0,
-        breaker_failures=1_000,
-        questions_per_day=10_000,
-    )
-    return ModelAdvisor(settings, CLOCK)
-
-
-async def ask_many(url: str, count: int) -> tuple[Counter[str], list[float], float]:
-    """Return what came of so many different questions, how long each took.
-
-    And the longest that we held the loop, in seconds.
-
-    Held is CPU time of this thread between two turns: how long the machine gave it to the server is
-    not ours.
-    """
-    advisor, outcomes, times = make_advisor(url), Counter[str](), []
-    longest = 0.0
-
-    async def watch() -> None:
-        nonlocal longest
-        while True:
-            began = time.thread_time()
-            await asyncio.sleep(0)
-            longest = max(longest, time.thread_time() - began)
-            await asyncio.sleep(0.002)
-
-    watching = asyncio.create_task(watch())
-    cases = load_cases()
-    for number in range(count):
-        case = cases[
-            number * len(cases) // count
-        ]  # alike ones in a row, different at the end: the server need not begin anew
-        earlier = make_advice("hold", reasons=(f"question {number}",))
-        question = replace(case.question, until=CLOCK.now() + timedelta(minutes=5), earlier=earlier)
-        began = time.perf_counter()
-        try:
-            advice = await advisor.ask(case.rollout, question)
-            outcomes[advice.choice] += 1
-            assert advice.prompt_tokens
-            assert advice.prompt_tokens > 1_000  # a byte is a token: the whole question has arrived
-            assert json.loads(advice.parameters) == {"temperature": 0, "seed": 7, "max_tokens": 512}
-        except AdviceUnavailableError as trouble:
-            outcomes[f"no advice: {trouble}"] += 1
-        times.append(time.perf_counter() - began)
-    watching.cancel()
-    await advisor.close()
-    return outcomes, sorted(times), longest
+def check_whole(advice: Advice) -> None:
+    """Check that the whole question has arrived, with its parameters."""
+    assert advice.prompt_tokens
+    assert advice.prompt_tokens > 1_000  # a byte is a token
+    assert json.loads(advice.parameters) == {"temperature": 0, "seed": 7, "max_tokens": 512}
 
 
 async def test_a_real_server_answers_in_the_form(llama_url: str) -> None:
@@ -147,12 +49,17 @@ async def test_a_real_server_answers_in_the_form(llama_url: str) -> None:
 
     So that even random numbers give advice that can be read.
     """
-    outcomes, _, _ = await ask_many(llama_url, 12)
-    assert sum(outcomes.values()) == 12
-    assert (
-        sum(count for outcome, count in outcomes.items() if not outcome.startswith("no advice"))
-        >= 10
-    ), outcomes
+    outcomes = await ask_many(patient_advisor(llama_url), 12, check_whole)
+    assert sum(outcomes.counts.values()) == 12
+    assert outcomes.in_form >= 10, outcomes
+
+
+async def test_our_own_grammar_is_kept(llama_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What LocalAI passes on to llama.cpp bounds every answer: all are in the form."""
+    outcomes = await ask_many(patient_advisor(llama_url, protocol="localai"), GRAMMAR_QUESTIONS)
+    with capsys.disabled():
+        sys.stdout.write(f"\nby our grammar: {outcomes}\n")
+    assert outcomes.in_form == GRAMMAR_QUESTIONS, outcomes
 
 
 async def test_commands_work_against_a_real_server(llama_url: str, tmp_path: Path) -> None:
@@ -199,7 +106,7 @@ async def test_drafts_come_from_a_real_server(llama_url: str, tmp_path: Path) ->
 
 async def test_explanations_and_looks_come_from_a_real_server(llama_url: str) -> None:
     """The forms that nobody waits for are ones that llama.cpp takes, too."""
-    advisor = make_advisor(llama_url)
+    advisor = patient_advisor(llama_url)
     try:
         alert = RaiseAlert(
             AlertKind.ROLLED_BACK, Severity.CRITICAL, "rolled back", "look", "key", make_judgement()
@@ -249,14 +156,8 @@ async def test_a_thousand_questions(llama_url: str, capsys: pytest.CaptureFixtur
 
     And none holds the event loop for 50 ms.
     """
-    outcomes, times, longest = await ask_many(llama_url, QUESTIONS)
+    outcomes = await ask_many(patient_advisor(llama_url), QUESTIONS, check_whole)
     with capsys.disabled():
-        middle, late = (
-            seconds(round(1000 * times[int(q * (len(times) - 1))])) for q in (0.5, 0.95)
-        )
-        sys.stdout.write(
-            f"\n{dict(outcomes)}; half within {middle}, 95 % within {late}; longest stall "
-            f"{1000 * longest:.0f} ms\n"
-        )
-    assert sum(outcomes.values()) == QUESTIONS
-    assert longest < 0.05
+        sys.stdout.write(f"\n{outcomes}\n")
+    assert sum(outcomes.counts.values()) == QUESTIONS
+    assert outcomes.longest_hold < 0.05

@@ -6,18 +6,20 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 
 from controller.adapters.measuring.measures import MonitoringSystems
 from controller.checking.checks_file import Check
 from controller.clock import SystemClock
+from controller.core.plan import CounterQuestion
 from controller.errors import NotMeasured
 from controller.settings.checks import ChecksSettings
-from schemas.terms import MeasurementGap
+from schemas.terms import Arm, MeasurementGap
 from tests.fault_server import Exchange, FaultServer, fault_server
 from tests.prometheus import scraping
 
@@ -26,6 +28,9 @@ KUMA = """\
 monitor_status{monitor_name="Checkout",monitor_type="http"} 1
 monitor_response_time{monitor_name="Checkout",monitor_type="http"} 250
 monitor_status{monitor_name="Down",monitor_type="http"} 0
+monitor_response_time{monitor_name="Down",monitor_type="http"} -1
+monitor_status{monitor_name="Fresh",monitor_type="push"} 1
+monitor_response_time{monitor_name="Fresh",monitor_type="push"} -1
 monitor_status{monitor_name="Mending",monitor_type="http"} 3
 monitor_status{monitor_name="Twice",monitor_type="http"} 1
 monitor_status{monitor_name="Twice",monitor_type="ping"} 1
@@ -152,6 +157,65 @@ async def test_uptime_kuma() -> None:
             await made.value(check(uptime_kuma={"monitor": "Checkout"}))
 
 
+@pytest.mark.parametrize("monitor", ["Down", "Fresh"])
+async def test_no_response_time_of_uptime_kuma_is_no_fast_one(monitor: str) -> None:
+    """It exports -1 where it has no ping, which would be within every limit."""
+    asked = check(uptime_kuma={"monitor": monitor, "what": "response_seconds"})
+    async with systems(answering(KUMA)) as (made, _):
+        with pytest.raises(NotMeasured, match="no response time") as why:
+            await made.value(asked)
+    assert why.value.gap is MeasurementGap.NO_DATA
+
+
+async def test_a_failed_probe_of_the_blackbox_exporter_has_no_duration() -> None:
+    """A refused connection is no fast answer."""
+    duration = check(blackbox={"target": "shop", "what": "duration_seconds"})
+    body = "probe_success {}\nprobe_duration_seconds 0.0004\n"
+    async with systems(answering(body.format(1))) as (made, server):
+        assert await made.value(duration) == 0.0004
+        assert await made.value(check(blackbox={"target": "shop"})) == 1
+        server.script = answering(body.format(0))
+        assert await made.value(check(blackbox={"target": "shop"})) == 0
+        for answer in (body.format(0), "probe_duration_seconds 0.0004\n"):
+            server.script = answering(answer)
+            with pytest.raises(NotMeasured) as why:
+                await made.value(duration)
+            assert why.value.gap is MeasurementGap.NO_DATA
+
+
+def at(seconds: float, minutes: float) -> Mapping[str, Any]:
+    """Return a response time of so many minutes ago."""
+    then = datetime.now(UTC) - timedelta(minutes=minutes)
+    return {"at": then.isoformat().replace("+00:00", "Z"), "response_time": seconds}
+
+
+def response_times(**regions: list[Any]) -> Mapping[str, Any]:
+    """Return Better Stack's answer of response times by region."""
+    named = [{"region": name, "response_times": times} for name, times in regions.items()]
+    return {"data": {"attributes": {"regions": named}}}
+
+
+@pytest.mark.parametrize(
+    ("sample", "gap"),
+    [
+        (at(0.1, 21 * 24 * 60), MeasurementGap.LATE),
+        ({"response_time": 0.1}, MeasurementGap.REFUSED),
+        ({"response_time": 0.1, "at": "lately"}, MeasurementGap.REFUSED),
+    ],
+)
+async def test_an_old_response_time_of_better_stack_says_nothing(sample: Any, gap: str) -> None:
+    """A monitor that is looked at no more keeps its last ones; nor does one without its time."""
+    asked = check(better_stack={"monitor": "42", "what": "response_seconds"})
+    async with systems(answering(json.dumps(response_times(us=[sample])))) as (made, server):
+        with pytest.raises(NotMeasured) as why:
+            await made.value(asked)
+        assert why.value.gap is gap
+        # A region that was taken off the monitor does not speak for the others.
+        both = response_times(us=[at(9, 21 * 24 * 60)], eu=[at(0.2, 1)])
+        server.script = answering(json.dumps(both))
+        assert await made.value(asked) == 0.2
+
+
 async def test_better_stack() -> None:
     """Availability of today, the slowest region, and open incidents."""
     asked: list[str] = []
@@ -163,12 +227,7 @@ async def test_better_stack() -> None:
         if "/sla" in path:
             body = {"data": {"attributes": {"availability": 99.98}}}
         elif "response-times" in path:
-            regions = [
-                {"region": "us", "response_times": [{"response_time": 9}, {"response_time": 0.2}]},
-                {"region": "eu", "response_times": [{"response_time": 0.4}]},
-                {"region": "as", "response_times": []},
-            ]
-            body = {"data": {"attributes": {"regions": regions}}}
+            body = response_times(us=[at(9, 60), at(0.2, 0)], eu=[at(0.4, 0)], asia=[])
         await exchange.answer(json.dumps(body))
 
     async with systems(answer) as (made, server):
@@ -184,6 +243,87 @@ async def test_better_stack() -> None:
         server.script = answering('{"data": {}}')
         with pytest.raises(NotMeasured):
             await made.value(check(better_stack={"monitor": "42"}))
+
+
+QUESTION: CounterQuestion = (
+    (Arm.TREATMENT, "bad", "b{v='on'}"),
+    (Arm.TREATMENT, "total", "t{v='on'} # all"),
+    (Arm.CONTROL, "bad", "b"),
+    (Arm.CONTROL, "total", "t"),
+)
+
+
+def series(part: str, value: str = "1", **labels: str) -> Mapping[str, Any]:
+    """Return one counter of a part, as in `treatment.bad`."""
+    return {"metric": {"__name__": part, "rolloutd_part": part, **labels}, "value": [9.5, value]}
+
+
+async def test_counters_of_both_arms_are_asked_for_in_one_query() -> None:
+    """Parts are told apart by a label, series by all others; a missing part is no series."""
+    result = [
+        series("treatment.total", "7", pod="a"),
+        series("treatment.total", "8", pod="b"),
+        series("treatment.bad", "2", pod="b"),
+        series("control.total", "9", pod="a"),
+    ]
+    async with systems(answering(prometheus(result))) as (made, server):
+        found = await made.counters(QUESTION)
+        query = parse_qs(server.requests[0].body.decode())["query"][0]
+    assert len(server.requests) == 1
+    assert query.startswith(
+        'label_replace((b{v=\'on\'}\n), "rolloutd_part", "treatment.bad", "__name__", ".*") or '
+    )
+    total, bad = found.values[Arm.TREATMENT]["total"], found.values[Arm.TREATMENT]["bad"]
+    (key,) = bad
+    assert (sorted(total.values()), total[key], bad[key]) == ([7, 8], 8, 2)
+    assert found.values[Arm.CONTROL]["bad"] == {}
+    assert found.evaluated_at == 9.5
+
+
+BOTH = (series("treatment.total"), series("control.total"))
+
+
+@pytest.mark.parametrize(
+    ("result", "gap"),
+    [
+        ([], MeasurementGap.NO_DATA),
+        ([series("treatment.total")], MeasurementGap.NO_DATA),
+        ([series("treatment.bad"), series("control.total")], MeasurementGap.NO_DATA),
+        ([*BOTH, series("treatment.bad", "NaN")], MeasurementGap.NOT_A_NUMBER),
+        ([*BOTH, series("treatment.bad", "-1")], MeasurementGap.NOT_A_NUMBER),
+        ([*BOTH, series("treatment.total", __name__="x")], MeasurementGap.SEVERAL_SERIES),
+        ([*BOTH] * 501, MeasurementGap.SEVERAL_SERIES),
+        ([*BOTH, sample("1")], MeasurementGap.REFUSED),
+        ([*BOTH, 7], MeasurementGap.REFUSED),
+        ([*BOTH, {**series("treatment.bad"), "value": None}], MeasurementGap.NOT_A_NUMBER),
+    ],
+)
+async def test_what_are_no_counters_has_a_name(result: Any, gap: MeasurementGap) -> None:
+    """And is never zero events."""
+    async with systems(answering(prometheus(result))) as (made, _):
+        with pytest.raises(NotMeasured) as why:
+            await made.counters(QUESTION)
+    assert why.value.gap is gap
+
+
+@pytest.mark.rare
+async def test_counters_of_a_real_prometheus(tmp_path: Path) -> None:
+    """The query that is made of the parts is one that it takes, also with series missing."""
+    with scraping([], tmp_path) as server:
+        settings = ChecksSettings.model_validate({"prometheus": {"url": server.url}})
+        made = MonitoringSystems(settings, SystemClock())
+        of_itself = 'sum by (handler) (prometheus_http_requests_total{code=~"."}) or vector(5)'
+        parts = {"bad": "no_such_metric # none", "total": of_itself}
+        question = tuple((arm, part, query) for arm in Arm for part, query in parts.items())
+        found = await made.counters(question)
+        wrong = tuple((arm, part, "1") for arm in Arm for part in parts)
+        with pytest.raises(NotMeasured) as why:
+            await made.counters(wrong)
+        await made.close()
+    assert why.value.gap is MeasurementGap.REFUSED
+    for arm in Arm:
+        assert found.values[arm]["bad"] == {}
+        assert list(found.values[arm]["total"].values()) == [5.0]
 
 
 @pytest.mark.rare

@@ -28,6 +28,8 @@ from controller.turns import Pulse
 from schemas.terms import AlertKind, Severity
 from tests.builders import T0, make_rollout
 from tests.integration.test_channels import settings_of
+from tests.integration.test_mail_channel import mail_settings
+from tests.mail_server import MailServer
 from tests.notification_services import (
     PagerDuty,
     Receiver,
@@ -88,6 +90,11 @@ class World:
     def channel(self, name: str, kind: str, service: Service, **values: Any) -> None:
         """Let a channel lead to a service."""
         made = {**settings_of(kind, service.url), "per_minute": 6_000, **values}
+        self.channels[name] = ChannelSettings.model_validate(made)
+
+    def mail_channel(self, name: str, server: MailServer, **values: Any) -> None:
+        """Let a channel lead to a mail server."""
+        made = {**mail_settings(server.port), "per_minute": 6_000, **values}
         self.channels[name] = ChannelSettings.model_validate(made)
 
     @contextlib.asynccontextmanager
@@ -239,10 +246,11 @@ async def test_somebody_takes_it_and_a_route_is_tried(world: World) -> None:
         world.news.add(1)
         world.news.records += [request("acknowledge", "checkout"), request("test", "everything")]
         async with world.replica():
-            await until(lambda: len(service.shown) == 2)
+            await until(lambda: len(service.shown) == 3)
             book = await world.book()
     assert [one.taken_by for one in book.incidents.values()] == ["ada"]
-    assert service.shown[1]["data"]["purpose"] == "test"
+    assert [one["data"]["purpose"] for one in service.shown] == ["news", "taken", "test"]
+    assert service.shown[1]["data"]["taken_by"] == "ada"
 
 
 async def test_without_kafka_what_waits_is_sent(world: World) -> None:
@@ -320,24 +328,3 @@ async def test_a_crash_at_any_moment_loses_none(world: World, at: int) -> None:
             await until(lambda: len(service.shown) == 20, 60)
     numbers = [int(made["data"]["summary"].split()[-1]) for made in service.shown]
     assert numbers == list(range(1, 21))
-
-
-async def test_a_thousand_alerts_are_grouped_and_none_is_left_out(world: World) -> None:
-    """Within the limits of the service, each with a line of its own."""
-    service = Slack()
-    async with running(service):
-        world.channel("chat", "slack", service)
-        for number in range(1, 1001):
-            world.news.add(number, f"flag-{number}")
-
-        def lines() -> str:
-            return json.dumps([made.get("blocks") for made in service.shown])
-
-        async with world.replica():
-            await until(lambda: "number 1000" in lines(), 60)
-            await until(lambda: len(service.server.requests) < 60)
-            book = await world.book()
-    found = lines()
-    assert all(f"flag-{number} number {number}" in found for number in range(1, 1001))
-    assert service.refused == []
-    assert len(book.incidents) == 1000

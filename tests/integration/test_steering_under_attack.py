@@ -100,8 +100,8 @@ async def test_roll_back_works_when_the_command_topic_gets_more_partitions(
         for flag in flags:
             await client.command(CommandVerb.START, flag, plan=slow_plan(flag))
         admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-        await admin.start()
         try:
+            await admin.start()
             await admin.create_partitions({f"{topic_prefix}rollout.commands": NewPartitions(6)})
         finally:
             await admin.close()

@@ -8,13 +8,15 @@ Source: prometheus/alertmanager api/v2 and docs/alerts_api.md. Labels are an ale
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from controller.adapters.channels.http_post import HttpPost
-from controller.errors import ChannelUnavailable
+from controller.errors import ChannelUnavailable, MessageRefused
 from controller.notifying.book import Thread
 from controller.notifying.sending import Limits
 from controller.notifying.words import Message
@@ -25,6 +27,8 @@ from controller.settings.notifications import ChannelSettings
 OPEN_FOR: Final = timedelta(minutes=30)
 #: What is no incident, such as that a rollout has begun.
 SHOWN_FOR: Final = timedelta(minutes=5)
+#: Of the deadline of a message, for each member.
+_SHARE: Final = 0.9
 
 
 class Alertmanager:
@@ -45,7 +49,7 @@ class Alertmanager:
         elif settings.password is not None:
             pair = f"{settings.username}:{settings.password.get_secret_value()}".encode()
             self._headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
-        self._post = HttpPost(name, settings, *self._urls)
+        self._post = HttpPost(name, settings, *self._urls, connections=max(2, len(self._urls)))
 
     async def send(
         self, message: Message, thread: Thread | None, keep: Callable[[Thread], None]
@@ -56,17 +60,29 @@ class Alertmanager:
     async def send_group(self, messages: Sequence[Message]) -> None:
         """Post several alerts. A member that is away has missed nothing that is not sent again.
 
-        Raises ChannelUnavailable where no member takes them.
+        Raises ChannelUnavailable or MessageRefused where no member takes them.
         """
         alerts = [_alert(one, self._clock.now()) for one in messages]
-        troubles: list[ChannelUnavailable] = []
-        for url in self._urls:
-            try:
+        # Side by side, and each with time left: one that hangs must not keep them from the others.
+        seconds = self.limits.seconds * _SHARE
+        results = await asyncio.gather(*(self._post_to(url, alerts, seconds) for url in self._urls))
+        troubles = [one for one in results if one is not None]
+        if len(troubles) == len(results):
+            raise next((one for one in troubles if isinstance(one, MessageRefused)), troubles[0])
+
+    async def _post_to(
+        self, url: str, alerts: Sequence[Mapping[str, Any]], seconds: float
+    ) -> ChannelUnavailable | MessageRefused | None:
+        """Post to one member; return why it did not take them."""
+        try:
+            async with asyncio.timeout(seconds):
                 await self._post.deliver(url, alerts, self._headers)
-            except ChannelUnavailable as trouble:
-                troubles.append(trouble)
-        if len(troubles) == len(self._urls):
-            raise troubles[0]
+        except TimeoutError:
+            host = urlsplit(url).hostname
+            return ChannelUnavailable(f"{host}: no answer within {seconds:g} s")
+        except (ChannelUnavailable, MessageRefused) as trouble:
+            return trouble
+        return None
 
     async def close(self) -> None:
         """Drop its connections."""

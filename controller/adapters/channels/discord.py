@@ -5,6 +5,7 @@ Source: discord/discord-api-docs, resources/webhook and resources/message (limit
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit, urlunsplit
@@ -21,17 +22,26 @@ DESCRIPTION: Final = 4_096
 FIELD: Final = 1_024
 #: Lines of a group: each of 200 characters, and they are one description.
 _MOST_GROUPED: Final = 18
+_MARKUP: Final = re.compile(r"[\\`*_~|\[\]<>#]")
 _COLORS: Final = {Severity.CRITICAL: 0xC62828, Severity.WARNING: 0xF9A825, Severity.INFO: 0x1565C0}
 _OVER: Final = 0x2E7D32
 
 
+def _plain(text: str, most: int) -> str:
+    """Return at most so many characters of which nothing is taken for Markdown or a mention."""
+    cut = _MARKUP.sub(r"\\\g<0>", text)[:most]
+    backslashes = len(cut) - len(cut.rstrip("\\"))
+    return cut[:-1] if backslashes % 2 else cut
+
+
 def _embed(message: Message) -> Mapping[str, Any]:
     made: dict[str, Any] = {
-        "title": message.title[:TITLE],
-        "description": message.text[:DESCRIPTION],
+        "title": _plain(message.title, TITLE),
+        "description": _plain(message.text, DESCRIPTION),
         "color": _OVER if message.is_over else _COLORS[message.news.severity],
         "fields": [
-            {"name": name, "value": value[:FIELD], "inline": True} for name, value in message.facts
+            {"name": name, "value": _plain(value, FIELD), "inline": True}
+            for name, value in message.facts
         ],
         "timestamp": message.news.at.isoformat(),
     }
@@ -66,10 +76,9 @@ class Discord:
 
     async def send_group(self, messages: Sequence[Message]) -> None:
         """Show several messages as one."""
-        lines = "\n".join(f"• {one.line}" for one in messages)
-        await self._deliver(
-            {"title": grouped_title(messages)[:TITLE], "description": lines[:DESCRIPTION]}
-        )
+        most = DESCRIPTION // len(messages) - 3
+        lines = "\n".join(f"• {_plain(one.line, most)}" for one in messages)
+        await self._deliver({"title": grouped_title(messages)[:TITLE], "description": lines})
 
     async def _deliver(self, embed: Mapping[str, Any]) -> None:
         document = {"embeds": [embed], "allowed_mentions": {"parse": []}}

@@ -7,10 +7,12 @@ of one integration key, dedup keys of 255 characters.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from controller.adapters.channels.http_post import HttpPost
+from controller.errors import ChannelUnavailable, MessageRefused
 from controller.notifying.book import Thread
 from controller.notifying.sending import Limits
 from controller.notifying.words import Message
@@ -19,6 +21,8 @@ from controller.settings.notifications import ChannelSettings
 _EVENTS: Final = "https://events.pagerduty.com"
 LONGEST_KEY: Final = 255
 LONGEST_SUMMARY: Final = 1_024
+#: "Invalid routing key", "Length of 'routing_key' is incorrect (should be 32 characters)".
+_WRONG_KEY: Final = re.compile(r"routing[ _]key", re.IGNORECASE)
 
 
 def dedup_key(key: str) -> str:
@@ -38,7 +42,7 @@ class PagerDuty:
         """Raises ConfigInvalid."""
         assert settings.token is not None
         self.name = name
-        self.limits = Limits(settings.per_minute or 100, 20, 1, settings.timeout_seconds)
+        self.limits = Limits(settings.per_minute or 100, 10, 1, settings.timeout_seconds)
         self._key = settings.token.get_secret_value()
         self._base = settings.base_url or _EVENTS
         self._post = HttpPost(name, settings, self._base)
@@ -46,17 +50,27 @@ class PagerDuty:
     async def send(
         self, message: Message, thread: Thread | None, keep: Callable[[Thread], None]
     ) -> None:
-        """Trigger or resolve an incident, or note a change."""
+        """Trigger, acknowledge or resolve an incident, or note a change."""
         news = message.news
-        if message.is_over:
-            await self._event({"event_action": "resolve", "dedup_key": dedup_key(news.key)})
+        if message.is_over or message.is_taken:
+            action = "resolve" if message.is_over else "acknowledge"
+            await self._event({"event_action": action, "dedup_key": dedup_key(news.key)})
         elif message.is_passing:
-            await self._post.deliver(f"{self._base}/v2/change/enqueue", self._change(message))
+            await self._deliver("/v2/change/enqueue", self._change(message))
         else:
             await self._event(self._trigger(message))
 
     async def _event(self, event: Mapping[str, Any]) -> None:
-        await self._post.deliver(f"{self._base}/v2/enqueue", {"routing_key": self._key, **event})
+        await self._deliver("/v2/enqueue", {"routing_key": self._key, **event})
+
+    async def _deliver(self, path: str, document: Mapping[str, Any]) -> None:
+        """Post; a wrong integration key is about the channel, though PagerDuty answers 400."""
+        try:
+            await self._post.deliver(self._base + path, document)
+        except MessageRefused as refused:
+            if _WRONG_KEY.search(str(refused)):
+                raise ChannelUnavailable(f"{refused}; token is no integration key") from None
+            raise
 
     def _trigger(self, message: Message) -> Mapping[str, Any]:
         news = message.news

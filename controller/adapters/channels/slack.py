@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from controller.adapters.channels.http_post import Answer, HttpPost
+from controller.adapters.channels.http_post import HttpPost
 from controller.adapters.http.cooldown import retry_after_seconds
+from controller.adapters.http.posting import Answer
 from controller.errors import ChannelUnavailable, MessageRefused
 from controller.notifying.book import Thread
 from controller.notifying.sending import Limits
@@ -43,6 +44,19 @@ _ABOUT_THE_MESSAGE: Final = frozenset(
         "invalid_arguments",
     }
 )
+_COPY_IT: Final = "copy the bot token (xoxb-...) from the app's page OAuth & Permissions"
+#: What to do about an error of the bot or the channel.
+_TO_DO: Final = {
+    **dict.fromkeys(
+        ("invalid_auth", "not_authed", "token_revoked", "token_expired", "account_inactive"),
+        _COPY_IT,
+    ),
+    "not_allowed_token_type": _COPY_IT,
+    "channel_not_found": "`place` is the id of a channel (C...), a private one with the app in it",
+    "not_in_channel": "invite the app into the channel",
+    "is_archived": "the channel is archived: name another `place`",
+    "missing_scope": "give the app the scope chat:write, and install it again",
+}
 
 
 def escape(text: str) -> str:
@@ -61,6 +75,8 @@ def _cut(text: str, most: int) -> str:
 
 
 def _mark(message: Message) -> str:
+    if message.is_taken:
+        return ":eyes:"
     return ":white_check_mark:" if message.is_over else _MARKS[message.news.severity]
 
 
@@ -147,8 +163,7 @@ class SlackBot:
             "unfurl_links": False,
         }
         if thread is not None:
-            is_urgent = message.news.severity is Severity.CRITICAL and not message.is_over
-            body |= {"thread_ts": thread.handle, "reply_broadcast": is_urgent}
+            body |= {"thread_ts": thread.handle, "reply_broadcast": message.is_urgent}
         await self._call("chat.postMessage", body)
 
     def _head(self, message: Message) -> dict[str, Any]:
@@ -199,7 +214,8 @@ class SlackBot:
         answer = await self._post.deliver(url, body, headers)
         found = answer.json()
         if found.get("ok") is not True:
-            _raise_error(str(found.get("error", "no reason given"))[:100], answer, method)
+            error = self._post.words_of(str(found.get("error", "no reason given")))
+            _raise_error(error, answer, method)
         return found
 
     async def close(self) -> None:
@@ -221,7 +237,8 @@ def _raise_error(error: str, answer: Answer, method: str) -> None:
     if error in _ABOUT_THE_MESSAGE:
         raise MessageRefused(f"{method}: {error}")
     wait = retry_after_seconds(answer.headers, datetime.now(UTC))
-    raise ChannelUnavailable(f"{method}: {error}", wait)
+    hint = f"; {_TO_DO[error]}" if error in _TO_DO else ""
+    raise ChannelUnavailable(f"{method}: {error}{hint}", wait)
 
 
 class SlackWebhook:

@@ -27,11 +27,15 @@ _COLORS: Final = {
 }
 
 
-def _text(text: str, **style: Any) -> Mapping[str, Any]:
-    # A card's text is Markdown: these characters would be taken for it.
+def _plain(text: str) -> str:
+    """Return text of which nothing is taken for Markdown, such as a link that hides its address."""
     for char in "\\`*_[]#":
         text = text.replace(char, f"\\{char}")
-    return {"type": "TextBlock", "text": text, "wrap": True, **style}
+    return text
+
+
+def _text(text: str, **style: Any) -> Mapping[str, Any]:
+    return {"type": "TextBlock", "text": _plain(text), "wrap": True, **style}
 
 
 def card_of(
@@ -56,7 +60,7 @@ def card_of(
 
 
 def _card(message: Message) -> Mapping[str, Any]:
-    facts = [{"title": name, "value": value} for name, value in message.facts]
+    facts = [{"title": name, "value": _plain(value)} for name, value in message.facts]
     body: list[Mapping[str, Any]] = [_text(message.text)] if message.text else []
     body.append({"type": "FactSet", "facts": facts})
     color = "Good" if message.is_over else _COLORS[message.news.severity]

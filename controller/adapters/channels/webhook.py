@@ -9,11 +9,10 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 
-from controller.adapters.channels.http_post import HttpPost, check
+from controller.adapters.channels.http_post import HttpPost
 from controller.adapters.http.signing import Signer
 from controller.notifying.book import Thread
 from controller.notifying.sending import Limits
@@ -47,7 +46,7 @@ class Webhook:
         # The receiver's key against repeats: it stays when the message is sent again.
         message_id = f"msg_{hashlib.sha256(message.id.encode()).hexdigest()[:32]}"
         headers = self._signer.headers(message_id, int(time.time()), body)
-        check(await self._post.post(self._url, body, headers), urlsplit(self._url).hostname or "")
+        self._post.check(await self._post.post(self._url, body, headers), self._url)
 
     async def send_group(self, messages: Sequence[Message]) -> None:
         """Deliver each: programs want them one by one. Never called: groups are of 1."""
@@ -71,6 +70,7 @@ def _document(message: Message) -> Mapping[str, Any]:
             "text": message.text,
             "environment": message.environment,
             "link": message.link,
+            "taken_by": message.taken_by,
             **msgspec.to_builtins(news),
         },
     }

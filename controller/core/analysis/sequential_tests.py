@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from controller.core.analysis.change_point import LEVELS, START_MASS, Bets, Floats
+from controller.core.analysis.counter_marks import CounterMarks, pack_marks, unpack_marks
 from controller.core.analysis.latency import Ordered
 from controller.core.analysis.proportion import CURVE, NOTHING, SAFE_POINTS, Counts
 from controller.core.analysis.sample_ratio import no_evidence
@@ -161,7 +162,7 @@ class SequentialTests:
     used: Mapping[int, VisitTotals] = field(default_factory=dict)
     #: The present visit's latencies in `used`, ready for questions; None: to be made from it.
     latencies: Mapping[Arm, Ordered] | None = None
-    ratios: Mapping[int, RatioTest] = field(default_factory=dict)  # by index into Plan.guardrails
+    ratios: Mapping[int, RatioTest] = field(default_factory=dict)  # by index into Plan.tested
     limits: Mapping[int, LimitTest] = field(default_factory=dict)
     floors: Mapping[int, FloorTest] = field(default_factory=dict)
     srm: Floats = field(default_factory=no_evidence)
@@ -173,6 +174,9 @@ class SequentialTests:
     judged_at: datetime | None = None
     #: The last looks at each external metric in the present visit, by name, oldest first.
     looks: Mapping[str, tuple[Look, ...]] = field(default_factory=dict)
+    #: The counters of each external metric that is tested on them, in the present visit, by name.
+    #: Their tests are in `ratios` and `limits`, by index into `Plan.tested`.
+    counters: Mapping[str, CounterMarks] = field(default_factory=dict)
 
     @property
     def is_suspicious(self) -> bool:
@@ -228,6 +232,7 @@ def encode_tests(tests: SequentialTests) -> bytes:
             [name, [[look.at.timestamp(), look.is_miss] for look in looks]]
             for name, looks in tests.looks.items()
         ],
+        "counters": [[name, pack_marks(marks)] for name, marks in tests.counters.items()],
     }
     packed = zlib.compress(json.dumps(body, separators=(",", ":")).encode(), 1)
     return (
@@ -276,6 +281,7 @@ def decode_tests(encoded: bytes) -> SequentialTests:
             gap_times=_gap_times(body.get("gaps", ())),
             judged_at=_moment(body.get("judged_at")),
             looks={name: tuple(map(_look, looks)) for name, looks in body.get("looks", ())},
+            counters={name: unpack_marks(marks) for name, marks in body.get("counters", ())},
         )
         numbers.must_be_used_up()
     except (struct.error, zlib.error, KeyError, TypeError) as error:

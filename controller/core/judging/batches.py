@@ -121,7 +121,7 @@ def _take_visit(
     if fall is not None:
         return tests, fall
 
-    scheduled = _scheduled(rollout, at)
+    scheduled = scheduled_bets(rollout, at)
     tests = replace(tests, limits=_check_limits(rollout, tests, index, now, scheduled))
     if not _is_full(tests, before, now, at):
         return tests, None
@@ -171,6 +171,7 @@ def _enter_visit(
         gap_times={},
         judged_at=None,
         looks={},
+        counters={},
         used=kept,
         latencies=None,
         ratios={index: test.in_new_visit() for index, test in tests.ratios.items()},
@@ -288,21 +289,41 @@ def _compare(
     for number, guardrail in enumerate(rollout.plan.guardrails):
         if guardrail.margin is None or not _is_followed(guardrail, visit, is_present=is_present):
             continue
-        kind = guardrail.kind
-        test = ratios.get(number)
-        if test is None:
-            test = RatioTest.fresh(len(kind.harm_log_weights(log_tolerated(guardrail))))
-        place = kind.place(before.latencies[Arm.CONTROL], test.place)
-        batch = _batch(guardrail, before, now, place)
-        added = _added(guardrail, visit.percent, before, batch)
-        harm = kind.harm_increment(before, now, guardrail.margin, added.harm)
-        added = added._replace(harm=harm)
-        log_weights = kind.harm_log_weights(log_tolerated(guardrail))
-        bets = test.bets
-        if added.harm is not None:
-            bets = bets.after(added.harm, log_weights, scheduled)
-        ratios[number] = _after(test, place, batch, added, bets, is_present=is_present)
+        test = ratios.get(number) or fresh_ratio(guardrail)
+        ratios[number] = compare(
+            guardrail, test, visit.percent, before, now, scheduled, is_present=is_present
+        )
     return ratios
+
+
+def fresh_ratio(guardrail: Guardrail) -> RatioTest:
+    """Return a guardrail's comparison before its first batch."""
+    return RatioTest.fresh(len(guardrail.kind.harm_log_weights(log_tolerated(guardrail))))
+
+
+def compare(
+    guardrail: Guardrail,
+    test: RatioTest,
+    percent: float,
+    before: Sample,
+    now: Sample,
+    scheduled: float,
+    *,
+    is_present: bool,
+) -> RatioTest:
+    """Return one guardrail's comparison with control after a batch in a stage at `percent`."""
+    kind = guardrail.kind
+    place = kind.place(before.latencies[Arm.CONTROL], test.place)
+    batch = _batch(guardrail, before, now, place)
+    added = _added(guardrail, percent, before, batch)
+    added = added._replace(
+        harm=kind.harm_increment(before, now, guardrail.margin or 0.0, added.harm)
+    )
+    log_weights = kind.harm_log_weights(log_tolerated(guardrail))
+    bets = test.bets
+    if added.harm is not None:
+        bets = bets.after(added.harm, log_weights, scheduled)
+    return _after(test, place, batch, added, bets, is_present=is_present)
 
 
 def _used(totals: ArmTotals, exposures: int, *, keep_latency: bool) -> ArmTotals:
@@ -315,7 +336,7 @@ def _used(totals: ArmTotals, exposures: int, *, keep_latency: bool) -> ArmTotals
     return ArmTotals(**{**values, "exposures": exposures})
 
 
-def _scheduled(rollout: Rollout, at: datetime) -> float:
+def scheduled_bets(rollout: Rollout, at: datetime) -> float:
     """Return how much of all bets on harm has begun by schedule at `at`."""
     elapsed = at - rollout.visits[0].entered_at
     return scheduled_mass(rollout.visit_index, elapsed.total_seconds())
@@ -422,11 +443,11 @@ def _check_limits(
             continue
         observed = guardrail.kind.observed(arm, latency, guardrail.limit)
         test = limits.get(number) or LimitTest.fresh(len(LOG_RATIOS))
-        limits[number] = _check_limit(test, limit_share(guardrail), index, observed, scheduled)
+        limits[number] = check_limit(test, limit_share(guardrail), index, observed, scheduled)
     return limits
 
 
-def _check_limit(
+def check_limit(
     test: LimitTest, share: float, index: int, observed: Observed, scheduled: float
 ) -> LimitTest:
     """Return one limit's test after visit `index` has come to the `observed` counts.

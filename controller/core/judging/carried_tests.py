@@ -19,7 +19,8 @@ from controller.core.analysis.sequential_tests import (
     SequentialTests,
 )
 from controller.core.judging.floors import FIRST_MASS
-from controller.core.plan import Guardrail
+from controller.core.metrics import counters_name
+from controller.core.plan import Guardrail, Plan
 from controller.core.rollout import Rollout
 
 
@@ -43,7 +44,8 @@ def carried_tests(tests: SequentialTests, before: Rollout, after: Rollout) -> Se
         return SequentialTests(
             identity=identity, batches=tests.batches, closed_at=after.updated_at, harm=tests.harm
         )
-    old, new = before.plan.guardrails, after.plan.guardrails
+    old, new = before.plan.tested, after.plan.tested
+    same = _asked_alike(before.plan, after.plan)
     percent = after.visits[-1].percent if after.visits else 0.0
     old_shares, new_shares = questions.alpha_shares(old), questions.alpha_shares(new)
     shares: dict[int, float] = {}
@@ -52,6 +54,8 @@ def carried_tests(tests: SequentialTests, before: Rollout, after: Rollout) -> Se
     floors: dict[int, FloorTest] = {}
     for number, guardrail in enumerate(new):
         source = _source(guardrail, old, percent)
+        if number >= len(after.plan.guardrails) and guardrail.metric not in same:
+            source = None
         if source is None:
             shares[number] = new_shares[number]
         else:
@@ -77,6 +81,19 @@ def carried_tests(tests: SequentialTests, before: Rollout, after: Rollout) -> Se
         floors=floors,
         shares=shares,
         looks=looks,
+        counters={
+            name: marks for name, marks in tests.counters.items() if counters_name(name) in same
+        },
+    )
+
+
+def _asked_alike(before: Plan, after: Plan) -> frozenset[str]:
+    """Return what reports call the metrics whose counters are the same in both plans."""
+    old = {one.name: (one.queries, one.repeats) for one in before.external if one.is_counted}
+    return frozenset(
+        counters_name(one.name)
+        for one in after.external
+        if old.get(one.name) == (one.queries, one.repeats)
     )
 
 

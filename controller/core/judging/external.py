@@ -19,6 +19,7 @@ from typing import Final
 
 from controller.core.analysis.sequential_tests import Look, SequentialTests
 from controller.core.evidence import Evidence, Reading
+from controller.core.judging.counters import counters_trouble
 from controller.core.judging.judgement import Gap, MetricReport
 from controller.core.metrics import external_name
 from controller.core.metrics.kind import NOTHING_MEASURED, ArmSummary
@@ -54,7 +55,9 @@ def take_readings(rollout: Rollout, evidence: Evidence, tests: SequentialTests) 
     looks = dict(tests.looks)
     for metric in rollout.plan.external_at(visit.percent):
         reading = evidence.readings.get(metric.name)
-        if reading is None or reading.treatment is None or reading.since < visit.counting_since:
+        if metric.is_counted or reading is None or reading.treatment is None:
+            continue
+        if reading.since < visit.counting_since:
             continue
         taken = looks.get(metric.name, ())
         if taken and reading.since <= taken[-1].at:
@@ -90,6 +93,8 @@ def external_reports(
     """Yield the report of each external metric that judges the present visit."""
     visit = rollout.visits[-1]
     for metric in rollout.plan.external_at(visit.percent):
+        if metric.is_counted:
+            continue  # it is reported with the guardrails
         yield _report(metric, _usable(metric, evidence, at), tests, visit.percent, rollout)
 
 
@@ -183,13 +188,18 @@ def _reason(
 # --- gaps
 
 
-def external_gaps(rollout: Rollout, evidence: Evidence, at: datetime) -> Iterator[Gap]:
+def external_gaps(
+    rollout: Rollout, evidence: Evidence, tests: SequentialTests, at: datetime
+) -> Iterator[Gap]:
     """Yield one gap for each kind of trouble with the guardrails among the external metrics."""
     found: dict[HealthGap, list[str]] = {}
     for metric in rollout.plan.external_at(rollout.visits[-1].percent):
         if metric.role is not MetricRole.GUARDRAIL:
             continue
         trouble = _trouble(metric, evidence.readings.get(metric.name), at)
+        marks = tests.counters.get(metric.name)
+        if trouble is None and marks is not None:
+            trouble = counters_trouble(metric, marks, at)
         if trouble is not None:
             kind, words = trouble
             found.setdefault(kind, []).append(f"{metric.name}: {words}")

@@ -14,11 +14,18 @@ from typing import NamedTuple
 
 from controller.core.analysis import sample_ratio
 from controller.core.analysis.change_point import as_e_value
+from controller.core.analysis.counter_marks import CounterMarks
 from controller.core.analysis.latency import Ordered, ordered
 from controller.core.analysis.sequential_tests import GapTime, SequentialTests, VisitHarm
 from controller.core.evidence import Evidence, VisitTotals
 from controller.core.judging import gaps
 from controller.core.judging.batches import take_evidence
+from controller.core.judging.counters import (
+    counted_metrics,
+    counted_sample,
+    statistic_words,
+    take_counters,
+)
 from controller.core.judging.external import (
     external_gaps,
     external_reports,
@@ -29,6 +36,7 @@ from controller.core.judging.gap_times import follow
 from controller.core.judging.judgement import Gap, Harm, Judgement, MetricReport
 from controller.core.judging.questions import alpha_shares
 from controller.core.judging.reports import harm_e_value, report
+from controller.core.judging.webhooks import current_replies, webhook_gaps
 from controller.core.metrics import external_name
 from controller.core.plan import Guardrail
 from controller.core.rollout import Rollout
@@ -64,6 +72,7 @@ def observe(
     latencies = {arm: ordered(totals.arm(arm).latency) for arm in Arm}
     tests, fall = take_evidence(rollout, evidence, latencies, tests, at)
     tests = take_readings(rollout, evidence, tests)
+    tests = take_counters(rollout, evidence, tests, at)
     return Observation(rollout.visits[-1], totals, latencies, tests, fall)
 
 
@@ -90,10 +99,14 @@ def judge(
     is_blind = rollout.plan.blind
     is_counted = not is_blind and rollout.closed_since is None  # else nothing counted is no gap
     incomplete = _incomplete(rollout, evidence, observation, at) if is_counted else None
-    found = tuple(
-        _gaps(rollout, evidence, observation, last_event_at, srm_e_value, incomplete, at)
-        if is_counted
-        else gaps.plane_drift(evidence)
+    replies = current_replies(rollout, evidence, at)
+    found = (
+        *(
+            _gaps(rollout, evidence, observation, last_event_at, srm_e_value, incomplete, at)
+            if is_counted
+            else gaps.plane_drift(evidence)
+        ),
+        *webhook_gaps(replies),
     )
     tests = _gap_times(rollout, tests, found, at)
     judgement = Judgement(
@@ -122,6 +135,7 @@ def judge(
         batches=tests.batches,
         gap_times=tests.gap_times,
         incomplete=incomplete,
+        replies=replies,
     )
     return judgement, tests
 
@@ -171,12 +185,12 @@ def _gaps(
     yield from gaps.implausible_latency(watched, observation.latencies[Arm.CONTROL])
     yield from gaps.plane_drift(evidence)
     yield from gaps.lost_records(visit, evidence.partitions, at)
-    yield from external_gaps(rollout, evidence, at)
+    yield from external_gaps(rollout, evidence, observation.tests, at)
 
 
 def _watched(rollout: Rollout, tests: SequentialTests) -> Iterator[tuple[int, Guardrail, float]]:
     """Yield number, guardrail and part of alpha of each guardrail that judges the present visit."""
-    guardrails = rollout.plan.guardrails
+    guardrails = rollout.plan.tested
     percent = rollout.visits[-1].percent
     for number, (guardrail, share) in enumerate(
         zip(guardrails, alpha_shares(guardrails), strict=True)
@@ -186,20 +200,31 @@ def _watched(rollout: Rollout, tests: SequentialTests) -> Iterator[tuple[int, Gu
 
 
 def _reports(rollout: Rollout, observation: Observation, at: datetime) -> Iterator[MetricReport]:
-    visit, plan = observation.visit, rollout.plan
+    visit, plan, tests = observation.visit, rollout.plan, observation.tests
+    counted = {number: metric for number, _, metric in counted_metrics(plan, visit.percent)}
     for number, guardrail, share in _watched(rollout, observation.tests):
-        yield report(
+        metric = counted.get(number)
+        marks = (
+            CounterMarks() if metric is None else tests.counters.get(metric.name, CounterMarks())
+        )
+        repeats = 1 if metric is None else metric.repeats
+        sample = counted_sample(marks.counts, repeats)
+        found = report(
             guardrail,
             number,
-            observation.tests,
-            observation.totals,
-            observation.latencies,
+            tests,
+            observation.totals if metric is None else sample.totals,
+            observation.latencies if metric is None else sample.latencies,
             percent=visit.percent,
             elapsed_seconds=visit.counted_until(at).total_seconds(),
             alpha_share=share,
             alpha=plan.alpha,
             beta=plan.beta,
         )
+        if metric is None:
+            yield found
+        else:
+            yield replace(found, reason=f"{found.reason}; {statistic_words(metric, marks)}")
 
 
 def _liveness(observation: Observation, at: datetime) -> tuple[int, datetime]:
@@ -252,6 +277,7 @@ def check_harm(
     asked = (
         HarmSignal(external_name(metric.name), *harm_scale(metric, tests, alpha))
         for metric in rollout.plan.external_at(rollout.visits[-1].percent)
+        if not metric.is_counted
     )
     return (*counted, *asked), tests
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from controller.core.evidence import WebhookReply
 from controller.core.metrics.kind import ArmSummary
 from schemas.terms import AdviceChoice, Arm, HealthGap, MetricRole, OnBreach, Verdict
 
@@ -116,6 +117,8 @@ class Judgement:
     gap_times: Mapping[HealthGap, GapTime] = field(default_factory=dict)
     #: Why less is counted of this visit than has happened in it; None: all that has happened is.
     incomplete: str | None = None
+    #: What the gate webhooks reply about the open gate, as far as they were asked.
+    replies: tuple[WebhookReply, ...] = ()
 
     def seconds_of(self, kind: HealthGap) -> float:
         """Return for how long a kind of gap has lasted; 0 for one that is not there."""

@@ -101,6 +101,8 @@ def decide(rollout: Rollout | None, event: Event, now: datetime) -> Transition:
             return transitions.start_as_scheduled(rollout, now)
         case (Baking(stage=stage, until=until), Ticked()) if now >= until:
             return Transition(holding.open_gate(rollout, stage, now, rollout.hold))
+        case (Gating(), EvidenceJudged(new)) if failed := obstacles.failed_webhook(rollout, new):
+            return gate_flow.act_on_webhook(rollout, *failed, new, now)
         case (Gating(until=until) as gate, Ticked() | EvidenceJudged()) if (
             now >= until and not is_frozen(rollout, now)
         ):
@@ -111,10 +113,9 @@ def decide(rollout: Rollout | None, event: Event, now: datetime) -> Transition:
             Ticked() | EvidenceJudged() | AdviceReceived() | AdviceUnavailable(),
         ) if now >= until:
             return decide(gate_flow.close_round(rollout, gate, None, now), event, received_at)
-        case (
-            Gating() as gate,
-            AdviceReceived() | AdviceUnavailable() as answer,
-        ) if gate_flow.is_answer(answer, gate):
+        case (Gating() as gate, AdviceReceived() | AdviceUnavailable() as answer) if (
+            gate_flow.is_answer(answer, gate)
+        ):
             return Transition(gate_flow.close_round(rollout, gate, answer, now))
         case (Gating(advice=AdviceRound(is_closed=False)) as gate, Restarted()):
             return Transition(gate_flow.reopen_round(rollout, gate, now))
@@ -125,7 +126,6 @@ def decide(rollout: Rollout | None, event: Event, now: datetime) -> Transition:
             return evidence_flow.tell_gaps_over(rollout, new, now)
         case (Paused(), EvidenceJudged(new)) if over := breaches.over(rollout, new):
             return evidence_flow.tell_breaches_over(rollout, over, new, now)
-        # The gate itself.
         case (Gating() as gate, EvidenceJudged(new)) if obstacles.is_current(rollout, new):
             return gate_flow.judge_gate(rollout, gate, new, now)
         case (AwaitingApproval() as waiting, EvidenceJudged(new)) if obstacles.no_longer_passes(

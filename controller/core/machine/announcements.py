@@ -145,6 +145,9 @@ def hold_alerts(after: Rollout, cause: Cause) -> tuple[Effect, ...]:
     elif after.hold is HoldReason.ADVISOR:
         kind, severity = AlertKind.ADVISOR_HOLDS, Severity.INFO
         action = "read the advice"
+    elif after.hold is HoldReason.WEBHOOK:
+        kind, severity = AlertKind.WEBHOOK_HOLDS, Severity.INFO
+        action = "see what the gate webhook waits for; the gate passes once it answers pass"
     elif after.hold is HoldReason.HEALTH and judgement is not None:
         return (health_gap(after, cause),) if any(map(is_alarming, judgement.gaps)) else ()
     else:

@@ -9,11 +9,20 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
+from controller.core.evidence import WebhookReply
 from controller.core.judging.judgement import Judgement
 from controller.core.machine import announcements, health, holding, transitions
 from controller.core.machine.cause import Cause
-from controller.core.machine.obstacles import holds, passes, why_not, why_not_again
+from controller.core.machine.obstacles import (
+    holding_webhooks,
+    holds,
+    passes,
+    silent_webhooks,
+    why_not,
+    why_not_again,
+)
 from controller.core.machine.times import is_frozen, may_announce
+from controller.core.plan import GateWebhook
 from controller.core.plan_changes.windows import duration_words
 from controller.core.rollout import (
     AdviceReceived,
@@ -32,6 +41,7 @@ from schemas.terms import (
     Approval,
     DecisionKind,
     HoldReason,
+    OnBreach,
 )
 
 # --- holds ---
@@ -82,7 +92,24 @@ def _judge(rollout: Rollout, gate: Gating, judgement: Judgement, now: datetime) 
     if is_frozen(rollout, now):
         cause = Cause("everything has passed; frozen", judgement)
         return announce_hold(rollout, HoldReason.FROZEN, cause, now)
+    if held := holding_webhooks(judgement):
+        cause = Cause(f"everything measured has passed; {held}", judgement)
+        return announce_hold(rollout, HoldReason.WEBHOOK, cause, now)
+    if silent_webhooks(rollout, judgement):
+        return Transition(rollout)  # they are asked now: silence never passes a gate
     return _consider_advice(rollout, gate, judgement, now)
+
+
+def act_on_webhook(
+    rollout: Rollout, webhook: GateWebhook, reply: WebhookReply, judgement: Judgement, now: datetime
+) -> Transition:
+    """Do what the plan says about a gate webhook that answers `fail`: it can only stop or lower."""
+    cause = Cause(f"gate webhook {reply}", judgement)
+    if webhook.on_fail is OnBreach.PAUSE:
+        return transitions.pause(rollout, HoldReason.WEBHOOK, cause, now)
+    if webhook.on_fail is OnBreach.STEP_BACK and rollout.stage_index:
+        return transitions.step_back(rollout, rollout.stage_index - 1, cause, now)
+    return transitions.roll_back(rollout, cause, now)
 
 
 def _consider_advice(
@@ -143,6 +170,10 @@ def close_undecided(rollout: Rollout, gate: Gating, event: Event, now: datetime)
     why = f"the gate is still undecided at max_bake ({limit})"
     if isinstance(event, EvidenceJudged) and not passes(event.judgement):
         why = f"{why}: {why_not(event.judgement)[1]}"
+    elif isinstance(event, EvidenceJudged) and (
+        waits := holding_webhooks(event.judgement) or silent_webhooks(rollout, event.judgement)
+    ):
+        why = f"{why}: {waits}"
     elif rollout.hold is not None:
         told = f" ({', '.join(sorted(rollout.told_gaps))})" if rollout.told_gaps else ""
         why = f"{why}, held for {rollout.hold}{told}"

@@ -48,6 +48,18 @@ ACTIONS: Final[Mapping[HealthGap, str]] = {
     "the answer is in the detail",
     HealthGap.METRIC_NO_ANSWER: "see that the monitoring system answers this replica; until then "
     "no gate passes, and guardrails on events go on",
+    HealthGap.WEBHOOK_NO_ANSWER: "see that the gate webhook answers this replica within its "
+    "timeout_seconds; until then the gate stays closed, and guardrails go on",
+    HealthGap.WEBHOOK_HTTP_ERROR: "read the gate webhook's log: the answer is in the detail; until "
+    "it answers with 2xx the gate stays closed",
+    HealthGap.WEBHOOK_REDIRECT: "write the address that it points to into "
+    "`gate_webhooks.endpoints` in the settings: redirects are not followed",
+    HealthGap.WEBHOOK_TOO_LARGE: "let the gate webhook answer with `answer` and `reason` alone",
+    HealthGap.WEBHOOK_WRONG_TYPE: "let the gate webhook answer with "
+    "`Content-Type: application/json`; a proxy may answer in its place",
+    HealthGap.WEBHOOK_MALFORMED: 'let the gate webhook answer {"answer": "pass"}, "hold" or "fail"',
+    HealthGap.WEBHOOK_NOT_SET: "add the endpoint to `gate_webhooks.endpoints` in the settings, or "
+    "apply a plan without it",
 }
 
 

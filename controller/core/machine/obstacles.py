@@ -10,13 +10,22 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Final
 
+from controller.core.evidence import WebhookReply
 from controller.core.judging.judgement import Advice, Judgement
 from controller.core.machine.health import gap_words, stands
 from controller.core.machine.times import first_start, is_frozen, may_announce, opens_words
-from controller.core.plan import Plan
-from controller.core.rollout import Rollout
+from controller.core.plan import GateWebhook, Plan
+from controller.core.rollout import Gating, Rollout
 from controller.core.windows import is_active, opens_at
-from schemas.terms import AdviceChoice, AdvisorMode, HoldReason, Verdict
+from schemas.terms import (
+    WEBHOOK_GAPS,
+    AdviceChoice,
+    AdvisorMode,
+    GateAnswer,
+    HoldReason,
+    OnBreach,
+    Verdict,
+)
 
 #: Every transition writes all visits of its rollout, so what adds one ends here, except lowering. A
 #: rollout that climbs 100 stages without a repeat has 100.
@@ -71,6 +80,51 @@ def is_current(rollout: Rollout, judgement: Judgement) -> bool:
 def passes(judgement: Judgement) -> bool:
     """Return whether nothing measured stands against advancing."""
     return not judgement.gaps and judgement.statistics is Verdict.PASS
+
+
+def asks_webhooks(rollout: Rollout, judgement: Judgement | None, now: datetime) -> bool:
+    """Return whether the gate webhooks are to be asked now.
+
+    That is at an open gate whose evidence passes, whatever was heard of the webhooks so far.
+    """
+    gate = rollout.phase
+    if not rollout.plan.gate_webhooks or not isinstance(gate, Gating) or judgement is None:
+        return False
+    if rollout.closed_since is not None or is_frozen(rollout, now):
+        return False
+    if judgement.at < gate.since or not is_current(rollout, judgement):
+        return False
+    others = [gap for gap in judgement.gaps if gap.kind not in WEBHOOK_GAPS]
+    return not others and judgement.statistics is Verdict.PASS
+
+
+def failed_webhook(
+    rollout: Rollout, judgement: Judgement
+) -> tuple[GateWebhook, WebhookReply] | None:
+    """Return the gate webhook that answered `fail`, the harshest policy first; None: none did."""
+    if not is_current(rollout, judgement):
+        return None
+    order = (OnBreach.ROLL_BACK, OnBreach.STEP_BACK, OnBreach.PAUSE)
+    by_endpoint = {one.endpoint: one for one in rollout.plan.gate_webhooks}
+    failed = [
+        (by_endpoint[reply.endpoint], reply)
+        for reply in judgement.replies
+        if reply.answer is GateAnswer.FAIL and reply.endpoint in by_endpoint
+    ]
+    return min(failed, key=lambda pair: order.index(pair[0].on_fail), default=None)
+
+
+def holding_webhooks(judgement: Judgement) -> str:
+    """Return which gate webhooks hold, in words; empty: none does."""
+    held = (str(reply) for reply in judgement.replies if reply.answer is GateAnswer.HOLD)
+    return "; ".join(held)
+
+
+def silent_webhooks(rollout: Rollout, judgement: Judgement) -> str:
+    """Return which gate webhooks have not answered `pass`, in words; empty: all have."""
+    passed = {one.endpoint for one in judgement.replies if one.answer is GateAnswer.PASS}
+    missing = [one.endpoint for one in rollout.plan.gate_webhooks if one.endpoint not in passed]
+    return f"no `pass` yet from {', '.join(missing)}" if missing else ""
 
 
 def no_longer_passes(rollout: Rollout, judgement: Judgement, now: datetime) -> bool:

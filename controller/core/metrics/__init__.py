@@ -11,13 +11,14 @@ from functools import lru_cache
 from typing import Protocol
 
 from controller.core.metrics.conversion import Conversion, VirtualConversions
+from controller.core.metrics.counters import CountersRate
 from controller.core.metrics.error_rate import ErrorRate, VirtualErrors
 from controller.core.metrics.external import External, ExternalFloor
 from controller.core.metrics.kind import MetricKind, ShownKind
 from controller.core.metrics.latency import VirtualLatency, latency_kind
 from controller.core.metrics.virtual import VirtualMetric
 from schemas import metric_names
-from schemas.metric_names import EXTERNAL_PREFIX, MetricNames, names_of
+from schemas.metric_names import COUNTERS_PREFIX, EXTERNAL_PREFIX, MetricNames, names_of
 
 KINDS: dict[MetricNames, Callable[[str], MetricKind]] = {
     metric_names.ERROR_RATE: ErrorRate,
@@ -38,12 +39,19 @@ VIRTUAL_METRICS: tuple[type[VirtualMetric], ...] = (
 @lru_cache(maxsize=4096)
 def kind_of(metric: str) -> MetricKind:
     """Return the kind of the metric with this name. Raises ValueError for a name of no kind."""
+    if metric.startswith(COUNTERS_PREFIX):
+        return CountersRate(metric)
     return KINDS[names_of(metric)](metric)
 
 
 def external_name(name: str) -> str:
     """Return what reports call a plan's external metric."""
     return EXTERNAL_PREFIX + name
+
+
+def counters_name(name: str) -> str:
+    """Return what reports call an external metric that is tested on its counters."""
+    return COUNTERS_PREFIX + name
 
 
 class Reported(Protocol):

@@ -21,6 +21,7 @@ from controller.core.plan import (
 )
 from controller.core.plan_changes.external import external_changes
 from controller.core.plan_changes.stages import counterpart, disorder
+from controller.core.plan_changes.webhooks import webhook_changes
 from controller.core.plan_changes.windows import covers, duration_words, pairs, window_words
 from schemas.terms import (
     AdvisorMode,
@@ -71,6 +72,8 @@ def compare(old: Plan, new: Plan, present: int | None) -> Iterator[Change]:
     yield from _guardrail_changes(old, new, present)
     for name, before, after, effect in external_changes(old, new, present):
         yield Change(f"external[{name}]", before, after, effect)
+    for name, before, after, effect in webhook_changes(old, new):
+        yield Change(f"gate_webhooks[{name}]", before, after, effect)
     yield from _health_changes(old, new, present)
     yield from _advisor_changes(old.advisor, new.advisor)
     yield from _audience_changes(old, new, present)
@@ -101,6 +104,8 @@ _ELSEWHERE: Final = frozenset(
         "stages",
         "guardrails",
         "external",
+        "tested",
+        "gate_webhooks",
         "advisor",
         "freeze_windows",
         "active",

@@ -39,9 +39,9 @@ def _is_tighter(old: ExternalMetric, new: ExternalMetric) -> bool:
     sign = -1 if old.is_better_when_higher else 1
     return (
         (old.queries, old.is_better_when_higher) == (new.queries, new.is_better_when_higher)
-        and new.misses <= old.misses
+        and (new.is_counted or (new.misses <= old.misses and new.of >= old.of))
         and new.every <= old.every
-        and new.of >= old.of
+        and new.repeats <= old.repeats
         and new.newest_within <= old.newest_within
         and (old.limit is None or (new.limit is not None and sign * (new.limit - old.limit) <= 0))
         and (old.margin is None or (new.margin is not None and new.margin <= old.margin))

@@ -6,7 +6,6 @@ may do (`roles.py`), and how a session begins (`sign_in.py`).
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,13 +27,11 @@ from controller.web.access.roles import Access
 from controller.web.access.sessions import Sessions
 from controller.web.access.signing import Signer
 from controller.web.answers import header
-from controller.web.clients import RateLimit, client_of
+from controller.web.clients import Network, RateLimit, client_of, comes_from
 
 #: Wrong claims of one client per second that are answered; more get 429 and are not logged.
 REFUSED_PER_SECOND: Final = 1.0
 _OWN_SITE: Final = "send it from rolloutd's own page"
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 log = structlog.get_logger(__name__)
 
@@ -79,7 +76,9 @@ class Guardian:
 
     def _who(self, scope: Scope) -> Identity | None:
         names = _values(scope, self.proxy.user_header) if self.proxies else []
-        if names and not self._is_proxy(scope):  # also beside a token: it is a claim of its own
+        if names and not comes_from(
+            scope["client"], self.proxies
+        ):  # also beside a token: it is a claim of its own
             raise IdentityRefused(
                 403,
                 f"{self.proxy.user_header} counts only from the addresses of "
@@ -109,16 +108,6 @@ class Guardian:
             parts = [part.strip() for part in text.split(",")[:MOST_GROUPS]]
             groups = self.access.known_groups(frozenset(parts))
         return Identity(checked_name(name.strip()), Way.PROXY, groups)
-
-    def _is_proxy(self, scope: Scope) -> bool:
-        peer = scope["client"]
-        try:
-            address = ipaddress.ip_address((peer or ("", 0))[0].partition("%")[0])
-        except ValueError:
-            return False
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped
-        return any(address in network for network in self.proxies)
 
     # --- requests that change something ---
 

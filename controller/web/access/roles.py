@@ -31,6 +31,9 @@ NEEDED: Final[Mapping[CommandVerb, Role]] = {
     CommandVerb.PROMOTE_FULL: Role.ADMIN,
     CommandVerb.RETIRE: Role.ADMIN,
 }
+#: The least role that may take an incident of a flag: whoever may stop the rollout may look after
+#: it, and nobody else can end that others are told.
+TAKE: Final = Role.OPERATOR
 
 
 def needed(verb: CommandVerb) -> Role:

@@ -14,6 +14,7 @@ _MONITOR = {"down": SignalStatus.FIRING, "up": SignalStatus.RESOLVED}
 _INCIDENT = {
     "started": SignalStatus.FIRING,
     "created": SignalStatus.FIRING,
+    "acknowledged": SignalStatus.NOTE,
     "resolved": SignalStatus.RESOLVED,
 }
 _ERROR = {
@@ -29,9 +30,11 @@ def read(body: Document) -> Iterator[Heard]:
     told = data.part("attributes")
     match kind:
         case "monitor":
-            yield _heard(told, f"monitor {number}", _monitor_status(told))
+            yield _heard(told, f"monitor {number}", _monitor_status(told), number)
         case "incident":
-            yield _heard(told, f"incident {number}", _incident_status(told))
+            monitor = data.part("relationships").part("monitor").part("data").text("id")
+            status = _incident_status(told, body.text("event"))
+            yield _heard(told, f"incident {number}", status, monitor)
         case "error":
             status = _ERROR.get(told.text("event").lower(), SignalStatus.FIRING)
             yield Heard(
@@ -51,15 +54,22 @@ def _monitor_status(told: Document) -> SignalStatus:
     return _MONITOR.get(told.text("status").lower(), SignalStatus.NOTE)
 
 
-def _incident_status(told: Document) -> SignalStatus:
-    if told.text("resolved_at"):
+def _incident_status(told: Document, event: str) -> SignalStatus:
+    """Return what an incident says: its times come first, as every form of it has them."""
+    if _is_told(told, "resolved_at"):
         return SignalStatus.RESOLVED
-    if told.text("acknowledged_at"):
+    if _is_told(told, "acknowledged_at"):
         return SignalStatus.NOTE  # it fires on, and was told when it began
-    return _INCIDENT.get(told.text("status").lower(), SignalStatus.FIRING)
+    word = (event or told.text("status")).lower()
+    return _INCIDENT.get(word, SignalStatus.FIRING)
 
 
-def _heard(told: Document, condition: str, status: SignalStatus) -> Heard:
+def _is_told(told: Document, name: str) -> bool:
+    """Return whether a time is there. Templates quote everything, so that null is a word."""
+    return told.text(name).lower() not in ("", "null", "none")
+
+
+def _heard(told: Document, condition: str, status: SignalStatus, monitor: str = "") -> Heard:
     name = told.text("pronounceable_name", "name", "url")
     cause = told.text("cause")
     return Heard(
@@ -67,7 +77,7 @@ def _heard(told: Document, condition: str, status: SignalStatus) -> Heard:
         condition=condition,
         title=f"{name}: {cause}" if name and cause else name or cause,
         service=name,
-        labels=told.texts() | labels_of([("monitor", name)]),
+        labels=told.texts() | labels_of([("monitor", name), ("monitor_id", monitor)]),
         link=told.text("incident_url", "url"),
         started_at=told.moment("started_at"),
     )

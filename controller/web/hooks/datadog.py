@@ -32,7 +32,7 @@ def read(body: Document) -> Iterator[Heard]:
         severity=_told(body, "priority"),
         labels=labels,
         link=_told(body, "link"),
-        started_at=body.moment("date"),
+        # Not since when it fires: each repetition has its own date.
         delivery=_told(body, "date"),
     )
 

@@ -10,7 +10,6 @@ Belongs here: who may deliver, limits, and answers. Does not belong here: the fo
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -22,16 +21,18 @@ from starlette.types import Receive, Scope, Send
 
 from controller.errors import OperatingTrouble
 from controller.settings import HookSettings, HooksSettings
-from controller.web.answers import CLOSE, BodyRefused, header, read_body, send_error, send_json
-from controller.web.clients import RateLimit, client_of
+from controller.web.answers import CLOSE, BodyRefused, header, send_error, send_json
+from controller.web.clients import RateLimit, client_of, networks_of
+from controller.web.hooks.body_room import BodyRoom
+from controller.web.hooks.client_certificates import certificate_names
 from controller.web.hooks.heard import NotUnderstood
 from controller.web.hooks.proofs import SIGNATURES, Headers, is_named
 from controller.web.hooks.sources import read_signals
 from schemas.signal import Signal
 
 PATH: Final = "/hooks/{source}/{name}"
-#: Deliveries that are read at once, of all endpoints.
-_AT_ONCE: Final = 8
+#: Bodies of the greatest length that are held at once, while they come.
+_MOST_BODIES: Final = 8
 #: Deliveries without a proof, of one client: more are answered 429, and not logged.
 _REFUSED_PER_SECOND: Final = 2.0
 #: What CloudEvents calls the rate that it may be sent, per minute.
@@ -66,7 +67,11 @@ class Hooks:
         self._now = now
         self._count = count
         self._refused = RateLimit(_REFUSED_PER_SECOND, burst_seconds=5.0)
-        self._reading = asyncio.Semaphore(_AT_ONCE)
+        self._proxies = networks_of(settings.proxy.addresses)
+        self._certificate_header = settings.proxy.certificate_header
+        # Apart, so that who has no proof keeps nobody out who has one.
+        self._proven = BodyRoom(_MOST_BODIES * self._most_bytes)
+        self._unproven = BodyRoom(_MOST_BODIES * self._most_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -92,21 +97,25 @@ class Hooks:
         def headers(header_name: str) -> str:
             return header(scope, header_name.encode())
 
-        if hook.secret is None and not is_named(headers, hook):
+        if hook.secret is None and not self._is_known(scope, headers, hook):
             return self._refuse(name, client)
-        if self._reading.locked() and hook.secret is not None:
-            # Anybody may send a body to an endpoint that checks its signature.
-            self._count(name, "busy")
-            return 503, {"error": "too many deliveries at once"}, (_RETRY_SOON, CLOSE)
-        async with self._reading:
-            try:
-                body = await read_body(receive, self._most_bytes)
-            except BodyRefused as refused:
-                self._count(name, "refused")
-                return refused.status, {"error": str(refused)}, (CLOSE,)
-            if hook.secret is not None and not _is_signed(hook, headers, body):
-                return self._refuse(name, client)
-            return await self._store(name, hook, headers, body)
+        room = self._proven if hook.secret is None else self._unproven
+        try:
+            body = await room.read(receive, self._most_bytes)
+        except BodyRefused as refused:
+            self._count(name, "refused" if refused.status < 500 else "busy")
+            headers_ = (_RETRY_SOON, CLOSE) if refused.status == 503 else (CLOSE,)
+            return refused.status, {"error": str(refused)}, headers_
+        if hook.secret is not None and not _is_signed(hook, headers, body):
+            return self._refuse(name, client)
+        return await self._store(name, hook, headers, body)
+
+    def _is_known(self, scope: Scope, headers: Headers, hook: HookSettings) -> bool:
+        """Return whether the sender has shown what the endpoint asks for before a body is read."""
+        if not hook.certificates:
+            return is_named(headers, hook, scope.get("query_string", b"").decode("latin-1"))
+        shown = certificate_names(scope, self._proxies, self._certificate_header)
+        return not shown.isdisjoint(hook.certificates)
 
     def _refuse(self, name: str, client: str) -> tuple[int, object, Sequence[tuple[bytes, bytes]]]:
         """Refuse a delivery whose sender is not known. Nothing in it is looked at."""
@@ -124,8 +133,14 @@ class Hooks:
         """Store what a delivery says."""
         source, _, endpoint = name.partition("/")
         try:
-            whole = _complete(source, headers, body)
-            signals = read_signals(source, endpoint, whole, self._now(), headers("webhook-id"))
+            signals = read_signals(
+                source,
+                endpoint,
+                body,
+                self._now(),
+                headers("webhook-id"),
+                _attributes(source, headers),
+            )
         except NotUnderstood as fault:
             self._count(name, "not_understood")
             log.warning("hook_not_understood", hook=name, error=str(fault))
@@ -148,16 +163,11 @@ def _is_signed(hook: HookSettings, headers: Headers, body: bytes) -> bool:
     return SIGNATURES[hook.source](headers, body, hook.secret.get_secret_value(), time.time())
 
 
-def _complete(source: str, headers: Headers, body: bytes) -> bytes:
-    """Return a CloudEvent whose attributes came as headers in the form that has all in its body."""
+def _attributes(source: str, headers: Headers) -> Mapping[str, str] | None:
+    """Return the attributes of a CloudEvent that came as headers; None: they are in its body."""
     if source != "cloudevents" or not headers("ce-id"):
-        return body
-    try:
-        data = msgspec.json.decode(body)
-    except (ValueError, RecursionError):
-        return body  # refused where it is read
-    event = {"id": headers("ce-id"), "source": headers("ce-source"), "data": data}
-    return msgspec.json.encode(event)
+        return None
+    return {"id": headers("ce-id"), "source": headers("ce-source")}
 
 
 async def _consent(scope: Scope, send: Send, *, is_wanted: bool) -> None:

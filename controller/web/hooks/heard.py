@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from schemas.envelope import without_control_characters
@@ -20,6 +20,9 @@ from schemas.terms import NotificationRequest, SignalStatus
 LONGEST_TEXT: Final = 300
 #: Conditions of one delivery that are read. Alertmanager sends a group as a whole.
 MOST_CONDITIONS: Final = 1_000
+#: An event that was told so long after it happened is a copy: no system tries for so long. It is as
+#: old as what is remembered of signals, so that what has been acted on is not news again.
+OLDEST_EVENT: Final = timedelta(days=7)
 #: Years of a moment that is believed.
 _YEARS: Final = range(2000, 2200)
 
@@ -40,6 +43,8 @@ class Heard:
     labels: Mapping[str, str] = field(default_factory=dict)
     link: str = ""
     started_at: datetime | None = None
+    #: When it happened, where no proof tells when it was sent.
+    happened_at: datetime | None = None
     #: What makes the delivery one of its own where the rest is not enough, such as an event's id.
     delivery: str = ""
     #: Dedup key of ours that somebody took there, and who.
@@ -51,18 +56,21 @@ class Heard:
 
         The same delivery has the same id, whenever it is received. Where nothing in it tells one
         delivery from another, each is one of its own: whether it is news is known by whether its
-        condition fires already.
+        condition fires already. What happened too long ago is a note.
         """
+        status = self.status
+        if self.happened_at is not None and received_at - self.happened_at >= OLDEST_EVENT:
+            status = SignalStatus.NOTE
         began = "" if self.started_at is None else self.started_at.isoformat()
         own = self.delivery or delivery
         if not (own or began):
             own = received_at.isoformat()
-        parts = (hook, own, self.condition, self.status.value, began)
+        parts = (hook, own, self.condition, status.value, began)
         digest = hashlib.sha256("\x00".join(parts).encode(errors="replace")).hexdigest()
         return Signal(
             id=digest[:32],
             hook=hook,
-            status=self.status,
+            status=status,
             condition=self.condition or digest[:16],
             title=self.title or self.condition or "without a title",
             service=self.service,
@@ -96,10 +104,6 @@ class Document:
         values = self._values.get(name)
         if not isinstance(values, list):
             raise NotUnderstood(f"{self._place}.{name} is not a list")
-        if len(values) > MOST_CONDITIONS:
-            raise NotUnderstood(
-                f"{self._place}.{name} has {len(values)} entries: send {MOST_CONDITIONS} at most"
-            )
         return [Document(one, f"{self._place}.{name}[{at}]") for at, one in enumerate(values)]
 
     def text(self, *names: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from controller.web.hooks.heard import Document, Heard, NotUnderstood
+from controller.web.hooks.heard import LONGEST_TEXT, Document, Heard, NotUnderstood
 from schemas.terms import SignalStatus
 
 
@@ -26,6 +26,17 @@ def read_cloud_event(body: Document) -> Iterator[Heard]:
 
 
 def _read(told: Document, delivery: str) -> Iterator[Heard]:
+    if key := told.text("acknowledges"):
+        yield Heard(
+            status=SignalStatus.NOTE,
+            condition=f"acknowledged {key}"[:LONGEST_TEXT],
+            title=told.text("title") or f"{key} is taken",
+            link=told.text("link"),
+            delivery=delivery,
+            acknowledges=key,
+            taken_by=told.text("taken_by"),
+        )
+        return
     written = told.required("status").lower()
     if written not in set(SignalStatus):
         raise NotUnderstood(f"status is {written!r}: write firing, resolved or note")

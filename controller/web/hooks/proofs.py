@@ -13,6 +13,7 @@ import hashlib
 import hmac
 from collections.abc import Callable, Mapping
 from typing import Final
+from urllib.parse import parse_qsl
 
 from controller.settings import HookSettings
 
@@ -28,11 +29,15 @@ Headers = Callable[[str], str]
 Signature = Callable[[Headers, bytes, str, float], bool]
 
 
-def is_named(headers: Headers, hook: HookSettings) -> bool:
+def is_named(headers: Headers, hook: HookSettings, query: str = "") -> bool:
     """Return whether the Authorization header has the endpoint's token, or its name and password.
 
-    False where the endpoint has neither.
+    Where the endpoint allows it, the token may be in the query in place of the header. False where
+    the endpoint has neither.
     """
+    if hook.query_token and hook.token is not None and not headers("authorization"):
+        tokens = [value for name, value in parse_qsl(query) if name == "access_token"]
+        return len(tokens) == 1 and is_same(tokens[0], hook.token.get_secret_value())
     scheme, _, given = headers("authorization").partition(" ")
     token = "" if hook.token is None else hook.token.get_secret_value()
     password = "" if hook.password is None else hook.password.get_secret_value()
@@ -101,7 +106,9 @@ def _any(given: list[str], wanted: str) -> bool:
 
 
 def _is_near(at: str, now: float) -> bool:
-    return at.isdigit() and len(at) <= 12 and abs(int(at) - now) <= REPLAY_SECONDS
+    # A superscript is a digit to Python, and no number.
+    is_number = at.isascii() and at.isdigit() and len(at) <= 12
+    return is_number and abs(int(at) - now) <= REPLAY_SECONDS
 
 
 def _decoded(text: str) -> str:

@@ -35,6 +35,7 @@ def read(body: Document) -> Iterator[Heard]:
             ),
             link=data.text("web_url"),
             started_at=alert.moment("date_started"),
+            delivery=action,  # a warning that becomes critical is news
         )
     elif event:
         issue = event.text("issue_id", "event_id")

@@ -22,6 +22,8 @@ from controller.reporting.views import MARKS_OF_STAGES, Urgency, ladder
 from controller.text import one_line
 from controller.web.flags import FlagBoard
 from controller.web.fleet_order import FleetOrder, Listed, Question
+from controller.web.incidents import Incidents
+from controller.web.page.incident_screen import waiting_in
 from controller.web.page.rendering import Renderer, Section
 from controller.web.questions import LONGEST_SEARCH, MOST_PAGES, Query, number, state_of
 from controller.web.reports import Reports
@@ -75,13 +77,16 @@ class FleetScreen:
         now: Callable[[], datetime],
         faults: Faults | None,
         order: FleetOrder,
+        incidents: Incidents | None = None,
     ) -> None:
+        """`incidents` None: nobody is notified."""
         self._board = board
         self._reports = reports
         self._renderer = renderer
         self._now = now
         self._faults = faults
         self._order = order
+        self._incidents = incidents
 
     async def sections(self, view: FleetView) -> list[Section]:
         """Return the screen. While it is not known which rollouts there are, it says so."""
@@ -104,7 +109,9 @@ class FleetScreen:
         needs = [
             _row(one, now, judged.get(one.flag_key)) for one in await self._needs(listed, view)
         ]
+        told = None if self._incidents is None else (await self._incidents.known())[0]
         values = {
+            "waiting": waiting_in(told),
             "view": view,
             "number": present,
             "pages": pages,

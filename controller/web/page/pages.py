@@ -18,6 +18,7 @@ from controller.web.flags import FlagBoard
 from controller.web.page.buttons import Steering
 from controller.web.page.files import Files
 from controller.web.page.fleet import FleetScreen
+from controller.web.page.incident_screen import IncidentScreen
 from controller.web.page.inventory import FlagScreen
 from controller.web.page.live import LivePages
 from controller.web.page.plans import PlanScreen
@@ -41,6 +42,7 @@ class Pages:
     live: LivePages
     admission: Admission | None  # None: nobody can sign in
     flags: FlagScreen
+    incidents: IncidentScreen | None  # None: nobody is notified
 
     async def show(
         self,

@@ -58,8 +58,11 @@ class Visitor:
 class Renderer:
     """Fills templates."""
 
-    def __init__(self, files: Files, environment: str) -> None:
-        """`environment` is the name that operators gave this installation."""
+    def __init__(self, files: Files, environment: str, *, has_incidents: bool = False) -> None:
+        """`environment` is the name that operators gave this installation.
+
+        `has_incidents`: there is a screen of them.
+        """
         self._jinja = Environment(
             loader=PackageLoader("controller.web.page"),
             autoescape=True,
@@ -68,7 +71,11 @@ class Renderer:
             lstrip_blocks=True,
         )
         self._jinja.filters |= {"said": said, "when": when, "percent": percent}
-        self._jinja.globals |= {"file": files.url, "environment": environment}
+        self._jinja.globals |= {
+            "file": files.url,
+            "environment": environment,
+            "has_incidents": has_incidents,
+        }
 
     def blocks(self, template: str, values: Mapping[str, Any]) -> list[Section]:
         """Return each block of a template as a section, in order; an empty one too."""

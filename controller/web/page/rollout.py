@@ -36,14 +36,17 @@ from controller.reporting.situation import Situation, about
 from controller.reporting.views import MARKS_OF_STAGES, ladder, stage_views
 from controller.text import one_line
 from controller.web.flags import FlagBoard
+from controller.web.incidents import Incidents
 from controller.web.page.buttons import Steering, button_rows
 from controller.web.page.charts import charts
 from controller.web.page.drawing import interval
 from controller.web.page.fleet import quiet
+from controller.web.page.incident_screen import flag_rows, of_flag
 from controller.web.page.rendering import Renderer, Section
 from controller.web.reports import Reports
 from schemas.api import AlertEvent, DecisionEvent, FittingCommand
 from schemas.decision import Decision, JudgementRecord, MetricRecord
+from schemas.notifications import IncidentEntry
 from schemas.report import LiveReport, PlaneRecord, StageHistory
 from schemas.terms import Arm
 
@@ -66,6 +69,7 @@ class Known:
     decisions: Sequence[DecisionEvent]  # newest first
     alerts: Sequence[AlertEvent]
     trouble: str | None  # why there may be more that cannot be had
+    incidents: Sequence[IncidentEntry] = ()  # open ones
 
     def is_like(self, other: Known | None) -> bool:
         """Return whether a screen of this shows the same, but for the time."""
@@ -73,6 +77,7 @@ class Known:
             return False
         return (
             _told(self.report) == _told(other.report)
+            and self.incidents == other.incidents
             and [one.id for one in self.decisions] == [one.id for one in other.decisions]
             and [one.id for one in self.alerts] == [one.id for one in other.alerts]
         )
@@ -94,7 +99,10 @@ class RolloutScreen:
         reports: Reports,
         renderer: Renderer,
         now: Callable[[], datetime],
+        incidents: Incidents | None = None,
     ) -> None:
+        """`incidents` None: nobody is notified."""
+        self._incidents = incidents
         self._board = board
         self._reports = reports
         self._renderer = renderer
@@ -119,7 +127,9 @@ class RolloutScreen:
             alerts = [told for event in found if (told := _alert(event)) is not None]
         except StoreUnavailable as away:
             trouble = f"Redis is away, and has evidence and history: {one_line(str(away))}"
-        return Known(rollout, report, decisions, alerts, trouble)
+        view = None if self._incidents is None else (await self._incidents.known())[0]
+        incidents = of_flag(view, rollout.flag_key)
+        return Known(rollout, report, decisions, alerts, trouble, incidents)
 
     async def _history(self, rollout: Rollout) -> StageHistory | None:
         """Return the course of the present stage; None where it cannot be had, or has none."""
@@ -147,6 +157,7 @@ class RolloutScreen:
             "plan": rollout.plan,
             "rollout": rollout,
             "head": headline(situation),
+            "incidents": flag_rows(known.incidents),
             "safe": situation.safe_to_advance,
             "situation": situation,
             "at": None if judgement is None else judgement.at,

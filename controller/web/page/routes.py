@@ -19,12 +19,15 @@ from controller.web.access.reading import may_go_on
 from controller.web.admission import Admission
 from controller.web.answers import BodyRefused, header, read_body
 from controller.web.flags import FlagBoard
+from controller.web.incidents import Incidents
 from controller.web.inventory import Lists
 from controller.web.page.buttons import Steering
 from controller.web.page.files import PATH as FILES_PATH
 from controller.web.page.files import Files
 from controller.web.page.fleet import FleetScreen, FleetView
 from controller.web.page.give import give_routes
+from controller.web.page.incident_screen import IncidentScreen
+from controller.web.page.incidents import incident_routes
 from controller.web.page.inventory import FlagScreen, FlagsView
 from controller.web.page.live import LivePages, LiveScreen
 from controller.web.page.pages import Pages
@@ -231,20 +234,22 @@ def make_pages(
     faults: Faults | None,
     environment: str,
     admission: Admission | None = None,
+    incidents: Incidents | None = None,
 ) -> Pages:
-    """Return every screen."""
+    """Return every screen. `incidents` None: nobody is notified, so there is no screen of them."""
     files = Files()
-    renderer = Renderer(files, environment)
+    renderer = Renderer(files, environment, has_incidents=incidents is not None)
     return Pages(
         files,
         renderer,
         board,
-        FleetScreen(board, reports, renderer, now, faults, lists.fleet),
-        RolloutScreen(board, reports, renderer, now),
+        FleetScreen(board, reports, renderer, now, faults, lists.fleet, incidents),
+        RolloutScreen(board, reports, renderer, now, incidents),
         PlanScreen(renderer, now, lists.inventory.start_rules),
         live,
         admission,
         FlagScreen(lists.inventory, renderer),
+        None if incidents is None else IncidentScreen(incidents, renderer),
     )
 
 
@@ -259,6 +264,7 @@ def page_routes(pages: Pages) -> list[Route]:
         Route("/ui/plan", CheckPlan(pages), methods=["GET", "POST"]),
         Route(ONE, OneRollout(pages), methods=["GET"]),
         Route(f"{ONE}/plan", PlanOfOne(pages), methods=["GET"]),
+        *incident_routes(pages),
         *([] if admission is None else give_routes(pages, admission.commands)),
         *([] if admission is None else admission.routes()),
     ]

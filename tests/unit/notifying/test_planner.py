@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from controller.notifying.book import Book, Purpose
 from controller.notifying.news import News
-from controller.notifying.planner import REFRESH_EVERY, Planner, Told
+from controller.notifying.planner import Planner, Told
 from controller.notifying.rules import NotificationRules
+from controller.notifying.upkeep import REFRESH_EVERY
 from schemas.terms import Severity
 from tests.builders import MINUTE, T0
 from tests.unit.notifying.news_of import news, step
@@ -185,6 +186,7 @@ def test_who_takes_it_ends_the_escalation() -> None:
     made.take(news(), None, T0)
     minutes(made, 12)
     assert made.acknowledge("checkout", "ada", T0 + 12 * MINUTE) == ["checkout/r1/rolled_back"]
+    assert sent(made) == [("chat", "taken"), ("pager", "taken")]
     assert minutes(made, 90, since=T0 + 12 * MINUTE) == []
     made.take(None, step(2), T0)
     assert sent(made) == [("pager", "over")]
@@ -348,8 +350,36 @@ def _stored(book: Book) -> dict[bytes, bytes]:
 
 
 def _same(one: Book, other: Book) -> bool:
-    parts = ("cursor", "incidents", "threads", "dead", "flags", "channels", "number")
+    parts = ["cursor", "incidents", "threads", "dead", "flags", "channels", "number"]
+    parts += ["ended", "mutes"]
     return all(getattr(one, part) == getattr(other, part) for part in parts) and (
         {name: queue for name, queue in one.queues.items() if queue}
         == {name: queue for name, queue in other.queues.items() if queue}
     )
+
+
+@pytest.mark.parametrize(
+    ("route", "escalation"), [("all", "new"), ("new", "new"), ("new", "on-call")]
+)
+def test_an_escalation_goes_on_under_another_name(route: str, escalation: str) -> None:
+    """Who renames it in the file does not mean that nobody is told of what is open."""
+    made = planner(ON_CALL)
+    made.take(news(), None, T0)
+    sent(made)
+    made.rules = NotificationRules.model_validate(
+        {
+            "routes": [{"name": route, "to": "chat", "escalation": escalation}],
+            "escalations": [{**ON_CALL["escalations"][0], "name": escalation}],
+        }
+    )
+    assert ("pager", "escalated") in [one[1:] for one in minutes(made, 12)]
+    assert made.next_step(made.book.incidents[news().key]) is not None
+
+
+def test_an_escalation_that_the_file_has_no_more_ends() -> None:
+    """Its route is there, and has none."""
+    made = planner(ON_CALL)
+    made.take(news(), None, T0)
+    sent(made)
+    made.rules = NotificationRules.model_validate({"routes": [{"name": "all", "to": "chat"}]})
+    assert minutes(made, 12) == []

@@ -163,15 +163,25 @@ def test_harm_that_is_certain_stands_first() -> None:
 
 
 def test_of_two_rules_for_a_flag_the_stronger_acts() -> None:
-    """One intent for each flag, whatever the order of the rules."""
+    """Whatever the order of the rules. What holds the flag besides comes after it."""
     rules = [
         rule(name="hold", do="hold"),
         rule(name="back", do="step_back"),
         rule(name="dry", do="roll_back", dry_run=True),
     ]
     for order in (rules, rules[::-1]):
-        (intent,) = found(order, rollout("checkout-a")).intents
-        assert (intent.rule.name, intent.action) == ("back", SignalAction.STEP_BACK)
+        intents = found(order, rollout("checkout-a")).intents
+        assert [one.rule.name for one in intents] == ["back", "hold"]
+        assert intents[0].action is SignalAction.STEP_BACK
+
+
+def test_what_ends_a_rollout_needs_no_hold_besides() -> None:
+    """Nothing goes on that could be held."""
+    hold = rule(name="hold", do="hold", completed=True)
+    done = replace(rollout("checkout-a"), phase=Completed(BEGAN), percent=100.0)
+    for do, one in (("roll_back", rollout("checkout-a")), ("step_back", done)):
+        (intent,) = found([hold, rule(do=do, completed=True)], one).intents
+        assert intent.rule.name == "down"
 
 
 def test_a_percentage_that_fell_has_not_risen() -> None:

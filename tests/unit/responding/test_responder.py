@@ -6,14 +6,16 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
-from controller.core.rollout import Freeze, RaiseAlert, Rollout
+from controller.core.rollout import Baking, Freeze, RaiseAlert, RolledBack, Rollout
 from controller.errors import OperatingTrouble, StoreUnavailable
 from controller.health import Faults, Scope
 from controller.responding.memory import SIGNALS, SignalMemory
 from controller.responding.responder import Responder
 from controller.settings.signal_rules import SignalRule
+from controller.web.hooks.sources import read_signals
 from schemas.command import Command
 from schemas.report import LiveReport
 from schemas.result import Result
@@ -21,6 +23,7 @@ from schemas.terms import CommandStatus, CommandVerb, Severity, SignalStatus
 from tests.builders import HOUR, MINUTE, T0
 from tests.unit.responding.test_matching import BEGAN, rollout, rule
 from tests.unit.responding.test_matching import signal as made_signal
+from tests.unit.web.hooks.deliveries import DATADOG
 
 
 class Clock:
@@ -49,6 +52,12 @@ class Store:
         """Set fields."""
         self._check()
         self.fields |= {name.encode(): value for name, value in mapping.items()}
+
+    async def set_new(self, name: str, value: bytes, fence: str) -> bytes:
+        """Set a field that is not there."""
+        self._check()
+        self.fields[fence.encode()] = b"1"
+        return self.fields.setdefault(name.encode(), value)
 
     async def read(self) -> dict[bytes, bytes]:
         """Return all."""
@@ -162,6 +171,19 @@ async def test_the_same_firing_acts_once_and_a_new_one_again() -> None:
     assert await world.tell(started_at=began) == ["roll_back checkout-a"]
 
 
+async def test_a_late_copy_of_an_earlier_firing_is_no_news() -> None:
+    """After some more firings of a monitor that flaps."""
+    world = World(rule(quiet="1m"))
+    first = BEGAN - HOUR
+    await world.tell(id="f-first", started_at=first)
+    for number in range(20):
+        await world.tell("resolved", id=f"r-{number}")
+        world.clock.at += 5 * MINUTE
+        assert await world.tell(id=f"f-{number}", started_at=world.clock.at)
+    world.clock.at += 5 * MINUTE
+    assert await world.tell(id="f-first", started_at=first) == []
+
+
 async def test_a_system_that_tells_no_begin_fires_once_until_it_is_over() -> None:
     """Each delivery is one of its own; what counts is whether it fires already."""
     world = World(rule(quiet="0s"))
@@ -178,6 +200,89 @@ async def test_a_new_rollout_of_a_flag_is_acted_on_again() -> None:
     one = rollout("checkout-a", -2 * MINUTE)
     world.rollouts["checkout-a"] = replace(one, rollout_id="start-2", started_at=BEGAN)
     assert await world.tell() == ["roll_back checkout-a"]
+
+
+async def test_a_storm_takes_no_more_flags_than_one_signal_may() -> None:
+    """Of different conditions; and a monitor that flaps is no second incident, either."""
+    fleet = tuple(rollout(f"flag-{number}", number * MINUTE) for number in range(1, 9))
+    world = World(rule(flags="recent", most=2, order="newest"), rollouts=fleet)
+    for number in range(30):
+        await world.tell(condition=f"c-{number}", id=f"s-{number}")
+    assert [one.flag for one in world.commands] == ["flag-1", "flag-2"]
+    assert "changed its most flags" in world.memory.recent[0].done[0]
+    for number in range(5):
+        await world.tell("resolved", condition="c-0", id=f"r-{number}")
+        began = BEGAN + timedelta(seconds=number)
+        assert await world.tell(condition="c-0", id=f"a-{number}", started_at=began) == []
+    world.clock.at += 11 * MINUTE
+    assert await world.tell(condition="c-0", id="later", started_at=BEGAN + 2 * MINUTE)
+
+
+async def test_a_monitor_of_datadog_that_repeats_acts_once() -> None:
+    """Each repetition has another date, and is of the same cycle until it has recovered."""
+
+    async def tell(transition: str, cycle: str) -> list[str]:
+        world.clock.at += 30 * MINUTE
+        before, date = len(world.commands), str(int(world.clock.at.timestamp() * 1000))
+        told = {**DATADOG, "transition": transition, "cycle": cycle, "date": date}
+        body = msgspec.json.encode(told)
+        for one in read_signals("datadog", "prod", body, world.clock.at):
+            await world.responder.handle(one)
+        return [one.verb.value for one in world.commands[before:]]
+
+    world = World(rule(when={"hooks": "datadog/*"}, do="pause"))
+    assert await tell("Triggered", "c-1") == ["pause"]
+    assert await tell("Re-Triggered", "c-1") == []
+    assert await tell("Re-Triggered", "c-1") == []
+    assert await tell("Recovered", "c-1") == []
+    assert await tell("Triggered", "c-2") == ["pause"]
+
+
+async def test_what_is_told_again_takes_no_more_flags() -> None:
+    """Also under another id, and after the flag that it took serves nothing any more."""
+    for began in (BEGAN, None):
+        fleet = tuple(rollout(f"flag-{number}", number * MINUTE) for number in range(1, 5))
+        world = World(rule(flags="recent", most=2, order="newest"), rollouts=fleet)
+        taken = await world.tell(id="s-1", started_at=began)
+        assert taken == ["roll_back flag-1", "roll_back flag-2"]
+        one = world.rollouts["flag-1"]
+        world.rollouts["flag-1"] = replace(one, phase=RolledBack(BEGAN, "harm"), percent=0.0)
+        for number in range(2, 5):
+            world.clock.at += 11 * MINUTE
+            assert await world.tell(id=f"s-{number}", started_at=began) == []
+
+
+async def test_what_fires_anew_while_it_goes_on_takes_the_next_flag() -> None:
+    """As an objective that is still missed after a look in between."""
+    fleet = tuple(rollout(f"flag-{number}", number * MINUTE) for number in range(1, 4))
+    world = World(rule(flags="recent", most=1, order="newest"), rollouts=fleet)
+    taken = []
+    for number in range(4):
+        began = BEGAN + timedelta(seconds=number)
+        taken += await world.tell(id=f"s-{number}", started_at=began)
+    assert taken == ["roll_back flag-1", "roll_back flag-2", "roll_back flag-3"]
+
+
+async def test_of_two_replicas_one_acts_and_after_a_crash_it_is_the_same() -> None:
+    """Neither has read what the other did: the claim decides, and its signal acts whatever comes.
+
+    The second one has died before its command was sent.
+    """
+    one, other = World(rule(do="step_back")), World(rule(do="step_back"))
+    later = replace(rollout("checkout-a"), phase=Baking(1, BEGAN))
+    for world in (one, other):
+        world.store, world.rollouts = one.store, {"checkout-a": later}
+        world.crash()
+        await world.memory.refresh()
+    other.trouble = {"checkout-a"}
+    with pytest.raises(OperatingTrouble):
+        await other.tell(id="b", condition="b")
+    assert await one.tell(id="a", condition="a") == []
+    assert "because of another signal" in one.memory.recent[0].done[0]
+    other.trouble = set()
+    other.crash()
+    assert await other.tell(id="b", condition="b") == ["step_back checkout-a"]
+    assert await one.tell(id="c", condition="c") == []
 
 
 async def test_a_storm_acts_once_on_each_flag() -> None:
@@ -213,36 +318,6 @@ async def test_nothing_that_a_signal_says_is_a_raise() -> None:
                 CommandVerb.PAUSE,
                 CommandVerb.FREEZE,
             }
-
-
-async def test_a_gate_is_held_while_any_condition_fires() -> None:
-    """The last one that is over lets go; a freeze by a person stays."""
-    world = World(rule(do="hold"))
-    assert await world.tell(condition="one") == ["freeze checkout-a"]
-    assert await world.tell(condition="two") == []
-    world.crash()
-    assert await world.tell("resolved", condition="one") == []
-    assert world.memory.recent[0].done == ("checkout-a: held by another condition still",)
-    assert await world.tell("resolved", condition="two") == ["unfreeze checkout-a"]
-
-    frozen = replace(rollout("checkout-a"), freeze=Freeze(T0, "ada", "sale week"))
-    world = World(rule(do="hold"), rollouts=(frozen,))
-    assert await world.tell() == []
-    assert await world.tell("resolved") == []
-    assert "frozen by ada" in world.memory.recent[0].done[0]
-
-
-async def test_a_rollout_that_is_started_while_it_fires_is_held_too() -> None:
-    """With the next repeat of the same delivery; nothing else of it is done again."""
-    world = World(rule(name="hold", do="hold"), rule(flags="search"))
-    assert await world.tell(id="s") == ["freeze checkout-a"]
-    for flag_key in ("checkout-b", "search"):
-        one = rollout(flag_key, -2 * MINUTE)
-        world.rollouts[flag_key] = replace(one, rollout_id="start-2", started_at=world.clock.at)
-    assert await world.tell(id="s") == ["freeze checkout-b"]
-    assert await world.tell(id="s") == []
-    assert sorted(await world.tell("resolved")) == ["unfreeze checkout-a", "unfreeze checkout-b"]
-    assert await world.tell(id="s") == [], "a late copy"
 
 
 async def test_there_is_nothing_to_step_back_to_in_the_first_stage() -> None:
@@ -305,7 +380,8 @@ async def test_what_is_old_is_forgotten() -> None:
     """After a week nothing is left of a condition."""
     world = World()
     await world.tell()
-    assert len(world.store.fields) == 3
+    assert len(world.store.fields) == 5
+    world.crash()  # a claim is in Redis alone
     world.clock.at += 8 * 24 * HOUR
     await world.memory.refresh()
     assert world.store.fields == {}

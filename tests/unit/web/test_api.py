@@ -33,7 +33,7 @@ from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
 from controller.web.hooks.endpoint import Hooks
 from controller.web.inventory import FlagSource
-from schemas.api import BASE, ENDPOINTS, MOST_OF_A_PAGE, NotificationsView
+from schemas.api import BASE, ENDPOINTS, MOST_OF_A_PAGE
 from schemas.terms import CommandVerb, HoldReason
 from tests.builders import (
     T0,
@@ -42,6 +42,7 @@ from tests.builders import (
     make_plan,
     make_rollout,
 )
+from tests.incidents import NotedIncidents
 from tests.reports import make_report, reports_of
 
 NOW = T0 + timedelta(minutes=5)
@@ -69,14 +70,6 @@ class Signals:
         return [Recent(T0, "grafana/prod", "firing", "down", "shop", "c", "", ("a: paused",))]
 
 
-class Notifications:
-    """Who was told."""
-
-    async def standing(self) -> NotificationsView:
-        """Return nobody."""
-        return NotificationsView(at=T0, channels=[], incidents=[], dead_letters=[])
-
-
 class World:
     """A replica that serves some flags; all run elsewhere."""
 
@@ -93,7 +86,7 @@ class World:
             faults=Faults(lambda: T0),
             flag_source=source,
             signals=Signals(),
-            notifications=Notifications(),
+            notifications=NotedIncidents(),
         )
         transport = httpx.ASGITransport(app=self.app)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://localhost")

@@ -42,6 +42,22 @@ async def test_it_is_a_flag_plane() -> None:
     assert await plane.look(rollout) == Served(25.0, None)
 
 
+async def test_a_look_is_repeated_only_after_a_change() -> None:
+    """Each decision looks at all flags again: only what was served or decided since is compared."""
+    board = make_board()
+    rollout = make_rollout(percent=25.0)
+    board.update(rollout)
+    first = await board.look(rollout)
+    assert await board.look(rollout) is first
+    lower = make_rollout(revision=2, percent=10.0)
+    assert (await board.look(lower)).difference == "serves 25 %, decided is 10 %"
+    board.update(lower)
+    assert (await board.look(lower)).difference is None
+    assert (await board.look(rollout)).difference == "serves 10 %, decided is 25 %"
+    board.drop(lower.flag_key, 3)
+    assert (await board.look(lower)).difference == "does not know the flag, decided is 10 %"
+
+
 def test_an_older_revision_changes_nothing() -> None:
     """A document that was overtaken, by the worker or by the state topic, is ignored."""
     board = make_board()

@@ -196,7 +196,7 @@ async def test_one_client_cannot_ask_for_everything_all_the_time(surface: Surfac
     app = make_app(
         surface.board,
         Health([]),
-        Metrics(version="1", is_compiled=False, planes=[]),
+        Metrics(version="1", planes=[]),
         describe=rollout_to_json,
         reports=no_reports(),
         max_bulk_per_second=1.0,

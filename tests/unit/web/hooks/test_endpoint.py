@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.routing import Route
+from structlog.testing import capture_logs
 
 from controller.errors import EventLogUnavailable
 from controller.settings import HookSettings, HooksSettings
@@ -64,7 +66,10 @@ class Bench:
 
     async def post(self, path: str, body: bytes, **headers: str) -> httpx.Response:
         """Deliver."""
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        named = [
+            (name.replace("_", "-").encode(), value.encode("latin-1"))
+            for name, value in headers.items()
+        ]
         return await self.client.post(f"/hooks/{path}", content=body, headers=named)
 
 
@@ -177,6 +182,7 @@ async def test_a_standard_webhook_is_for_once_and_for_five_minutes() -> None:
         standard(body + b" "),
         {**standard(body), "webhook_id": "msg_2"},
         {**standard(body), "webhook_timestamp": "9" * 400},
+        {**standard(body), "webhook_timestamp": "\u00b2"},  # a digit, and no number
         {**standard(body), "webhook_signature": "v1a,xx  v1,"},
         {},
     ):
@@ -263,27 +269,57 @@ async def test_cloud_events_ask_first_and_may_put_all_in_headers() -> None:
     assert (await other_source.options("/hooks/alertmanager/prod")).status_code == 405
 
 
-async def test_many_bodies_at_once_are_bounded() -> None:
-    """Whoever sends without a signature may not keep others from sending."""
-    bench, body = Bench(**PAGERDUTY), BODIES["pagerduty"]
+async def test_slow_senders_keep_nobody_out() -> None:
+    """However many there are: the oldest gives way, and memory stays bounded."""
+    bench = Bench(
+        prod={"source": "pagerduty", "secret": SECRET},
+        other={"source": "alertmanager", "token": SECRET},
+    )
     goes_on = asyncio.Event()
 
     async def slow() -> Any:
-        yield body[:10]
+        yield b"x" * 15_000
         await goes_on.wait()
-        yield body[10:]
+        yield b"x"
 
     tasks = [
         asyncio.create_task(bench.client.post("/hooks/pagerduty/prod", content=slow()))
-        for _ in range(8)
+        for _ in range(60)
     ]
     await asyncio.sleep(0.1)
-    assert (await bench.post("pagerduty/prod", body)).status_code == 503
-    goes_on.set()
-    assert {(await task).status_code for task in tasks} <= {401, 429}
+    refused = [one.result() for one in tasks if one.done()]
+    assert len(refused) >= 49, "the room is for eight bodies of the greatest length"
+    assert {one.status_code for one in refused} == {503}
+    assert {one.headers["retry-after"] for one in refused} == {"5"}
+    body = BODIES["pagerduty"]
     right = signed(SECRET, body)
     answer = await bench.post("pagerduty/prod", body, x_pagerduty_signature=f"v1={right}")
     assert answer.status_code == 202
+    token = {"authorization": f"Bearer {SECRET}"}
+    answer = await bench.post("alertmanager/other", BODIES["alertmanager"], **token)
+    assert answer.status_code == 202
+    goes_on.set()
+    assert {(await one).status_code for one in tasks} <= {401, 429, 503}
+
+
+async def test_a_token_in_the_address_is_taken_where_it_is_allowed() -> None:
+    """Only there, only once, and not beside a header; no answer and no log repeats it."""
+    body, path = BODIES["cloudevents"], f"cloudevents/prod?access_token={quote(SECRET)}"
+    with capture_logs() as logs:
+        for setting, status in ((True, 202), (False, 401)):
+            bench = Bench(prod={"source": "cloudevents", "token": SECRET, "query_token": setting})
+            assert (await bench.post(path, body)).status_code == status
+        bench = Bench(prod={"source": "cloudevents", "token": SECRET, "query_token": True})
+        for wrong in ("cloudevents/prod?access_token=guess", f"{path}&access_token=x"):
+            answer = await bench.post(wrong, body)
+            assert answer.status_code == 401
+            assert SECRET not in answer.text
+        answer = await bench.post(path, body, authorization="Bearer guess")
+        assert answer.status_code == 401
+        answer = await bench.post("cloudevents/prod", body, authorization=f"Bearer {SECRET}")
+        assert answer.status_code == 202
+    assert "access_token" not in str(logs)
+    assert SECRET not in str(logs)
 
 
 @given(
@@ -330,13 +366,24 @@ def test_no_guess_is_taken(source: str, body: bytes, headers: dict[str, str]) ->
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"source": "alertmanager"}, "exactly one of token or password"),
+        ({"source": "alertmanager"}, "exactly one of token, password or certificates"),
+        ({"source": "alertmanager", "certificates": ["cn:x"], "token": SECRET}, "exactly one of"),
+        ({"source": "alertmanager", "certificates": ["me"]}, "names no certificate"),
+        ({"source": "alertmanager", "certificates": ["sha256:12"]}, "names no certificate"),
+        ({"source": "sentry", "certificates": ["cn:x"]}, "signs and sends nothing else"),
+        (
+            {"source": "datadog", "token": SECRET, "query_token": True},
+            "is for an endpoint of cloud",
+        ),
         ({"source": "sentry", "token": SECRET}, "signs and sends nothing else"),
         ({"source": "alertmanager", "secret": SECRET}, "signs nothing"),
         ({"source": "pagerduty", "secret": SECRET, "token": SECRET}, "exactly one of"),
         ({"source": "datadog", "password": SECRET}, "belong together"),
         ({"source": "datadog", "token": "short"}, "shorter than 16"),
         ({"source": "nagios", "token": SECRET}, "alertmanager"),
+        ({"source": "standard_webhooks", "secret": "whsec_not-base64-at-all!"}, "random bytes in"),
+        ({"source": "standard_webhooks", "secret": "whsec_AAAAAAAAAA=="}, "random bytes in"),
+        ({"source": "standard_webhooks", "secret": "================"}, "random bytes in"),
     ],
 )
 def test_an_endpoint_that_anybody_could_call_is_refused(

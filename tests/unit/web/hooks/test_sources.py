@@ -12,10 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.web.hooks.heard import NotUnderstood
+from controller.codec.signals import signal_event
+from controller.responding.memory import KEPT
+from controller.web.hooks.heard import OLDEST_EVENT, NotUnderstood
 from controller.web.hooks.sources import READERS, read_signals
-from schemas.signal import Signal
-from schemas.terms import SignalStatus
+from schemas.envelope import MAX_TIME_MS
+from schemas.envelope import read as read_envelope
+from schemas.signal import TYPE, Signal
+from schemas.terms import NotificationRequest, SignalStatus
 from tests.unit.web.hooks import deliveries
 
 MONITOR, ERROR = deliveries.BETTER_STACK_MONITOR, deliveries.BETTER_STACK_ERROR
@@ -49,7 +53,7 @@ def test_every_source_tells_that_something_fires(source: str, document: dict[str
         ("better_stack", deliveries.BETTER_STACK_ERROR, "checkout", "", False),
         ("pagerduty", deliveries.PAGERDUTY, "Checkout", "high", True),
         ("sentry", deliveries.SENTRY_METRIC, "checkout errors", "critical", True),
-        ("datadog", deliveries.DATADOG, "checkout", "p1", True),
+        ("datadog", deliveries.DATADOG, "checkout", "p1", False),
         ("uptime_kuma", deliveries.UPTIME_KUMA, "Checkout", "", False),
         ("cloudevents", deliveries.CLOUD_EVENT, "checkout", "critical", True),
     ],
@@ -131,6 +135,54 @@ def test_what_is_over_and_what_is_no_verdict(
         assert one.id != read(source, document)[0].id
 
 
+OURS = {"source": "rolloutd", "incident": "checkout-a/start-1/rolled_back", "severity": "critical"}
+
+
+@pytest.mark.parametrize(
+    ("source", "document", "path", "value"),
+    [
+        ("alertmanager", deliveries.ALERTMANAGER, "alerts.0.labels", OURS),
+        ("grafana", deliveries.GRAFANA, "alerts.0.labels", OURS),
+        ("pagerduty", deliveries.PAGERDUTY, "event.data.incident_key", OURS["incident"]),
+        ("pagerduty", deliveries.PAGERDUTY, "event.data.incident_key", "a/start-1/2/paused"),
+        ("pagerduty", deliveries.PAGERDUTY, "event.client", {"name": "rolloutd"}),
+    ],
+)
+def test_what_we_told_comes_back_as_a_note(
+    source: str, document: dict[str, Any], path: str, value: Any
+) -> None:
+    """An alert about one flag, which a pager sends on, must not lower another one."""
+    assert read(source, document)[0].status is SignalStatus.FIRING
+    assert read(source, changed(document, path, value))[0].status is SignalStatus.NOTE
+
+
+def test_what_others_name_like_us_fires() -> None:
+    """A label or a key alone is not enough."""
+    for source, document, path, value in (
+        ("alertmanager", deliveries.ALERTMANAGER, "alerts.0.labels", {"source": "rolloutd"}),
+        ("alertmanager", deliveries.ALERTMANAGER, "alerts.0.labels", {"incident": "a/b/paused"}),
+        ("pagerduty", deliveries.PAGERDUTY, "event.data.incident_key", "paused/ended"),
+        ("pagerduty", deliveries.PAGERDUTY, "event.client", {"name": "Prometheus"}),
+    ):
+        assert read(source, changed(document, path, value))[0].status is SignalStatus.FIRING
+
+
+def test_a_warning_of_sentry_that_becomes_critical_is_news() -> None:
+    """Of the same alert, since the same moment."""
+    (critical,) = read("sentry", deliveries.SENTRY_METRIC)
+    (warning,) = read("sentry", changed(deliveries.SENTRY_METRIC, "action", "warning"))
+    assert critical.id != warning.id
+    assert (critical.condition, critical.started_at) == (warning.condition, warning.started_at)
+
+
+def test_a_delivery_of_pagerduty_that_is_sent_again_much_later_is_a_note() -> None:
+    """Its signature tells no time, and what it led to is forgotten by then."""
+    for days, status in ((6, SignalStatus.FIRING), (8, SignalStatus.NOTE)):
+        (one,) = read("pagerduty", deliveries.PAGERDUTY, STARTED + timedelta(days=days))
+        assert one.status is status
+    assert OLDEST_EVENT <= KEPT
+
+
 def test_two_firings_of_one_condition_are_two_signals() -> None:
     """Told by when they began, by the delivery's own id, or by when they came."""
     later = NOW + timedelta(minutes=9)
@@ -164,6 +216,69 @@ def test_a_variable_that_datadog_left_is_not_told() -> None:
     assert one.labels == {"env": "prod", "service": "checkout", "monitor": ""}
 
 
+def test_null_in_quotes_is_null() -> None:
+    """A template of Better Stack quotes every value: an incident that is not over fires."""
+    document = changed(deliveries.BETTER_STACK_INCIDENT, "data.attributes.resolved_at", "null")
+    document = changed(document, "data.attributes.acknowledged_at", "")
+    assert read("better_stack", document)[0].status is SignalStatus.FIRING
+    for event, status in (("resolved", "resolved"), ("acknowledged", "note"), ("x", "firing")):
+        assert read("better_stack", {**document, "event": event})[0].status.value == status
+
+
+def test_an_incident_of_better_stack_names_its_monitor() -> None:
+    """So that a rule can be about one monitor, whatever its name becomes."""
+    monitor = {"monitor": {"data": {"id": "42", "type": "monitor"}}}
+    data = {**deliveries.BETTER_STACK_INCIDENT["data"], "relationships": monitor}
+    assert read("better_stack", {"data": data})[0].labels["monitor_id"] == "42"
+    assert read("better_stack", MONITOR)[0].labels["monitor_id"] == "238"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        rb'"half of \ud83d an emoji"',
+        b'"latin \xe4 bytes"',
+        b"NaN",
+        b'"a line\nend"',
+        b"1" * 4_000,
+    ],
+)
+def test_a_text_that_is_badly_written_hides_nothing(written: bytes) -> None:
+    """Systems cut texts of strangers in the middle, and put them into JSON as they are."""
+    body = json.dumps({**deliveries.OWN, "title": "TITLE"}).encode().replace(b'"TITLE"', written)
+    (one,) = read_signals("standard_webhooks", "prod", body, NOW)
+    assert one.status is SignalStatus.FIRING
+    assert read_signals("standard_webhooks", "prod", b"\xef\xbb\xbf" + body, NOW)
+
+
+def test_an_alert_that_is_not_understood_hides_no_other() -> None:
+    """It is told beside them, and alone it is refused."""
+    firing = deliveries.ALERTMANAGER["alerts"][0]
+    told = read("alertmanager", {"alerts": [None, firing, {"status": "maybe"}]})
+    assert [one.status.value for one in told] == ["firing", "note"]
+    assert "alerts[0] has no status" in told[1].title
+
+
+def test_brackets_in_a_title_do_not_keep_a_signal_from_being_read() -> None:
+    """Readers of a topic refuse records with hundreds of them."""
+    text = "[{" * 150 + chr(92) + "[" + chr(34) + "{"
+    own = {**deliveries.OWN, "service": text, "severity": text, "labels": {"a": text}, "link": text}
+    (one,) = read("standard_webhooks", {**own, "title": text})
+    record = signal_event(one, "/rolloutd/test")
+    envelope = read_envelope(record, MAX_TIME_MS, (), (TYPE,))
+    assert Signal.model_validate(envelope.data) == one
+
+
+def test_of_too_many_alerts_the_firing_ones_are_taken() -> None:
+    """A storm that was refused would come again for ever, and do nothing."""
+    firing, resolved = deliveries.ALERTMANAGER["alerts"]
+    many = {"alerts": [resolved] * 1_500 + [firing]}
+    told, first, *others = read("alertmanager", many)
+    assert (told.status, first.status) == (SignalStatus.NOTE, SignalStatus.FIRING)
+    assert "501 alerts" in told.title
+    assert len(others) == 999
+
+
 def test_lines_and_control_characters_do_not_get_through() -> None:
     """A title goes into logs, terminals and chats."""
     hostile = "down\n\x1b[2J\u202eINFO ok" + "x" * 10_000
@@ -183,7 +298,7 @@ def test_lines_and_control_characters_do_not_get_through() -> None:
         ("alertmanager", b'{"alerts": [1]}', "alerts[0] has no status"),
         ("alertmanager", b'{"alerts": [{"status": "maybe"}]}', "maybe"),
         ("alertmanager", b'{"alerts": %s}' % (b"[" * 30_000), "brackets"),
-        ("alertmanager", json.dumps({"alerts": [{}] * 1001}).encode(), "1001 entries"),
+        ("alertmanager", json.dumps({"alerts": [{}] * 1001}).encode(), "alerts[0] has no status"),
         ("standard_webhooks", b'{"status": "down", "condition": "x"}', "firing, resolved or note"),
         ("cloudevents", b'{"id": "1", "source": "/x"}', "has no data"),
         ("better_stack", b'{"data": {"id": 1}}', "has no type"),
@@ -244,3 +359,17 @@ def test_no_change_of_a_delivery_does_more_than_be_refused(
     with suppress(NotUnderstood):
         for one in read(source, made):
             assert Signal.model_validate_json(one.model_dump_json()) == one
+
+
+@pytest.mark.parametrize("source", ["standard_webhooks", "cloudevents"])
+def test_our_own_form_takes_an_incident(source: str) -> None:
+    """By its key, in somebody's name: it fires nothing and ends nothing."""
+    told: dict[str, Any] = {"acknowledges": "checkout/r1/rolled_back", "taken_by": "ada"}
+    body = told if source == "standard_webhooks" else {"id": "1", "source": "/x", "data": told}
+    (one,) = read(source, body)
+    assert (one.status, one.request, one.request_about, one.issuer) == (
+        SignalStatus.NOTE,
+        NotificationRequest.ACKNOWLEDGE,
+        "checkout/r1/rolled_back",
+        "ada",
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -118,6 +119,13 @@ async def test_another_site_cannot_send_the_form(browser: httpx.AsyncClient) -> 
     assert (await post(browser, GOOD, **{"sec-fetch-site": "same-origin"})).status_code == 200
 
 
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let simulations take longer than on a page: other tests come before their processes."""
+    trials = partial(PlanTrials, deadline_seconds=400.0)
+    monkeypatch.setattr("controller.web.page.plans.PlanTrials", trials)
+
+
 async def simulated(world: PageWorld, text: str, **typed: str) -> httpx.Response:
     """Send a plan with the button that simulates it."""
     transport = httpx.ASGITransport(app=world.app)
@@ -125,6 +133,7 @@ async def simulated(world: PageWorld, text: str, **typed: str) -> httpx.Response
         return await client.post("/ui/plan", data={"plan": text, "do": "simulate", **typed})
 
 
+@pytest.mark.usefixtures("patience")
 async def test_a_plan_is_simulated_in_place() -> None:
     """The page says what virtual rollouts came to, and keeps what was typed."""
     answer = await simulated(PageWorld(), GOOD, traffic="5000/s", effect="errors=x9")
@@ -135,6 +144,7 @@ async def test_a_plan_is_simulated_in_place() -> None:
     assert "assumed, because not stated" in answer.text
 
 
+@pytest.mark.usefixtures("patience")
 async def test_what_was_typed_is_refused_in_the_form() -> None:
     """It stays there, and is no markup; lint's findings are beside it."""
     answer = await simulated(PageWorld(), GOOD, traffic='"><script>')

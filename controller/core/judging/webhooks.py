@@ -1,0 +1,43 @@
+"""Gate webhooks: which replies count for the open gate, and what is a gap.
+
+A reply counts for the gate that it was asked about, and not for long: an endpoint that stops
+answering has said nothing about now. What an answer leads to is the state machine's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Final
+
+from controller.core.evidence import Evidence, WebhookReply
+from controller.core.judging.judgement import Gap
+from controller.core.rollout import Gating, Rollout
+from schemas.terms import HealthGap
+
+#: Without another reply for so many times `every`, the last one says nothing about now.
+_OLD_AFTER: Final = 3
+
+
+def current_replies(rollout: Rollout, evidence: Evidence, at: datetime) -> tuple[WebhookReply, ...]:
+    """Return the replies about the open gate, in the plan's order; none outside a gate."""
+    gate = rollout.phase
+    if not isinstance(gate, Gating) or rollout.closed_since is not None:
+        return ()
+    return tuple(
+        reply
+        for webhook in rollout.plan.gate_webhooks
+        if (reply := evidence.replies.get(webhook.endpoint)) is not None
+        and reply.gate_id == gate.gate_id
+        and at - reply.at <= _OLD_AFTER * webhook.every
+    )
+
+
+def webhook_gaps(replies: tuple[WebhookReply, ...]) -> Iterator[Gap]:
+    """Yield one gap for each kind of trouble with the webhooks."""
+    found: dict[HealthGap, list[str]] = {}
+    for reply in replies:
+        if reply.gap is not None:
+            found.setdefault(reply.gap, []).append(str(reply))
+    for kind, details in found.items():
+        yield Gap(kind, "; ".join(details))

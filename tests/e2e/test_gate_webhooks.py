@@ -1,0 +1,170 @@
+"""A plan that asks a system of its own at each gate: only its `pass`, given in time, passes it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from schemas.terms import CommandVerb
+from tests.fault_server import fault_server
+from tests.gate_webhooks import GAPS, GateService
+from tests.live import Client, DaemonProcess, Traffic, quick_plan
+from tests.notification_services import SECRET
+from tests.patience import SLACK
+
+pytestmark = pytest.mark.real_kafka
+
+FLAG: Final = "checkout"
+#: One of each kind: the integration test has them all.
+BAD: Final = ("hang", "500", "redirect", "too large", "wrong type", "no JSON", "other word")
+
+
+def settings(tmp_path: Path, url: str) -> str:
+    """Return the path of a configuration with one endpoint."""
+    endpoint = {"url": url, "secret": SECRET, "timeout_seconds": 1}
+    path = tmp_path / "rolloutd.yaml"
+    path.write_text(yaml.safe_dump({"gate_webhooks": {"endpoints": {"audit": endpoint}}}))
+    return str(path)
+
+
+def plan(**webhook: Any) -> Any:
+    """Return a plan of two gates that asks the endpoint every second."""
+    stages = [
+        {"percent": percent, "bake": "1s", "settle": "0.3s", "min_sample": 50, "max_bake": "10m"}
+        for percent in (10, 50)
+    ]
+    asked = {"endpoint": "audit", "every": "1s", **webhook}
+    return quick_plan(FLAG, gate_webhooks=[asked], stages=stages)
+
+
+async def until_gap(daemon: DaemonProcess, kind: str, seconds: float = 60 * SLACK) -> None:
+    """Return once the evidence has this gap, and no other of a webhook."""
+    deadline, found = time.monotonic() + seconds, set[str]()
+    while time.monotonic() < deadline:
+        answer = await daemon.get(f"/api/v1/rollouts/{FLAG}/evidence")
+        gaps = answer.json()["gaps"] if answer.status_code == 200 else []
+        found = {one["kind"] for one in gaps if one["kind"].startswith("webhook_")}
+        if found == {kind}:
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"not {kind} but {found}\n{daemon.log_tail()}")
+
+
+async def until_asked(service: GateService, count: int, seconds: float = 60 * SLACK) -> None:
+    """Return once the endpoint was asked so often."""
+    deadline = time.monotonic() + seconds
+    while len(service.asked) < count:
+        assert time.monotonic() < deadline, f"asked {len(service.asked)} of {count} times"
+        await asyncio.sleep(0.05)
+
+
+async def test_only_its_pass_lets_a_gate_pass(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Each bad answer holds, `hold` holds, and a kill -9 in between forgets and repeats nothing."""
+    service = GateService(BAD[0])
+    async with fault_server(service.answer) as server:
+        daemon = DaemonProcess(
+            kafka,
+            redis_url,
+            tmp_path,
+            prefix=topic_prefix,
+            ROLLOUTD_CONFIG=settings(tmp_path, server.url),
+        )
+        async with daemon, Client(kafka, topic_prefix) as client:
+            await client.command(CommandVerb.START, FLAG, plan=plan())
+            async with Traffic(client, daemon, FLAG):
+                await daemon.until(FLAG, lambda one: one["hold"] == "health")
+                for mode in BAD:
+                    service.mode = mode
+                    await until_gap(daemon, GAPS[mode])
+                    await _stays(daemon, service)
+                service.mode = "hold"
+                await daemon.until(FLAG, lambda one: one["hold"] == "webhook")
+                await _stays(daemon, service)
+                view = await daemon.get(f"/api/v1/rollouts/{FLAG}/evidence")
+                (reply,) = view.json()["webhooks"]
+                assert (reply["answer"], reply["words"]) == ("hold", "it is set to hold")
+
+                service.mode = "hang"  # a question is under way when the process dies
+                await until_asked(service, len(service.asked) + 1)
+                daemon.kill9()
+                service.mode = "pass"
+                await asyncio.sleep(1)
+                assert not [one for one in service.asked if one["percent"] == 50]
+                daemon.spawn()
+                await daemon.ready()
+                await daemon.until(FLAG, lambda one: one["percent"] == 50)
+                await daemon.until(FLAG, lambda one: one["phase"]["name"] == "completed")
+        decisions = [one["data"] for one in await client.read("rollout.decisions")]
+    assert service.faults == []
+    assert len(set(service.ids)) == len(service.ids)
+    (advance,) = [one for one in decisions if one["kind"] == "advance"]
+    (complete,) = [one for one in decisions if one["kind"] == "complete"]
+    for decision in (advance, complete):
+        (reply,) = decision["judgement"]["webhooks"]
+        assert (reply["endpoint"], reply["answer"]) == ("audit", "pass")
+        assert decision["gate_id"] in {one["gate_id"] for one in service.asked}
+    assert advance["gate_id"] != complete["gate_id"]
+
+
+async def _stays(daemon: DaemonProcess, service: GateService) -> None:
+    """Let it be asked twice more, and check that the flag stays where it is."""
+    await until_asked(service, len(service.asked) + 2)
+    rollout = await daemon.rollout(FLAG)
+    assert rollout is not None
+    assert (rollout["percent"], service.mode) == (10, service.mode)
+
+
+@pytest.mark.parametrize(
+    ("on_fail", "phase", "percent"), [("pause", "paused", 10), ("roll_back", "rolled_back", 0)]
+)
+async def test_fail_does_what_the_plan_says(
+    kafka: str,
+    redis_url: str,
+    topic_prefix: str,
+    tmp_path: Path,
+    on_fail: str,
+    phase: str,
+    percent: int,
+) -> None:
+    """By default a person decides; a person who resumes asks it about a new gate."""
+    service = GateService("fail")
+    async with fault_server(service.answer) as server:
+        daemon = DaemonProcess(
+            kafka,
+            redis_url,
+            tmp_path,
+            prefix=topic_prefix,
+            ROLLOUTD_CONFIG=settings(tmp_path, server.url),
+        )
+        async with daemon, Client(kafka, topic_prefix) as client:
+            await client.command(CommandVerb.START, FLAG, plan=plan(on_fail=on_fail))
+            async with Traffic(client, daemon, FLAG):
+                document = await daemon.until(FLAG, lambda one: one["phase"]["name"] == phase)
+                assert document["percent"] == percent
+                (alert,) = await client.alerts(phase, 1)
+                assert "gate webhook audit answers fail: it is set to fail" in json.dumps(alert)
+                if phase == "paused":
+                    service.mode = "pass"
+                    await client.command(CommandVerb.RESUME, FLAG)
+                    await daemon.until(FLAG, lambda one: one["percent"] == 50)
+    gates = {one["gate_id"] for one in service.asked if one["percent"] == 10}
+    assert len(gates) == (2 if phase == "paused" else 1)
+
+
+async def test_a_start_is_told_of_an_endpoint_that_the_settings_do_not_have(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """At once, and not when the first bake is over."""
+    daemon = DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix)
+    async with daemon, Client(kafka, topic_prefix) as client:
+        await client.command(CommandVerb.START, FLAG, plan=plan())
+        (alert,) = await client.alerts("preflight", 1)
+    assert "gate webhook audit has no address" in str(alert)
