@@ -10,7 +10,7 @@ from controller.adapters.kafka.shared_topic import SharedTopic, streams
 from controller.adapters.kafka.state_topic_plane import StateTopicPlane
 from controller.clock import AgreedClock, SystemClock
 from controller.codec.cloud_events import source_of
-from controller.counting.fold import IS_COMPILED
+from controller.counting.folding.native import ENGINE
 from controller.counting.ingest import Ingest
 from controller.deciding.commentary.explanations import ExplanationQueue
 from controller.deciding.deciding import Deciding
@@ -55,7 +55,7 @@ class Daemon:
         self.connections = Connections(settings, self.clock, self.faults, self.registry)
         self.planes = self._make_planes()
         self.metrics = Metrics(
-            version=version("rolloutd"), is_compiled=IS_COMPILED, planes=self.planes.names
+            version=version("rolloutd"), counting=ENGINE, planes=self.planes.names
         )
         self.dependencies = self._make_dependencies()
         self.pool = WorkerPool(self.dependencies)
@@ -160,13 +160,14 @@ class Daemon:
     def _make_preflight(self) -> Preflight:
         model, queries = self.connections.model, self.connections.monitoring
         rules, known = self.settings.flags, self.registry
-        return Preflight(self.faults, model, rules, lambda: known.rollouts, queries, self.clock)
+        others = (lambda: known.rollouts, queries, self.clock, self.connections.gate_webhooks)
+        return Preflight(self.faults, model, rules, *others)
 
     def _make_totals_reader(self) -> TotalsReader:
         connections, clock, faults = self.connections, self.clock, self.faults
-        totals, queries, planes = connections.totals, connections.monitoring, self.reconciler
+        asked = (self.reconciler, connections.monitoring, connections.gate_webhooks)
         return TotalsReader(
-            self.pool, totals, self.partitions, planes, queries, clock=clock, faults=faults
+            self.pool, connections.totals, self.partitions, *asked, clock=clock, faults=faults
         )
 
     def _make_ingest(self) -> Ingest:

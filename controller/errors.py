@@ -17,6 +17,7 @@ RolloutdError
 |   +-- HeartbeatUnheard       the dead man's switch: its monitoring service has not heard from us
 |   +-- ChannelUnavailable     a channel of notifications: the message is sent again
 |   +-- NotMeasured            a monitoring system gives no number, for a reason that has a name
+|   +-- NotAnswered            a gate webhook gives no answer, for a reason that has a name
 +-- BrokenInvariant          our own: stop the worker, turn health red
     +-- DocumentUnreadable     a stored rollout is damaged
         +-- DocumentNewer        a newer release wrote it: it is never written over
@@ -28,9 +29,10 @@ and it goes to the quarantine topic.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from schemas.terms import CommandVerb, MeasurementGap, QuarantineReason
+from schemas.terms import CommandVerb, HealthGap, MeasurementGap, QuarantineReason
 
 if TYPE_CHECKING:
     from schemas.command import Command  # slow to load, and every light command loads this file
@@ -126,10 +128,28 @@ class ChannelUnavailable(OperatingTrouble):
         self.retry_after_seconds = retry_after_seconds
 
 
+class RecipientsMissed(OperatingTrouble):
+    """A channel has given a message to its recipients, except for these."""
+
+    def __init__(self, why: str, *, later: Sequence[str] = (), never: Sequence[str] = ()) -> None:
+        """`later` may get it when it is sent again, `never` will not."""
+        super().__init__(why)
+        self.later = tuple(later)
+        self.never = tuple(never)
+
+
 class NotMeasured(OperatingTrouble):
     """A monitoring system gives no number. It is never taken for zero."""
 
     def __init__(self, gap: MeasurementGap, why: str) -> None:
+        super().__init__(why)
+        self.gap = gap
+
+
+class NotAnswered(OperatingTrouble):
+    """A gate webhook gives no answer. It is never taken for a pass."""
+
+    def __init__(self, gap: HealthGap, why: str) -> None:
         super().__init__(why)
         self.gap = gap
 

@@ -99,7 +99,7 @@ class Metrics:
         self,
         *,
         version: str,
-        is_compiled: bool = False,
+        counting: str = "python",
         planes: Iterable[str] = ("ofrep",),
         registry: CollectorRegistry | None = None,
     ) -> None:
@@ -119,13 +119,11 @@ class Metrics:
         self._add_process()
         build = Gauge(
             "rolloutd_build_info",
-            "1; the version is in the labels.",
+            "1; the version is in the labels, and what counts: native, or python without it.",
             ["version", "python", "counting"],
             registry=registry,
         )
-        build.labels(
-            version, platform.python_version(), "compiled" if is_compiled else "interpreted"
-        ).set(1)
+        build.labels(version, platform.python_version(), counting).set(1)
         self._watched = ReplicaGauges()
         self._rollouts = RolloutGauges()
         registry.register(self._watched)
@@ -177,6 +175,10 @@ class Metrics:
         )
         self.flush_duration_seconds = self._histogram(
             "flush_duration_seconds", "Time to save one partition's totals.", _FAST
+        )
+        self.native_faults = self._plain_counter(
+            "native_faults_total",
+            "Partitions counted on by the reference, in Python, after a fault of the native fold.",
         )
         self.fence_conflicts = self._plain_counter(
             "fence_conflicts_total", "Saves refused because another replica had counted on."

@@ -12,13 +12,13 @@ Belongs here: turns, and writes within one. Does not belong here: what is done i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import structlog
 
-from controller.errors import OperatingTrouble
+from controller.errors import OperatingTrouble, StoreUnavailable
 from controller.ports import Clock
 
 #: Fields of one write.
@@ -76,6 +76,10 @@ class TurnStore(Protocol):
         """Delete fields that were emptied."""
 
 
+def _ignore() -> None:
+    """Do nothing."""
+
+
 class Turns:
     """The turns of this replica."""
 
@@ -90,11 +94,14 @@ class Turns:
         self._clock = clock
         self._version: int | None = None
         self._saving = asyncio.Lock()
+        # A write may rely on those before it: after one that failed there is none in this turn.
+        self._is_incomplete = False
 
-    async def wait(self) -> Mapping[bytes, bytes]:
+    async def wait(self, elsewhere: Callable[[], object] = _ignore) -> Mapping[bytes, bytes]:
         """Return what is stored once it is this replica's turn.
 
-        Raises TurnLost where another one was faster, StoreUnavailable.
+        `elsewhere` is called when another replica is seen to go on. Raises TurnLost where another
+        one was faster, StoreUnavailable.
         """
         seen: Turn | None = None
         changed_at = self._clock.monotonic()
@@ -104,6 +111,8 @@ class Turns:
             if turn.version is None or turn.owner in ("", self._replica):
                 break
             if turn != seen:
+                if seen is not None:
+                    elsewhere()
                 seen, changed_at = turn, now
             elif now - changed_at >= self.pulse.free_after:
                 break
@@ -111,23 +120,28 @@ class Turns:
         self._version = await self._store.save(self._replica, turn.version, {})
         if self._version is None:
             raise TurnLost("another replica was faster")
+        self._is_incomplete = False
         log.info("turn_taken", what=self._what)
         return await self._store.load()
 
-    async def save(self, fields: Mapping[str, bytes], *, last: str = "") -> None:
-        """Write fields; an empty value means that the field is gone.
+    async def save(self, fields: Mapping[str, bytes]) -> None:
+        """Write fields in their order; an empty value means that the field is gone.
 
-        Those that begin with `last` are written after all others. Without any fields it says that
-        it is still this replica's turn. Raises TurnLost, StoreUnavailable.
+        Many are written in several parts, so that a crash leaves out those at the end. Without any
+        fields it says that it is still this replica's turn. Raises TurnLost, StoreUnavailable.
         """
         async with self._saving:
-            names = sorted(fields, key=lambda name: bool(last) and name.startswith(last))
+            if self._is_incomplete:
+                raise StoreUnavailable("a write before this one failed")
+            self._is_incomplete = True
+            names = list(fields)
             for start in range(0, max(len(names), 1), _MOST_FIELDS):
                 part = {name: fields[name] for name in names[start : start + _MOST_FIELDS]}
                 version = await self._store.save(self._replica, self._version, part)
                 if version is None:
                     raise TurnLost("another replica has written")
                 self._version = version
+            self._is_incomplete = False
             if gone := [name for name, value in fields.items() if not value]:
                 await self._store.forget(gone)
 
@@ -135,7 +149,8 @@ class Turns:
         """Write what is left, and let another replica go on at once; within a second."""
         try:
             async with asyncio.timeout(1.0):
-                await self._store.save("", self._version, fields)
+                left = {} if self._is_incomplete else fields
+                await self._store.save("", self._version, left)
         except (TimeoutError, OperatingTrouble) as trouble:
             log.info("turn_not_given_back", what=self._what, error=str(trouble))
 

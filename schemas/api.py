@@ -17,6 +17,7 @@ from schemas.command import StageName
 from schemas.decision import Decision, JudgementRecord, PlanReference, Tally
 from schemas.fields import Line, Moment, Name, OpenModel, StrictModel
 from schemas.inventory import FlagList
+from schemas.notifications import Acknowledgement, NotificationsView, Taken, TakePending
 from schemas.plan import PlanDocument
 from schemas.report import PlaneRecord, StageHistory
 from schemas.result import Result
@@ -27,7 +28,6 @@ from schemas.terms import (
     HoldReason,
     PhaseName,
     Safe,
-    Severity,
     SignalStatus,
 )
 
@@ -186,55 +186,6 @@ class SignalList(OpenModel):
     signals: list[SignalEntry]
 
 
-class ChannelEntry(OpenModel):
-    """A channel of notifications."""
-
-    name: str
-    type: str
-    waiting: Tally = Field(description="Messages that it has not taken yet.")
-    sent: Tally = Field(description="Messages that it has taken.")
-    sent_at: Moment | None = Field(description="The last one; null: none.")
-    trouble: str = Field(description="Why it takes none now; empty: it does.")
-    since: Moment | None = Field(description="Since when it takes none; null: it does.")
-
-
-class IncidentEntry(OpenModel):
-    """Something that people were told of and that is not over."""
-
-    key: str = Field(description="The alert's dedup key; `rolloutctl notify ack` takes it.")
-    flag: str
-    kind: str
-    severity: Severity
-    summary: str
-    action: str
-    opened_at: Moment
-    told: list[str] = Field(description="The channels that were told.")
-    taken_by: str = Field(description="Who has taken it; empty: nobody.")
-    taken_at: Moment | None
-    next_at: Moment | None = Field(description="When others are told of it; null: never.")
-    muted_until: Moment | None = Field(description="Nobody is told before; null: it is not muted.")
-
-
-class DeadLetter(OpenModel):
-    """A message that its channel has refused."""
-
-    number: Tally = Field(description="`rolloutctl notify retry` takes it.")
-    channel: str
-    flag: str
-    summary: str
-    why: str
-    at: Moment
-
-
-class NotificationsView(OpenModel):
-    """Channels, open incidents and dead letters of all replicas, newest first."""
-
-    at: Moment
-    channels: list[ChannelEntry]
-    incidents: list[IncidentEntry]
-    dead_letters: list[DeadLetter]
-
-
 class CommandRequest(StrictModel):
     """A command. Its issuer is who is signed in."""
 
@@ -360,6 +311,24 @@ ENDPOINTS: Final = (
         NotificationsView,
         (),
         {503: "Redis does not answer."},
+    ),
+    Endpoint(
+        "/notifications/acknowledge",
+        "Takes incidents in the name of who is signed in, so that nobody else is told of them; "
+        "only with `notifications` and `sign_in.access_file` set.",
+        Taken,
+        (),
+        {
+            400: "The request is no such document.",
+            401: "Nobody is signed in, or the token is unknown.",
+            403: "The role is missing, or another site sent it.",
+            404: "There is no such open incident.",
+            409: "Somebody has taken it already; `error` says who.",
+            429: "Too many requests.",
+            503: "It is not known to be taken; `error` says what to do.",
+        },
+        Acknowledgement,
+        {202: ("It was sent and is not seen to be taken yet.", TakePending)},
     ),
     Endpoint("/rollouts/{flag}", "Everything about one rollout.", RolloutView, (), _NO_FLAG),
     Endpoint("/rollouts/{flag}/evidence", "The newest judgement.", JudgementRecord, (), _NO_FLAG),

@@ -15,7 +15,16 @@ from pydantic import BeforeValidator, Field
 from schemas.advice import AdviceRecord
 from schemas.fields import Moment, Name, OpenModel
 from schemas.plan import PlanDocument
-from schemas.terms import Arm, DecisionKind, HealthGap, MetricRole, OnBreach, PhaseName, Verdict
+from schemas.terms import (
+    Arm,
+    DecisionKind,
+    GateAnswer,
+    HealthGap,
+    MetricRole,
+    OnBreach,
+    PhaseName,
+    Verdict,
+)
 
 TYPE = "io.rolloutd.decision.v1"
 
@@ -67,9 +76,9 @@ class MetricRecord(OpenModel):
     )
     arms: dict[Arm, ArmRecord]
     e_value: Measured = Field(
-        description="Of the harm test. fail at or above `threshold`. An external metric is not "
-        "tested: for it this is `threshold` to the power of the looks that missed by those that a "
-        "breach takes."
+        description="Of the harm test. fail at or above `threshold`. A number of a monitoring "
+        "system (`external:NAME`) is not tested: for it this is `threshold` to the power of the "
+        "looks that missed by those that a breach takes. Its counters (`counters:NAME`) are."
     )
     threshold: Measured
     e_value_safe: Measured = Field(
@@ -136,6 +145,16 @@ class GapRecord(OpenModel):
     )
 
 
+class WebhookRecord(OpenModel):
+    """What a gate webhook replied to the newest question about the open gate."""
+
+    endpoint: str = Field(description="Its name in the settings.")
+    answer: GateAnswer | None = Field(description="null: there is none, and `gap` says why.")
+    gap: HealthGap | None
+    words: str = Field(description="The reason that it gives, or what is wrong.")
+    at: Moment = Field(description="When it was asked.")
+
+
 class HarmRecord(OpenModel):
     """What the rollout has cost so far, over all its stages."""
 
@@ -173,6 +192,10 @@ class JudgementRecord(OpenModel):
         default=None,
         description="Why less is counted of this visit than has happened in it, as after a loss of "
         "the stored totals: all figures are of what is counted so far. null: they are complete.",
+    )
+    webhooks: list[WebhookRecord] = Field(
+        default=[],
+        description="At a gate: what the plan's gate webhooks replied, as far as they were asked.",
     )
 
 

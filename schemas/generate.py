@@ -27,6 +27,7 @@ from schemas import (
     command,
     decision,
     evaluation,
+    gate_question,
     outcome,
     plan,
     quarantine,
@@ -171,6 +172,8 @@ TOPICS = (
 DOCUMENTS: Mapping[str, type[BaseModel]] = {
     "plan": plan.PlanDocument,
     "advice": advice.AdviceAnswer,
+    "gate_question": gate_question.GateQuestion,
+    "gate_reply": gate_question.GateReply,
 }
 
 

@@ -33,6 +33,7 @@ from schemas.fields import (
     format_duration,
     parse_duration,
 )
+from schemas.gate_webhooks import WrittenGateWebhook
 from schemas.guardrails import Guardrail
 from schemas.terms import (
     AdvisorMode,
@@ -397,8 +398,15 @@ class PlanDocument(StrictModel):
         default=[],
         max_length=20,
         exclude_if=operator.not_,  # earlier releases read the documents of plans without any
-        description="Numbers of a monitoring system that are watched beside the guardrails, by a "
-        "threshold and not by a test.",
+        description="Numbers of a monitoring system that are watched beside the guardrails by a "
+        "threshold, and counters, which are tested as guardrails are.",
+    )
+    gate_webhooks: list[WrittenGateWebhook] = Field(
+        default=[],
+        max_length=10,
+        exclude_if=operator.not_,  # earlier releases read the documents of plans without any
+        description="Systems of your own that are asked at each gate, once everything measured "
+        "has passed.",
     )
     advisor: AdvisorDocument = Field(
         default=AdvisorDocument(), description="What a language model may do at the gates."

@@ -19,6 +19,17 @@ LONGEST_LABEL: Final = 200
 _Label = Annotated[str, Field(max_length=LONGEST_LABEL), AfterValidator(without_control_characters)]
 
 
+class MuteRequest(OpenModel):
+    """How somebody wants a route or flags to be muted."""
+
+    until: Moment
+    reason: Line
+    is_flag: bool = Field(
+        default=False, description="`request_about` names flags, also where a route is called so."
+    )
+    is_critical_too: bool = Field(default=False, description="Critical news is muted as well.")
+
+
 class Signal(OpenModel):
     """What one system says of one condition, in the form that rules match.
 
@@ -50,3 +61,4 @@ class Signal(OpenModel):
         default="", description="The dedup key, flag, route or channel that the request is about."
     )
     issuer: Line = Field(default="", description="Who makes the request; empty: not told.")
+    mute: MuteRequest | None = Field(default=None, description="For the request mute; else null.")

@@ -143,10 +143,28 @@ class HealthGap(StrEnum):
     METRIC_LATE = "metric_late"  # its newest sample, or the answer, is old
     METRIC_REFUSED = "metric_refused"  # an error in place of an answer, or a cut answer
     METRIC_NO_ANSWER = "metric_no_answer"  # none in time, none yet, or no connection
+    # A gate webhook, see `schemas/gate_webhooks.py`, gives no answer that could be followed:
+    WEBHOOK_NO_ANSWER = "webhook_no_answer"  # none in time, or no connection
+    WEBHOOK_HTTP_ERROR = "webhook_http_error"  # a status other than 2xx and 3xx
+    WEBHOOK_REDIRECT = "webhook_redirect"  # it points elsewhere, which is never followed
+    WEBHOOK_TOO_LARGE = "webhook_too_large"
+    WEBHOOK_WRONG_TYPE = "webhook_wrong_type"  # it is not sent as JSON
+    WEBHOOK_MALFORMED = "webhook_malformed"  # no JSON object with a known `answer`
+    WEBHOOK_NOT_SET = "webhook_not_set"  # the settings have no endpoint of this name
 
 
 #: What only a plan with external metrics can have.
 METRIC_GAPS = tuple(gap for gap in HealthGap if gap.value.startswith("metric_"))
+#: What only a plan with gate webhooks can have, and only at a gate.
+WEBHOOK_GAPS = tuple(gap for gap in HealthGap if gap.value.startswith("webhook_"))
+
+
+class GateAnswer(StrEnum):
+    """What a gate webhook answers. None of them raises a percentage."""
+
+    PASS = "pass"  # noqa: S105  # an answer: nothing of its own stands in the way
+    HOLD = "hold"  # not now: it is asked again
+    FAIL = "fail"  # what the plan says: a person decides, or it goes down
 
 
 class MeasurementGap(StrEnum):
@@ -177,6 +195,7 @@ class HoldReason(StrEnum):
     INCONCLUSIVE = "inconclusive"
     SIGNAL = "signal"
     ADVISOR = "advisor"
+    WEBHOOK = "webhook"
     APPROVAL = "approval"
     FROZEN = "frozen"
     MAX_BAKE = "max_bake"
@@ -290,6 +309,8 @@ class NotificationRequest(StrEnum):
     ACKNOWLEDGE = "acknowledge"  # somebody takes an incident: nobody else is told of it
     TEST = "test"  # send a message along a route
     RETRY = "retry"  # send what a channel had refused again
+    MUTE = "mute"  # tell nobody of some flags, or nobody by a route, for some time
+    UNMUTE = "unmute"  # end a mute
 
 
 class SignalAction(StrEnum):
@@ -314,6 +335,7 @@ class AlertKind(StrEnum):
     BREACH = "breach"  # of another guardrail during the pause of the first; info: it is over
     APPROVAL_NEEDED = "approval_needed"
     ADVISOR_HOLDS = "advisor_holds"
+    WEBHOOK_HOLDS = "webhook_holds"  # a gate webhook answers `hold`
     HEALTH_GAP = "health_gap"
     SIGNAL_REGRESSION = "signal_regression"
     SRM = "srm"

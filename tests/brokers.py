@@ -228,8 +228,8 @@ async def create_topics_at(
     A broker answers before the new topics are in the metadata that it and the others give.
     """
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
     try:
+        await admin.start()
         answer = await admin.create_topics(
             [
                 NewTopic(name, partitions, copies, topic_configs=dict(configs or {}))

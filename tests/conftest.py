@@ -9,7 +9,6 @@ import gc
 import os
 import signal
 import sys
-import sysconfig
 import threading
 import time
 import uuid
@@ -23,6 +22,7 @@ import redis.asyncio
 import structlog
 from hypothesis import HealthCheck, settings
 
+from controller.counting.folding.native import ENGINE
 from tests.brokers import (
     ALLOW_MOCK_VARIABLE,
     KafkaInUse,
@@ -39,9 +39,11 @@ from tests.brokers import (
 from tests.chromium import HOW, NOT_TRIED, describe_chromium
 from tests.parallel_order import in_parallel_order
 from tests.shared_kafka import kafka_of_all_workers, leave_running
+from tests.shells import HOW_SHELLS, NOT_COMPLETED
 from tests.unleash.server import INSTALLED_VARIABLE, UnleashServer, installed
 
 TESTS = Path(__file__).parent
+COUNTING = TESTS.parent / "controller" / "counting"
 
 # A directory below tests/ that says what its tests need; `-m` selects by these.
 MARKER_OF_DIRECTORY = {
@@ -102,32 +104,22 @@ def _heed_signals() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Prepare the summary, and refuse to test modules compiled from other sources than these."""
+    """Prepare the summary, and refuse to test a native fold of other sources than these."""
     _heed_signals()
     config.stash[_in_use] = {}
-    stale = [
-        source
-        for source, made in compiled_modules()
-        if made.stat().st_mtime < source.stat().st_mtime
-    ]
+    made = COUNTING / "_native.abi3.so"
+    sources = (COUNTING / "native" / "src").glob("*.rs")
+    stale = [one.name for one in sources if made.exists() and is_older(made, one)]
     if stale:
-        names = ", ".join(str(source.relative_to(TESTS.parent)) for source in stale)
         pytest.exit(
-            f"newer than what was compiled from it: {names}; `make compiled`, or `make "
-            f"interpreted`",
+            f"newer than the native fold: {', '.join(stale)}; `make native`, or `make reference`",
             returncode=4,
         )
 
 
-def compiled_modules() -> list[tuple[Path, Path]]:
-    """Return (source, compiled file) of all modules that run compiled in this interpreter."""
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    sources = (
-        source
-        for package in ("schemas", "controller")
-        for source in (TESTS.parent / package).rglob("*.py")
-    )
-    return [(source, made) for source in sources if (made := source.with_suffix(suffix)).exists()]
+def is_older(one: Path, other: Path) -> bool:
+    """Return whether a file was written before another."""
+    return one.stat().st_mtime < other.stat().st_mtime
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -231,7 +223,7 @@ def pytest_report_header() -> list[str]:
         f"redis, if a test asks: {redis_outlook}",
         f"unleash, if a test asks: {unleash}",
         f"chromium, if a test asks: {describe_chromium()}",
-        f"counting: {'compiled' if compiled_modules() else 'interpreted'}",
+        f"counting: {'native' if ENGINE == 'native' else 'the reference, in Python'}",
     ]
 
 
@@ -246,8 +238,9 @@ def pytest_terminal_summary(
     if "mock" in in_use:
         terminalreporter.write_line(in_use["mock"], red=True, bold=True)
     skipped = terminalreporter.stats.get("skipped", ())
-    if any(NOT_TRIED in str(report.longrepr) for report in skipped):
-        terminalreporter.write_line(f"{NOT_TRIED}; {HOW}", red=True, bold=True)
+    for missing, how in ((NOT_TRIED, HOW), (NOT_COMPLETED, HOW_SHELLS)):
+        if any(missing in str(report.longrepr) for report in skipped):
+            terminalreporter.write_line(f"{missing}; {how}", red=True, bold=True)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -98,8 +98,8 @@ class Fleet:
     async def _read_results(self) -> None:
         consumer = AIOKafkaConsumer(bootstrap_servers=self.client.bootstrap, group_id=None)
         topic = f"{self.client.prefix}rollout.results"
-        await consumer.start()
         try:
+            await consumer.start()
             await consumer._client._wait_on_metadata(topic)
             parts = [TopicPartition(topic, one) for one in consumer.partitions_for_topic(topic)]
             consumer.assign(parts)

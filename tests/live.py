@@ -235,7 +235,11 @@ class Client:
         )
 
     async def __aenter__(self) -> Self:
-        await self.producer.start()
+        try:
+            await self.producer.start()
+        except BaseException:
+            await self.producer.stop()
+            raise
         return self
 
     async def __aexit__(
@@ -292,8 +296,8 @@ class Client:
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self.bootstrap, auto_offset_reset="earliest", group_id=None
         )
-        await consumer.start()
         try:
+            await consumer.start()
             await consumer._client._wait_on_metadata(self.prefix + topic)
             partitions = [
                 TopicPartition(self.prefix + topic, n)

@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import json
 import random
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -43,6 +44,7 @@ class Service:
     shown: list[dict[str, Any]] = field(default_factory=list)  # taken, in order
     refused: list[str] = field(default_factory=list)  # why something was not
     trouble: Trouble | None = None  # True: it has answered
+    is_answer_lost: Callable[[], bool] | None = None  # asked once something is taken
 
     @property
     def url(self) -> str:
@@ -60,6 +62,9 @@ class Service:
         except Refused as refused:
             self.refused.append(refused.body)
             status, body = refused.status, refused.body
+        if self.is_answer_lost is not None and self.is_answer_lost():
+            await exchange.reset()
+            return
         await exchange.answer(body, status=status)
 
     def take(self, path: str, headers: Any, document: Any, exchange: Exchange) -> tuple[str, str]:
@@ -88,7 +93,9 @@ class Slack(Service):
             return "200 OK", "ok"
         method = path.removeprefix("/api/")
         fault = ""
-        if headers.get("authorization") != f"Bearer {TOKEN}":
+        if not headers.get("content-type", "").startswith("application/json"):
+            fault = "invalid_form_data"
+        elif headers.get("authorization") != f"Bearer {TOKEN}":
             fault = "invalid_auth"
         elif document.get("channel") not in ("C1", "D1"):
             fault = "channel_not_found"
@@ -156,7 +163,7 @@ def _is_block(block: Any) -> bool:
     if kind == "context":
         return 1 <= len(block["elements"]) <= 10
     if kind == "actions":
-        return all(
+        return len(block["elements"]) <= 25 and all(
             len(one["text"]["text"]) <= 75 and len(one["url"]) <= 3_000 for one in block["elements"]
         )
     return False
@@ -175,6 +182,8 @@ class Teams(Service):
             raise Refused("400 Bad Request", "contentType")
         if card["type"] != "AdaptiveCard" or not card["body"]:
             raise Refused("400 Bad Request", "card")
+        if not all(one["type"] in ("TextBlock", "FactSet") for one in card["body"]):
+            raise Refused("400 Bad Request", "body")
         self.shown.append(card)
         return "202 Accepted", ""
 
@@ -211,6 +220,7 @@ class PagerDuty(Service):
     def __init__(self) -> None:
         super().__init__()
         self.incidents: dict[str, int] = {}  # triggers by key
+        self.acknowledged: list[str] = []
         self.resolved: list[str] = []
 
     def take(self, path: str, headers: Any, document: Any, exchange: Exchange) -> tuple[str, str]:
@@ -235,6 +245,11 @@ class PagerDuty(Service):
             self.incidents.pop(key, None)
             self.resolved.append(key)
             return
+        if document["event_action"] == "acknowledge":  # as resolve: a key, and no payload
+            self.acknowledged.append(key)
+            return
+        if document["event_action"] != "trigger":
+            raise Refused("400 Bad Request", '{"errors": ["event_action"]}')
         payload = document["payload"]
         is_good = (
             1 <= len(payload["summary"]) <= 1_024
@@ -244,6 +259,40 @@ class PagerDuty(Service):
         if not is_good:
             raise Refused("400 Bad Request", '{"errors": ["payload"]}')
         self.incidents[key] = self.incidents.get(key, 0) + 1
+
+
+class AlertmanagerApi(Service):
+    """`POST /api/v2/alerts`: stores the good ones of an array also where it refuses others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alerts: dict[str, dict[str, Any]] = {}  # by labels: an alert's identity
+
+    def take(self, path: str, headers: Any, document: Any, exchange: Exchange) -> tuple[str, str]:
+        """Check alerts as its API does."""
+        if headers.get("content-type") != "application/json":
+            raise Refused("415 Unsupported Media Type", "unsupported media type")
+        if path != "/api/v2/alerts" or not isinstance(document, list):
+            raise Refused("400 Bad Request", "parsing alerts body failed")
+        good = [one for one in document if _is_alert(one)]
+        for one in good:
+            self.alerts[json.dumps(one["labels"], sort_keys=True)] = one
+            self.shown.append(one)
+        if len(good) < len(document):
+            raise Refused("400 Bad Request", '"invalid label set"')
+        return "200 OK", ""
+
+
+def _is_alert(alert: Any) -> bool:
+    texts = {**alert["labels"], **alert["annotations"]}
+    return (
+        bool(alert["labels"].get("alertname"))
+        and all(re.fullmatch("[a-z_]+", name) for name in texts)
+        and all(isinstance(value, str) for value in texts.values())
+        and all(alert["labels"].values())
+        and datetime.fromisoformat(alert["startsAt"]) <= datetime.fromisoformat(alert["endsAt"])
+        and len(alert.get("generatorURL", "")) <= 2_000
+    )
 
 
 class Receiver(Service):
@@ -314,15 +363,25 @@ def hanging(times: int) -> Trouble:
     return answer
 
 
-def lossy(share: float, seed: int = 1) -> Trouble:
-    """Return a trouble that cuts a share of the connections, before or after the request is done.
-
-    What is cut after it was taken is sent again: the worst that a network does.
-    """
+def sometimes(share: float, seed: int = 1) -> Callable[[], bool]:
+    """Return what is True for a share of the times, and never more than thrice in a row."""
     dice = random.Random(seed)
+    in_a_row = 0
+
+    def decide() -> bool:
+        nonlocal in_a_row
+        in_a_row = in_a_row + 1 if in_a_row < 3 and dice.random() < share else 0
+        return in_a_row > 0
+
+    return decide
+
+
+def lossy(share: float, seed: int = 1) -> Trouble:
+    """Return a trouble that loses a share of the requests: the connection is cut."""
+    is_lost = sometimes(share, seed)
 
     async def answer(exchange: Exchange) -> bool:
-        if dice.random() < share:
+        if is_lost():
             await exchange.reset()
             return True
         return False

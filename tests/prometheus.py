@@ -160,7 +160,9 @@ def _prometheus(configuration: Mapping[str, Any], directory: Path) -> Iterator[P
 def _running(command: Sequence[str], ready: str, log_path: Path) -> Iterator[None]:
     """Run a server, from when it answers `ready` with 200. Raises AssertionError before."""
     with log_path.open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        # What was fetched finds its files from where it was unpacked, see `make prometheus`.
+        at = FETCHED.parents[1] if command[0].startswith(str(FETCHED)) else None
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=at)
     try:
         deadline = time.monotonic() + START_SECONDS
         while not _is_ready(ready):

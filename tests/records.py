@@ -12,7 +12,7 @@ from typing import Any
 
 from controller.codec.merging import Merger
 from controller.counting.counted_flags import FLAGS_WITH_OWN_FIELDS, Changes
-from controller.counting.flags_to_count import FlagsToCount
+from controller.counting.folding.flags_to_count import FlagsToCount
 from controller.counting.partition_totals import PartitionTotals, ReadEvaluations, ReadOutcomes
 from controller.ports import Record
 from schemas.envelope import MAX_TIME_MS, RecordRefused

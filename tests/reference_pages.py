@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from controller.settings import Settings
+from controller.settings.gate_webhooks import GateEndpointSettings
 from controller.settings.hooks import HookSettings
 from controller.settings.notifications import ChannelSettings
 from controller.settings.planes import FilePlaneSettings, HttpPlaneSettings
@@ -46,9 +47,11 @@ from schemas.decision import (
     JudgementRecord,
     MetricRecord,
     PlanReference,
+    WebhookRecord,
 )
-from schemas.external import ExternalMetricDocument, PrometheusDocument
+from schemas.external import CountersDocument, ExternalMetricDocument, PrometheusDocument
 from schemas.fields import format_duration
+from schemas.gate_webhooks import GateWebhookDocument
 from schemas.guardrails import Comparison, GuardrailDocument
 from schemas.plan import (
     ActiveWindowDocument,
@@ -212,6 +215,8 @@ _PLAN_SECTIONS: dict[type[BaseModel], str] = {
     Comparison: "A comparison",
     ExternalMetricDocument: "An external metric",
     PrometheusDocument: "The queries",
+    CountersDocument: "Counters",
+    GateWebhookDocument: "A gate webhook",
     ConditionDocument: "A condition",
     FreezeWindowDocument: "A freeze window",
     ActiveWindowDocument: "An active window",
@@ -227,6 +232,7 @@ _API_SECTIONS: dict[type[BaseModel], str] = {
     PlaneRecord: "A plane",
     JudgementRecord: "A judgement",
     GapRecord: "A gap",
+    WebhookRecord: "A gate webhook's reply",
     HarmRecord: "Harm",
     MetricRecord: "A metric",
     ArmRecord: "An arm",
@@ -242,6 +248,7 @@ _TITLES: dict[type[BaseModel], str] = {
     FilePlaneSettings: "planes.files.NAME",
     ChannelSettings: "notifications.channels.NAME",
     HookSettings: "hooks.endpoints.NAME",
+    GateEndpointSettings: "gate_webhooks.endpoints.NAME",
     HttpPlaneSettings: "planes.http.NAME",
 }
 

@@ -4,8 +4,9 @@ The protocol is real, the answers are chance.
 
 `python -m tests.tiny_model DIRECTORY` writes the model there, serves it and prints `url=http://...`
 when it is ready; it runs until its standard input ends. In a process of its own, because the server
-logs, spawns threads and may abort the process. Needs the packages of `tests/llama.lock`, which
-nothing else needs: `make llama` installs them.
+logs, spawns threads and may abort the process. With `--write FILE [LETTER]` it only writes the
+model; LETTER is the one that it likes best. Needs the packages of `tests/llama.lock`, which nothing
+else needs: `make llama` installs them.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ TEMPLATE = (
 )
 
 
-def write_model(path: Path) -> None:
+def write_model(path: Path, favored: str = "") -> None:
     """Write a GGUF file with a byte-level tokenizer; the same bytes each time.
 
     Printable bytes, letters, quotes and the ends of an object are made likelier by a constant
-    channel, so that answers within a grammar end soon.
+    channel, so that answers within a grammar end soon. The letter `favored` comes before all other
+    letters: where an answer chooses between words, it takes the one that begins with it.
     """
     import gguf
     import numpy as np
@@ -64,6 +66,8 @@ def write_model(path: Path) -> None:
     likelier[32:127] = 1
     likelier[ord("a") : ord("z") + 1] = 1.7
     likelier[ord('"')], likelier[ord("}")], likelier[FIRST_CONTROL + 3] = 4, 2.5, 2
+    if favored:
+        likelier[ord(favored)] = 3
     embedding, output = numbers(VOCABULARY, WIDTH), numbers(VOCABULARY, WIDTH, spread=0.05)
     embedding[:, 0] = 1
     output[:, 0] = likelier / 8
@@ -116,6 +120,7 @@ def serve(directory: Path) -> None:
     parameters.model.path = str(path)
     parameters.n_ctx = CONTEXT_TOKENS
     parameters.n_parallel = 1
+    parameters.cpuparams.n_threads = 1  # several would spin while they wait for a core
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = 0
     server = xllamacpp.Server(parameters)
@@ -125,4 +130,7 @@ def serve(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+    if sys.argv[1] == "--write":
+        write_model(Path(sys.argv[2]), "".join(sys.argv[3:]))
+    else:
+        serve(Path(sys.argv[1]))

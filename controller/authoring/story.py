@@ -70,6 +70,13 @@ STEPS_FOR_GAPS = {
     HealthGap.METRIC_LATE: "check that the external metric's target is still scraped",
     HealthGap.METRIC_REFUSED: "run the external metric's query in the monitoring system",
     HealthGap.METRIC_NO_ANSWER: "check that the monitoring system answers",
+    HealthGap.WEBHOOK_NO_ANSWER: "check that the gate webhook answers in time",
+    HealthGap.WEBHOOK_HTTP_ERROR: "read the log of the gate webhook",
+    HealthGap.WEBHOOK_REDIRECT: "write the gate webhook's new address into the settings",
+    HealthGap.WEBHOOK_TOO_LARGE: "let the gate webhook answer with less",
+    HealthGap.WEBHOOK_WRONG_TYPE: "let the gate webhook answer with JSON",
+    HealthGap.WEBHOOK_MALFORMED: "let the gate webhook answer pass, hold or fail",
+    HealthGap.WEBHOOK_NOT_SET: "add the gate webhook to the settings",
 }
 #: Their advice is how to go on, which an ended rollout does not.
 _WHILE_UNDER_WAY = frozenset({HealthGap.BELOW_MIN_SAMPLE, HealthGap.TAINTED})

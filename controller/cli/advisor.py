@@ -45,7 +45,7 @@ ModelOption = Annotated[
 ProtocolOption = Annotated[
     str | None,
     typer.Option(
-        "--protocol", help="openai or ollama; beats the settings.", rich_help_panel=_MODEL
+        "--protocol", help="openai, localai or ollama; beats the settings.", rich_help_panel=_MODEL
     ),
 ]
 KeyFileOption = Annotated[

@@ -63,12 +63,22 @@ class Check:
     @property
     def is_listed(self) -> bool | None:
         """Whether the server lists the model; None when it listed none."""
-        return self.settings.model in self.models if self.list_error is None else None
+        if self.list_error is not None:
+            return None
+        return any(is_same_model(self.settings.model, name) for name in self.models)
 
     @property
     def errors(self) -> list[str]:
         """Why questions had no answer in the form, each once."""
         return sorted({answer.why_none for answer in self.answers if answer.why_none})
+
+
+def is_same_model(name: str, listed: str) -> bool:
+    """Return whether a server that lists `listed` serves it by `name` as well.
+
+    Ollama lists a name without a tag with the tag `latest`, and accepts both.
+    """
+    return listed in (name, f"{name}:latest")
 
 
 def perform(work: Coroutine[Any, Any, T]) -> T:

@@ -217,6 +217,9 @@ def _show(request: BacktestRequest, test: Backtest, served: list[Decision]) -> N
     if plan.external:
         names = ", ".join(one.name for one in plan.external)
         complain(f"left out, because nothing is recorded of external metrics: {names}")
+    if plan.gate_webhooks:
+        names = ", ".join(one.endpoint for one in plan.gate_webhooks)
+        complain(f"left out, because nothing is recorded of gate webhooks: {names}")
     console.print()
     for one in test.decisions:
         decision = one.decision

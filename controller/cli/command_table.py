@@ -254,9 +254,9 @@ COMMANDS: Final = (
     ListedCommand(
         "notify",
         _SIGNALS,
-        "Show who was told of what, take an incident, and try a route.",
+        "Show who was told of what, take an incident, mute, and try a route.",
         "notify:app",
-        inner=("list", "check", "ack", "retry", "test"),
+        inner=("list", "check", "ack", "mute", "unmute", "retry", "test"),
     ),
     ListedCommand(
         "plan",

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from controller.core.rollout import Rollout
     from controller.ports import FlagUse, FlagUses
     from controller.reporting.inventory import Finding
-    from schemas.api import NotificationsView, SignalEntry
+    from schemas.api import SignalEntry
     from schemas.decision import JudgementRecord
+    from schemas.notifications import NotificationsView
 
 Event = dict[str, Any]
 
@@ -202,7 +203,7 @@ def ask_notifications(daemon: str) -> tuple[NotificationsView | None, str]:
     """Return how notifying stands, or None and the reason."""
     from pydantic import ValidationError
 
-    from schemas.api import NotificationsView
+    from schemas.notifications import NotificationsView
 
     answer = _exchange(daemon, f"{API}/notifications")
     if answer.document is None:

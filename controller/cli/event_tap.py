@@ -25,7 +25,7 @@ from controller.cli.common import EXIT_REJECTED, complain, output, without_rollo
 from controller.cli.operator_client import NewestRollouts, read_rollouts
 from controller.counting.event_tally import EventTally
 from controller.counting.flag_tally import EventSample
-from controller.counting.flags_to_count import FlagsToCount
+from controller.counting.folding.flags_to_count import FlagsToCount
 from controller.errors import EventLogUnavailable
 from controller.ports import TopicPartition
 from controller.settings import KafkaSettings

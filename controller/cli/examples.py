@@ -54,6 +54,11 @@ EXAMPLES: Final = {
     "notify list": ("notify list --daemon http://127.0.0.1:8080",),
     "notify check": ("notify check notifications.yaml --channel team-slack",),
     "notify ack": ("notify ack new-checkout", "notify ack new-checkout/1/rolled_back"),
+    "notify mute": (
+        'notify mute "checkout-*" --for 2h --reason "the database moves"',
+        'notify mute payments --for 30m --critical --reason "we test the pager"',
+    ),
+    "notify unmute": ("notify unmute payments", "notify unmute 42"),
     "notify retry": ("notify retry team-slack", "notify retry 42"),
     "notify test": ("notify test payments --daemon http://127.0.0.1:8080",),
     "doctor": ("doctor --url http://127.0.0.1:8081",),

@@ -177,8 +177,11 @@ def alpha_lines(document: PlanDocument) -> Iterator[str]:
     """Yield how the plan's alpha is spent, in words; nothing for a plan without guardrails."""
     plan = to_core_plan(document)
     for metric in plan.external:
-        yield f"{metric.name}: {metric.words}; a threshold: its false alarms are not bounded"
-    if not plan.guardrails:
+        if not metric.is_counted:
+            yield f"{metric.name}: {metric.words}; a threshold: its false alarms are not bounded"
+    for webhook in plan.gate_webhooks:
+        yield f"gate webhook {webhook.endpoint}: {webhook.words}; silence holds"
+    if not plan.tested:
         return
     yield (
         f"alpha: {share_words(plan.alpha)} of false alarms per role in a whole rollout, over all "
@@ -189,7 +192,7 @@ def alpha_lines(document: PlanDocument) -> Iterator[str]:
 
 
 def _spent(plan: Plan) -> Iterator[tuple[Guardrail, float]]:
-    for one, share in zip(plan.guardrails, alpha_shares(plan.guardrails), strict=True):
+    for one, share in zip(plan.tested, alpha_shares(plan.tested), strict=True):
         yield one, plan.alpha * share
 
 

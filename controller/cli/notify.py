@@ -1,10 +1,9 @@
-"""`rolloutctl notify`: who was told of what, taking an incident, and trying a route."""
+"""`rolloutctl notify`: who was told of what, taking an incident, muting, and trying a route."""
 
 from __future__ import annotations
 
-import time
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -13,15 +12,20 @@ import typer
 from controller.cli.common import (
     EXIT_CONFIG,
     EXIT_REJECTED,
-    EXIT_UNREACHABLE,
     EXIT_USAGE,
     DaemonOption,
     JsonOption,
     KafkaOptions,
-    complain,
     fail,
     output,
     perform,
+)
+from controller.cli.notify_answers import (
+    ask,
+    ask_if_possible,
+    channels_of,
+    seen,
+    wait_for_test,
 )
 from controller.cli.option_groups import ungrouped
 from schemas.terms import NotificationRequest
@@ -29,22 +33,17 @@ from schemas.terms import NotificationRequest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.table import Table
-
-    from schemas.api import NotificationsView
-    from schemas.signal import Signal
+    from schemas.notifications import MuteEntry, NotificationsView
+    from schemas.signal import MuteRequest, Signal
 
 app = typer.Typer(
-    help="Show who was told of what, take an incident, and try a route.",
+    help="Show who was told of what, take an incident, mute, and try a route.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
-_NO_DAEMON: Final = "give --daemon URL, or set ROLLOUTCTL_DAEMON: a replica knows who was told"
-#: How long a test waits for its messages, in seconds.
-_TEST_SECONDS: Final = 20.0
-_ASK_EVERY_SECONDS: Final = 0.5
-
+#: A mute that lasts longer belongs into the rules file, which people review.
+LONGEST_MUTE: Final = timedelta(days=7)
 IssuerOption = Annotated[
     str | None, typer.Option("--issuer", help="Who you are. Default: your login name.")
 ]
@@ -52,17 +51,18 @@ IssuerOption = Annotated[
 
 @app.command("list")
 def list_notifications(is_json: JsonOption = False, daemon: DaemonOption = None) -> None:
-    """Show channels, open incidents and messages that were refused.
+    """Show channels, open incidents, mutes and messages that were refused.
 
     A replica answers for all of them.
     """
     from controller.cli import rendering
+    from controller.cli.notify_tables import tables_of
 
-    found = _ask(daemon)
+    found = ask(daemon)
     if is_json:
         rendering.print_json(found.model_dump(mode="json"))
         return
-    for table in _tables(found):
+    for table in tables_of(found):
         output().print(table)
         output().print()
 
@@ -102,16 +102,150 @@ def acknowledge(
             help="The incident's key, or a flag: then all of its incidents.", metavar="KEY"
         ),
     ],
+    daemon: DaemonOption = None,
     issuer: IssuerOption = None,
     *,
     connection: KafkaOptions,
 ) -> None:
     """Take an incident: nobody else is told of it, and it is repeated to nobody."""
     signal = _request(NotificationRequest.ACKNOWLEDGE, about, issuer)
+    view = ask_if_possible(daemon)
+    found = [] if view is None else [one for one in view.incidents if about in (one.key, one.flag)]
+    free = {one.key for one in found if not one.taken_by}
+    if view is not None and not free:
+        why = f"{found[0].taken_by} has taken it" if found else "it is over, or never was"
+        fail(f"there is no open incident of {about} to take: {why}", EXIT_REJECTED)
     _send(signal, connection)
-    output().print(
-        f"taken by {signal.issuer}: {about}. `rolloutctl notify list` shows it within seconds"
+    if view is None or daemon is None:
+        output().print(
+            f"asked for: {signal.issuer} takes {about}. `rolloutctl notify list` shows within "
+            f"seconds whether there is such an incident",
+            markup=False,
+        )
+        return
+    # Those that are over meanwhile need nobody.
+    seen(daemon, lambda now: [] if free & _untaken(now) else [about])
+    output().print(f"taken by {signal.issuer}: {', '.join(sorted(free))}", markup=False)
+
+
+def _untaken(view: NotificationsView) -> set[str]:
+    """Return the keys of the incidents that nobody has taken."""
+    return {one.key for one in view.incidents if not one.taken_by}
+
+
+@app.command("mute")
+@ungrouped
+def mute(
+    about: Annotated[
+        str,
+        typer.Argument(
+            help="A route of the rules file, or else a flag or a pattern of flags (`checkout-*`).",
+            metavar="WHAT",
+        ),
+    ],
+    lasts: Annotated[
+        str, typer.Option("--for", help="How long, such as 30m or 2h; 7d at most.", metavar="TIME")
+    ],
+    reason: Annotated[str, typer.Option("--reason", help="Why: others read it on the page.")],
+    is_critical_too: Annotated[
+        bool,
+        typer.Option("--critical", help="Mute critical news as well, such as a roll-back."),
+    ] = False,
+    is_flag: Annotated[
+        bool, typer.Option("--flag", help="WHAT are flags, also where a route is called so.")
+    ] = False,
+    daemon: DaemonOption = None,
+    issuer: IssuerOption = None,
+    *,
+    connection: KafkaOptions,
+) -> None:
+    """Tell nobody of some flags, or nobody by a route, for some time.
+
+    What is still open when it ends is told then. Critical news is told all the same without
+    --critical. The dead man's switch cannot be muted.
+    """
+    from schemas.signal import MuteRequest
+
+    until = datetime.now(UTC) + _mute_time(lasts)
+    if not reason.strip():
+        fail("--reason: say why, for those who wonder later why nobody heard", EXIT_USAGE)
+    asked = MuteRequest(
+        until=until, reason=reason[:300], is_flag=is_flag, is_critical_too=is_critical_too
     )
+    before = set() if daemon is None else {one.name for one in ask(daemon).mutes}
+    signal = _request(NotificationRequest.MUTE, about, issuer, asked)
+    _send(signal, connection)
+    if daemon is None:
+        output().print(
+            "asked for. With --daemon this waits until it holds, and says what is muted",
+            markup=False,
+        )
+        return
+
+    def new_ones(view: NotificationsView) -> Sequence[MuteEntry]:
+        return [one for one in view.mutes if one.name not in before and about in _names(one)]
+
+    made = seen(daemon, new_ones)
+    for one in made:
+        more = "" if one.is_critical_too else "; critical news is told all the same"
+        words = f"muted until {one.until:%Y-%m-%d %H:%M} UTC: {one.about}{more}"
+        output().print(f"{words}. `rolloutctl notify unmute {one.name}` ends it", markup=False)
+
+
+@app.command("unmute")
+@ungrouped
+def unmute(
+    about: Annotated[
+        str,
+        typer.Argument(
+            help="The number of a mute, or the route or flags that it mutes.", metavar="WHAT"
+        ),
+    ],
+    daemon: DaemonOption = None,
+    issuer: IssuerOption = None,
+    *,
+    connection: KafkaOptions,
+) -> None:
+    """End a mute that was made by command: what is still open is told now."""
+    named: list[str] = []
+    if daemon is not None:
+        mutes = ask(daemon).mutes
+        named = [one.name for one in mutes if one.is_by_command and about in _names(one)]
+        if not named:
+            in_file = [one.name for one in mutes if not one.is_by_command and one.name == about]
+            why = "it is in notifications.rules_file: take it out there, then send SIGHUP"
+            known = ", ".join(f"{one.name} ({one.about})" for one in mutes if one.is_by_command)
+            fail(
+                f"nothing is muted as {about}: {why if in_file else known or 'there is no mute'}",
+                EXIT_REJECTED,
+            )
+    _send(_request(NotificationRequest.UNMUTE, about, issuer), connection)
+    if daemon is None:
+        output().print("asked for. `rolloutctl notify list` shows what is muted within seconds")
+        return
+    seen(daemon, lambda view: [] if {one.name for one in view.mutes} & set(named) else [about])
+    output().print(f"not muted any more: {about}", markup=False)
+
+
+def _names(one: MuteEntry) -> tuple[str, str]:
+    """Return the words by which a mute is known."""
+    return one.name, one.about.partition(" ")[2]
+
+
+def _mute_time(text: str) -> timedelta:
+    """Return how long a mute lasts. Exits 2."""
+    from schemas.fields import parse_duration
+
+    try:
+        found = parse_duration(text)
+    except ValueError as error:
+        fail(f"--for {text}: {error}", EXIT_USAGE)
+    if not timedelta(minutes=1) <= found <= LONGEST_MUTE:
+        fail(
+            f"--for {text}: write 1m to 7d; what lasts longer is a mute of the rules file",
+            EXIT_USAGE,
+        )
+    return found
 
 
 @app.command("retry")
@@ -121,10 +255,17 @@ def retry(
         str,
         typer.Argument(help="The number of a message, or a channel; `*`: all.", metavar="WHICH"),
     ],
+    daemon: DaemonOption = None,
     *,
     connection: KafkaOptions,
 ) -> None:
     """Send messages again that a channel had refused."""
+    view = ask_if_possible(daemon)
+    if view is not None:
+        letters = view.dead_letters
+        if not any(about in ("*", str(one.number), one.channel) for one in letters):
+            known = ", ".join(sorted({one.channel for one in letters})) or "no channel"
+            fail(f"no message of {about} was refused; {known} refused some", EXIT_REJECTED)
     _send(_request(NotificationRequest.RETRY, about, None), connection)
     output().print("asked for. `rolloutctl notify list` shows what becomes of it within seconds")
 
@@ -142,60 +283,24 @@ def try_route(
 
     Exits 1 where one did not take it within 20 seconds.
     """
-    before = None if daemon is None else _ask(daemon)
+    before = None if daemon is None else ask(daemon)
+    if before is not None and not before.channels:
+        fail(
+            "there is no channel: set notifications.channels, see ops/notifications.md", EXIT_CONFIG
+        )
+    channels = [] if before is None else channels_of(about, before)
     _send(_request(NotificationRequest.TEST, about, issuer), connection)
     if before is None or daemon is None:
         output().print(
             "sent. With --daemon this waits for the channels, and says which ones took it"
         )
         return
-    _wait(before, daemon)
+    wait_for_test(before, daemon, channels)
 
 
-def _wait(before: NotificationsView, daemon: str) -> None:
-    """Say which channels took something since; exit 1 where one has trouble."""
-    sent = {one.name: one.sent for one in before.channels}
-    dead = {one.number for one in before.dead_letters}
-    until = time.monotonic() + _TEST_SECONDS
-    has_begun = False
-    while True:
-        now = _ask(daemon)
-        waiting = [one for one in now.channels if one.waiting]
-        taken = [one for one in now.channels if one.sent > sent.get(one.name, 0)]
-        refused = [one for one in now.dead_letters if one.number not in dead]
-        has_begun = has_begun or bool(waiting or taken or refused)
-        if (has_begun and not waiting) or time.monotonic() > until:
-            break
-        time.sleep(_ASK_EVERY_SECONDS)
-    for one in taken:
-        output().print(f"{one.name}: taken", markup=False)
-    for letter in refused:
-        complain(f"{letter.channel}: refused: {letter.why}")
-    for one in waiting:
-        complain(f"{one.name}: not taken yet: {one.trouble or 'messages wait before it'}")
-    if not has_begun:
-        names = ", ".join(one.name for one in now.channels)
-        fail(
-            f"nothing was sent: is there such a route or channel? The channels are {names}; "
-            f"routes are in notifications.rules_file",
-            EXIT_REJECTED,
-        )
-    if refused or waiting:
-        raise typer.Exit(EXIT_REJECTED)
-
-
-def _ask(daemon: str | None) -> NotificationsView:
-    from controller.cli.daemon_answers import ask_notifications
-
-    if daemon is None:
-        fail(_NO_DAEMON, EXIT_USAGE)
-    found, why = ask_notifications(daemon)
-    if found is None:
-        fail(why, EXIT_UNREACHABLE)
-    return found
-
-
-def _request(request: NotificationRequest, about: str, issuer: str | None) -> Signal:
+def _request(
+    request: NotificationRequest, about: str, issuer: str | None, mute: MuteRequest | None = None
+) -> Signal:
     """Return what is asked of the notifications, as the record that asks it. Exits 2."""
     from pydantic import ValidationError
 
@@ -216,6 +321,7 @@ def _request(request: NotificationRequest, about: str, issuer: str | None) -> Si
             request=request,
             request_about=about,
             issuer=who,
+            mute=mute,
         )
     except ValidationError as error:
         fail(describe_faults(error), EXIT_USAGE)
@@ -225,45 +331,3 @@ def _send(signal: Signal, connection: KafkaOptions) -> None:
     from controller.cli.operator_client import publish_signal
 
     perform(publish_signal(signal, connection.settings()))
-
-
-def _tables(found: NotificationsView) -> Sequence[Table]:
-    """Return what is shown of all of it."""
-    from rich.table import Table
-
-    from controller.cli.rendering import plain
-
-    def table(*names: str) -> Table:
-        made = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
-        for name in names:
-            made.add_column(name)
-        return made
-
-    channels = table("CHANNEL", "TYPE", "SENT", "WAITING", "STATE")
-    for one in found.channels:
-        state = f"fails: {one.trouble}" if one.trouble else "works" if one.sent else "not used yet"
-        channels.add_row(
-            plain(one.name), one.type, f"{one.sent:,}", f"{one.waiting:,}", plain(state)
-        )
-    incidents = table("OPEN SINCE (UTC)", "KEY", "WHAT", "TOLD", "TAKEN BY", "NEXT (UTC)")
-    for incident in found.incidents:
-        next_at = "" if incident.next_at is None else f"{incident.next_at:%H:%M:%S}"
-        incidents.add_row(
-            f"{incident.opened_at:%m-%d %H:%M:%S}",
-            plain(incident.key),
-            plain(incident.summary),
-            plain(", ".join(incident.told) or "nobody: it is muted"),
-            plain(incident.taken_by or "nobody"),
-            next_at,
-        )
-    letters = table("NUMBER", "CHANNEL", "WHAT", "WHY IT WAS REFUSED")
-    for letter in found.dead_letters:
-        letters.add_row(
-            str(letter.number), plain(letter.channel), plain(letter.summary), plain(letter.why)
-        )
-    shown = [channels]
-    if found.incidents:
-        shown.append(incidents)
-    if found.dead_letters:
-        shown.append(letters)
-    return shown

@@ -211,8 +211,9 @@ def _tell(signal: Signal, rules: RulesFile, rollouts: Mapping[str, Rollout]) -> 
             f"  {rule.name}: {doing}: {', '.join(names) or 'no flag that is on is meant'}",
             markup=False,
         )
-    for place, intent in enumerate(found.intents, start=1):
-        output().print(f"  {place}. {intent.suspect.words}", markup=False)
+    suspects = {one.rollout.flag_key: one.suspect for one in found.intents}
+    for place, suspect in enumerate(suspects.values(), start=1):
+        output().print(f"  {place}. {suspect.words}", markup=False)
     if signal.status is not SignalStatus.FIRING:
         output().print("  it does not fire: nothing is lowered, and nothing is raised")
     return True

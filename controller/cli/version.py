@@ -25,15 +25,13 @@ def version_option(program: str) -> Any:
 
 
 def version_line(program: str) -> str:
-    """Return the program's version, Python's, and whether the counting loops are compiled."""
+    """Return the program's version, Python's, and which fold counts."""
     # Slow to load, and seldom needed.
     from importlib import metadata
-    from importlib.machinery import EXTENSION_SUFFIXES
-    from importlib.util import find_spec
 
-    loops = find_spec("controller.counting.fold")
-    is_compiled = bool(loops and str(loops.origin).endswith(tuple(EXTENSION_SUFFIXES)))
-    counting = "compiled" if is_compiled else "interpreted"
+    from controller.counting.native_place import native_place
+
+    counting = "python" if native_place().module is None else "native"
     return (
         f"{program} {metadata.version('rolloutd')} "
         f"(Python {platform.python_version()}, counting {counting})"

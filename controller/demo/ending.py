@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -53,11 +55,40 @@ def ending_difference(
     return None
 
 
-def is_objection(rollout: Rollout) -> bool:
-    """Return whether a person must decide because advice held.
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """Whether the demo ended as it may, and a sentence about that."""
 
-    With a real model this is an accepted end.
-    """
+    fault: str | None  # None: it did
+    words: str
+
+
+def conclude(
+    ending: Ending,
+    rollout: Rollout | None,
+    decisions: Sequence[dict[str, Any]],
+    *,
+    longest_seconds: float,
+    has_real_advisor: bool,
+) -> Conclusion:
+    """Return how the demo ended. A real model may hold any gate: then a person decides, as here."""
+    if rollout is None:
+        fault: str | None = f"the rollout did not begin within {longest_seconds:g} s"
+    elif not is_at_rest(rollout):
+        fault = f"it was still {rollout.phase.name} after {longest_seconds:g} s"
+    elif has_real_advisor and _is_objection(rollout):
+        return Conclusion(
+            None, f"OK, held by the model: a person decides. Without its advice: {ending}"
+        )
+    else:
+        fault = ending_difference(ending, rollout, decisions)
+    if fault is None:
+        return Conclusion(None, f"OK, as expected: {ending}")
+    return Conclusion(fault, f"Expected: {ending}. But {fault}")
+
+
+def _is_objection(rollout: Rollout) -> bool:
+    """Return whether a person must decide because advice held."""
     return (
         isinstance(rollout.phase, AwaitingApproval) and rollout.phase.reason is HoldReason.ADVISOR
     )
@@ -101,9 +132,13 @@ def summary(scenario: Scenario, course: Course, report: Report) -> list[str]:
         lines.append(f"Why: {_why(rollout, course.decisions)}.")
     unadvised = sum(1 for decision in course.decisions if "no advice" in decision["reason"])
     if unadvised:
-        lines.append(
-            f"{unadvised} gates were decided without advice: no usable answer came in time."
-        )
+        gates = "1 gate was" if unadvised == 1 else f"{unadvised} gates were"
+        lines.append(f"{gates} decided without advice: no usable answer came in time.")
+    if answers := Counter(
+        decision["advice"]["choice"] for decision in course.decisions if decision.get("advice")
+    ):
+        said = ", ".join(f"{choice} ({count})" for choice, count in sorted(answers.items()))
+        lines.append(f"Advice in the decisions: {said}.")
     lines.append(_harm(course, report))
     if (
         report.last_harm_at is not None

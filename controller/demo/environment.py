@@ -9,7 +9,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TypeVar
@@ -37,13 +37,16 @@ class AdvisorAddress:
 
     url: str
     model: str
+    protocol: str = "openai"
 
 
 class DemoEnvironment:
     """Starts everything in `tree`, which also ends it."""
 
-    def __init__(self, tree: ProcessTree) -> None:
+    def __init__(self, tree: ProcessTree, settings: Mapping[str, str] | None = None) -> None:
+        """Start nothing yet. `settings` of the daemon come on top, named without ROLLOUTD_."""
         self._tree = tree
+        self._settings = dict(settings or {})
         self._apps_read = 0
         self.bootstrap = ""
         self.redis_url = ""
@@ -112,7 +115,12 @@ class DemoEnvironment:
             "LAST_KNOWN__DIRECTORY": str(self._tree.directory / "last-known"),
         }
         if advisor is not None:
-            settings |= {"ADVISOR__URL": advisor.url, "ADVISOR__MODEL": advisor.model}
+            settings |= {
+                "ADVISOR__URL": advisor.url,
+                "ADVISOR__MODEL": advisor.model,
+                "ADVISOR__PROTOCOL": advisor.protocol,
+            }
+        settings |= self._settings
         environ = environ_without_settings() | {
             f"ROLLOUTD_{name}": value for name, value in settings.items()
         }

@@ -38,7 +38,9 @@ class Course:
 class Observer:
     """Follows one flag; an async context manager."""
 
-    def __init__(self, bootstrap: str) -> None:
+    def __init__(self, bootstrap: str, flag: str | None = None) -> None:
+        """Follow `flag`; None where there is only one."""
+        self.flag = flag
         self.course = Course()
         self._bootstrap = bootstrap
         self._topics = TopicNames()
@@ -53,7 +55,11 @@ class Observer:
         )
 
     async def __aenter__(self) -> Observer:
-        await self._consumer.start()
+        try:
+            await self._consumer.start()
+        except BaseException:
+            await self._consumer.stop()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -62,8 +68,8 @@ class Observer:
     async def send(self, command: Command) -> None:
         """Publish a command, as an operator's tool does."""
         producer = AIOKafkaProducer(bootstrap_servers=self._bootstrap)
-        await producer.start()
         try:
+            await producer.start()
             value = command_event(command)
             await producer.send_and_wait(self._topics.commands, value, command.flag.encode())
         finally:
@@ -78,6 +84,8 @@ class Observer:
         batches = await self._consumer.getmany(timeout_ms=round(READ_SECONDS * 1000))
         for records in batches.values():
             for record in records:
+                if self.flag is not None and record.key != self.flag.encode():
+                    continue
                 event = self._take(record)
                 if event is not None:
                     news.append(event)

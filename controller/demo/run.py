@@ -18,7 +18,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from controller.demo.advisors import MODEL, StandIn
-from controller.demo.ending import ending_difference, is_at_rest, is_objection, summary
+from controller.demo.ending import conclude, is_at_rest, summary
 from controller.demo.environment import AdvisorAddress, DemoEnvironment
 from controller.demo.observer import Observer
 from controller.demo.processes import ProcessTree
@@ -201,16 +201,14 @@ class _Run:
 
     def _conclude(self, observer: Observer, longest: float) -> bool:
         course, scenario = observer.course, self._options.scenario
-        rollout = course.rollout
-        if rollout is None:
-            fault: str | None = f"the rollout did not begin within {longest:g} s"
-        elif not is_at_rest(rollout):
-            fault = f"it was still {rollout.phase.name} after {longest:g} s"
-        elif self._options.advisor is not None and is_objection(rollout):
-            # a real model may object to anything; then a person decides, as here
-            fault = None
-        else:
-            fault = ending_difference(scenario.ending, rollout, course.decisions)
+        conclusion = conclude(
+            scenario.ending,
+            course.rollout,
+            course.decisions,
+            longest_seconds=longest,
+            has_real_advisor=self._options.advisor is not None,
+        )
+        fault = conclusion.fault
         if self._options.is_json:
             if course.document is not None:
                 print(json.dumps(course.document, separators=(",", ":")), flush=True)  # noqa: T201
@@ -222,14 +220,9 @@ class _Run:
         for line in summary(scenario, course, self._environment.report):
             console.print(Padding(line, (0, 1)), highlight=False)
         total = time.monotonic() - self._began
-        if fault is None:
-            verdict = f"OK, as expected: {scenario.ending} ({total:.0f} s including startup)."
-            console.print(Padding(f"[bold green]✓[/] {verdict}", (0, 1)), highlight=False)
-        else:
-            console.print(
-                Padding(f"[bold red]✗[/] Expected: {scenario.ending}. But {fault}.", (0, 1)),
-                highlight=False,
-            )
+        mark = "[bold green]✓[/]" if fault is None else "[bold red]✗[/]"
+        verdict = f"{mark} {conclusion.words} ({total:.0f} s including startup)."
+        console.print(Padding(verdict, (0, 1)), highlight=False)
         console.print()
         for line in _NEXT:
             console.print(Padding(line, (0, 1)), highlight=False)

@@ -36,7 +36,7 @@ from controller.core.rollout import (
     Ticked,
 )
 from controller.counting.counted_flags import Changes
-from controller.counting.flags_to_count import CountedFlag, FlagsToCount
+from controller.counting.folding.flags_to_count import CountedFlag, FlagsToCount
 from controller.counting.partition_totals import PartitionTotals, ReadEvaluations, ReadOutcomes
 from controller.ports import Record
 from schemas import wire
@@ -99,9 +99,10 @@ class Backtest:
         `sources` are all event partitions there are; evaluations and outcomes of one number are a
         pair. `exact_limit` and `window_ms` are ingest's, `batch_ms` is its time between two saves.
         With `counts_split` the split of contexts is held against the plan's percentages. External
-        metrics are left out.
+        metrics and gate webhooks are left out.
         """
-        plan = replace(plan, external=())  # what a monitoring system said then is not recorded
+        # What a monitoring system or a gate webhook said then is not recorded.
+        plan = replace(plan, external=(), gate_webhooks=())
         self.decisions: list[DatedDecision] = []
         self.judgement: Judgement | None = None
         self.judged_at = starts_at

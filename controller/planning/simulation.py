@@ -124,7 +124,9 @@ def run_once(
     `starts_at` is UTC; freeze windows, active windows and dates hold from there. The plan's
     `ends_at` does not: an end by the calendar says nothing about the stages and their gates.
     """
-    return _Virtual(replace(plan, ends_at=None, external=()), source, starts_at, rng).run()
+    return _Virtual(
+        replace(plan, ends_at=None, external=(), gate_webhooks=()), source, starts_at, rng
+    ).run()
 
 
 class _Virtual:

@@ -8,9 +8,11 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from controller.core.judging.judgement import Advice, Explanation, Judgement
-from controller.core.rollout import AskAdvice, RaiseAlert, Rollout
+from controller.core.plan import CounterQuestion
+from controller.core.rollout import AskAdvice, Gating, RaiseAlert, Rollout
 from controller.ports.rollouts import OutboxEntry
 from schemas.quarantine import Refusal
+from schemas.terms import Arm, GateAnswer
 
 
 class Clock(Protocol):
@@ -111,8 +113,32 @@ class Sample(NamedTuple):
     evaluated_at: float  # seconds since 1970, by the monitoring system's clock
 
 
+class CounterSample(NamedTuple):
+    """The counters that a question finds, all of one moment."""
+
+    #: By arm and by part (bad, good, total): the value of each series, by a digest of its labels.
+    values: Mapping[Arm, Mapping[str, Mapping[str, float]]]
+    evaluated_at: float  # seconds since 1970, by the monitoring system's clock
+
+
+class GateWebhooks(Protocol):
+    """Systems of an operator's own that are asked at gates."""
+
+    @property
+    def endpoints(self) -> frozenset[str]:
+        """The names that the settings have an address for."""
+
+    async def ask(
+        self, endpoint: str, rollout: Rollout, gate: Gating, judgement: Judgement, at: datetime
+    ) -> tuple[GateAnswer, str]:
+        """Return the answer about an open gate, and its reason. Raises NotAnswered."""
+
+
 class Queries(Protocol):
     """A monitoring system that external metrics are asked of."""
 
     async def sample(self, query: str) -> Sample:
         """Return what a query gives now. Raises NotMeasured."""
+
+    async def counters(self, question: CounterQuestion) -> CounterSample:
+        """Return the counters of both arms now, at least one series of each. Raises NotMeasured."""

@@ -13,7 +13,7 @@ from controller.core.metrics.kind import MetricKind
 from controller.core.plan import Guardrail
 from controller.core.rollout import Rollout
 from controller.text import one_line
-from schemas.decision import JudgementRecord, MetricRecord
+from schemas.decision import JudgementRecord, MetricRecord, WebhookRecord
 from schemas.metric_names import Unit
 from schemas.terms import Arm, HealthGap, Verdict
 
@@ -43,7 +43,22 @@ GAP_WORDS = {
     HealthGap.METRIC_LATE: "an external metric is late",
     HealthGap.METRIC_REFUSED: "the query of an external metric is refused",
     HealthGap.METRIC_NO_ANSWER: "the monitoring system does not answer",
+    HealthGap.WEBHOOK_NO_ANSWER: "a gate webhook does not answer",
+    HealthGap.WEBHOOK_HTTP_ERROR: "a gate webhook answers with an error",
+    HealthGap.WEBHOOK_REDIRECT: "a gate webhook points elsewhere",
+    HealthGap.WEBHOOK_TOO_LARGE: "a gate webhook's answer is too large",
+    HealthGap.WEBHOOK_WRONG_TYPE: "a gate webhook's answer is not sent as JSON",
+    HealthGap.WEBHOOK_MALFORMED: "a gate webhook's answer cannot be read",
+    HealthGap.WEBHOOK_NOT_SET: "a gate webhook is not in the settings",
 }
+
+
+def reply_words(reply: WebhookRecord) -> str:
+    """Return what a gate webhook replied, as in `load-test: hold (still running)`."""
+    said = one_line(reply.words)
+    if reply.answer is None:
+        return f"{reply.endpoint}: {said}"
+    return f"{reply.endpoint}: {reply.answer}" + (f" ({said})" if said else "")
 
 
 def worse_words(metric: MetricRecord) -> str:

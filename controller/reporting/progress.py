@@ -11,9 +11,18 @@ from enum import StrEnum
 from typing import Final
 
 from controller.core.rollout import AwaitingApproval, Gating, Rollout
+from controller.reporting.evidence_words import reply_words
 from controller.reporting.situation import HOLD_WORDS, Situation
 from schemas.decision import GapRecord, JudgementRecord, MetricRecord
-from schemas.terms import AdvisorMode, Approval, HealthGap, HoldReason, MetricRole, Verdict
+from schemas.terms import (
+    AdvisorMode,
+    Approval,
+    GateAnswer,
+    HealthGap,
+    HoldReason,
+    MetricRole,
+    Verdict,
+)
 
 #: A bar is full only for what is proven.
 MOST_UNPROVEN: Final = 0.99
@@ -84,7 +93,9 @@ def gate_checks(situation: Situation) -> list[Check]:
     """Return the checks of the present stage's gate in their order; none outside a stage."""
     if situation.rollout.stage is None:
         return []
-    return [_health(situation), _statistics(situation), _advice(situation), _people(situation)]
+    webhooks = [_webhooks(situation)] if situation.rollout.plan.gate_webhooks else []
+    measured = [_health(situation), _statistics(situation)]
+    return [*measured, *webhooks, _advice(situation), _people(situation)]
 
 
 def _health(situation: Situation) -> Check:
@@ -115,6 +126,28 @@ def _statistics(situation: Situation) -> Check:
     words = f"{proven} of {len(guardrails)} proven safe"
     is_done = proven == len(guardrails)
     return Check("statistics", CheckState.PASSED if is_done else CheckState.OPEN, words)
+
+
+def _webhooks(situation: Situation) -> Check:
+    rollout, judgement = situation.rollout, situation.judgement
+    if isinstance(rollout.phase, AwaitingApproval):
+        return Check("webhooks", CheckState.PASSED, "all answered pass")
+    replies = {} if judgement is None else {one.endpoint: one for one in judgement.webhooks}
+    if not isinstance(rollout.phase, Gating) or not replies:
+        is_blocked = rollout.hold is HoldReason.WEBHOOK
+        if is_blocked:
+            return Check("webhooks", CheckState.BLOCKS, situation.hold or "")
+        return Check("webhooks", CheckState.AHEAD, "asked once everything measured passes")
+    words, answers = [], []
+    for webhook in rollout.plan.gate_webhooks:
+        reply = replies.get(webhook.endpoint)
+        answers.append(None if reply is None else reply.answer)
+        words.append(f"{webhook.endpoint}: not asked yet" if reply is None else reply_words(reply))
+    if all(one is GateAnswer.PASS for one in answers):
+        state = CheckState.PASSED
+    else:
+        state = CheckState.OPEN if None in answers else CheckState.BLOCKS
+    return Check("webhooks", state, "; ".join(words))
 
 
 def _advice(situation: Situation) -> Check:

@@ -44,6 +44,7 @@ HOLD_WORDS = {
     HoldReason.INCONCLUSIVE: "not enough evidence yet",
     HoldReason.SIGNAL: "a signal regressed",
     HoldReason.ADVISOR: "the model advises to hold",
+    HoldReason.WEBHOOK: "a gate webhook holds",
     HoldReason.APPROVAL: "a person must approve",
     HoldReason.FROZEN: "frozen",
     HoldReason.MAX_BAKE: "the gate was still undecided at max_bake",
@@ -418,7 +419,11 @@ class Situation:
                         f"advances it"
                     ),
                 )
-            case Gating() if rollout.hold in (HoldReason.SIGNAL, HoldReason.ADVISOR):
+            case Gating() if rollout.hold in (
+                HoldReason.SIGNAL,
+                HoldReason.ADVISOR,
+                HoldReason.WEBHOOK,
+            ):
                 return Safe.NO, self.hold or ""
             case Gating() if rollout.hold is not None:
                 return Safe.NOT_YET, self.hold or ""

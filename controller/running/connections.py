@@ -10,6 +10,7 @@ from typing import Final
 
 import structlog
 
+from controller.adapters.gate_webhooks import HttpGateWebhooks
 from controller.adapters.kafka.event_log import KafkaEventLog
 from controller.adapters.kafka.publisher import KafkaPublisher
 from controller.adapters.kafka.state_feed import KafkaStateFeed
@@ -21,6 +22,8 @@ from controller.adapters.redis.flag_uses import RedisFlagUses
 from controller.adapters.redis.reports import RedisReports
 from controller.adapters.redis.rollouts import RedisRollouts
 from controller.adapters.redis.totals import RedisTotals
+from controller.codec.cloud_events import source_of
+from controller.counting.folding.native import batch_reader
 from controller.deciding.registry import RolloutRegistry
 from controller.health import Faults
 from controller.ports import Clock
@@ -34,7 +37,7 @@ SECONDS_PER_DAY: Final = 86_400
 
 
 class Connections:
-    """The adapters for Kafka, Redis, the model and monitoring systems."""
+    """The adapters for Kafka, Redis, the model, monitoring systems and gate webhooks."""
 
     def __init__(
         self, settings: Settings, clock: Clock, faults: Faults, registry: RolloutRegistry
@@ -52,7 +55,12 @@ class Connections:
         self.publisher = KafkaPublisher(kafka)
         event_topics = sorted(set(kafka.event_topics))
         self.events = KafkaEventLog(
-            kafka, event_topics, kafka.events_group, faults=faults, bare_records=True
+            kafka,
+            event_topics,
+            kafka.events_group,
+            faults=faults,
+            bare_records=True,
+            read_batches=batch_reader(kafka.formats.evaluations, kafka.formats.outcomes),
         )
         self.commands = KafkaEventLog(
             kafka,
@@ -73,6 +81,9 @@ class Connections:
         self.advisor = make_advisor(settings.advisor, clock)
         self.people = make_provider(settings.sign_in)
         self.monitoring = MonitoringSystems(settings.checks, clock)
+        self.gate_webhooks = HttpGateWebhooks(
+            settings.gate_webhooks.endpoints, source_of(settings.environment)
+        )
 
     def _make_signals(self, faults: Faults) -> KafkaEventLog:
         kafka = self._settings.kafka
@@ -106,5 +117,6 @@ class Connections:
             ("redis", self.redis.close),
             ("advisor", self.advisor.close),
             ("monitoring", self.monitoring.close),
+            ("gate_webhooks", self.gate_webhooks.close),
             *([] if self.people is None else [("people", self.people.close)]),
         )

@@ -7,7 +7,7 @@ parts do (`controller/notifying/`, `controller/adapters/channels/`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -15,20 +15,23 @@ import structlog
 from controller.adapters.channels.types import make_channels
 from controller.adapters.kafka.news_log import KafkaNewsLog
 from controller.adapters.redis.turns import RedisTurnStore
+from controller.codec.cloud_events import source_of
 from controller.deciding.registry import RolloutRegistry
 from controller.errors import ConfigInvalid
 from controller.health import Scope
-from controller.notifying.book import Book
+from controller.notifying.book import Book, without_histories
 from controller.notifying.intake import TOPICS
-from controller.notifying.notifier import Notifier, Surroundings
+from controller.notifying.notifier import TEMPLATES, Notifier, Surroundings
 from controller.notifying.rules import rules_of
-from controller.notifying.standing import standing_of
+from controller.notifying.standing import SharedReading, standing_of
 from controller.running.claims import replica_name
 from controller.running.connections import Connections
 from controller.running.oversight import Process
+from controller.running.signal_inlet import SignalInlet
 from controller.running.supervisor import Loop
 from controller.settings import Settings
-from schemas.api import NotificationsView
+from schemas.notifications import NotificationsView
+from schemas.signal import Signal
 
 RULES: Final = "notification_rules"
 
@@ -46,8 +49,10 @@ class NotificationParts:
         self._page_url = settings.notifications.page_url or settings.sign_in.public_url
         self._rules = rules_of(self._settings)
         self._store = RedisTurnStore(connections.redis, "notifications")
+        self._inlet = SignalInlet(connections.publisher, source_of(settings.environment))
         self._reading: asyncio.Task[None] | None = None
         self._logger = structlog.get_logger()
+        self._reading_of_all = SharedReading(self._store.load, self._view)
         self._notifier: Notifier | None = None
         if self._settings.is_on:
             self._notifier = self._make_notifier(connections, registry)
@@ -88,9 +93,16 @@ class NotificationParts:
 
     async def standing(self) -> NotificationsView:
         """Return how notifying stands, whichever replica does it. Raises StoreUnavailable."""
-        book = Book.read(await self._store.load())
+        return await self._reading_of_all.view()
+
+    def _view(self, stored: Mapping[bytes, bytes]) -> NotificationsView:
         types = {name: one.type for name, one in self._settings.channels.items()}
+        book = Book.read(without_histories(stored))
         return standing_of(book, self._rules, types, self._process.clock.now())
+
+    async def ask(self, signal: Signal) -> None:
+        """Store what somebody asks of notifications. Raises EventLogUnavailable."""
+        await self._inlet.store([signal])
 
     def reload(self) -> None:
         """Read the rules again; those that cannot be used are told, and the known ones stay."""
@@ -108,5 +120,5 @@ class NotificationParts:
             faults.report(Scope.DEPENDENCY, RULES, why, "fix the file, then send SIGHUP again")
         else:
             faults.clear(Scope.DEPENDENCY, RULES)
-            faults.clear(Scope.DEPENDENCY, "notification_templates")
+            faults.clear(Scope.DEPENDENCY, TEMPLATES)
             self._logger.info("notification_rules_read", routes=len(self._rules.routes))

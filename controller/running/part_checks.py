@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from controller.adapters.channels.types import make_channels
+from controller.adapters.gate_webhooks import HttpGateWebhooks
 from controller.adapters.measuring.measures import MonitoringSystems
 from controller.adapters.oidc import make_provider
 from controller.checking.checks_file import read_checks
@@ -33,5 +34,6 @@ def check_parts(settings: Settings) -> None:
     make_channels(settings.notifications.channels, clock)
     rules_of(settings.notifications)
     MonitoringSystems(settings.checks, clock)
+    HttpGateWebhooks(settings.gate_webhooks.endpoints)
     if settings.checks.file is not None:
         read_checks(settings.checks.file)

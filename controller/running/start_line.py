@@ -13,13 +13,20 @@ from importlib.metadata import version
 
 import structlog
 
-from controller.counting.fold import IS_COMPILED
+from controller.counting.folding.native import ENGINE
+from controller.counting.native_place import native_place
 from controller.settings import Settings
 
 
 def log_start(settings: Settings, planes: Iterable[str]) -> None:
-    """Write the line `daemon_starting`. `planes` are the names of the flag planes."""
-    structlog.get_logger().info("daemon_starting", **start_line(settings, planes))
+    """Write the line `daemon_starting`. `planes` are the names of the flag planes.
+
+    An installed native fold that is not used gets a warning before it.
+    """
+    log = structlog.get_logger()
+    if (reason := native_place().refused) is not None:
+        log.warning("native_fold_refused", reason=reason)
+    log.info("daemon_starting", **start_line(settings, planes))
 
 
 def start_line(settings: Settings, planes: Iterable[str]) -> dict[str, object]:
@@ -28,7 +35,7 @@ def start_line(settings: Settings, planes: Iterable[str]) -> dict[str, object]:
     ops_host = http.host if http.ops_host is None else http.ops_host
     return {
         "version": version("rolloutd"),
-        "counting": "compiled" if IS_COMPILED else "interpreted",
+        "counting": ENGINE,
         "python": platform.python_version(),
         "pid": os.getpid(),
         "environment": settings.environment,

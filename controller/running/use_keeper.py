@@ -5,7 +5,7 @@ last and how its rollout stands, and reads what all replicas have. Nothing waits
 is decided by it.
 
 Belongs here: what is kept, and when. Does not belong here: counting
-(`counting/evaluation_hours.py`), summaries (`flag_summaries.py`), keys
+(`counting/folding/evaluation_hours.py`), summaries (`flag_summaries.py`), keys
 (`adapters/redis/flag_uses.py`), what is found about a flag (`reporting/inventory.py`).
 """
 
@@ -21,7 +21,7 @@ from itertools import islice
 from typing import Final
 
 from controller.codec.flag_summaries import summary_from_json
-from controller.counting.evaluation_hours import FlagArm
+from controller.counting.folding.evaluation_hours import FlagArm
 from controller.errors import BrokenInvariant, OperatingTrouble
 from controller.health import Faults, Scope
 from controller.ports import Clock, FlagUse, FlagUses, FlagUseStore, Use

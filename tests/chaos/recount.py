@@ -54,8 +54,8 @@ async def read_topic(bootstrap: str, name: str) -> dict[int, list[Read]]:
     consumer = AIOKafkaConsumer(
         bootstrap_servers=bootstrap, auto_offset_reset="earliest", group_id=None
     )
-    await consumer.start()
     try:
+        await consumer.start()
         await consumer._client._wait_on_metadata(name)
         partitions = [
             TopicPartition(name, number) for number in sorted(consumer.partitions_for_topic(name))
@@ -78,8 +78,8 @@ async def read_topic(bootstrap: str, name: str) -> dict[int, list[Read]]:
 async def end_offsets(bootstrap: str, names: Sequence[str]) -> dict[tuple[str, int], int]:
     """Return the end of every partition of the topics."""
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=None)
-    await consumer.start()
     try:
+        await consumer.start()
         for name in names:
             await consumer._client._wait_on_metadata(name)
         partitions = [

@@ -52,8 +52,8 @@ async def releasing(
 async def administrator(bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
     """Give a connected admin client."""
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
     try:
+        await admin.start()
         yield admin
     finally:
         await admin.close()
@@ -176,8 +176,8 @@ async def test_a_topic_is_made_again_and_outgrows_the_old_fence(
 async def ends_of(bootstrap: str, names: list[str]) -> dict[TopicPartition, int]:
     """Return the offset after the last record of each partition."""
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=None)
-    await consumer.start()
     try:
+        await consumer.start()
         for name in names:
             await consumer._client._wait_on_metadata(name)
         partitions = [
@@ -201,8 +201,8 @@ async def test_a_transaction_that_stays_open_is_no_silence(
             transactional_id=f"{topic_prefix}open",
             transaction_timeout_ms=600_000,
         )
-        await producer.start()
         try:
+            await producer.start()
             await producer.begin_transaction()
             for number in range(4):
                 topic = f"{topic_prefix}request.outcomes"
@@ -289,8 +289,8 @@ async def move_committed(bootstrap: str, group: str, names: list[str], ahead: in
     consumer = AIOKafkaConsumer(
         bootstrap_servers=bootstrap, group_id=group, enable_auto_commit=False
     )
-    await consumer.start()
     try:
+        await consumer.start()
         for name in names:
             await consumer._client._wait_on_metadata(name)
         partitions = [

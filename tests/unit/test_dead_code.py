@@ -20,7 +20,9 @@ _AIOKAFKA, _PROMETHEUS, _YAML = "aiokafka calls it", "prometheus_client calls it
 _ORACLE = "tests compare the daemon's faster form with it"
 _BY_VALUE = "members are looked up by value"
 USED_ELSEWHERE: dict[str, str] = {
+    "wrap_str_format": "Jinja2's sandbox calls it",
     "on_partitions_assigned": _AIOKAFKA,
+    "validate_crc": _AIOKAFKA,
     "on_partitions_revoked": _AIOKAFKA,
     "collect": _PROMETHEUS,
     "construct_mapping": _YAML,

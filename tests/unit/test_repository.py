@@ -1,6 +1,6 @@
 """What the checkout promises besides code.
 
-Lock files, compose file, alert rules, scripts, and no trace of a machine.
+Lock files, alert rules, scripts, and no trace of a machine.
 """
 
 import json
@@ -8,28 +8,29 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from local_kafka import kafka_version
 
-from controller.settings import load_settings
 from controller.telemetry import Metrics
 from schemas.terms import AlertKind, HealthGap, HoldReason
 from tests.brokers import KAFKA_IMAGE
+from tests.compose import compose
 from tests.conftest import MARKER_OF_DIRECTORY
 
 ROOT = Path(__file__).parents[2]
-LOCK_FILES = ("requirements.lock", "ops/requirements-runtime.lock", "ops/requirements-build.lock")
+LOCK_FILES = ("requirements.lock", "ops/requirements-runtime.lock")
 OTHER_LOCK_FILES = (
+    "ops/release/requirements.lock",
     "tests/llama.lock",
     "tests/unleash/requirements.lock",
     "ops/examples/batches/requirements.lock",
+    "ops/examples/checkout/requirements.lock",
+    "tests/manifests.lock",
 )
 
 
@@ -43,12 +44,6 @@ def _tracked_files() -> tuple[str, ...]:
 
 def _text(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
-
-
-@cache
-def _compose() -> dict[str, Any]:
-    document: dict[str, Any] = yaml.safe_load(_text("docker-compose.yml"))
-    return document
 
 
 def _pins(lock_file: str) -> dict[str, set[str]]:
@@ -136,7 +131,7 @@ def test_lock_files_agree() -> None:
     The image's packages have the versions of the full lock file.
     """
     everything = _pins("requirements.lock")
-    for lock_file in LOCK_FILES[1:]:
+    for lock_file in (*LOCK_FILES[1:], "ops/examples/checkout/requirements.lock"):
         for package, versions in _pins(lock_file).items():
             assert versions == everything[package], f"{lock_file}: {package}"
 
@@ -145,118 +140,8 @@ def test_one_kafka_version_everywhere() -> None:
     """Compose, the containers of the tests and the local broker run the same Apache Kafka 4."""
     assert kafka_version().startswith("4.")
     assert (
-        _compose()["services"]["kafka"]["image"] == KAFKA_IMAGE == f"apache/kafka:{kafka_version()}"
+        compose()["services"]["kafka"]["image"] == KAFKA_IMAGE == f"apache/kafka:{kafka_version()}"
     )
-
-
-def test_compose_names_what_it_uses() -> None:
-    """Images have versions, volumes and dependencies exist, each service a health check."""
-    services, volumes = _compose()["services"], _compose()["volumes"]
-    assert services.keys() == {
-        "kafka",
-        "redis",
-        "localai",
-        "ollama",
-        "rolloutd",
-        "prometheus",
-        "grafana",
-    }
-    for name, service in services.items():
-        if "build" not in service:
-            tag = service["image"].partition(":")[2]
-            assert re.search(r"\d+\.\d+", tag), f"{name} has no version"
-        assert {"test", "interval", "timeout", "start_period"} <= service["healthcheck"].keys(), (
-            name
-        )
-        for volume in service.get("volumes", []):
-            source = volume.split(":")[0]
-            assert (ROOT / source).is_dir() if source.startswith(".") else source in volumes, volume
-        for dependency in service.get("depends_on", {}):
-            assert dependency in services
-    assert (ROOT / services["rolloutd"]["build"]["dockerfile"]).is_file()
-
-
-def test_compose_is_closed_to_the_network() -> None:
-    """Ports are offered to this machine only, and no service may gain privileges."""
-    for name, service in _compose()["services"].items():
-        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
-        assert service["cap_drop"] == ["ALL"], name
-        assert "no-new-privileges:true" in service["security_opt"], name
-
-
-def test_compose_confines_rolloutd() -> None:
-    """The daemon runs unprivileged on a read-only root and waits for Kafka and Redis only."""
-    service = _compose()["services"]["rolloutd"]
-    assert service["user"] == "10001:10001"
-    assert "USER 10001:10001" in _text("ops/Dockerfile")
-    assert service["read_only"] is True
-    assert any(mount.startswith("/tmp") for mount in service["tmpfs"])
-    assert service["depends_on"].keys() == {"kafka", "redis"}
-
-
-def test_compose_lets_nobody_reach_more_than_they_need() -> None:
-    """The model, which comes from the internet, meets rolloutd alone.
-
-    So do Kafka, Redis and Prometheus; Grafana meets Prometheus alone.
-    """
-    services, networks = _compose()["services"], _compose()["networks"]
-    inside = {name: set(service["networks"]) for name, service in services.items()}
-    for name, joined in inside.items():
-        assert joined <= networks.keys(), name
-        neighbors = {other for other in inside if other != name and joined & inside[other]}
-        if name == "grafana":
-            assert neighbors == {"prometheus"}
-        elif name != "rolloutd":
-            assert neighbors - {"localai", "ollama", "grafana"} == {"rolloutd"}, name
-            assert name in ("localai", "ollama") or not neighbors & {"localai", "ollama"}, name
-    is_internal = {
-        name: bool(network and network.get("internal")) for name, network in networks.items()
-    }
-    for name, service in services.items():
-        leads_out = any(not is_internal[network] for network in inside[name])
-        assert leads_out == (bool(service.get("ports")) or "downloads" in inside[name]), name
-    for name, joined in inside.items():
-        for network in joined - {"downloads"}:
-            assert is_internal[network] or [each for each in inside if network in inside[each]] == [
-                name
-            ]
-
-
-def test_compose_bounds_what_each_service_takes() -> None:
-    """One service out of hand takes neither the machine's memory nor its process numbers."""
-    for name, service in _compose()["services"].items():
-        assert service["mem_limit"], name
-        assert service["pids_limit"] > 0, name
-
-
-def test_compose_gives_redis_a_password_and_a_user_with_the_documented_rights() -> None:
-    """No default password stands in the file, `default` is off.
-
-    And rolloutd's rights are ops/security.md's.
-    """
-    services = _compose()["services"]
-    asked = r"^\$\{REDIS_PASSWORD:\?.+\}$"
-    assert re.match(asked, services["redis"]["environment"]["REDIS_PASSWORD"])
-    assert re.match(asked, services["rolloutd"]["environment"]["ROLLOUTD_REDIS__PASSWORD"])
-    assert services["rolloutd"]["environment"]["ROLLOUTD_REDIS__USERNAME"] == "rolloutd"
-    script = services["redis"]["command"][-1]
-    assert "user default off" in script
-    lines = re.findall(r"^ACL SETUSER rolloutd (.*)$", _text("ops/security.md"), re.MULTILINE)
-    documented = " ".join(lines).partition(" -@all ")[2]
-    granted = re.findall(r"^ *'([~+][^']*)'", script, re.MULTILINE)
-    assert documented.split() == " ".join(granted).split()
-    assert "ports" not in services["redis"]
-    assert ".env" in _text(".gitignore").splitlines()
-
-
-def test_compose_keeps_redis_durable() -> None:
-    """Redis keeps a synced append-only file in a volume and never evicts a total."""
-    service = _compose()["services"]["redis"]
-    options = " ".join(service["command"])
-    assert "--appendonly yes" in options
-    assert "--appendfsync everysec" in options
-    assert "--maxmemory-policy noeviction" in options
-    assert service["volumes"] == ["redis-data:/data"]
 
 
 def test_image_is_built_from_locked_packages() -> None:
@@ -268,19 +153,17 @@ def test_image_is_built_from_locked_packages() -> None:
         assert "--require-hashes" in install or "--no-deps" in install, install
 
 
-def test_what_is_compiled_is_there() -> None:
-    """The modules that are named for the compiler exist, the image compiles them.
-
-    And nothing compiled is committed.
-    """
-    hook = tomllib.loads(_text("pyproject.toml"))["tool"]["hatch"]["build"]["targets"]["wheel"][
-        "hooks"
-    ]["mypyc"]
-    assert hook["include"]
-    for name in hook["include"]:
-        assert name in _tracked_files(), name
-    assert "HATCH_BUILD_HOOK_ENABLE_MYPYC=1" in _text("ops/Dockerfile")
-    assert not [name for name in _tracked_files() if name.endswith(".so")]
+def test_the_native_fold_is_pinned_and_in_the_image() -> None:
+    """The image has the native fold, its crates are pinned by hash, nothing built is committed."""
+    assert "import rolloutd_native._native" in _text("ops/Dockerfile")
+    crates = [
+        line.split()
+        for line in _text("controller/counting/native/crates.lock").splitlines()
+        if not line.startswith("#")
+    ]
+    assert crates
+    assert all(len(crate) == 3 and re.fullmatch("[0-9a-f]{64}", crate[2]) for crate in crates)
+    assert not [name for name in _tracked_files() if name.endswith((".so", "Cargo.lock"))]
 
 
 def test_build_context_is_an_allow_list() -> None:
@@ -350,55 +233,6 @@ def test_each_kind_of_blindness_has_a_rule(trouble: str) -> None:
     """What rolloutd measures of its own sight, somebody is called for."""
     groups = yaml.safe_load(_text("ops/prometheus/rules.yml"))["groups"]
     assert [rule for group in groups for rule in group["rules"] if trouble in rule["expr"]]
-
-
-def test_compose_and_image_give_settings_that_exist() -> None:
-    """The variables of the compose file and of the image are settings of the daemon.
-
-    And it knows its name there.
-    """
-    environment = dict(re.findall(r"\b(ROLLOUTD_\w+)=(\S+)", _text("ops/Dockerfile")))
-    environment |= _interpolated(_compose()["services"]["rolloutd"]["environment"], {})
-    settings = load_settings(None, environment)
-    assert settings.kafka.bootstrap_servers == "kafka:9092"
-    assert settings.advisor.model in _compose()["services"]["localai"]["command"]
-    assert (settings.http.port, settings.http.ops_port) == (8080, 8081)
-    target = yaml.safe_load(_text("ops/prometheus/prometheus.yml"))["scrape_configs"][0][
-        "static_configs"
-    ][0]["targets"][0]
-    assert target.partition(":")[0] in settings.http.allowed_hosts
-    assert target.partition(":")[2] == str(settings.http.ops_port)
-    (probe,) = [
-        word for word in _compose()["services"]["rolloutd"]["healthcheck"]["test"] if "://" in word
-    ]
-    assert f":{settings.http.ops_port}/livez" in probe
-
-
-def test_compose_brings_up_either_model_server() -> None:
-    """With `ops/ollama.env` rolloutd asks the server of that profile for its model."""
-    variables = dict(re.findall(r"^(\w+)=(.+)$", _text("ops/ollama.env"), flags=re.MULTILINE))
-    services = _compose()["services"]
-    settings = load_settings(
-        None, _interpolated(services["rolloutd"]["environment"], variables)
-    ).advisor
-    assert services["ollama"]["profiles"] == [variables["COMPOSE_PROFILES"]] == [settings.protocol]
-    assert (
-        settings.url
-        == f"http://ollama:{services['ollama']['environment']['OLLAMA_HOST'].partition(':')[2]}"
-    )
-    assert f"ollama pull {settings.model})" in services["ollama"]["command"][0]
-
-
-def _interpolated(environment: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:
-    """Return what compose makes of `${NAME:-default}`.
-
-    And of `${NAME:?why}` with the name for a value.
-    """
-    given = {"REDIS_PASSWORD": "REDIS_PASSWORD", **variables}
-    return {
-        name: re.sub(r"\$\{(\w+):[-?]([^}]*)\}", lambda match: given.get(match[1], match[2]), value)
-        for name, value in environment.items()
-    }
 
 
 def test_make_offers_what_the_documents_name() -> None:

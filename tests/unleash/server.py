@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,10 @@ def _node(directory: Path) -> str:
 class UnleashServer(OwnServer):
     """One Unleash with one PostgreSQL, both on loopback; a context manager."""
 
-    def __init__(self, directory: Path) -> None:
-        """`directory` holds node_modules."""
+    def __init__(self, directory: Path, environ: Mapping[str, str] | None = None) -> None:
+        """`directory` holds node_modules; `environ` beats what we tell Unleash."""
         self._installed = directory
+        self._environ = dict(environ or {})
         self._processes: list[subprocess.Popen[bytes]] = []
         self._guard: OrphanGuard | None = None
         self._work = Path(tempfile.mkdtemp(prefix="rolloutd-unleash-"))
@@ -90,20 +92,23 @@ class UnleashServer(OwnServer):
         postgres_port = free_port()
         self._start_postgres(postgres_port)
         port = self.url.rpartition(":")[2]
-        self._spawn(
-            [_node(self._installed), str(self._script())],
-            "unleash",
-            DATABASE_URL=f"postgres://postgres@127.0.0.1:{postgres_port}/postgres",
-            DATABASE_SSL="false",
-            HTTP_HOST="127.0.0.1",
-            HTTP_PORT=port,
-            TZ="UTC",
-            LOG_LEVEL="warn",
-            CHECK_VERSION="false",
-            SEND_TELEMETRY="false",
-            INIT_ADMIN_API_TOKENS=ADMIN_TOKEN,
-            INIT_BACKEND_API_TOKENS=BACKEND_TOKEN,
-        )
+        ours = {
+            "DATABASE_HOST": "127.0.0.1",
+            "DATABASE_NAME": "postgres",
+            "DATABASE_USERNAME": "postgres",
+            "DATABASE_PASSWORD": "none",
+            "DATABASE_SSL": "false",
+            "HTTP_HOST": "127.0.0.1",
+            "TZ": "UTC",
+            "LOG_LEVEL": "warn",
+            "CHECK_VERSION": "false",
+            "SEND_TELEMETRY": "false",
+            "INIT_ADMIN_API_TOKENS": ADMIN_TOKEN,
+            "INIT_BACKEND_API_TOKENS": BACKEND_TOKEN,
+        }
+        ports = {"DATABASE_PORT": str(postgres_port), "HTTP_PORT": port}
+        command = [_node(self._installed), str(self._script())]
+        self._spawn(command, "unleash", **{**ours, **self._environ, **ports})
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline:
             if self._processes[-1].poll() is not None:

@@ -17,6 +17,10 @@ class AnswerRefused(ValueError):
     """The answer is too long, or is sent in a way that was not requested."""
 
 
+class AnswerTooLong(AnswerRefused):
+    """The answer has more bytes than are read."""
+
+
 async def read_bounded(
     chunks: AsyncIterable[bytes],
     max_bytes: int,
@@ -25,7 +29,7 @@ async def read_bounded(
 ) -> bytes:
     """Return all chunks together, while the loop gets its turns.
 
-    `check` sees each chunk and may raise. Raises AnswerRefused beyond `max_bytes`, and whatever
+    `check` sees each chunk and may raise. Raises AnswerTooLong beyond `max_bytes`, and whatever
     `chunks` and `check` raise.
     """
     body = bytearray()
@@ -33,7 +37,7 @@ async def read_bounded(
     async for chunk in chunks:
         body += chunk
         if len(body) > max_bytes:
-            raise AnswerRefused(f"the answer is longer than {max_bytes} bytes")
+            raise AnswerTooLong(f"the answer is longer than {max_bytes} bytes")
         check(chunk)
         count += 1
         if count % CHUNKS_PER_TURN == 0:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
-from typing import Final
 
 from controller.errors import ConfigInvalid
-
-#: Lengths that Standard Webhooks 1.0 allows for the key of a symmetric signature.
-KEY_BYTES: Final = range(24, 65)
+from controller.settings.webhook_keys import NO_KEY, key_of
 
 
 class Signer:
@@ -26,16 +22,10 @@ class Signer:
         Raises ConfigInvalid for anything else.
         """
         self.encoded_key = secret.removeprefix("whsec_")
-        try:
-            self._key = base64.b64decode(self.encoded_key, validate=True)
-        except (binascii.Error, ValueError):
-            self._key = b""
-        if not secret.startswith("whsec_") or len(self._key) not in KEY_BYTES:
-            raise ConfigInvalid(
-                f"a signing secret is `whsec_` and {KEY_BYTES.start} to "
-                f"{KEY_BYTES.stop - 1} random bytes in "
-                'base64: echo "whsec_$(openssl rand -base64 32)"'
-            )
+        key = key_of(secret)
+        if not secret.startswith("whsec_") or key is None:
+            raise ConfigInvalid(NO_KEY)
+        self._key = key
 
     def headers(self, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
         """Return the headers that prove a message.

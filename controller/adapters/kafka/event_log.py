@@ -36,6 +36,7 @@ from controller.adapters.kafka.assigned_partitions import AssignedPartitions
 from controller.adapters.kafka.client import must_propagate, names_of
 from controller.adapters.kafka.consumer_records import UNREADABLE
 from controller.adapters.kafka.group_member import GroupMember
+from controller.adapters.kafka.record_runs import ReadBatches
 from controller.errors import EventLogUnavailable
 from controller.health import Faults
 from controller.ports import Record, TopicPartition
@@ -62,6 +63,7 @@ class KafkaEventLog:
         faults: Faults | None = None,
         bare_records: bool = False,
         reads_committed: bool = True,
+        read_batches: ReadBatches | None = None,
     ) -> None:
         """Belong to `group_id` once started.
 
@@ -72,6 +74,9 @@ class KafkaEventLog:
         `reads_committed`: leave out what a transaction aborted, because it never happened. False
         reads all at once: commands are written without transactions, and one that a stranger leaves
         open would delay them for as long as it lasts.
+
+        `read_batches`, with `bare_records`: the native reader; plain batches then come as runs of
+        its records.
         """
         self._settings = settings
         self._topics = frozenset(topics)
@@ -85,6 +90,7 @@ class KafkaEventLog:
             self._partitions,
             bare_records=bare_records,
             reads_committed=reads_committed,
+            read_batches=read_batches,
         )
         # Topics that were deleted and made again. The next fetch takes their partitions away.
         self._remade: set[str] = set()

@@ -30,7 +30,9 @@ from controller.adapters.kafka.client import (
     stop_in_time,
 )
 from controller.adapters.kafka.connection_pace import pace_connections
-from controller.adapters.kafka.consumer_records import Guard, leave_bare, name_faults
+from controller.adapters.kafka.consumer_records import leave_bare, name_faults
+from controller.adapters.kafka.fetch_guard import Guard
+from controller.adapters.kafka.record_runs import ReadBatches
 from controller.errors import BrokenInvariant, EventLogUnavailable
 from controller.ports import TopicPartition
 from controller.settings import KafkaSettings
@@ -58,6 +60,7 @@ class GroupMember:
         *,
         bare_records: bool,
         reads_committed: bool,
+        read_batches: ReadBatches | None,
     ) -> None:
         """Belong to `group_id` once started. `topics` are full names."""
         self._settings = settings
@@ -66,6 +69,7 @@ class GroupMember:
         self._partitions = partitions
         self._bare_records = bare_records
         self._reads_committed = reads_committed
+        self._read_batches = read_batches
         self._logger = structlog.get_logger(__name__).bind(group=group_id)
         self._on_revoked: Revoked | None = None
         #: A consumer that has started, never one that is about to.
@@ -131,7 +135,11 @@ class GroupMember:
     async def _open(self) -> None:
         consumer = self._new_consumer()
         consumer.subscribe(list(self._topics), listener=_Listener(self, consumer))
-        guard = Guard(consumer, answered=partial(self._record_answer, consumer))
+        guard = Guard(
+            consumer,
+            answered=partial(self._record_answer, consumer),
+            unpacks_all=self._read_batches is not None,
+        )
         self._joining, self._joining_partitions = consumer, frozenset()
         self.is_broken = False
         try:
@@ -139,7 +147,10 @@ class GroupMember:
             self._starting = asyncio.ensure_future(consumer.start())
             async with asyncio.timeout(self._settings.start_seconds):
                 await self._starting
-            (leave_bare if self._bare_records else name_faults)(consumer)
+            if self._bare_records:
+                leave_bare(consumer, guard, self._read_batches)
+            else:
+                name_faults(consumer)
         except BaseException as error:
             self._joining = None
             await self._end(consumer, self._settings.stop_seconds)

@@ -4,7 +4,8 @@ aiokafka unpacks a whole batch at once, on the event loop and without a limit: o
 compressed zeros becomes gigabytes. It also believes what a batch says of itself. So each fetched
 set of batches is checked here first.
 
-- A batch that may unpack to much is unpacked under a cap, and handed on uncompressed, in pieces.
+- A batch that may unpack to much is unpacked under a cap, and handed on uncompressed, in pieces;
+  for the native fold every compressed batch is (`left_alone`).
 - A batch that unpacks to more than the cap, or that cannot be unpacked, becomes one record that
   each of our readers refuses as too large. Reading goes on behind it.
 - A batch whose header cannot be true is replaced by one whose checksum is wrong: a broken record,
@@ -12,7 +13,7 @@ set of batches is checked here first.
 
 Belongs here: sets of batches, and format v2. Does not belong here: codecs (`batch_codecs.py`), how
 a batch is laid out (`batch_format.py`), older formats (`legacy_batches.py`), which consumer is
-guarded and when (`consumer_records.py`).
+guarded and when (`fetch_guard.py`).
 
 Source: Apache Kafka, `DefaultRecordBatch`.
 """
@@ -87,10 +88,11 @@ class MadeSafe:
     refused: list[RefusedBatch] = field(default_factory=list)
 
 
-def is_plain(content: bytes, offset: int) -> bool:
+def is_plain(content: bytes, offset: int, left_alone: int = LEFT_ALONE) -> bool:
     """Return whether every batch that was fetched from `offset` on may be left as it is.
 
-    It takes some microseconds.
+    Compressed ones may where they cannot unpack to more than `left_alone` bytes. It takes some
+    microseconds.
     """
     # One unpacking per batch and no call, because a producer that does not batch sends one batch
     # with every record.
@@ -108,7 +110,7 @@ def is_plain(content: bytes, offset: int) -> bool:
         codec = attributes & CODEC_MASK
         if codec and not attributes & CONTROL:
             payload = memoryview(content)[position + HEADER.size : end]
-            if codec > ZSTD or most_unpacked(codec, payload) > LEFT_ALONE:
+            if codec > ZSTD or most_unpacked(codec, payload) > left_alone:
                 return False
         position = end
     # The rest is the beginning of a batch that was cut off. A batch is not cut off when it says
@@ -121,12 +123,19 @@ def is_plain(content: bytes, offset: int) -> bool:
     return position > 0
 
 
-def make_safe(content: bytes, offset: int, budget: Budget, *, is_careful: bool = False) -> MadeSafe:
+def make_safe(
+    content: bytes,
+    offset: int,
+    budget: Budget,
+    *,
+    is_careful: bool = False,
+    left_alone: int = LEFT_ALONE,
+) -> MadeSafe:
     """Return what aiokafka may unpack of a set of batches that was fetched from `offset` on.
 
     It may take a second for a decompression bomb: call it in a thread. With `is_careful` every
     record is checked, too, and one that aiokafka cannot read is replaced by one that our readers
-    refuse.
+    refuse. A compressed batch that cannot unpack to more than `left_alone` bytes is left as it is.
     """
     safe = MadeSafe(b"")
     batches: list[bytes] = []
@@ -154,7 +163,9 @@ def make_safe(content: bytes, offset: int, budget: Budget, *, is_careful: bool =
             if not _is_plausible(base, delta, count, following) or base + delta < offset:
                 batches.append(unreadable_batch(max(base, following, 0)))
                 break
-            pieces, is_whole = _safe_batch(batch, offset, budget, safe.refused, is_careful)
+            pieces, is_whole = _safe_batch(
+                batch, offset, budget, safe.refused, is_careful, left_alone
+            )
             batches += pieces
             if not is_whole:
                 break
@@ -192,7 +203,12 @@ def _is_plausible(base: int, delta: int, count: int, following: int) -> bool:
 
 
 def _safe_batch(
-    batch: bytes, offset: int, budget: Budget, refused: list[RefusedBatch], is_careful: bool
+    batch: bytes,
+    offset: int,
+    budget: Budget,
+    refused: list[RefusedBatch],
+    is_careful: bool,
+    left_alone: int,
 ) -> tuple[list[bytes], bool]:
     """Return the batch in a form that may be unpacked, and whether it is complete.
 
@@ -207,7 +223,7 @@ def _safe_batch(
     if count == 0 and not payload:
         return [new_batch(header, delta, 0, b"")], True  # compaction left its header alone
     most = len(payload) if codec == 0 else most_unpacked(codec, payload)
-    if codec <= ZSTD and most <= LEFT_ALONE and not is_careful:
+    if codec <= ZSTD and most <= left_alone and not is_careful:
         budget.handed_on -= most
         return [batch], True
     if codec == 0 and not is_careful:

@@ -22,7 +22,8 @@ from controller.adapters.kafka.client import (
 )
 from controller.adapters.kafka.connection_pace import pace_connections
 from controller.adapters.kafka.consumer_calls import ended_task
-from controller.adapters.kafka.consumer_records import UNREADABLE, Guard, name_faults
+from controller.adapters.kafka.consumer_records import UNREADABLE, name_faults
+from controller.adapters.kafka.fetch_guard import Guard
 from controller.log_identity import why_other_log
 from controller.settings import KafkaSettings
 

@@ -19,7 +19,8 @@ from aiokafka.errors import KafkaConnectionError
 
 from controller.adapters.kafka.client import client_options, disconnect, reason_of
 from controller.adapters.kafka.connection_pace import pace_connections
-from controller.adapters.kafka.consumer_records import UNREADABLE, Guard, name_faults
+from controller.adapters.kafka.consumer_records import UNREADABLE, name_faults
+from controller.adapters.kafka.fetch_guard import Guard
 from controller.adapters.kafka.time_merge import Placed, TimeMerge
 from controller.adapters.kafka.topics import partition_of
 from controller.errors import EventLogUnavailable

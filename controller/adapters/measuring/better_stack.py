@@ -6,12 +6,15 @@ Source: betterstack.com/docs/uptime/api. Its availability is of whole days.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from typing import Any, Literal
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal
 
 from controller.adapters.measuring.asking import Asked, document_in, finite
 from controller.errors import NotMeasured
 from schemas.terms import MeasurementGap
+
+#: A monitor is checked every half hour at the slowest: an older response time says nothing of now.
+_OLD_AFTER: Final = timedelta(hours=1)
 
 
 async def ask_better_stack(
@@ -29,7 +32,7 @@ async def ask_better_stack(
     if what == "response_seconds":
         path = f"/api/v2/monitors/{monitor}/response-times"
         document = document_in(await server.get(path, {}), server.name)
-        return _slowest(_attributes(document, server.name), server.name)
+        return _slowest(_attributes(document, server.name), server.name, now())
     query = {"monitor_id": monitor, "resolved": "false", "per_page": "50"}
     document = document_in(await server.get("/api/v3/incidents", query), server.name)
     incidents = document.get("data")
@@ -46,14 +49,28 @@ def _attributes(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return attributes
 
 
-def _slowest(attributes: Mapping[str, Any], name: str) -> float:
-    """Return the newest response time of the slowest region."""
+def _slowest(attributes: Mapping[str, Any], name: str, now: datetime) -> float:
+    """Return the newest response time of the slowest region that has one of late."""
     regions: Sequence[Any] = attributes.get("regions") or ()
-    newest = []
+    newest: list[tuple[datetime, float]] = []
     for region in regions:
         times = region.get("response_times") if isinstance(region, dict) else None
         if isinstance(times, list) and times and isinstance(times[-1], dict):
-            newest.append(finite(times[-1].get("response_time"), name))
+            last = times[-1]
+            newest.append((_time(last.get("at"), name), finite(last.get("response_time"), name)))
     if not newest:
         raise NotMeasured(MeasurementGap.NO_DATA, f"{name} has no response times yet")
-    return max(newest)
+    age = now - max(at for at, _ in newest)
+    if age > _OLD_AFTER:
+        why = f"{name}: the newest response time is {age.total_seconds():,.0f} s old"
+        raise NotMeasured(MeasurementGap.LATE, why)
+    return max(value for at, value in newest if now - at <= _OLD_AFTER)
+
+
+def _time(value: object, name: str) -> datetime:
+    try:
+        at = datetime.fromisoformat(str(value))
+    except ValueError:
+        why = f"{name}: a response time has no time (`at`)"
+        raise NotMeasured(MeasurementGap.REFUSED, why) from None
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)

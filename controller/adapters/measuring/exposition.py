@@ -1,8 +1,8 @@
 """Metrics in Prometheus' text format, as an exporter serves them: Uptime Kuma, blackbox exporter.
 
 Source: louislam/uptime-kuma `monitor_status` (0 down, 1 up, 2 pending, 3 maintenance) and
-`monitor_response_time` in milliseconds; prometheus/blackbox_exporter `probe_success`,
-`probe_duration_seconds`, which answers 200 also for a probe that failed.
+`monitor_response_time` in milliseconds, -1 without a ping; prometheus/blackbox_exporter
+`probe_success`, `probe_duration_seconds`, which answers 200 also for a probe that failed.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from prometheus_client.samples import Sample
 
 from controller.adapters.measuring.asking import Asked, finite
 from controller.errors import NotMeasured
+from controller.text import excerpt
 from schemas.terms import MeasurementGap
 
+_UP: Final = 1.0
 #: Uptime Kuma's words for what is neither up nor down.
 _WAITING: Final = {2.0: "is pending", 3.0: "is in maintenance"}
 
@@ -24,27 +26,51 @@ _WAITING: Final = {2.0: "is pending", 3.0: "is in maintenance"}
 async def ask_uptime_kuma(
     server: Asked, monitor: str, what: Literal["up", "response_seconds"]
 ) -> float:
-    """Return 1 or 0 for up, or seconds. Raises NotMeasured, also while it is in maintenance."""
+    """Return 1 or 0 for up, or seconds. Raises NotMeasured, also while it is in maintenance.
+
+    What is down has no response time: the number that is given with it is none.
+    """
     samples = list(_samples(await server.get("/metrics", {}), server.name))
     status = _of(samples, "monitor_status", monitor, server.name)
     if status in _WAITING:
         why = f"{server.name}: {monitor} {_WAITING[status]}"
         raise NotMeasured(MeasurementGap.PAUSED, why)
     if what == "up":
-        return 1.0 if status == 1.0 else 0.0
-    return _of(samples, "monitor_response_time", monitor, server.name) / 1000
+        return 1.0 if status == _UP else 0.0
+    if status != _UP:
+        why = f"{server.name}: {monitor} is down, so it has no response time"
+        raise NotMeasured(MeasurementGap.NO_DATA, why)
+    milliseconds = _of(samples, "monitor_response_time", monitor, server.name)
+    if milliseconds < 0:
+        why = f"{server.name}: {monitor} has no response time yet"
+        raise NotMeasured(MeasurementGap.NO_DATA, why)
+    return milliseconds / 1000
 
 
 async def ask_blackbox(
     server: Asked, target: str, module: str, what: Literal["success", "duration_seconds"]
 ) -> float:
-    """Return 1 or 0 for success, or seconds of a probe that is made now. Raises NotMeasured."""
+    """Return 1 or 0 for success, or seconds of a probe that is made now. Raises NotMeasured.
+
+    How long a failed probe took says nothing: a refused connection fails at once.
+    """
     body = await server.get("/probe", {"target": target, "module": module})
+    samples = list(_samples(body, server.name))
+    success = _probed(samples, "success", server.name)
+    if what == "success":
+        return success
+    if success != _UP:
+        why = f"{server.name}: the probe of {excerpt(target, 100)} failed, so it has no duration"
+        raise NotMeasured(MeasurementGap.NO_DATA, why)
+    return _probed(samples, what, server.name)
+
+
+def _probed(samples: list[Sample], what: str, server: str) -> float:
     name = f"probe_{what}"
-    found = [one.value for one in _samples(body, server.name) if one.name == name]
+    found = [one.value for one in samples if one.name == name]
     if not found:
-        raise NotMeasured(MeasurementGap.NO_DATA, f"{server.name} gives no {name}")
-    return finite(found[0], server.name)
+        raise NotMeasured(MeasurementGap.NO_DATA, f"{server} gives no {name}")
+    return finite(found[0], server)
 
 
 def _of(samples: list[Sample], name: str, monitor: str, server: str) -> float:

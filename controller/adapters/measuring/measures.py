@@ -7,9 +7,10 @@ import asyncio
 from controller.adapters.measuring.asking import Asked
 from controller.adapters.measuring.better_stack import ask_better_stack
 from controller.adapters.measuring.exposition import ask_blackbox, ask_uptime_kuma
-from controller.adapters.measuring.prometheus import ask_prometheus
+from controller.adapters.measuring.prometheus import ask_counters, ask_prometheus
 from controller.checking.checks_file import Check
-from controller.ports import Clock, Sample
+from controller.core.plan import CounterQuestion
+from controller.ports import Clock, CounterSample, Sample
 from controller.settings.checks import ChecksSettings
 
 
@@ -46,6 +47,10 @@ class MonitoringSystems:
     async def sample(self, query: str) -> Sample:
         """Return the number of a Prometheus query, and when it was computed. Raises NotMeasured."""
         return Sample(*await ask_prometheus(self._prometheus, query))
+
+    async def counters(self, question: CounterQuestion) -> CounterSample:
+        """Return the counters of both arms, all of one moment. Raises NotMeasured."""
+        return CounterSample(*await ask_counters(self._prometheus, question))
 
     async def close(self) -> None:
         """Drop the connections."""

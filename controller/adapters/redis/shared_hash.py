@@ -36,6 +36,29 @@ class SharedHash:
                 times_deadline=0.5,
             )
 
+    async def set_new(self, name: str, value: bytes, fence: str) -> bytes:
+        """Set a field that is not there; return what it has then: this, or what it had.
+
+        Of several that set it at once one wins, and each is told which. `fence` is a field of its
+        own that says that the first one was set; drop both together.
+        """
+        is_set, _ = await self._connection.fenced_save(
+            self._key,
+            fence=fence,
+            expected=None,
+            after=1,
+            fields={name: value},
+            purpose=f"write the {self._name}",
+        )
+        if is_set:
+            return value
+        stored: bytes | None = await self._connection.call(
+            f"read the {self._name}",
+            partial(self._connection.client.hget, self._key, name),
+            times_deadline=0.5,
+        )
+        return value if stored is None else stored
+
     async def read(self) -> Mapping[bytes, bytes]:
         """Return all fields."""
         stored: Mapping[bytes, bytes] = await self._connection.call(

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from controller.cli import daemon
 from controller.cli.command_table import COMMANDS, DAEMON_COMMANDS, ListedCommand
 from controller.cli.operator import app
-from controller.counting.fold import IS_COMPILED
+from controller.counting.folding.native import ENGINE
 
 #: None of these may load before a light command shows its answer. Each takes 20 to 200 ms. Typer
 #: itself loads pydantic, to read arguments.
@@ -109,11 +109,10 @@ def test_a_light_command_of_the_daemon_loads_nothing_heavy(arguments: list[str])
 
 @pytest.mark.parametrize(("program", "app"), [("rolloutctl", app), ("rolloutd", daemon.app)])
 def test_the_version_names_what_two_machines_may_differ_in(program: str, app: typer.Typer) -> None:
-    """A report of a fault says which Python ran, and whether the counting loops are compiled."""
+    """A report of a fault says which Python ran, and which fold counts."""
     told = CliRunner().invoke(app, ["--version"]).output
-    counting = "compiled" if IS_COMPILED else "interpreted"
     python = f"Python {platform.python_version()}"
-    assert told == f"{program} {metadata.version('rolloutd')} ({python}, counting {counting})\n"
+    assert told == f"{program} {metadata.version('rolloutd')} ({python}, counting {ENGINE})\n"
 
 
 def test_a_rollout_is_read_without_numpy() -> None:

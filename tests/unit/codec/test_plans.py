@@ -98,6 +98,40 @@ EXTERNAL: dict[str, Any] = {
 }
 
 
+COUNTERS: dict[str, Any] = {
+    "name": "errors",
+    "prometheus": {
+        "bad": 'sum by (instance) (bad{v="{variant}"})',
+        "total": 'sum by (instance) (all{v="{variant}"})',
+    },
+    "at_most": "1%",
+    "repeats": 5,
+}
+
+
+def test_counters_are_asked_for_both_arms_at_once() -> None:
+    """So that they are of one moment; a share may be written as such."""
+    document = PlanDocument.model_validate({**PLAN, "external": [COUNTERS]})
+    (metric,) = to_core_plan(document).external
+    assert metric.limit == 0.01
+    assert metric.queries == (
+        (
+            ("treatment", "bad", 'sum by (instance) (bad{v="on"})'),
+            ("treatment", "total", 'sum by (instance) (all{v="on"})'),
+            ("control", "bad", 'sum by (instance) (bad{v="off"})'),
+            ("control", "total", 'sum by (instance) (all{v="off"})'),
+        ),
+    )
+    (guardrail,) = to_core_plan(document).tested[-1:]
+    assert (guardrail.metric, guardrail.limit) == ("counters:errors", 0.01)
+
+
+def test_a_number_is_written_as_before_there_were_counters() -> None:
+    """Releases before counters read it, and give it the same version."""
+    plan = to_core_plan(PlanDocument.model_validate({**PLAN, "external": [EXTERNAL]}))
+    assert plan.version == "85a1f4eeeca782f0"
+
+
 def test_a_plan_without_external_metrics_is_written_as_before() -> None:
     """Releases before external metrics read it, and give it the same version."""
     plan = to_core_plan(PlanDocument.model_validate(PLAN))
@@ -114,6 +148,8 @@ def test_a_plan_without_external_metrics_is_written_as_before() -> None:
         {"external": [{**EXTERNAL, "at_least": None, "higher_is_better": True}]},
         {"external": [{"name": "a", "prometheus": {"treatment": "t"}, "at_most": -1}]},
         {"external": [EXTERNAL], "health": {"metric_no_data": "pause"}},
+        {"external": [COUNTERS]},
+        {"external": [{**COUNTERS, "prometheus": {"treatment": {"good": "g", "bad": "b"}}}]},
         {"health": {"metric_late": "roll_back"}},
     ],
 )

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from controller.core.audience import Audience, Condition
-from controller.core.plan import DEFAULT_GAP_POLICIES, AdvisorPolicy, Guardrail, Plan, Stage, Window
+from controller.core.plan import (
+    DEFAULT_GAP_POLICIES,
+    AdvisorPolicy,
+    Counters,
+    Guardrail,
+    Plan,
+    Stage,
+    Window,
+)
 from controller.core.plan_changes import PlanChange, change_of
 from controller.core.plan_changes.windows import window_words
 from schemas.terms import (
@@ -384,6 +392,19 @@ def test_a_floor_rises_to_be_more_careful() -> None:
     old = replace(PLAN, external=(floor,))
     for limit, effect in ((0.95, AT_ONCE), (0.8, RESTARTS)):
         new = replace(PLAN, external=(replace(floor, limit=limit),))
+        assert effects(new, old) == {"external[p95]": effect}
+
+
+def test_changed_counters_begin_again_and_a_stricter_share_does_not() -> None:
+    """Other queries count other events."""
+    counted = make_external(treatment=Counters(bad="b", total="t"), limit=0.05)
+    old = replace(PLAN, external=(counted,))
+    for changes, effect in (
+        ({"limit": 0.02}, AT_ONCE),
+        ({"limit": 0.08}, RESTARTS),
+        ({"treatment": Counters(bad="x", total="t")}, RESTARTS),
+    ):
+        new = replace(PLAN, external=(replace(counted, **changes),))
         assert effects(new, old) == {"external[p95]": effect}
 
 

@@ -38,6 +38,7 @@ from schemas.quarantine import Refusal
 from schemas.terms import Arm
 from schemas.totals import ArmCounts, PartitionCounts, arm_field, encode_arm, encode_progress
 from tests.builders import T0, make_guardrail, make_plan, make_stages
+from tests.gate_webhooks import Webhooks
 from tests.monitoring import Monitoring
 from tests.virtual_time import LoopClock, settled
 
@@ -166,6 +167,7 @@ class Replica:
             OneEventPartition(),
             self.actuation,
             Monitoring(),
+            Webhooks(),
             clock=cluster.clock,
             faults=self.faults,
         )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from controller.core.evidence import Reading
+from controller.core.plan import Counters
 from controller.core.rollout import Rollout
 from controller.deciding.external_readings import (
     Answer,
@@ -17,8 +18,8 @@ from controller.deciding.external_readings import (
     reading_of,
     why_unmeasured,
 )
-from controller.ports import Sample
-from schemas.terms import MeasurementGap
+from controller.ports import CounterSample, Sample
+from schemas.terms import Arm, MeasurementGap
 from tests.builders import T0, make_external, make_plan, make_rollout
 from tests.monitoring import Monitoring
 from tests.virtual_time import LoopClock, in_virtual_time
@@ -195,6 +196,31 @@ def test_an_old_sample_is_no_number(age: float, words: str | None) -> None:
 def test_an_answer_out_of_a_cache_is_late() -> None:
     """A proxy before Prometheus may give what was computed an hour ago."""
     reading = reading_of(make_external(), answers(Sample(0.2, NOW - 3600)))
+    assert reading == Reading(T0, T0, gap=MeasurementGap.LATE, words="the answer is 3,600 s old")
+
+
+COUNTED = make_external(
+    name="errors", treatment=Counters(bad="b", total="t"), control=Counters(bad="c", total="d")
+)
+VALUES: Any = {arm: {"bad": {}, "total": {"a": 5.0}} for arm in Arm}
+
+
+@in_virtual_time
+async def test_counters_are_asked_for_at_once_and_shared_among_flags() -> None:
+    """One question for both arms; its answer is a reading without a number."""
+    (question,) = COUNTED.queries
+    monitoring = Monitoring({question: CounterSample(VALUES, NOW)})
+    rollouts = running(COUNTED, flag_key="a"), running(COUNTED, flag_key="b")
+    readings = await ask_for(1, monitoring, *rollouts)
+    assert monitoring.asked == [question]
+    first, second = (readings.of(one)["errors"] for one in rollouts)
+    assert first == second == Reading(first.at, first.since, counters=VALUES)
+
+
+def test_counters_out_of_a_cache_are_late() -> None:
+    """As a number is."""
+    answer = Answer(T0, T0, CounterSample(VALUES, NOW - 3600))
+    reading = reading_of(COUNTED, [answer])
     assert reading == Reading(T0, T0, gap=MeasurementGap.LATE, words="the answer is 3,600 s old")
 
 

@@ -16,6 +16,7 @@ from controller.deciding.totals_reader import READ_EVERY_SECONDS, TotalsReader
 from controller.errors import StoreUnavailable
 from controller.health import Faults
 from tests.builders import T0, make_rollout
+from tests.gate_webhooks import Webhooks
 from tests.monitoring import Monitoring
 from tests.virtual_time import LoopClock, in_virtual_time
 
@@ -66,6 +67,7 @@ async def reads(store: Store, *, for_seconds: float, then: Any = None) -> list[f
         partitions,
         SimpleNamespace(drift=lambda _: None),
         Monitoring(),
+        Webhooks(),
         clock=LoopClock(),
         faults=Faults(lambda: T0),
     )

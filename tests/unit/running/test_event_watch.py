@@ -13,7 +13,7 @@ from controller.adapters.memory import ManualClock
 from controller.core.rollout import RaiseAlert, RolledBack, Rollout
 from controller.counting.event_tally import EventTally
 from controller.counting.flag_tally import EventSample, FlagTally
-from controller.counting.flags_to_count import FlagsToCount
+from controller.counting.folding.flags_to_count import FlagsToCount
 from controller.ports import Record
 from controller.running.event_watch import (
     LEAST_EVENTS,

@@ -10,7 +10,7 @@ from controller.adapters.memory import ManualClock, MemoryFlagUses, MemoryReport
 from controller.codec.flag_summaries import summary_to_json
 from controller.core.judging.judgement import Judgement
 from controller.core.rollout import Rollout
-from controller.counting.evaluation_hours import EvaluationHours
+from controller.counting.folding.evaluation_hours import EvaluationHours
 from controller.errors import BrokenInvariant
 from controller.health import Faults, Scope
 from controller.ports import FlagSummary, FlagUse, LastDecision, Lift, Use

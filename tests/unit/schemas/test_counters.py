@@ -9,7 +9,7 @@ import msgspec
 
 from controller.core.analysis.sequential_tests import SequentialTests, decode_tests, encode_tests
 from controller.core.evidence import ArmTotals, VisitTotals
-from controller.counting.arm_counters import ArmCounter
+from controller.counting.folding.arm_counters import ArmCounter
 from schemas.counters import COUNTERS, TESTED_COUNTERS, Shape, merged_values, values_of
 from schemas.terms import Arm
 from schemas.totals import ArmCounts
@@ -42,10 +42,10 @@ def test_the_core_s_totals_take_the_table_s_values() -> None:
     assert tuple(inspect.signature(ArmTotals).parameters) == tuple(c.name for c in COUNTERS)
 
 
-def test_a_compiled_counter_gives_back_what_it_was_given() -> None:
+def test_a_counter_gives_back_what_it_was_given() -> None:
     """`ArmCounter` continues every counter of the table from where it stood."""
     counts = ArmCounts(**distinct_values())
-    assert ArmCounter("flag", Arm.TREATMENT, "field", counts, None).counts() == counts
+    assert ArmCounter("flag", Arm.TREATMENT, "field", counts).counts() == counts
 
 
 def test_two_arms_add_up_counter_by_counter() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from controller.errors import ConfigInvalid
-from controller.settings.signal_rules import When, parse_rules, read_rules
+from controller.settings.signal_rules import When, fits, parse_rules, read_rules
 from schemas.signal import Signal
 from schemas.terms import SignalAction, SignalStatus
 
@@ -109,6 +109,21 @@ def test_each_fault_has_its_place(text: str, fault: str) -> None:
     with pytest.raises(ConfigInvalid) as refused:
         parse_rules(text, "r")
     assert fault in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "is_like"),
+    [
+        ("[Prod] checkout*", "[prod] Checkout is down", True),
+        ("[prod] checkout*", "p checkout is down", False),
+        ("*down?", "checkout down?", True),
+        ("*down?", "checkout downs", False),
+        ("a*[b*", "a and [b]", True),
+    ],
+)
+def test_only_a_star_is_special(pattern: str, text: str, is_like: bool) -> None:
+    """Brackets and question marks stand for themselves: monitors put them into titles."""
+    assert fits(text, (pattern,)) is is_like
 
 
 def test_a_file_that_is_not_there_names_its_setting(tmp_path: Path) -> None:

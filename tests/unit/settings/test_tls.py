@@ -68,3 +68,26 @@ def test_a_hook_whose_token_travels_in_plain_text_is_an_open_door() -> None:
     assert "hooks.endpoints.prod: whoever sees a delivery" in door
     assert doors() == []
     assert doors(ROLLOUTD_HTTP__HOST="0.0.0.0", **PAIR) == []
+
+
+def test_a_certificate_that_nobody_is_asked_for_is_refused() -> None:
+    """It needs the authorities of clients, or a proxy that asks: that tells fingerprints alone."""
+    endpoint = {"ROLLOUTD_HOOKS__ENDPOINTS__PROD__SOURCE": "alertmanager"}
+    certificates = "ROLLOUTD_HOOKS__ENDPOINTS__PROD__CERTIFICATES"
+    named = {**endpoint, certificates: '["cn:monitor"]'}
+    printed = {**endpoint, certificates: f'["sha256:{"AB" * 32}"]'}
+    authorities = {**PAIR, "ROLLOUTD_HTTP__CLIENT_CA_FILE": "/ca.crt"}
+    proxy = {"ROLLOUTD_HOOKS__PROXY__ADDRESSES": '["10.0.0.5"]'}
+    with pytest.raises(ConfigInvalid, match="client_ca_file needs certificate_file"):
+        load_settings(None, {"ROLLOUTD_HTTP__CLIENT_CA_FILE": "/ca.crt"})
+    for one in (named, printed):
+        with pytest.raises(ConfigInvalid, match="nobody is asked for one"):
+            load_settings(None, {**one, **PAIR})
+        load_settings(None, {**one, **authorities})
+    with pytest.raises(ConfigInvalid, match="only fingerprints are compared"):
+        load_settings(None, {**named, **proxy})
+    with pytest.raises(ConfigInvalid, match="is everybody"):
+        load_settings(None, {**printed, "ROLLOUTD_HOOKS__PROXY__ADDRESSES": '["0.0.0.0/0"]'})
+    settings = load_settings(None, {**printed, **proxy, "ROLLOUTD_HTTP__HOST": "0.0.0.0"})
+    assert settings.hooks.endpoints["prod"].certificates == (f"sha256:{'ab' * 32}",)
+    assert not any("hooks" in one for one in insecure_connections(settings))

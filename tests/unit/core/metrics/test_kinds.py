@@ -23,7 +23,7 @@ NAMED_ELSEWHERE = {
     # The demo's scenarios name the guardrail that its plan breaches.
     "controller/demo/scenarios.py": {"error_rate", "latency", "latency_p99"},
     # A counter of this name; mypyc needs the slots written out.
-    "controller/counting/arm_counters.py": {"latency"},
+    "controller/counting/folding/arm_counters.py": {"latency"},
     # That counter, which starts empty.
     "controller/core/evidence.py": {"latency"},
     # A key of an input line of `rolloutctl verdict`.
