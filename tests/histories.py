@@ -130,7 +130,7 @@ OPEN: tuple[Judgement, ...] = (
     make_judgement(metrics=(make_report(), _SIGNAL)),
     *(gap for gap in (*GAPS, *MOMENTARY) if gap.gaps[0].kind is not HealthGap.SRM),
     # A webhook's answer holds whatever the plan asks; what it fails at is its plan's.
-    make_judgement(replies=(WebhookReply("load-test", "any", T0, GateAnswer.HOLD),)),
+    make_judgement(replies=(WebhookReply("load-test", "any", "any", T0, GateAnswer.HOLD),)),
     make_judgement(gaps=(Gap(HealthGap.STALE, "old"), Gap(HealthGap.NO_TRAFFIC, "nobody"))),
 )
 SPLIT = (next(gap for gap in GAPS if gap.gaps[0].kind is HealthGap.SRM), MISSING)

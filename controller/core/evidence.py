@@ -146,6 +146,7 @@ class WebhookReply:
 
     endpoint: str  # its name in the settings
     gate_id: str  # of the gate that it was asked about; it says nothing about any other
+    plan_version: str  # of the plan that it was asked about; a gate outlives `apply`
     at: datetime  # when it was asked
     answer: GateAnswer | None = None  # None: there is none, and `gap` says why
     gap: HealthGap | None = None

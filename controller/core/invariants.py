@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from controller.core.judging.webhooks import is_about
 from controller.core.machine import decide, is_frozen
 from controller.core.machine.times import missed_closing
 from controller.core.plan import AdvisorPolicy
@@ -334,16 +335,15 @@ def gate_past_deadline(step: Step) -> str | None:
 def advance_despite_gaps(step: Step) -> str | None:
     """I17: no advance on stale, tainted, too small or otherwise incomplete evidence.
 
-    Nor without the `pass` of each gate webhook about this very gate.
+    Nor without the `pass` of each gate webhook about this very gate and its present plan.
     """
     event, before = step.event, step.before
     if not isinstance(event, EvidenceJudged) or before is None or not _has_passed(step):
         return None
-    gate_id = before.phase.gate_id if isinstance(before.phase, Gating) else None
     passed = {
         one.endpoint
         for one in event.judgement.replies
-        if one.answer is GateAnswer.PASS and one.gate_id == gate_id
+        if one.answer is GateAnswer.PASS and is_about(one, before)
     }
     missing = {one.endpoint for one in before.plan.gate_webhooks} - passed
     if missing:

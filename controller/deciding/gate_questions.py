@@ -21,6 +21,7 @@ import structlog
 
 from controller.core.evidence import WebhookReply
 from controller.core.judging.judgement import Judgement
+from controller.core.judging.webhooks import is_about
 from controller.core.machine.obstacles import asks_webhooks
 from controller.core.rollout import Gating, Rollout
 from controller.errors import NotAnswered
@@ -72,10 +73,12 @@ class GateQuestions:
                 await asyncio.sleep(LOOK_SECONDS)
 
     def _forget(self, judged: Judged) -> None:
-        """Forget the replies about gates that are over, and of flags that run elsewhere."""
+        """Forget the replies about gates and plans that are over, and of flags that run elsewhere.
+
+        So the webhooks of a gate that goes on under another plan are asked again at once.
+        """
         for (flag_key, endpoint), reply in list(self._replies.items()):
-            phase = judged[flag_key][0].phase if flag_key in judged else None
-            if not isinstance(phase, Gating) or phase.gate_id != reply.gate_id:
+            if flag_key not in judged or not is_about(reply, judged[flag_key][0]):
                 del self._replies[flag_key, endpoint]
 
     def _due(self, rollout: Rollout, judgement: Judgement, now: datetime) -> list[str]:
@@ -122,17 +125,17 @@ class GateQuestions:
     async def _reply(
         self, endpoint: str, rollout: Rollout, gate: Gating, judgement: Judgement
     ) -> WebhookReply:
-        at = self._clock.now()
+        at, about = self._clock.now(), (endpoint, gate.gate_id, rollout.plan.version)
         try:
             answer, reason = await self._webhooks.ask(endpoint, rollout, gate, judgement, at)
         except NotAnswered as trouble:
-            return WebhookReply(endpoint, gate.gate_id, at, None, trouble.gap, str(trouble))
+            return WebhookReply(*about, at, None, trouble.gap, str(trouble))
         except Exception as mistake:  # ours: the other webhooks go on, and this one is a gap
             log.exception("gate_webhook_failed", endpoint=endpoint)
             words = repr(mistake)[:_MOST_WORDS]
             gap = HealthGap.WEBHOOK_NO_ANSWER
-            return WebhookReply(endpoint, gate.gate_id, at, None, gap, words)
-        return WebhookReply(endpoint, gate.gate_id, at, answer, None, reason)
+            return WebhookReply(*about, at, None, gap, words)
+        return WebhookReply(*about, at, answer, None, reason)
 
 
 def _is_same(asked: Rollout, now: Rollout) -> bool:

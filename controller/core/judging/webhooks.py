@@ -1,7 +1,7 @@
 """Gate webhooks: which replies count for the open gate, and what is a gap.
 
-A reply counts for the gate that it was asked about, and not for long: an endpoint that stops
-answering has said nothing about now. What an answer leads to is the state machine's.
+A reply counts for the gate and the plan that it was asked about, and not for long: an endpoint that
+stops answering has said nothing about now. What an answer leads to is the state machine's.
 """
 
 from __future__ import annotations
@@ -19,16 +19,28 @@ from schemas.terms import HealthGap
 _OLD_AFTER: Final = 3
 
 
+def is_about(reply: WebhookReply, rollout: Rollout) -> bool:
+    """Return whether a reply is about the gate that is open now, under the plan it has now.
+
+    Other revisions of one gate, as by a freeze or a hold, ask the same question.
+    """
+    gate = rollout.phase
+    return (
+        isinstance(gate, Gating)
+        and reply.gate_id == gate.gate_id
+        and reply.plan_version == rollout.plan.version
+    )
+
+
 def current_replies(rollout: Rollout, evidence: Evidence, at: datetime) -> tuple[WebhookReply, ...]:
     """Return the replies about the open gate, in the plan's order; none outside a gate."""
-    gate = rollout.phase
-    if not isinstance(gate, Gating) or rollout.closed_since is not None:
+    if rollout.closed_since is not None:
         return ()
     return tuple(
         reply
         for webhook in rollout.plan.gate_webhooks
         if (reply := evidence.replies.get(webhook.endpoint)) is not None
-        and reply.gate_id == gate.gate_id
+        and is_about(reply, rollout)
         and at - reply.at <= _OLD_AFTER * webhook.every
     )
 

@@ -146,6 +146,23 @@ async def test_what_was_heard_of_a_gate_that_is_over_is_forgotten() -> None:
         assert questions.of(rollout) == {}
 
 
+@in_virtual_time
+async def test_a_gate_that_goes_on_under_another_plan_is_asked_about_at_once() -> None:
+    """However much of `every` is left; a freeze or a hold changes nothing that is asked."""
+    webhooks, rollout = Webhooks({"a": GateAnswer.PASS}), at_gate("a", every=HOUR)
+    running = Running(rollout)
+    async with asking(webhooks, running) as questions:
+        await asyncio.sleep(1)
+        running.put(replace(rollout, revision=2))
+        await asyncio.sleep(1)
+        assert len(webhooks.asked) == 1
+        applied = replace(rollout, plan=replace(rollout.plan, version="another"), revision=3)
+        running.put(applied)
+        await asyncio.sleep(1)
+        assert questions.of(applied)["a"].plan_version == "another"
+    assert [asked[2] for asked in webhooks.asked] == [rollout.revision, 3]
+
+
 class Broken(Webhooks):
     """Has a mistake of ours."""
 

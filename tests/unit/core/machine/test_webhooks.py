@@ -31,6 +31,7 @@ from schemas.terms import (
     WEBHOOK_GAPS,
     AlertKind,
     Approval,
+    CommandVerb,
     GateAnswer,
     HealthGap,
     HoldReason,
@@ -41,6 +42,7 @@ from tests.builders import (
     HOUR,
     T0,
     make_breach,
+    make_command,
     make_evidence,
     make_judgement,
     make_plan,
@@ -68,6 +70,7 @@ def reply(answer: GateAnswer | HealthGap, endpoint: str = "load-test", **fields:
         **{
             "endpoint": endpoint,
             "gate_id": GATE.gate_id,
+            "plan_version": make_plan().version,
             "at": SOON,
             "answer": said,
             "gap": gap,
@@ -229,10 +232,27 @@ def test_only_a_fresh_reply_about_this_very_gate_counts() -> None:
     good = reply(GateAnswer.PASS, at=now)
     assert judged(rollout, good).replies == (good,)
     assert judged(rollout, replace(good, gate_id="gate-0")).replies == ()
+    assert judged(rollout, replace(good, plan_version="another")).replies == ()
     old = replace(good, at=now - 3 * TESTS.every - timedelta(seconds=1))
     assert judged(rollout, old).replies == ()
     assert judged(rollout, replace(good, endpoint="another")).replies == ()
     assert judged(make_rollout(plan=rollout.plan), good).replies == ()  # it bakes
+
+
+def test_no_pass_outlives_the_plan_that_it_was_about() -> None:
+    """`apply` may change what the endpoint was asked about, while the same gate stays open."""
+    rollout, now = at_gate(), T0 + HOUR
+    good = reply(GateAnswer.PASS, at=now)
+    other = make_plan(
+        version="fedcba9876543210", gate_webhooks=(TESTS,), stages=make_stages(10, 100)
+    )
+    fields = {"plan": other, "expected_revision": rollout.revision, "issued_at": SOON}
+    applied, _ = decide(rollout, make_command(CommandVerb.APPLY, **fields), SOON)
+    assert applied is not None
+    assert (applied.phase, applied.plan) == (rollout.phase, other)
+    assert judged(applied, good).replies == ()
+    frozen = replace(rollout, revision=rollout.revision + 2)  # frozen and thawed: the same plan
+    assert judged(frozen, good).replies == (good,)
 
 
 def test_trouble_is_a_gap_also_of_a_blind_plan() -> None:
@@ -267,6 +287,7 @@ def test_it_is_asked_only_where_everything_else_passes() -> None:
         (reply(GateAnswer.HOLD),),
         (reply(GateAnswer.FAIL),),
         (reply(GateAnswer.PASS, gate_id="gate-0"),),
+        (reply(GateAnswer.PASS, plan_version="another"),),
         (reply(GateAnswer.PASS, "another"),),
     ],
 )
