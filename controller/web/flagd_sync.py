@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from controller.errors import ConfigInvalid
+from controller.web.addresses import cannot_listen
 from controller.web.flags import FlagBoard
 
 SERVICE = "flagd.sync.v1.FlagSyncService"
@@ -106,9 +107,7 @@ class FlagdSyncServer:
                 self.port = self._server.add_secure_port(where, self._credentials)
         except RuntimeError as error:
             raise ConfigInvalid(
-                f"cannot listen on {where}: free the port, or set flagd_sync.host and "
-                f"flagd_sync.port to an address of this "
-                "machine"
+                cannot_listen(where, "flagd_sync.host", "flagd_sync.port")
             ) from error
         await self._server.start()
 

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.flow_control import FlowControl
 
 from controller.errors import ConfigInvalid
+from controller.web.addresses import cannot_listen
 from controller.web.at_once import AnswersAtOnce, AtOnceProtocol
 from controller.web.clients import client_of
 from controller.web.tls import (
@@ -276,7 +277,7 @@ class HttpServer:
         head_seconds: float = 10.0,
         keep_alive_seconds: int = _KEEP_ALIVE_SECONDS,
         backlog: int = 512,
-        setting: str = "http.host and http.port",
+        settings: tuple[str, str] = ("http.host", "http.port"),
         certificate: Certificate | None = None,
         handshake_failed: Callable[[str], object] = lambda _: None,
         at_once: AnswersAtOnce | None = None,
@@ -285,7 +286,7 @@ class HttpServer:
 
         `head_seconds` bounds the time from connecting, or from a request's first byte, to the end
         of its head. `max_per_client` bounds the connections of one client address, 0: no bound.
-        `setting` names the setting that an operator changes when the address is not free.
+        `settings` names those of host and port, for an operator whose address is not free.
         `certificate`: speak TLS, and nothing else; `handshake_failed` is told why one did.
         `at_once` answers plain requests, as `app` would; None: `app` answers all.
         """
@@ -297,7 +298,7 @@ class HttpServer:
         self._max_per_client = max_per_client
         self._head_seconds = head_seconds
         self._keep_alive_seconds = keep_alive_seconds
-        self._setting = setting
+        self._settings = settings
         self._backlog = backlog
         self._certificate = certificate
         self._failed_handshakes = FailedHandshakes(handshake_failed)
@@ -393,8 +394,5 @@ class HttpServer:
             return listener
         except (OSError, OverflowError) as error:
             listener.close()
-            raise ConfigInvalid(
-                f"cannot listen on {self._host}:{self._port} ({error}): free the port, or "
-                f"set {self._setting} "
-                "to an address of this machine"
-            ) from error
+            where = f"{self._host}:{self._port} ({error})"
+            raise ConfigInvalid(cannot_listen(where, *self._settings)) from error

@@ -203,7 +203,7 @@ def make_ops_server(
         head_seconds=3.0,
         keep_alive_seconds=5,
         backlog=OPS_CONNECTIONS,
-        setting="http.ops_host and http.ops_port",
+        settings=("http.ops_host", "http.ops_port"),
     )
 
 

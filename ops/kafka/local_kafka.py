@@ -36,6 +36,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 HERE = Path(__file__).resolve().parent
+OWN_CACHE = HERE.parents[1] / ".cache"  # where the user has none that can be written
 OLDEST_JAVA = 17  # the Kafka 4 broker is compiled for it
 LOOPBACK = "127.0.0.1"
 
@@ -140,10 +141,31 @@ def kafka_version() -> str:
 def cache_directory() -> Path:
     """Return where the jars of this Kafka version are kept.
 
-    Below `$XDG_CACHE_HOME`, or `~/.cache`.
+    Below `$XDG_CACHE_HOME`, or `~/.cache`; below the checkout's `.cache` where that has none and
+    cannot be written, as where the home directory is missing or read-only.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "rolloutd" / f"kafka-{kafka_version()}"
+    name = Path("rolloutd") / f"kafka-{kafka_version()}"
+    usual = _user_cache()
+    if usual is not None and ((usual / name).is_dir() or _can_write(usual / name)):
+        return usual / name
+    return OWN_CACHE / name
+
+
+def _user_cache() -> Path | None:
+    """Return the user's directory for caches; None where the user has no home directory."""
+    given = os.environ.get("XDG_CACHE_HOME")
+    if given:
+        return Path(given)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        return None
+
+
+def _can_write(path: Path) -> bool:
+    """Return whether a directory can be made at `path`, with all that it is in."""
+    nearest = next((parent for parent in path.parents if os.path.lexists(parent)), Path("/"))
+    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
 @functools.cache
@@ -177,10 +199,10 @@ def archive_classes() -> None:
     Two processes may do this at once, as in `resolve`. Raises LocalKafkaError as a start does.
     A Java machine that cannot make one leaves none, and brokers start without.
     """
-    target = class_archive()
-    if target.exists():
-        return
     resolve(verbose=True)
+    target = class_archive()
+    if target.exists() or not os.access(target.parent, os.W_OK):
+        return
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         made = Path(scratch) / "classes.jsa"
         # The formatting of the storage writes one, too; the broker's, at its end, takes its place.
@@ -220,31 +242,44 @@ def resolve(*, verbose: bool = False) -> Path:
     reason = why_not()
     if reason is not None:
         raise LocalKafkaError(reason)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-        command = [
-            "mvn",
-            "--batch-mode",
-            "--quiet",
-            f"--file={HERE / 'pom.xml'}",
-            "dependency:copy-dependencies",
-            "-DincludeScope=runtime",
-            f"-DoutputDirectory={scratch}/jars",
-        ]
-        if verbose:
-            print(
-                f"fetching Apache Kafka {kafka_version()} with Maven (once, about 45 MB)",
-                file=sys.stderr,
-            )
-        answer = subprocess.run(
-            command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-        )
-        if answer.returncode != 0:
-            tail = "\n".join((answer.stdout + answer.stderr).strip().splitlines()[-8:])
-            raise LocalKafkaError(f"Maven could not fetch Apache Kafka {kafka_version()}:\n{tail}")
-        with suppress(OSError):  # someone else was first, with the same content
-            (Path(scratch) / "jars").rename(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+            _fetch(Path(scratch), is_own=target.is_relative_to(OWN_CACHE), verbose=verbose)
+            with suppress(OSError):  # someone else was first, with the same content
+                (Path(scratch) / "jars").rename(target)
+    except OSError as error:
+        raise LocalKafkaError(
+            f"Apache Kafka cannot be kept in {target}: {error}. Set XDG_CACHE_HOME to a directory "
+            "that you may write, with 60 MB free"
+        ) from error
     return target
+
+
+def _fetch(scratch: Path, *, is_own: bool, verbose: bool) -> None:
+    """Let Maven put the jars into `scratch`/jars. Raises LocalKafkaError."""
+    command = [
+        "mvn",
+        "--batch-mode",
+        "--quiet",
+        f"--file={HERE / 'pom.xml'}",
+        "dependency:copy-dependencies",
+        "-DincludeScope=runtime",
+        f"-DoutputDirectory={scratch / 'jars'}",
+        # what it keeps of its own is below the home directory, too
+        *([f"-Dmaven.repo.local={scratch / 'repository'}"] if is_own else []),
+    ]
+    if verbose:
+        print(
+            f"fetching Apache Kafka {kafka_version()} with Maven (once, about 45 MB)",
+            file=sys.stderr,
+        )
+    answer = subprocess.run(
+        command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    if answer.returncode != 0:
+        tail = "\n".join((answer.stdout + answer.stderr).strip().splitlines()[-8:])
+        raise LocalKafkaError(f"Maven could not fetch Apache Kafka {kafka_version()}:\n{tail}")
 
 
 def free_port() -> int:

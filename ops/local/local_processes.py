@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 LOOPBACK: Final = "127.0.0.1"
 MARK: Final = "LOCAL_STACK_SERVICE"
@@ -59,11 +59,24 @@ class Processes:
     def find(self, name: str) -> int | None:
         """Return the process id of a program that runs, or None."""
         try:
-            noted = json.loads(self._pid_path(name).read_text(encoding="ascii"))
+            noted = self._noted(name)
             pid, began = int(noted["pid"]), str(noted["began"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             return None  # never started, or a crash cut the file short: the mark finds it
         return pid if began_at(pid) == began else None
+
+    def ports(self, name: str) -> frozenset[int]:
+        """Return the ports with which a program was started; none where its file is not whole."""
+        try:
+            return frozenset(map(int, self._noted(name)["ports"]))
+        except (ValueError, KeyError, TypeError):
+            return frozenset()
+
+    def _noted(self, name: str) -> Any:
+        try:
+            return json.loads(self._pid_path(name).read_text(encoding="ascii"))
+        except OSError:
+            return None
 
     def start(self, program: Program) -> None:
         """Start a program, after what a crash has left of it is ended."""
@@ -80,7 +93,7 @@ class Processes:
         began = began_at(process.pid)
         if began is None:
             return  # it ended at once; `wait_until_ready` says so
-        text = json.dumps({"pid": process.pid, "began": began})
+        text = json.dumps({"pid": process.pid, "began": began, "ports": list(program.ports)})
         self._pid_path(program.name).write_text(text, encoding="ascii")
 
     def wait_until_ready(self, program: Program, seconds: float) -> None:

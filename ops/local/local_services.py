@@ -1,7 +1,7 @@
 """The programs of the local stack: their commands, addresses, and how to know that they work.
 
-What the daemon's settings say about addresses holds for all: Kafka and the store are started where
-the daemon looks for them. Does not belong here: processes (`local_processes.py`).
+Does not belong here: where they listen (`local_addresses.py`), and processes
+(`local_processes.py`).
 """
 
 from __future__ import annotations
@@ -14,36 +14,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import local_kafka
 import yaml
+from local_addresses import Addresses
 from local_processes import LOOPBACK, Program, StackError
 
 from controller.demo import store
 from controller.errors import ConfigInvalid
-from controller.settings import load_settings
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 _FETCHED: Final = ROOT / ".cache" / "prometheus" / "usr" / "bin"  # by `make prometheus`
-_LOCAL_NAMES: Final = frozenset({LOOPBACK, "localhost"})
 _VISITS_PER_SECOND: Final = "50"
 _PROBE_SECONDS: Final = 2.0
 #: Whatever proxy the machine has for the internet: loopback is asked directly.
 _DIRECT: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-@dataclass(frozen=True, slots=True)
-class Addresses:
-    """Where everything is; all on loopback."""
-
-    kafka: int
-    redis: int
-    http: int
-    ops: int
-    shop: int
-    prometheus: int
-    alertmanager: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,46 +39,6 @@ class Service:
     where: str
     what: str
     is_optional: bool = False  # the rest works without it
-
-
-def read_addresses(environ: Mapping[str, str]) -> Addresses:
-    """Return the addresses that the settings and the variables give. Raises StackError."""
-    try:
-        settings = load_settings(None, environ)
-    except ConfigInvalid as error:
-        raise StackError(f"the daemon's settings: {error}") from error
-    kafka, redis = settings.kafka.bootstrap_servers, urlsplit(settings.redis.url)
-    host, _, port = kafka.rpartition(":")
-    if host not in _LOCAL_NAMES or not port.isdigit():
-        raise StackError(
-            f"kafka.bootstrap_servers is {kafka}, and `make up` starts Kafka on this machine: "
-            f"unset ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS, or give it as 127.0.0.1:9092"
-        )
-    if redis.hostname not in _LOCAL_NAMES or redis.scheme != "redis":
-        raise StackError(
-            f"redis.url is on {redis.hostname}, and `make up` starts a store on this machine: "
-            f"unset ROLLOUTD_REDIS__URL, or give it as redis://127.0.0.1:6379/0"
-        )
-    http = settings.http
-    addresses = Addresses(
-        kafka=int(port),
-        redis=redis.port or 6379,
-        http=http.port,
-        ops=http.port if http.ops_port is None else http.ops_port,
-        shop=_port(environ, "SHOP_PORT", 8000),
-        prometheus=_port(environ, "PROMETHEUS_PORT", 9090),
-        alertmanager=_port(environ, "ALERTMANAGER_PORT", 9093),
-    )
-    if 0 in (addresses.http, addresses.ops):
-        raise StackError("http.port and http.ops_port: name a port; 0 is another one each time")
-    return addresses
-
-
-def _port(environ: Mapping[str, str], variable: str, default: int) -> int:
-    text = environ.get(variable) or str(default)
-    if not text.isdigit() or not 0 < int(text) < 65_536:
-        raise StackError(f"{variable} is {text!r}: a port is a number from 1 to 65535")
-    return int(text)
 
 
 def services(at: Addresses, directory: Path, environ: Mapping[str, str]) -> Iterator[list[Service]]:

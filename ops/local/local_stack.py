@@ -16,13 +16,14 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from local_processes import Processes, Program, StackError, is_taken
-from local_services import Addresses, Service, read_addresses, services
+from local_addresses import Chosen, choose, keep, read_kept
+from local_processes import LOOPBACK, Processes, Program, StackError, is_taken
+from local_services import Service, services
 
 _READY_SECONDS: Final = 180.0  # a start takes 15 s; a busy machine needs many times that
 #: Everything that has ever been started under a name, the first that is ended in front: with it
@@ -30,28 +31,23 @@ _READY_SECONDS: Final = 180.0  # a start takes 15 s; a busy machine needs many t
 _NAMES: Final = ("visitors", "shop", "prometheus", "alertmanager", "rolloutd", "store", "kafka")
 _STOP_SECONDS: Final = {"kafka": 40.0}
 _USUAL_STOP_SECONDS: Final = 10.0
-#: How to choose another port, by what is on it.
-_OTHER_PORT: Final = {
-    "kafka": "ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS=127.0.0.1:PORT",
-    "store": "ROLLOUTD_REDIS__URL=redis://127.0.0.1:PORT/0",
-    "rolloutd": "ROLLOUTD_HTTP__PORT=PORT or ROLLOUTD_HTTP__OPS_PORT=PORT",
-    "shop": "SHOP_PORT=PORT",
-    "prometheus": "PROMETHEUS_PORT=PORT",
-    "alertmanager": "ALERTMANAGER_PORT=PORT",
-}
 
 
 def up(directory: Path) -> None:
     """Start what does not run, and print what runs where. Raises StackError."""
-    environ = dict(os.environ)
-    at = read_addresses(environ)
+    chosen = choose(os.environ, directory)
     directory.mkdir(parents=True, exist_ok=True)
     processes = Processes(directory)
-    waves = list(services(at, processes.directory, environ))
+    environ = {**os.environ, **chosen.variables}
+    waves = list(services(chosen.at, processes.directory, environ))
     programs = [service.program for wave in waves for service in wave]
+    _end_what_was_chosen_otherwise(processes, programs, chosen)
     running = [program.name for program in programs if processes.find(program.name) is not None]
     missing = [program for program in programs if program.name not in running]
-    _check_ports(processes, missing)
+    for program in missing:  # what a crash of ours has left holds no port
+        processes.stop(program.name, _USUAL_STOP_SECONDS)
+    _check_ports(missing, chosen)
+    keep(chosen, directory)
     if not missing:
         print("runs already:")
     elif running:
@@ -66,8 +62,28 @@ def up(directory: Path) -> None:
             _wait(processes, service)
     for line in _table(waves, directory):
         print(line)
-    for line in _next(at):
+    for line in _next(chosen):
         print(line)
+
+
+def _end_what_was_chosen_otherwise(
+    processes: Processes, programs: Sequence[Program], chosen: Chosen
+) -> None:
+    """End what runs where something else was chosen for it; its data stay. Raises StackError.
+
+    Each program knows addresses of others, so all of them end. Nothing does while a port that is
+    new to the stack is taken.
+    """
+    kept = read_kept(processes.directory)
+    running = [name for name in _NAMES if processes.find(name) is not None]
+    changed = chosen.changes(kept or {})
+    if not running or not changed:
+        return
+    held = {port for name in running for port in processes.ports(name)}
+    _check_ports(programs, chosen, held)
+    print(f"{', '.join(changed)}: ending what runs; all starts again with its data …")
+    for name in running:
+        processes.stop(name, _STOP_SECONDS.get(name, _USUAL_STOP_SECONDS))
 
 
 def _wait(processes: Processes, service: Service) -> None:
@@ -84,19 +100,23 @@ def _names(programs: Sequence[Program]) -> list[str]:
     return [program.name for program in programs]
 
 
-def _check_ports(processes: Processes, missing: Sequence[Program]) -> None:
-    """Refuse to start where a port is taken; what a crash of ours has left does not count."""
-    for program in missing:
-        processes.stop(program.name, _USUAL_STOP_SECONDS)
-    taken = [
-        f"port {port} ({what}) is taken by another program; see which: ss -ltnp 'sport = :{port}'\n"
-        f"  choose another one: {_OTHER_PORT[program.name]} make up"
-        for program in missing
+def _check_ports(
+    programs: Sequence[Program], chosen: Chosen, held: Container[int] = frozenset()
+) -> None:
+    """Refuse to start where a port is taken, but by what holds it for us. Raises StackError."""
+    taken = {
+        port: what
+        for program in programs
         for port, what in program.ports.items()
-        if is_taken(port)
-    ]
+        if port not in held and is_taken(port)
+    }
     if taken:
-        raise StackError("\n".join(taken))
+        lines = [
+            f"port {port} ({what}) is taken by another program; see which: "
+            f"ss -ltnp 'sport = :{port}'"
+            for port, what in taken.items()
+        ]
+        raise StackError("\n".join([*lines, f"  choose others: {chosen.elsewhere(taken)} make up"]))
 
 
 def _table(waves: Sequence[Sequence[Service]], directory: Path) -> Iterator[str]:
@@ -112,13 +132,15 @@ def _table(waves: Sequence[Sequence[Service]], directory: Path) -> Iterator[str]
     yield f"  logs: {directory}/*.log"
 
 
-def _next(at: Addresses) -> Iterator[str]:
+def _next(chosen: Chosen) -> Iterator[str]:
     yield ""
     yield "next:"
     yield '  export PATH="$PWD/.venv/bin:$PATH"'
+    for line in chosen.exports():
+        yield f"  {line}"
     yield "  rolloutctl start ops/examples/checkout/plan.yaml   # the shop's new checkout"
     yield "  rolloutctl watch"
-    yield f"  http://127.0.0.1:{at.http}   # the same in a browser"
+    yield f"  rolloutctl open   # the same in a browser: http://{LOOPBACK}:{chosen.at.http}"
     yield "  make down   # ends all of it and removes its files"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -52,6 +53,12 @@ class Stack:
     def run(self, verb: str, code: int = 0) -> str:
         """Return what `up` or `down` prints."""
         return self.command(sys.executable, "-m", "local_stack", verb, self.directory, code=code)
+
+    def forget_addresses(self) -> None:
+        """Unset the variables that chose the addresses."""
+        for name in list(self.environ):
+            if name.startswith("ROLLOUTD_") or name.endswith("_PORT"):
+                del self.environ[name]
 
     def command(self, *words: str | Path, code: int = 0) -> str:
         """Return what a command prints, after its code is checked."""
@@ -117,7 +124,10 @@ def test_the_stack_comes_up_once_survives_crashes_and_leaves_nothing(stack: Stac
     before = stack.processes()
     assert {"kafka", "store", "rolloutd", "shop", "visitors"} <= set(before.values())
 
+    # Another terminal, and then with what it was told to paste.
+    stack.forget_addresses()
     said = stack.run("up")
+    stack.environ |= re.findall(r"^  export (ROLLOUT\w+)=(\S+)$", said, re.MULTILINE)
     assert said.startswith("runs already:\n"), said
     assert stack.processes() == before
 
@@ -134,6 +144,14 @@ def test_the_stack_comes_up_once_survives_crashes_and_leaves_nothing(stack: Stac
     assert "runs already: shop, " in said
     assert "starting kafka, store, rolloutd" in said
     assert stack.pid("shop") == shop
+    assert sorted(set(stack.processes().values())) == sorted(set(before.values()))
+    assert "checkout-v2" in stack.command(*control, "status")
+
+    # Another choice: all starts again there, with its data.
+    stack.ports["http"] = free_port()
+    stack.environ["ROLLOUTD_HTTP__PORT"] = str(stack.ports["http"])
+    said = stack.run("up")
+    assert f"ROLLOUTD_HTTP__PORT={stack.ports['http']}: ending what runs" in said
     assert sorted(set(stack.processes().values())) == sorted(set(before.values()))
     assert "checkout-v2" in stack.command(*control, "status")
 
@@ -167,7 +185,11 @@ def test_ports_that_are_taken_are_named_and_nothing_starts(stack: Stack) -> None
         other.listen()
         said = stack.run("up", code=1)
         assert f"port {stack.ports['http']} (rolloutd's page and API) is taken" in said
-        assert "ROLLOUTD_HTTP__PORT=PORT" in said
+        chosen = re.search(r"choose others: (.*) make up", said)
+        assert chosen is not None, said
+        others = dict(re.findall(r"(\w+)=(\d+)", chosen[1]))
+        assert others.keys() == {"ROLLOUTD_HTTP__PORT", "SHOP_PORT"}
+        assert not any(is_taken(int(port)) for port in others.values())
         assert f"port {stack.ports['shop']} (the example app) is taken" in said
         assert stack.processes() == {}
 
@@ -179,6 +201,7 @@ def test_ports_that_are_taken_are_named_and_nothing_starts(stack: Stack) -> None
         ("ROLLOUTD_REDIS__URL", "rediss://redis.internal:6379", "redis.url is on redis.internal"),
         ("ROLLOUTD_HTTP__OPS_PORT", "0", "name a port"),
         ("SHOP_PORT", "eighty", "SHOP_PORT is 'eighty'"),
+        ("SHOP_PORT", "{http}", "is given to two programs, http and shop: set SHOP_PORT"),
         ("ROLLOUTD_HTTP__PROT", "80", "ROLLOUTD_HTTP__PROT"),
     ],
 )
@@ -186,7 +209,7 @@ def test_addresses_elsewhere_are_refused(
     stack: Stack, variable: str, value: str, words: str
 ) -> None:
     """Nothing is started for a daemon that would not find it."""
-    stack.environ[variable] = value
+    stack.environ[variable] = value.format(**stack.ports)
     assert words in stack.run("up", code=1)
     assert stack.processes() == {}
 
