@@ -104,7 +104,11 @@ class StoreUnavailable(OperatingTrouble):
 
 
 class AdviceUnavailableError(OperatingTrouble):
-    """No usable advice in time."""
+    """No usable advice in time; `fix` is what to do, in terms of settings, where that is known."""
+
+    def __init__(self, reason: str, *, fix: str = "") -> None:
+        super().__init__(reason)
+        self.fix = fix
 
 
 class FlagPlaneUnavailable(OperatingTrouble):

@@ -78,21 +78,21 @@ def advisor_settings(
 
     Exits 78 when they cannot be used.
     """
-    environ = dict(os.environ)
-    options = {
-        "URL": url,
-        "MODEL": model,
-        "PROTOCOL": protocol,
-        "API_KEY_FILE": None if key_file is None else str(key_file),
-        "DEADLINE_SECONDS": None if deadline_seconds is None else str(deadline_seconds),
-    }
-    for name, value in options.items():
+    environ, given = dict(os.environ), {}
+    for name, option, value in (
+        ("URL", "--url", url),
+        ("MODEL", "--model", model),
+        ("PROTOCOL", "--protocol", protocol),
+        ("API_KEY_FILE", "--api-key-file", key_file),
+        ("DEADLINE_SECONDS", "--deadline", deadline_seconds),
+    ):
         if value is not None:
-            environ[f"ROLLOUTD_ADVISOR__{name}"] = value
+            environ[f"ROLLOUTD_ADVISOR__{name}"] = str(value)
+            given[f"ROLLOUTD_ADVISOR__{name}"] = option
     if key_file is not None:
         environ.pop("ROLLOUTD_ADVISOR__API_KEY", None)
     try:
-        return load_settings(config, environ).advisor
+        return load_settings(config, environ, given).advisor
     except BadInput as refused:
         fail(f"{refused}", EXIT_CONFIG)
 
@@ -108,7 +108,7 @@ def patient(settings: AdvisorSettings) -> AdvisorSettings:
         update={
             "breaker_failures": 1_000_000,
             "questions_per_day": 1_000_000,
-            "breaker_seconds": 0.001,
+            "breaker_seconds": 0.0,
         }
     )
 
@@ -133,7 +133,7 @@ def check(
     result = advisor_check.check(settings, is_json=is_json)
     if not result.is_reachable:
         raise typer.Exit(EXIT_UNREACHABLE)
-    if result.score.in_form.count < result.score.in_form.of:
+    if not result.is_fit:
         raise typer.Exit(EXIT_REJECTED)
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import shlex
 import sys
 from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import typer
 from rich.table import Table
 
-from controller.adapters.llm.advisor import ModelAdvisor
+from controller.adapters.llm.advisor import DIALECTS, ModelAdvisor
 from controller.adapters.llm.prompts import GATE_VERSION
+from controller.adapters.llm.trouble import NO_MODEL_SERVER_FIX, NOT_THERE_FIX
 from controller.cli import rendering
 from controller.cli.common import (
     EXIT_CONFIG,
@@ -39,6 +42,17 @@ T = TypeVar("T")
 #: `check` puts one case of each: a short question, a long one, and one with text that others wrote.
 _CHECKED_KINDS = (CaseKind.CLEAR_PASS, CaseKind.HIDDEN_HARM, CaseKind.LANGUAGE)
 
+_SEE_THE_LOG: Final = "see the server's log"
+
+#: The options that beat settings.
+_OPTIONS: Final = {
+    "url": "--url",
+    "model": "--model",
+    "protocol": "--protocol",
+    "api_key_file": "--api-key-file",
+    "deadline_seconds": "--deadline",
+}
+
 #: Listing its models takes a server no thinking.
 _LIST_SECONDS = 10.0
 
@@ -54,6 +68,29 @@ class Check:
     models: Sequence[str]
     answers: Sequence[Answer]
     score: Score
+    list_fix: str = ""  # what to do about `list_error`, in terms of settings
+    speaks: Sequence[str] = ()  # other protocols in which the server lists models
+
+    @property
+    def is_fit(self) -> bool:
+        """Whether every question was answered in the form."""
+        return self.score.in_form.count == self.score.in_form.of
+
+    @property
+    def next_steps(self) -> list[str]:
+        """What to do about a server or model that is unfit, the likeliest first."""
+        if self.is_fit:
+            return []
+        steps = []
+        if self.speaks:
+            steps.append(f"the server speaks another protocol: give {' or '.join(self.speaks)}")
+        if self.is_listed is False:
+            steps.append(_model_step(self.settings, self.models))
+        if not self.speaks:
+            fixes = (self.list_fix, *(answer.fix for answer in self.answers))
+            steps += [fix for fix in fixes if self.is_listed is not False or fix != NOT_THERE_FIX]
+        known = [with_options(step) for step in dict.fromkeys(steps) if step]
+        return known or [_SEE_THE_LOG]
 
     @property
     def is_reachable(self) -> bool:
@@ -71,6 +108,23 @@ class Check:
     def errors(self) -> list[str]:
         """Why questions had no answer in the form, each once."""
         return sorted({answer.why_none for answer in self.answers if answer.why_none})
+
+
+def with_options(step: str) -> str:
+    """Return a step in terms of settings with the option that beats each."""
+    return re.sub(
+        r"advisor\.(\w+)",
+        lambda found: f"{found[0]} ({_OPTIONS[found[1]]})" if found[1] in _OPTIONS else found[0],
+        step,
+    )
+
+
+def _model_step(settings: AdvisorSettings, models: Sequence[str]) -> str:
+    if settings.protocol == "ollama":
+        load = f"load the model: ollama pull {shlex.quote(settings.model)}"
+    else:
+        load = "install the model on the server"
+    return f"{load}, or give one of its list as advisor.model" if models else load
 
 
 def is_same_model(name: str, listed: str) -> bool:
@@ -109,14 +163,15 @@ async def _check(settings: AdvisorSettings) -> Check:
     advisor = ModelAdvisor(settings, clock)
     began = clock.monotonic()
     models: Sequence[str] = ()
-    trouble = None
+    trouble, fix, speaks = None, "", []
     try:
         try:
             models = await advisor.server.models(
                 seconds=min(settings.deadline_seconds, _LIST_SECONDS)
             )
         except AdviceUnavailableError as why:
-            trouble = str(why)  # a server may be fit and list nothing; the questions decide
+            # a server may be fit and list nothing; the questions decide
+            trouble, fix = str(why), why.fix
         list_ms = round(1000 * (clock.monotonic() - began))
         answers = await put_cases(
             advisor,
@@ -127,7 +182,28 @@ async def _check(settings: AdvisorSettings) -> Check:
         )
     finally:
         await advisor.close()
-    return Check(settings, advisor.server.name, trouble, list_ms, models, answers, score(answers))
+    figures = score(answers)
+    if fix in (NOT_THERE_FIX, NO_MODEL_SERVER_FIX) and not figures.in_form.count:
+        speaks = [name for name in DIALECTS if await _lists_models(settings, name, clock)]
+    return Check(
+        *(settings, advisor.server.name, trouble, list_ms, models, answers, figures),
+        list_fix=fix,
+        speaks=speaks,
+    )
+
+
+async def _lists_models(settings: AdvisorSettings, protocol: str, clock: SystemClock) -> bool:
+    """Return whether the server lists its models in a protocol that was not chosen."""
+    if protocol == settings.protocol:
+        return False
+    other = ModelAdvisor(settings.model_copy(update={"protocol": protocol}), clock)
+    try:
+        await other.server.models(seconds=min(settings.deadline_seconds, _LIST_SECONDS))
+    except AdviceUnavailableError:
+        return False
+    finally:
+        await other.close()
+    return True
 
 
 def _checked_cases() -> list[Case]:
@@ -148,6 +224,7 @@ def _check_document(result: Check) -> dict[str, Any]:
         "questions": figures.in_form.of,
         "valid_answers": figures.in_form.count,
         "errors": result.errors,
+        "next_steps": result.next_steps,
         "latency_ms": {"p50": figures.latency_p50_ms, "max": figures.latency_max_ms},
         "tokens": {"prompt": figures.prompt_tokens, "completion": figures.completion_tokens},
         "deadline_seconds": result.settings.deadline_seconds,
@@ -191,6 +268,8 @@ def _show_check(result: Check) -> None:
             else ""
         )
         table.add_row("deadline", f"{result.settings.deadline_seconds:g} s{advice}")
+    for number, step in enumerate(result.next_steps):
+        table.add_row("" if number else "next", step)
     output().print(table)
 
 
@@ -247,6 +326,7 @@ async def _evaluate(settings: AdvisorSettings, cases: Sequence[Case]) -> list[An
             )
             if first and first[0].advice is None:
                 complain(f"{why}")
+                complain(f"next: {with_options(first[0].fix or why.fix) or _SEE_THE_LOG}")
                 fail(first[0].why_none, EXIT_UNREACHABLE)
         return await put_cases(
             advisor,

@@ -93,12 +93,17 @@ class KafkaOptions(OptionGroup):
     @property
     def environ(self) -> dict[str, str]:
         """The process's variables, overlaid by the options that say which Kafka is meant."""
-        environ = dict(os.environ)
-        if self.bootstrap_servers is not None:
-            environ["ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS"] = self.bootstrap_servers
-        if self.topic_prefix is not None:
-            environ["ROLLOUTD_KAFKA__TOPIC_PREFIX"] = self.topic_prefix
-        return environ
+        return {**os.environ, **{name: value for name, (_, value) in self._given().items()}}
+
+    def _given(self) -> dict[str, tuple[str, str]]:
+        """Return option and value by the variable that each option beats."""
+        every = {
+            "ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS": ("--bootstrap-servers", self.bootstrap_servers),
+            "ROLLOUTD_KAFKA__TOPIC_PREFIX": ("--topic-prefix", self.topic_prefix),
+        }
+        return {
+            name: (option, value) for name, (option, value) in every.items() if value is not None
+        }
 
     def settings(self) -> KafkaSettings:
         """Return how to reach Kafka: the daemon's settings, overlaid by the two options.
@@ -112,7 +117,8 @@ class KafkaOptions(OptionGroup):
         from controller.settings import KafkaSettings, load_settings
 
         try:
-            loaded = load_settings(self.config, self.environ)
+            options = {name: option for name, (option, _) in self._given().items()}
+            loaded = load_settings(self.config, self.environ, options)
         except BadInput as refused:
             fail(f"{refused}", EXIT_CONFIG)
         settings = loaded.kafka

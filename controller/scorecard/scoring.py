@@ -33,6 +33,7 @@ class Answer:
     case: Case
     advice: Advice | None
     why_none: str = ""
+    fix: str = ""  # what to do about that, in terms of settings
 
     @property
     def agrees(self) -> bool:
@@ -151,7 +152,7 @@ async def put_cases(
         try:
             answer = Answer(case, await advisor.ask(case.rollout, question))
         except AdviceUnavailableError as trouble:
-            answer = Answer(case, None, str(trouble))
+            answer = Answer(case, None, str(trouble), trouble.fix)
         answers.append(answer)
         on_answer(answer)
     return answers

@@ -38,16 +38,19 @@ NOT_SETTINGS_PREFIXES: Final = ("ROLLOUTD_TEST_", "ROLLOUTD_ALLOW_")
 _NONE: Final = "null"
 
 
-def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
+def load_settings(
+    path: Path | None, environ: Mapping[str, str], options: Mapping[str, str] | None = None
+) -> Settings:
     """Return the settings of a file, overlaid by the `ROLLOUTD_` variables of `environ`.
 
     The file is `path`, or the one that ROLLOUTD_CONFIG names. Without either, variables overlay the
-    defaults. Raises ConfigInvalid with every fault, one per line, each with `file:line:column` or
-    the variable's name, and how to fix it.
+    defaults. `options` has, by variable, the option of the command line that has set it. Raises
+    ConfigInvalid with every fault, one per line, each with `file:line:column` or the name of the
+    variable or of the option, and how to fix it.
     """
     if path is None and environ.get(CONFIG_VARIABLE):
         path = Path(environ[CONFIG_VARIABLE])
-    source = _Source(path)
+    source = _Source(path, options or {})
     if path is not None:
         source.read_file(path)
     source.overlay(environ)
@@ -68,6 +71,7 @@ class _Source:
     """Values from the file and the variables, where each was given, and what is wrong with them."""
 
     path: Path | None
+    options: Mapping[str, str]
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[KeyPath, str] = field(default_factory=dict)  # `file:line:column`, or a variable
     faults: list[str] = field(default_factory=list)
@@ -154,12 +158,17 @@ class _Source:
     def describe(self, fault: Mapping[str, Any]) -> str:
         """Return one line: where, which setting, what is wrong, how to fix it."""
         at: KeyPath = tuple(fault["loc"])
-        lengths = range(len(at), 0, -1)
-        place = next((self.places[at[:n]] for n in lengths if at[:n] in self.places), None)
-        where = place or ("settings" if self.path is None else f"{self.path}")
         message = fault_words(fault["type"], str(fault["msg"]))
+        nearest = [at[:n] for n in range(len(at), 0, -1)]
+        # A section's own check begins with the setting's name: `api_key_file cannot be read`.
+        nearest.insert(0, (*at, message.partition(" ")[0]))
+        place = next((self.places[one] for one in nearest if one in self.places), None)
+        option = self.options.get(place or "")
+        where = place or ("settings" if self.path is None else f"{self.path}")
         if fault["type"] == "extra_forbidden":
             message = f"no such setting{_hint_at_key(at)}"
+        if option is not None:
+            return f"{option}: {message}"
         name = _dotted(at)
         return f"{where}: {name}: {message}" if name else f"{where}: {message}"
 

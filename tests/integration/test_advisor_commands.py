@@ -14,6 +14,7 @@ from controller.cli.common import EXIT_CONFIG, EXIT_REJECTED, EXIT_UNREACHABLE, 
 from controller.cli.operator import app
 from tests import fault_server as faults
 from tests.fault_server import Exchange, Script
+from tests.localai_server import localai
 
 MODELS = {
     "GET /v1/models": '{"object": "list", "data": [{"id": "tiny"}]}',
@@ -32,6 +33,18 @@ def serving(script: Script) -> Script:
             await script(exchange)
         else:
             await exchange.answer(listed)
+
+    return serve
+
+
+def without_ollama(script: Script) -> Script:
+    """Answer as `serving`, but know nothing of Ollama's own addresses."""
+
+    async def serve(exchange: Exchange) -> None:
+        if " /api/" in exchange.request.line:
+            await exchange.answer("{}", status="404 Not Found")
+        else:
+            await serving(script)(exchange)
 
     return serve
 
@@ -261,3 +274,64 @@ async def test_suggestions_that_cannot_be_meant() -> None:
     assert (await call(None, *SUGGEST_PLAN, options=("--risk", "none")))[0] == EXIT_USAGE
     assert (await call(None, "changelog"))[0] == EXIT_USAGE
     assert (await call(None, "changelog", "--since", "yesterday"))[0] == EXIT_USAGE
+
+
+CUT_OFF = faults.completion("{", finish_reason="length")
+
+
+@pytest.mark.parametrize(
+    ("script", "protocol", "step"),
+    [
+        (serving(faults.answering(CUT_OFF)), "openai", "raise advisor.max_tokens (512 now)"),
+        (localai("tiny"), "openai", "advisor.protocol (--protocol) to localai for LocalAI"),
+        (serving(faults.advising({"promote": True})), "localai", "another advisor.model (--model)"),
+        (without_ollama(faults.hang), "ollama", "another protocol: give openai or localai"),
+        (localai("other"), "localai", "install the model on the server, or give one of its list"),
+        (
+            serving(faults.answering("{}", status="503 Service Unavailable")),
+            "openai",
+            "ask again when the server has loaded the model",
+        ),
+        (
+            faults.answering("{}", status="401 Unauthorized"),
+            "openai",
+            "let advisor.api_key_file (--api-key-file) name a file",
+        ),
+        (serving(faults.hang), "openai", "raise advisor.deadline_seconds (--deadline)"),
+        (faults.answering("<html>"), "openai", "(--protocol) be those of a model server"),
+        (serving(faults.answering("{}", status="500 No")), "openai", "see the server's log"),
+    ],
+)
+async def test_every_failed_check_ends_with_the_next_step(
+    script: Script, protocol: str, step: str
+) -> None:
+    """And a request that was never sent, as the one before failed, is no failure of its own."""
+    async with faults.fault_server(script) as server:
+        words = ["advisor", "check", "--url", server.url, "--model", "tiny", "--deadline", "0.4"]
+        words += ["--protocol", protocol]
+        result = await asyncio.to_thread(CliRunner().invoke, app, words)
+        as_json = await asyncio.to_thread(CliRunner().invoke, app, [*words, "--json"])
+    assert result.exit_code in (EXIT_REJECTED, EXIT_UNREACHABLE)
+    assert step in result.stdout
+    assert "no request for another" not in result.stdout
+    assert step in " ".join(json.loads(as_json.stdout)["next_steps"])
+
+
+async def test_a_server_that_is_not_reached_has_a_next_step() -> None:
+    """For both commands, with the option that gives its address."""
+    _, said, _ = await run(None, "check")
+    assert "start the server, or correct advisor.url (--url)" in said
+    _, _, complained = await run(None, "eval")
+    assert "next: start the server, or correct advisor.url (--url)" in complained
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--url", "foo"), ("--protocol", "smoke"), ("--api-key-file", "/nowhere"), ("--model", "")],
+)
+async def test_a_wrong_option_is_named_and_no_setting(option: str, value: str) -> None:
+    """A person who has typed an option has set no variable."""
+    words = ["advisor", "check", "--url", "http://127.0.0.1:9", option, value]
+    result = await asyncio.to_thread(CliRunner().invoke, app, words)
+    assert result.exit_code == EXIT_CONFIG
+    assert result.stderr.startswith(f"rolloutctl: {option}: "), result.stderr

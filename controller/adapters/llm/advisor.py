@@ -22,7 +22,7 @@ from controller.adapters.llm.prompts import (
     gate_prompt,
     look_prompt,
 )
-from controller.adapters.llm.trouble import only_advice_errors
+from controller.adapters.llm.trouble import form_fix, only_advice_errors
 from controller.core.judging.judgement import Advice, Explanation, Judgement
 from controller.core.rollout import AskAdvice, RaiseAlert, Rollout
 from controller.errors import AdviceUnavailableError
@@ -90,7 +90,7 @@ class ModelAdvisor:
     async def _ask(self, rollout: Rollout, question: AskAdvice, left: float) -> Advice:
         prompt = gate_prompt(rollout, question)
         completion = await self.server.complete(prompt, ANSWER_SCHEMA, seconds=left)
-        answer = _read(completion, AdviceAnswer)
+        answer = _read(self._settings.protocol, completion, AdviceAnswer)
         return Advice(
             choice=AdviceChoice(answer.verdict),
             confidence=answer.confidence,
@@ -121,7 +121,7 @@ class ModelAdvisor:
         completion = await self.server.complete(
             prompt, EXPLANATION_SCHEMA, seconds=self._settings.deadline_seconds, is_optional=True
         )
-        answer = _read(completion, ExplanationAnswer)
+        answer = _read(self._settings.protocol, completion, ExplanationAnswer)
         return Explanation(
             likely_cause=answer.likely_cause,
             next_steps=tuple(answer.next_steps),
@@ -152,7 +152,7 @@ class ModelAdvisor:
         )
         return [
             (ordered[one.rollout - 1][0].flag_key, one.what)
-            for one in _read(completion, AnomaliesAnswer).unusual
+            for one in _read(self._settings.protocol, completion, AnomaliesAnswer).unusual
             if one.rollout <= len(ordered)
         ]
 
@@ -169,11 +169,11 @@ class ModelAdvisor:
         await self.server.close()
 
 
-def _read(completion: Completion, form: type[FormT]) -> FormT:
+def _read(protocol: str, completion: Completion, form: type[FormT]) -> FormT:
     try:
         return parse_form(completion.content, form)
     except ValueError as refusal:
-        raise AdviceUnavailableError(str(refusal)) from None
+        raise AdviceUnavailableError(str(refusal), fix=form_fix(protocol)) from None
 
 
 def _nearness(judgement: Judgement) -> float:

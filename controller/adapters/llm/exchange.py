@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import re
+import ssl
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Final, cast
@@ -21,7 +22,16 @@ import msgspec
 from controller.adapters.http.bounded import AnswerRefused, read_bounded
 from controller.adapters.http.tls import client_context
 from controller.adapters.llm.network import NETWORK_ERRORS, BoundedNetwork, root_cause
-from controller.adapters.llm.trouble import ServerTrouble, quoted
+from controller.adapters.llm.trouble import (
+    BROKEN_OFF_FIX,
+    CERTIFICATE_FIX,
+    NO_MODEL_SERVER_FIX,
+    NOT_REACHED_FIX,
+    TOO_SLOW_FIX,
+    ServerTrouble,
+    quoted,
+    status_fix,
+)
 from controller.errors import AdviceUnavailableError
 from controller.ports import Clock
 from controller.settings import AdvisorSettings
@@ -107,12 +117,14 @@ class Exchange:
         except TimeoutError:
             took = self._clock.monotonic() - started
             raise ServerTrouble(
-                f"{self.name} gave no complete answer within {took:.1f} s"
+                f"{self.name} gave no complete answer within {took:.1f} s", fix=TOO_SLOW_FIX
             ) from None
         except AnswerRefused as refusal:
-            raise ServerTrouble(str(refusal)) from None
+            raise ServerTrouble(str(refusal), fix=NO_MODEL_SERVER_FIX) from None
         except NETWORK_ERRORS as error:
-            raise ServerTrouble(f"{self.name} {self._describe(error)}") from error
+            raise ServerTrouble(
+                f"{self.name} {self._describe(error)}", fix=_network_fix(error)
+            ) from error
         return body, max(0, round(1000 * (self._clock.monotonic() - started)))
 
     async def _exchange(self, method: bytes, address: str, content: bytes | None) -> bytes:
@@ -143,11 +155,17 @@ class Exchange:
                     raise AdviceUnavailableError(
                         f"{refusal}; the question is longer than the model's context: enlarge it"
                     )
-                raise ServerTrouble(refusal, is_lasting=response.status in LASTING_STATUSES)
+                raise ServerTrouble(
+                    refusal,
+                    fix=status_fix(response.status),
+                    is_lasting=response.status in LASTING_STATUSES,
+                )
             media_type = _header(response, b"content-type").partition(";")[0].strip().lower()
             if media_type != "application/json":
+                form = quoted(media_type) or "no content type"
                 raise ServerTrouble(
-                    f"{self.name} answered with {quoted(media_type) or 'no content type'}, not JSON"
+                    f"{self.name} answered with {form}, not JSON",
+                    fix=NO_MODEL_SERVER_FIX,
                 )
             if _header(response, b"content-encoding").strip().lower() not in ("", "identity"):
                 raise ServerTrouble(
@@ -184,6 +202,14 @@ class Exchange:
                 return f"broke off: {quoted(str(error)) or type(error).__name__}"
             case _:
                 return f"gave no usable answer: {quoted(str(error)) or type(error).__name__}"
+
+
+def _network_fix(error: Exception) -> str:
+    """Return what to do about a failure of the network or of TLS."""
+    if isinstance(root_cause(error), ssl.SSLError):
+        return CERTIFICATE_FIX
+    is_unreached = isinstance(error, httpcore.ConnectError | httpcore.ConnectTimeout)
+    return NOT_REACHED_FIX if is_unreached else BROKEN_OFF_FIX
 
 
 class _RefusalDetail(msgspec.Struct):

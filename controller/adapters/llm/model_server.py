@@ -25,7 +25,14 @@ from controller.adapters.llm.dialect import Dialect, has_lost_words
 from controller.adapters.llm.exchange import MAX_WHITE_RUN, Exchange, has_long_white_run
 from controller.adapters.llm.limits import Budget, Circuit
 from controller.adapters.llm.prompts import Prompt
-from controller.adapters.llm.trouble import ServerTrouble, only_advice_errors, quoted
+from controller.adapters.llm.trouble import (
+    NO_MODEL_SERVER_FIX,
+    ServerTrouble,
+    cut_off_fix,
+    form_fix,
+    only_advice_errors,
+    quoted,
+)
 from controller.errors import AdviceUnavailableError, ConfigInvalid
 from controller.ports import Clock
 from controller.settings import AdvisorSettings
@@ -181,7 +188,7 @@ class ModelServer:
             return tuple(quoted(name) for name in self._dialect.read_models(body))
         except _UNREADABLE as error:
             raise ServerTrouble(
-                f"{self.name} sent no list of models: {quoted(str(error))}"
+                f"{self.name} sent no list of models: {quoted(str(error))}", fix=NO_MODEL_SERVER_FIX
             ) from None
 
     async def close(self) -> None:
@@ -197,11 +204,13 @@ class ModelServer:
             written = self._dialect.read(body, self._settings)
         except _UNREADABLE as error:
             raise ServerTrouble(
-                f"{self.name} sent no chat completion: {quoted(str(error))}"
+                f"{self.name} sent no chat completion: {quoted(str(error))}",
+                fix=NO_MODEL_SERVER_FIX,
             ) from None
         if written.finish_reason != "stop":
             raise AdviceUnavailableError(
-                f"the answer was cut off: finish_reason {quoted(written.finish_reason)}"
+                f"the answer was cut off: finish_reason {quoted(written.finish_reason)}",
+                fix=cut_off_fix(self._settings.protocol, self._settings.max_tokens),
             )
         if has_lost_words(prompt, written.prompt_tokens):
             raise AdviceUnavailableError(
@@ -209,10 +218,13 @@ class ModelServer:
                 f"than it can have; give the model a larger context"
             )
         if written.content is None:
-            raise AdviceUnavailableError("the model wrote nothing")
+            raise AdviceUnavailableError(
+                "the model wrote nothing", fix=form_fix(self._settings.protocol)
+            )
         if has_long_white_run(written.content):
             raise AdviceUnavailableError(
-                f"the answer has more than {MAX_WHITE_RUN} characters of white space in a row"
+                f"the answer has more than {MAX_WHITE_RUN} characters of white space in a row",
+                fix=form_fix(self._settings.protocol),
             )
         parameters = {key: request[key] for key in self._dialect.parameters_in if key in request}
         return Completion(

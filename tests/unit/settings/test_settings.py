@@ -142,7 +142,7 @@ def test_every_fault_is_named_at_once_with_its_place_and_fix(config: Path) -> No
         ),
         (
             "shutdown: {drain_seconds: 3, close_seconds: 2}\n",
-            ":1:1: shutdown: drain_seconds and close_seconds together",
+            ":1:12: shutdown: drain_seconds and close_seconds together",
         ),
         ("kafka: {heartbeat_interval_seconds: 5}\n", "a third of session_timeout_seconds or less"),
         (
