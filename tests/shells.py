@@ -19,7 +19,6 @@ NOT_COMPLETED = "THE SHELL'S COMPLETION IS NOT TRIED"
 HOW_SHELLS = "Debian: apt-get install --no-install-recommends bash zsh fish"
 
 _READY: Final = b"SET-UP-42"
-_COMPINIT: Final = "autoload -Uz compinit; compinit -u -D"
 #: How each starts without files of the machine, and how it takes the script.
 _SHELLS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "bash": (
@@ -28,7 +27,7 @@ _SHELLS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     ),
     "zsh": (
         ("zsh", "-f", "-i"),
-        f'{_COMPINIT}; eval "$(rolloutctl completion zsh)"; echo SET-UP-$((6*7))',
+        'eval "$(rolloutctl completion zsh)"; echo SET-UP-$((6*7))',
     ),
     "fish": (
         ("fish", "--no-config", "-i"),

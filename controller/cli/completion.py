@@ -13,6 +13,8 @@ import typer
 VARIABLE = "_ROLLOUTCTL_COMPLETE"
 
 
+#: A zsh without a file of its own has not loaded what completes.
+_ZSH_PREPARED = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i -D }"
 #: The shells that there is a script for.
 Shell = Literal["bash", "zsh", "fish"]
 
@@ -23,7 +25,11 @@ def completion(
     """Print the script that makes a shell complete commands, options and flags."""
     from typer._completion_shared import get_completion_script
 
-    typer.echo(get_completion_script(prog_name="rolloutctl", complete_var=VARIABLE, shell=shell))
+    script = get_completion_script(prog_name="rolloutctl", complete_var=VARIABLE, shell=shell)
+    if shell == "zsh":  # the first line says what the file is, should zsh load it as one
+        first, _, rest = script.partition("\n")
+        script = f"{first}\n{_ZSH_PREPARED}\n{rest}"
+    typer.echo(script)
 
 
 def prepare() -> None:

@@ -40,12 +40,15 @@ def _main_options(version: Annotated[bool, version_option("rolloutctl")] = False
 def main() -> None:
     """Run the command line."""
     from controller.cli import completion
-    from controller.cli.common import prepare_process
+    from controller.cli.common import EXIT_INTERRUPTED, prepare_process
 
     prepare_process()
-    if completion.VARIABLE in os.environ:
-        completion.prepare()
-    sys.exit(app())
+    try:
+        if completion.VARIABLE in os.environ:
+            completion.prepare()
+        sys.exit(app())
+    except KeyboardInterrupt:  # while a word is completed: commands end by themselves
+        sys.exit(EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

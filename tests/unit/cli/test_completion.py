@@ -14,8 +14,8 @@ from typing import get_args
 import pytest
 from typer.testing import CliRunner
 
-from controller.cli import known_flags
-from controller.cli.common import KafkaOptions
+from controller.cli import known_flags, operator
+from controller.cli.common import EXIT_INTERRUPTED, KafkaOptions
 from controller.cli.completion import Shell
 from controller.cli.operator import app
 from controller.settings import KafkaSettings
@@ -135,3 +135,15 @@ def test_there_is_a_script_for_each_shell(shell: str) -> None:
     assert ran.exit_code == 0
     assert f"_ROLLOUTCTL_COMPLETE=complete_{shell}" in ran.output
     assert "rolloutctl" in ran.output
+
+
+def test_ctrl_c_at_a_tab_key_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Typer answers a shell outside of what handles Ctrl-C for commands."""
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(operator, "app", interrupted)
+    with pytest.raises(SystemExit) as raised:
+        operator.main()
+    assert raised.value.code == EXIT_INTERRUPTED
