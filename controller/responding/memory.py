@@ -11,6 +11,7 @@ a signal (`responder.py`).
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Final, Protocol, TypeVar
@@ -40,8 +41,11 @@ _FIX: Final = (
     "then repeated signals may act again"
 )
 _CONDITION, _ACT, _CLAIM, _HOLD, _RECENT = "condition", "act", "claim", "hold", "recent"
+_RETRY: Final = "retry"
 #: A claim that nothing followed for so long is nobody's: whoever made it has forgotten its signal.
 CLAIM_LASTS: Final = timedelta(minutes=10)
+#: A try takes seconds: another replica goes on with it where its own is gone.
+RETRY_CLAIM_LASTS: Final = timedelta(minutes=1)
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -66,13 +70,27 @@ class Act(msgspec.Struct, frozen=True):
     occurrence: str
     signal: str = ""  # its id
     condition: str = ""  # as `condition_name` has it
+    is_refused: bool = False  # nothing was done: the next firing acts whatever `quiet` is
+
+
+class Retry(msgspec.Struct, frozen=True):
+    """A command that is given again, because it was refused or its result is not known."""
+
+    at: datetime  # of the last try
+    flag: str
+    rollout_id: str
+    rule: str  # empty: a flag is let go of
+    signal: str  # as JSON
+    begun: datetime  # of the first try
+    refused: int  # how often it was refused
+    sent: int  # how often it was tried
 
 
 class Claim(msgspec.Struct, frozen=True):
     """That a replica is about to act on a flag because of a signal."""
 
     at: datetime
-    signal: str
+    signal: str  # its id; of a retry, the replica that tries
 
 
 class Hold(msgspec.Struct, frozen=True):
@@ -96,8 +114,8 @@ class Recent(msgspec.Struct, frozen=True):
     done: tuple[str, ...]  # one sentence each
 
 
-Entry = Condition | Act | Claim | Hold | Recent
-EntryT = TypeVar("EntryT", Condition, Act, Claim, Hold, Recent)
+Entry = Condition | Act | Claim | Hold | Recent | Retry
+EntryT = TypeVar("EntryT", Condition, Act, Claim, Hold, Recent, Retry)
 
 
 _LIMITS: Final[Mapping[type[Entry], int]] = {
@@ -106,6 +124,7 @@ _LIMITS: Final[Mapping[type[Entry], int]] = {
     Claim: MOST_KEPT,
     Hold: MOST_HOLDS,
     Recent: MOST_RECENT,
+    Retry: MOST_KEPT,
 }
 
 
@@ -135,6 +154,7 @@ class SignalMemory:
         self._read_at = float("-inf")  # monotonic seconds
         self._entries: dict[str, Entry] = {}
         self._unwritten: dict[str, bytes] = {}
+        self._replica = uuid.uuid4().hex  # names this process among those that share the memory
         self._logger = structlog.get_logger()
 
     async def refresh(self, fresh_seconds: float = FRESH_SECONDS) -> None:
@@ -174,17 +194,26 @@ class SignalMemory:
         last = self.act(act.flag, act.rule)
         follows = "" if last is None else f"{last.rollout_id} {last.signal} {last.occurrence}"
         name = f"{_CLAIM}|{_digest(act.flag, act.rule, act.rollout_id, follows)}"
-        value = msgspec.json.encode(Claim(act.at, act.signal))
+        return await self._wins(name, Claim(act.at, act.signal), CLAIM_LASTS)
+
+    async def claim_retry(self, retry: Retry) -> bool:
+        """Return whether this replica may try now, and no other."""
+        about = (retry.flag, retry.rule, retry.begun.isoformat(), str(retry.sent))
+        claim = Claim(self._clock.now(), self._replica)
+        return await self._wins(f"{_CLAIM}|{_digest(*about)}", claim, RETRY_CLAIM_LASTS)
+
+    async def _wins(self, name: str, claim: Claim, lasts: timedelta) -> bool:
+        value = msgspec.json.encode(claim)
         try:
             stored = await self._store.set_new(name, value, _fence_of(name))
         except OperatingTrouble as trouble:
             self._report(trouble)
             return True  # once too often rather than never
         try:
-            claim = msgspec.json.decode(stored, type=Claim)
+            won = msgspec.json.decode(stored, type=Claim)
         except ValueError:
             return True
-        return claim.signal == act.signal or act.at - claim.at > CLAIM_LASTS
+        return won.signal == claim.signal or claim.at - won.at > lasts
 
     def held_besides(self, hook: str, condition: str, flag_key: str) -> list[Hold]:
         """Return by what other conditions a flag is held, of which somebody told lately."""
@@ -195,6 +224,10 @@ class SignalMemory:
             for name, one in self._entries.items()
             if isinstance(one, Hold) and one.flag == flag_key and name != own and one.at > limit
         ]
+
+    def holds_of(self, flag_key: str) -> list[Hold]:
+        """Return by what conditions a flag is held."""
+        return [one for one in self._of(Hold) if one.flag == flag_key]
 
     def held_by(self, hook: str, condition: str) -> list[Hold]:
         """Return what a condition holds."""
@@ -223,20 +256,41 @@ class SignalMemory:
         """Remember what a rule did to a flag."""
         await self._keep(f"{_ACT}|{_digest(act.flag, act.rule)}", act)
 
+    def retry(self, flag_key: str, rule: str) -> Retry | None:
+        """Return which command of a rule is given to a flag again, None: none is."""
+        return self._get(Retry, _RETRY, flag_key, rule)
+
+    @property
+    def retries(self) -> list[Retry]:
+        """All commands that are given again."""
+        return self._of(Retry)
+
+    async def keep_retry(self, retry: Retry) -> None:
+        """Remember that a command is given again."""
+        await self._keep(f"{_RETRY}|{_digest(retry.flag, retry.rule)}", retry)
+
+    async def drop_retry(self, flag_key: str, rule: str) -> None:
+        """Forget that a command is given again."""
+        await self._forget(f"{_RETRY}|{_digest(flag_key, rule)}")
+
     async def keep_hold(self, hook: str, condition: str, hold: Hold) -> None:
         """Remember that a condition holds a flag."""
         await self._keep(f"{_HOLD}|{_digest(hook, condition)}|{hold.flag}", hold)
 
     async def drop_hold(self, hook: str, condition: str, flag_key: str) -> None:
         """Forget that a condition holds a flag."""
-        name = f"{_HOLD}|{_digest(hook, condition)}|{flag_key}"
-        self._entries.pop(name, None)
-        self._unwritten.pop(name, None)
-        await self._drop([name])
+        await self._forget(f"{_HOLD}|{_digest(hook, condition)}|{flag_key}")
 
     async def keep_recent(self, signal_id: str, recent: Recent) -> None:
         """Remember a signal for people."""
         await self._keep(f"{_RECENT}|{signal_id}", recent)
+
+    async def add_done(self, signal_id: str, words: str) -> None:
+        """Remember for people what else was done about a signal, where it is still shown."""
+        shown = self._entries.get(f"{_RECENT}|{signal_id}")
+        if isinstance(shown, Recent):
+            more = msgspec.structs.replace(shown, done=(*shown.done, words))
+            await self.keep_recent(signal_id, more)
 
     def _get(self, kind: type[EntryT], word: str, *names: str) -> EntryT | None:
         found = self._entries.get(f"{word}|{_digest(*names)}")
@@ -260,6 +314,11 @@ class SignalMemory:
             await self._store.write(waiting)
             for name in waiting:
                 self._unwritten.pop(name, None)
+
+    async def _forget(self, name: str) -> None:
+        self._entries.pop(name, None)
+        self._unwritten.pop(name, None)
+        await self._drop([name])
 
     async def _drop(self, names: Iterable[str]) -> None:
         try:
@@ -297,6 +356,7 @@ _KINDS: Final[Mapping[str, type[Entry]]] = {
     _CLAIM: Claim,
     _HOLD: Hold,
     _RECENT: Recent,
+    _RETRY: Retry,
 }
 
 

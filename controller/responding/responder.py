@@ -20,9 +20,10 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
-from controller.core.rollout import RaiseAlert, Rollout
+from controller.core.rollout import Rollout
 from controller.errors import OperatingTrouble
 from controller.ports import Clock
+from controller.responding.commanding import ISSUER, Commander, is_refused, verb_of
 from controller.responding.matching import Intent, Response, concerned, response
 from controller.responding.memory import (
     Act,
@@ -32,6 +33,7 @@ from controller.responding.memory import (
     SignalMemory,
     condition_name,
 )
+from controller.responding.retries import AlertQueue, Retries
 from controller.responding.words import (
     alert_of,
     done_words,
@@ -40,15 +42,12 @@ from controller.responding.words import (
     released_words,
 )
 from controller.settings.signal_rules import SignalRule
-from schemas.command import Command
 from schemas.decision import JudgementRecord
 from schemas.report import LiveReport
 from schemas.result import Result
 from schemas.signal import Signal
 from schemas.terms import CommandVerb, SignalAction, SignalStatus
 
-#: The issuer of what is commanded begins so.
-ISSUER: Final = "signal:"
 #: Flags whose evidence is looked at for the order of suspects.
 MOST_LOOKED_AT: Final = 50
 #: Evidence that is not there by then does not count: a flag must be lowered within a second.
@@ -61,27 +60,6 @@ _SAME_FIRING: Final = timedelta(minutes=1)
 _IN_ORDER: Final = "checks/"
 #: Commands of one signal that are on their way at once.
 _AT_ONCE: Final = 20
-
-_VERBS: Final[Mapping[SignalAction, CommandVerb]] = {
-    SignalAction.ROLL_BACK: CommandVerb.ROLL_BACK,
-    SignalAction.STEP_BACK: CommandVerb.STEP_BACK,
-    SignalAction.PAUSE: CommandVerb.PAUSE,
-    SignalAction.HOLD: CommandVerb.FREEZE,
-}
-
-
-class CommandSender(Protocol):
-    """Sends commands: `running/command_desk.py`."""
-
-    async def send(self, command: Command) -> Result | str:
-        """Return the result, or what is known of it. Raises OperatingTrouble."""
-
-
-class AlertQueue(Protocol):
-    """Publishes alerts: `running/visibility_alerts.py`."""
-
-    def add(self, rollout: Rollout, alert: RaiseAlert) -> None:
-        """Queue an alert. Returns at once."""
 
 
 class ReportSource(Protocol):
@@ -99,7 +77,8 @@ class Responder:
         rules: Callable[[], Sequence[SignalRule]],
         rollouts: Callable[[], Mapping[str, Rollout]],
         reports: ReportSource,
-        sender: CommandSender,
+        commander: Commander,
+        retries: Retries,
         alerts: AlertQueue,
         memory: SignalMemory,
         clock: Clock,
@@ -108,7 +87,8 @@ class Responder:
         self._rules = rules
         self._rollouts = rollouts
         self._reports = reports
-        self._sender = sender
+        self._commander = commander
+        self._retries = retries
         self._alerts = alerts
         self._memory = memory
         self._clock = clock
@@ -250,13 +230,16 @@ class Responder:
         earlier = self._memory.act(flag_key, rule.name)
         is_quiet = self._is_quiet(rule, intent.rollout)
         answer = await self._command(intent, signal)
-        done = done_words(intent, answer)
+        done, refused = done_words(intent, answer), is_refused(answer)
+        if is_tried := await self._retries.follow(intent, signal, answer) and refused:
+            done += "; it is tried again while this fires"
         at = self._clock.now()
         if earlier is not None and is_quiet:
             at = earlier.at  # when people heard: else what flaps for days would be told once
         else:
-            self._alerts.add(self._newest(intent.rollout), alert_of(intent, found, signal, done))
-        await self._memory.keep_act(msgspec.structs.replace(act, at=at))
+            alert = alert_of(intent, found, signal, done, is_refused=refused, is_tried=is_tried)
+            self._alerts.add(self._newest(intent.rollout), alert)
+        await self._memory.keep_act(msgspec.structs.replace(act, at=at, is_refused=refused))
         return f"{flag_key}: {done}"
 
     def _rests(self, rule: SignalRule, rollout: Rollout, occurrence: str) -> bool:
@@ -311,6 +294,7 @@ class Responder:
         return (
             act is not None
             and act.rollout_id == rollout.rollout_id
+            and not act.is_refused
             and self._clock.now() - act.at < rule.quiet
         )
 
@@ -324,28 +308,12 @@ class Responder:
 
     async def _command(self, intent: Intent, signal: Signal) -> Result | str | None:
         """Send what a rule intends; return the answer, None where there is nothing to send."""
-        verb = _verb(intent)
+        verb = verb_of(intent)
         if verb is None:
             return None
         rollout = intent.rollout
         reason = reason_words(intent, signal)
-        return await self._send(rollout, verb, signal, reason, intent.rule.name)
-
-    async def _send(
-        self, rollout: Rollout, verb: CommandVerb, signal: Signal, reason: str, rule: str
-    ) -> Result | str:
-        made_of = (signal.id, rule, rollout.flag_key, verb.value)
-        digest = hashlib.sha256("\x00".join(made_of).encode()).hexdigest()
-        return await self._sender.send(
-            Command(
-                id=f"signal-{digest[:32]}",
-                flag=rollout.flag_key,
-                verb=verb,
-                issuer=f"{ISSUER}{signal.hook}",
-                reason=reason,
-                issued_at=signal.received_at,
-            )
-        )
+        return await self._commander.give(rollout, verb, signal, reason, intent.rule.name)
 
     async def _evidence(
         self, chosen: Mapping[str, Sequence[Rollout]]
@@ -409,7 +377,7 @@ class Responder:
             if others and is_lifted and rollout is not None:
                 reason = f"{others[0].rule}: another condition holds it"
                 rule = others[0].rule
-                await self._send(rollout, CommandVerb.FREEZE, signal, reason, rule)
+                await self._commander.give(rollout, CommandVerb.FREEZE, signal, reason, rule)
                 became[hold.flag] = (released_words(is_held=True), False)
             elif not others and words == released_words(is_held=True):
                 became[hold.flag] = await self._release(hold, signal)
@@ -430,8 +398,15 @@ class Responder:
         if not rollout.freeze.issuer.startswith(ISSUER):
             return f"frozen by {rollout.freeze.issuer}, and stays so", False
         reason = f"{hold.rule}: over: {signal.title}"
-        answer = await self._send(rollout, CommandVerb.UNFREEZE, signal, reason, hold.rule)
-        return answer if isinstance(answer, str) else released_words(is_held=False), True
+        answer = await self._commander.give(
+            rollout, CommandVerb.UNFREEZE, signal, reason, hold.rule
+        )
+        await self._retries.follow_release(rollout, signal, answer)
+        if isinstance(answer, str):
+            return answer, True
+        if is_refused(answer):
+            return f"unfreeze was refused: {answer.reason}", False
+        return released_words(is_held=False), True
 
     def _newest(self, rollout: Rollout) -> Rollout:
         """Return the rollout as it is after a command, where that is known already."""
@@ -439,25 +414,6 @@ class Responder:
         if newest is None or newest.rollout_id != rollout.rollout_id:
             return rollout
         return newest
-
-
-def _verb(intent: Intent) -> CommandVerb | None:
-    """Return what is commanded; None: nothing.
-
-    In the first stage, and while it waits, there is nothing to step back to: it is paused. At the
-    end of a rollout there is no stage either: it is rolled back.
-    """
-    rollout, action = intent.rollout, intent.action
-    if action is SignalAction.NOTE:
-        return None
-    if action is SignalAction.HOLD and rollout.freeze is not None:
-        return None
-    if action is SignalAction.STEP_BACK:
-        if rollout.has_ended:
-            return CommandVerb.ROLL_BACK
-        if not rollout.stage_index:
-            return CommandVerb.PAUSE
-    return _VERBS[action]
 
 
 def _occurrence(signal: Signal, known: Condition | None) -> str:

@@ -29,6 +29,11 @@ _NEXT: Final[Mapping[SignalAction, str]] = {
     SignalAction.HOLD: "look for the cause; it goes on when nothing that holds it fires",
     SignalAction.NOTE: "look whether the flag is the cause: `rolloutctl get {flag}`",
 }
+#: What follows where the command was not carried out.
+_BY_HAND: Final = (
+    "look whether the flag is the cause; lower it yourself: `rolloutctl rollback {flag}`"
+)
+_LOOK: Final = "look at the flag: `rolloutctl get {flag}`"
 
 
 def reason_words(intent: Intent, signal: Signal) -> str:
@@ -54,6 +59,11 @@ def done_words(intent: Intent, answer: Result | str | None) -> str:
     return f"{intent.action.value} was refused: {answer.reason}"
 
 
+def outcome_words(intent: Intent, answer: Result | str, tries: int) -> str:
+    """Return what became of a command that was given so often."""
+    return f"{done_words(intent, answer)} (try {tries})"
+
+
 def _would(intent: Intent) -> str:
     return intent.rule.do.value.replace("_", " ")
 
@@ -63,9 +73,23 @@ def released_words(*, is_held: bool) -> str:
     return "held by another condition still" if is_held else "no longer held by it"
 
 
-def alert_of(intent: Intent, found: Response, signal: Signal, done: str) -> RaiseAlert:
-    """Return the alert about one flag: what fired, what was done, and who else is suspect."""
+def alert_of(
+    intent: Intent,
+    found: Response,
+    signal: Signal,
+    done: str,
+    *,
+    is_refused: bool = False,
+    is_tried: bool = False,
+) -> RaiseAlert:
+    """Return the alert about one flag: what fired, what was done, and who else is suspect.
+
+    `is_tried`: what was refused is given again.
+    """
     rollout = intent.rollout
+    action = _NEXT[intent.action]
+    if is_refused:
+        action = _BY_HAND if is_tried else _LOOK
     meant = {one.rollout.flag_key: one.suspect for one in found.intents}
     suspects = [*meant.values(), *found.left_out]
     named = [f"{at}. {one.words}" for at, one in enumerate(suspects[:_MOST_NAMED], start=1)]
@@ -76,7 +100,28 @@ def alert_of(intent: Intent, found: Response, signal: Signal, done: str) -> Rais
         AlertKind.SIGNAL,
         Severity.WARNING if changed or intent.action is SignalAction.HOLD else Severity.INFO,
         f"{rollout.flag_key}: {done}, because {_what(signal)}.{others}",
-        _NEXT[intent.action].format(flag=rollout.flag_key),
+        action.format(flag=rollout.flag_key),
+        _key(rollout, intent.rule.name),
+    )
+
+
+def tried_alert(intent: Intent, signal: Signal, words: str) -> RaiseAlert:
+    """Return the alert that what was refused at first is done."""
+    return _outcome_alert(intent, signal, words, _NEXT[intent.action])
+
+
+def given_up_alert(intent: Intent, signal: Signal, words: str) -> RaiseAlert:
+    """Return the alert that a command was refused so often that a person has to act."""
+    return _outcome_alert(intent, signal, f"{words}, and is not tried again", _BY_HAND)
+
+
+def _outcome_alert(intent: Intent, signal: Signal, words: str, action: str) -> RaiseAlert:
+    rollout = intent.rollout
+    return RaiseAlert(
+        AlertKind.SIGNAL,
+        Severity.WARNING,
+        f"{rollout.flag_key}: {words}, because {_what(signal)}",
+        action.format(flag=rollout.flag_key),
         _key(rollout, intent.rule.name),
     )
 

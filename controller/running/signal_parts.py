@@ -7,7 +7,7 @@ parts do (`controller/responding/`, `controller/web/hooks/`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
@@ -17,8 +17,10 @@ from controller.codec.cloud_events import source_of
 from controller.deciding.registry import RolloutRegistry
 from controller.errors import ConfigInvalid
 from controller.health import Scope
+from controller.responding.commanding import Commander
 from controller.responding.memory import Recent, SignalMemory
 from controller.responding.responder import Responder
+from controller.responding.retries import Retries
 from controller.responding.signal_follower import SignalFollower
 from controller.running.command_desk import CommandDesk
 from controller.running.connections import Connections
@@ -56,7 +58,7 @@ class SignalParts:
         self.hooks: Hooks | None = None
         if connections.signals is None:
             return
-        self._loops = (("signals", self._make_follower(connections, registry, reports, oversight)),)
+        self._loops = self._make_loops(connections, registry, reports, oversight)
         if self._settings.endpoints:
             inlet = SignalInlet(connections.publisher, source_of(process.settings.environment))
             deliveries = process.metrics.hook_deliveries
@@ -67,25 +69,37 @@ class SignalParts:
                 lambda _hook, outcome: deliveries.of(outcome).inc(),
             )
 
-    def _make_follower(
+    def _make_loops(
         self,
         connections: Connections,
         registry: RolloutRegistry,
         reports: ReportReader,
         oversight: Oversight,
-    ) -> Callable[[], Awaitable[None]]:
+    ) -> tuple[Loop, ...]:
         assert connections.signals is not None
         process = self._process
-        responder = Responder(
+        desk = CommandDesk(connections.publisher, connections.rollouts, oversight.direct)
+        commander = Commander(desk, process.clock)
+        retries = Retries(
             lambda: self.rules,
             lambda: registry.rollouts,
-            reports,
-            CommandDesk(connections.publisher, connections.rollouts, oversight.direct),
+            commander,
             oversight.alerts,
             self._memory,
             process.clock,
         )
-        return SignalFollower(connections.signals, responder, process.faults).run
+        responder = Responder(
+            lambda: self.rules,
+            lambda: registry.rollouts,
+            reports,
+            commander,
+            retries,
+            oversight.alerts,
+            self._memory,
+            process.clock,
+        )
+        follower = SignalFollower(connections.signals, responder, process.faults)
+        return ("signals", follower.run), ("signal_retries", retries.run)
 
     @property
     def rules(self) -> Sequence[SignalRule]:

@@ -12,8 +12,10 @@ import pytest
 from controller.core.rollout import Baking, Freeze, RaiseAlert, RolledBack, Rollout
 from controller.errors import OperatingTrouble, StoreUnavailable
 from controller.health import Faults, Scope
+from controller.responding.commanding import Commander
 from controller.responding.memory import SIGNALS, SignalMemory
 from controller.responding.responder import Responder
+from controller.responding.retries import Retries
 from controller.settings.signal_rules import SignalRule
 from controller.web.hooks.sources import read_signals
 from schemas.command import Command
@@ -85,6 +87,7 @@ class World:
         self.alerts: list[RaiseAlert] = []
         self.trouble: set[str] = set()
         self.refusal = ""
+        self.unknown = ""  # what is said of a command without a result
         self.clock, self.store = Clock(), Store()
         self.faults = Faults(self.clock.now)
         self.crash()
@@ -92,14 +95,11 @@ class World:
     def crash(self) -> None:
         """Begin again, with what is stored."""
         self.memory = SignalMemory(self.store, self.clock, self.faults)
+        commander = Commander(self, self.clock)
+        parts = (self, self.memory, self.clock)
+        self.retries = Retries(lambda: self.rules, lambda: self.rollouts, commander, *parts)
         self.responder = Responder(
-            lambda: self.rules,
-            lambda: self.rollouts,
-            self,
-            self,
-            self,
-            self.memory,
-            self.clock,
+            lambda: self.rules, lambda: self.rollouts, self, commander, self.retries, *parts
         )
 
     async def report(self, _rollout: Rollout) -> LiveReport | None:
@@ -115,10 +115,14 @@ class World:
         if command.flag in self.trouble:
             raise OperatingTrouble("Kafka is away")
         self.commands.append(command)
+        if self.unknown:
+            return self.unknown
         one = self.rollouts[command.flag]
-        if command.verb is CommandVerb.FREEZE:
+        if self.refusal:
+            pass
+        elif command.verb is CommandVerb.FREEZE:
             one = replace(one, freeze=Freeze(self.clock.now(), command.issuer, command.reason))
-        if command.verb is CommandVerb.UNFREEZE:
+        elif command.verb is CommandVerb.UNFREEZE:
             one = replace(one, freeze=None)
         self.rollouts[command.flag] = one
         return Result(
@@ -130,6 +134,14 @@ class World:
             revision=2,
             at=self.clock.now(),
         )
+
+    async def wait(self, seconds: float) -> list[str]:
+        """Let retries run for so long; return what was commanded."""
+        before, end = len(self.commands), self.clock.at + timedelta(seconds=seconds)
+        while self.clock.at < end:
+            self.clock.at += timedelta(seconds=1)
+            await self.retries.try_due()
+        return [f"{one.verb.value} {one.flag}" for one in self.commands[before:]]
 
     async def tell(self, status: str = "firing", **told: Any) -> list[str]:
         """Handle a signal; return what was commanded because of it."""

@@ -1,0 +1,242 @@
+"""Gives a command again that was refused, while its condition fires.
+
+A refusal is final where the flag has nothing left that the rule means: another rollout has begun,
+it serves 0 %, or nothing in it moves any more. All others pass: the flag was in the middle of
+another change, too many commands waited for it, its worker failed. These are given again, later
+each time, and a person is told once when it works or is given up. So are those whose result is not
+known: under the same id, which carries nothing out twice.
+
+Belongs here: whether, when and how often it is tried again. Does not belong here: the first time
+(`responder.py`), and the command itself (`commanding.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Final, Protocol
+
+import msgspec
+import structlog
+
+from controller.core.rollout import RaiseAlert, Rollout
+from controller.errors import OperatingTrouble
+from controller.ports import Clock
+from controller.responding.commanding import ISSUER, Commander, is_refused, verb_of
+from controller.responding.matching import Intent, began_at, concerned
+from controller.responding.memory import Retry, SignalMemory
+from controller.responding.suspects import suspect
+from controller.responding.words import (
+    given_up_alert,
+    outcome_words,
+    reason_words,
+    tried_alert,
+)
+from controller.settings.signal_rules import SignalRule
+from schemas.result import Result
+from schemas.signal import Signal
+from schemas.terms import CommandVerb, SignalAction
+
+LOOK_SECONDS: Final = 1.0
+#: Retries of a replica that is gone are found so soon.
+_OTHERS_SECONDS: Final = 30.0
+#: Seconds before each further try. What passes has passed within minutes; then a person decides.
+DELAYS: Final = (5, 10, 20, 40, 80, 160)
+#: The rule of a retry that lets go of a flag: no rule is called so.
+_RELEASE: Final = ""
+
+
+class AlertQueue(Protocol):
+    """Publishes alerts: `running/visibility_alerts.py`."""
+
+    def add(self, rollout: Rollout, alert: RaiseAlert) -> None:
+        """Queue an alert. Returns at once."""
+
+
+class Retries:
+    """Commands that are given again."""
+
+    def __init__(
+        self,
+        rules: Callable[[], Sequence[SignalRule]],
+        rollouts: Callable[[], Mapping[str, Rollout]],
+        commander: Commander,
+        alerts: AlertQueue,
+        memory: SignalMemory,
+        clock: Clock,
+    ) -> None:
+        """`rules` and `rollouts` return the present ones."""
+        self._rules = rules
+        self._rollouts = rollouts
+        self._commander = commander
+        self._alerts = alerts
+        self._memory = memory
+        self._clock = clock
+        self._logger = structlog.get_logger()
+
+    # --- what is tried again ---
+
+    async def follow(self, intent: Intent, signal: Signal, answer: Result | str | None) -> bool:
+        """Try it again where the answer says that it was not done; return whether it is tried."""
+        flag_key, rule = intent.rollout.flag_key, intent.rule.name
+        is_open = isinstance(answer, str) or (
+            is_refused(answer)
+            and self._intent(rule, flag_key, intent.rollout.rollout_id, signal) is not None
+        )
+        if is_open:
+            retry = self._first(intent.rollout, rule, signal, answer)
+            await self._memory.keep_retry(retry)
+        elif self._memory.retry(flag_key, rule) is not None:
+            await self._memory.drop_retry(flag_key, rule)
+        return is_open
+
+    async def follow_release(self, rollout: Rollout, signal: Signal, answer: Result | str) -> bool:
+        """Let go of a flag later where that was not done; return whether it is tried."""
+        is_open = isinstance(answer, str) or (
+            is_refused(answer) and self._is_frozen(rollout.flag_key, rollout.rollout_id)
+        )
+        if is_open:
+            await self._memory.keep_retry(self._first(rollout, _RELEASE, signal, answer))
+        return is_open
+
+    def _first(self, rollout: Rollout, rule: str, signal: Signal, answer: object) -> Retry:
+        now, refused = self._clock.now(), 0 if isinstance(answer, str) else 1
+        written = signal.model_dump_json()
+        return Retry(now, rollout.flag_key, rollout.rollout_id, rule, written, now, refused, 1)
+
+    def _intent(self, name: str, flag_key: str, rollout_id: str, signal: Signal) -> Intent | None:
+        """Return what a rule still intends for a flag as it is now; None: nothing."""
+        rollout = self._rollouts().get(flag_key)
+        rule = next((one for one in self._rules() if one.name == name), None)
+        if rule is None or rule.dry_run or rollout is None or rollout.rollout_id != rollout_id:
+            return None
+        if not concerned([rule], signal, {flag_key: rollout}).get(name):
+            return None
+        if rule.do is SignalAction.HOLD and rollout.has_ended and not rollout.may_open_again:
+            return None
+        intent = Intent(rule, suspect(rollout, began_at(signal), signal.service, None), rule.do)
+        return None if verb_of(intent) is None else intent
+
+    def _is_frozen(self, flag_key: str, rollout_id: str) -> bool:
+        """Return whether a flag is frozen by a signal."""
+        rollout = self._rollouts().get(flag_key)
+        if rollout is None or rollout.rollout_id != rollout_id or rollout.freeze is None:
+            return False
+        return rollout.freeze.issuer.startswith(ISSUER)
+
+    # --- the tries ---
+
+    async def run(self) -> None:
+        """Try what is due until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            await self.try_due()
+
+    async def try_due(self) -> None:
+        """Give each command again that is due."""
+        await self._memory.refresh(_OTHERS_SECONDS)
+        if not any(map(self._is_due, self._memory.retries)):
+            return
+        await self._memory.refresh()
+        for retry in filter(self._is_due, self._memory.retries):
+            try:
+                await self._try(retry)
+            except OperatingTrouble as trouble:  # it was not refused: that is no try
+                self._logger.warning(
+                    "signal_retry_waits", flag_key=retry.flag, rule=retry.rule, error=str(trouble)
+                )
+                await self._memory.keep_retry(
+                    msgspec.structs.replace(retry, at=self._clock.now(), sent=retry.sent + 1)
+                )
+
+    def _is_due(self, retry: Retry) -> bool:
+        delay = DELAYS[min(retry.sent, len(DELAYS)) - 1]
+        return self._clock.now() - retry.at >= timedelta(seconds=delay)
+
+    async def _try(self, retry: Retry) -> None:
+        try:
+            signal = Signal.model_validate_json(retry.signal)
+        except ValueError:  # of another release
+            await self._memory.drop_retry(retry.flag, retry.rule)
+            return
+        condition = self._memory.condition(signal.hook, signal.condition)
+        if condition is None or (signal.id not in condition.ids and condition.at < retry.begun):
+            return  # it is being handled
+        is_release = retry.rule == _RELEASE
+        intent = None
+        if is_release:
+            is_over = condition.is_firing or self._memory.holds_of(retry.flag)
+            goes_on = not is_over and self._is_frozen(retry.flag, retry.rollout_id)
+        else:
+            intent = self._intent(retry.rule, retry.flag, retry.rollout_id, signal)
+            goes_on = condition.is_firing and intent is not None
+        if not goes_on:
+            self._logger.info("signal_retry_ended", flag_key=retry.flag, rule=retry.rule)
+            await self._memory.drop_retry(retry.flag, retry.rule)
+            return
+        if not await self._memory.claim_retry(retry):
+            return
+        if intent is None:
+            await self._release(retry, signal)
+        else:
+            await self._carry_out(retry, intent, signal)
+
+    async def _carry_out(self, retry: Retry, intent: Intent, signal: Signal) -> None:
+        verb = verb_of(intent)
+        assert verb is not None  # `_intent` has asked
+        reason = reason_words(intent, signal)
+        number = retry.refused + 1
+        answer = await self._commander.give(
+            intent.rollout, verb, signal, reason, retry.rule, number
+        )
+        if not await self._is_done(retry, signal, answer):
+            return
+        is_given_up = is_refused(answer)
+        words = outcome_words(intent, answer, retry.sent + 1)
+        make = given_up_alert if is_given_up else tried_alert
+        self._alerts.add(intent.rollout, make(intent, signal, words))
+        await self._memory.add_done(signal.id, f"{retry.flag}: {words}")
+        act = self._memory.act(retry.flag, retry.rule)
+        if act is not None and act.rollout_id == retry.rollout_id and not is_given_up:
+            done = msgspec.structs.replace(act, at=self._clock.now(), is_refused=False)
+            await self._memory.keep_act(done)
+
+    async def _release(self, retry: Retry, signal: Signal) -> None:
+        rollout = self._rollouts()[retry.flag]
+        reason = f"over: {signal.title}"
+        number = retry.refused + 1
+        answer = await self._commander.give(
+            rollout, CommandVerb.UNFREEZE, signal, reason, retry.rule, number
+        )
+        if not await self._is_done(retry, signal, answer):
+            return
+        if is_refused(answer):
+            words = f"it is over, and the flag stays frozen: `rolloutctl unfreeze {retry.flag}`"
+            await self._memory.add_done(signal.id, f"{retry.flag}: {words}")
+            self._logger.warning("signal_release_refused", flag_key=retry.flag, answer=str(answer))
+            return
+        await self._memory.refresh(0.0)
+        if self._memory.holds_of(retry.flag):  # something began to hold it at the same time
+            words = "another condition holds it"
+            await self._commander.give(rollout, CommandVerb.FREEZE, signal, words, retry.rule)
+
+    async def _is_done(self, retry: Retry, signal: Signal, answer: Result | str) -> bool:
+        """Return whether it ends here: it was carried out, or is given up."""
+        refused = retry.refused + is_refused(answer)
+        self._logger.info(
+            "signal_retried",
+            flag_key=retry.flag,
+            rule=retry.rule,
+            signal_id=signal.id,
+            attempt=retry.sent + 1,
+            answer=answer if isinstance(answer, str) else f"{answer.status}: {answer.reason}",
+        )
+        if isinstance(answer, str) or (is_refused(answer) and refused <= len(DELAYS)):
+            again = msgspec.structs.replace(
+                retry, at=self._clock.now(), refused=refused, sent=retry.sent + 1
+            )
+            await self._memory.keep_retry(again)
+            return False
+        await self._memory.drop_retry(retry.flag, retry.rule)
+        return True
