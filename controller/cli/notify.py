@@ -88,6 +88,9 @@ def check(
     except ConfigInvalid as refused:
         fail(f"{refused}", EXIT_CONFIG)
     count = len(made.routes)
+    if not count:
+        output().print(f"{rules}: no routes, so that every channel hears of warnings and worse")
+        return
     output().print(
         f"{rules}: {count} route{'' if count == 1 else 's'}, and nothing wrong with them"
     )

@@ -43,6 +43,8 @@ app = typer.Typer(
 
 _NO_DAEMON: Final = "give --daemon URL, or set ROLLOUTCTL_DAEMON: a replica knows the signals"
 
+_DOCS: Final = "see ops/signals.md"
+
 RulesOption = Annotated[
     Path, typer.Option("--rules", help="The rules file, as hooks.rules_file names it.")
 ]
@@ -75,6 +77,11 @@ def list_signals(is_json: JsonOption = False, daemon: DaemonOption = None) -> No
 def check(rules: Annotated[Path, typer.Argument(metavar="RULES")]) -> None:
     """Check a rules file, with the place of each fault."""
     count = len(_rules(rules).rules)
+    if not count:
+        output().print(
+            f"{rules}: no rules, so that no signal ever does anything: add some, {_DOCS}"
+        )
+        return
     output().print(f"{rules}: {count} rule{'' if count == 1 else 's'}, and nothing wrong with them")
 
 
@@ -135,9 +142,12 @@ def send(
     from pydantic import ValidationError
 
     from controller.cli.operator_client import publish_signal
-    from controller.text import describe_faults
+    from controller.text import describe_faults, is_blank
     from schemas.signal import Signal
 
+    for option, text in (("TITLE", title), ("--condition", condition or title)):
+        if is_blank(text):
+            fail(f"{option} is empty: say what fires, as in 'checkout is down'", EXIT_USAGE)
     pairs = [one.partition("=") for one in label or ()]
     if wrong := [name for name, equals, _ in pairs if not equals]:
         fail(f"--label {wrong[0]}: write it as in team=payments", EXIT_USAGE)

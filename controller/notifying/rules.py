@@ -19,7 +19,7 @@ from controller.notifying.news import KINDS, News, urgency
 from controller.notifying.templates import fault_of
 from controller.settings import NotificationsSettings
 from controller.settings.checked_file import FilePart, parse, read_text
-from controller.settings.signal_rules import Patterns, fits
+from controller.settings.signal_rules import Patterns, as_list, fits
 from controller.yaml_places import Path
 from schemas.fields import Duration, Moment, Switch, at_most
 from schemas.terms import Severity
@@ -31,11 +31,7 @@ RuleName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 ChannelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-ChannelNames = Annotated[tuple[ChannelName, ...], BeforeValidator(_as_list), Field(max_length=20)]
+ChannelNames = Annotated[tuple[ChannelName, ...], BeforeValidator(as_list), Field(max_length=20)]
 
 
 def _days(value: object) -> object:
@@ -261,7 +257,11 @@ def rules_of(settings: NotificationsSettings) -> NotificationRules:
     if path is None:
         return default_rules(channels)
     text = read_text(path, "notifications.rules_file", "use patterns")
-    return parse_notification_rules(text, str(path), channels)
+    made = parse_notification_rules(text, str(path), channels)
+    if made.routes:
+        return made
+    # A file of mutes or templates alone must not silence everything.
+    return made.model_copy(update={"routes": default_rules(channels).routes})
 
 
 def parse_notification_rules(

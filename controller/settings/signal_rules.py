@@ -7,7 +7,7 @@ flags a signal meets (`controller/responding/matching.py`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import date, timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -26,12 +26,26 @@ RECENT: Final = "recent"
 _Written = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+def as_list(value: object) -> object:
+    """Return one text as a list of it. Raises ValueError for what YAML does not read as text."""
+    if isinstance(value, str):
+        return [value]
+    if why := _why_no_text(value):
+        raise ValueError(why)
+    return value
+
+
+def _why_no_text(value: object) -> str:
+    if value is None:
+        return "is empty: write text, or leave the line out"
+    if not isinstance(value, bool | int | float | date):
+        return ""  # a list, or what is said to be none
+    read = str(value).lower() if isinstance(value, bool) else str(value)
+    return f"is no text, because YAML reads it as {read}: put it in quotes"
 
 
 #: One pattern or several, `*` for any characters; letter case does not matter.
-Patterns = Annotated[tuple[_Written, ...], BeforeValidator(_as_list), Field(max_length=100)]
+Patterns = Annotated[tuple[_Written, ...], BeforeValidator(as_list), Field(max_length=100)]
 
 
 def fits(text: str, patterns: tuple[str, ...]) -> bool:
@@ -76,7 +90,7 @@ def _some(patterns: tuple[str, ...]) -> tuple[str, ...]:
     return patterns
 
 
-Flags = Annotated[tuple[FlagPattern, ...], BeforeValidator(_as_list), AfterValidator(_some)]
+Flags = Annotated[tuple[FlagPattern, ...], BeforeValidator(as_list), AfterValidator(_some)]
 
 
 class SignalRule(FilePart):

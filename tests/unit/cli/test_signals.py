@@ -146,6 +146,12 @@ def test_rules_are_checked(tmp_path: Path, files: tuple[str, str]) -> None:
     """Each fault with its place; exits 78 as for other settings."""
     good = CliRunner().invoke(app, ["signal", "check", files[1]])
     assert (good.exit_code, "3 rules" in good.stdout) == (0, True)
+    (tmp_path / "none.yaml").write_text("version: 1\n")
+    none = CliRunner().invoke(app, ["signal", "check", str(tmp_path / "none.yaml")])
+    assert (none.exit_code, "no signal ever does anything" in " ".join(none.stdout.split())) == (
+        0,
+        True,
+    )
     broken = tmp_path / "broken.yaml"
     broken.write_text("rules: [{name: a, flags: x}]")
     refused = CliRunner().invoke(app, ["signal", "check", str(broken)])
@@ -167,5 +173,8 @@ def test_a_person_sends_a_signal(in_kafka: list[Signal]) -> None:
     assert (one.severity, one.labels) == ("critical", {"env": "prod"})
     wrong = CliRunner().invoke(app, [*command, "--label", "prod"])
     assert (wrong.exit_code, "write it as in team=payments" in wrong.stderr) == (2, True)
+    for nothing in (["signal", "send", ""], ["signal", "send", "x", "--condition", " "]):
+        empty = CliRunner().invoke(app, nothing)
+        assert (empty.exit_code, "is empty: say what fires" in empty.stderr) == (2, True)
     too_long = CliRunner().invoke(app, ["signal", "send", "x" * 2_000])
     assert (too_long.exit_code, len(in_kafka)) == (2, 1)

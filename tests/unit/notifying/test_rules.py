@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from controller.errors import ConfigInvalid
-from controller.notifying.rules import Hours, NotificationRules, parse_notification_rules
+from controller.notifying.rules import (
+    Hours,
+    NotificationRules,
+    parse_notification_rules,
+    rules_of,
+)
+from controller.settings import NotificationsSettings
 from schemas.terms import Severity
 from tests.builders import T0
 from tests.unit.notifying.news_of import news
@@ -104,6 +111,18 @@ def test_each_fault_has_its_place(text: str, fault: str) -> None:
         parse_notification_rules(f"version: 1\n{text}\n", "rules.yaml", CHANNELS)
     assert str(refused.value).startswith("rules.yaml:2:")
     assert fault in str(refused.value)
+
+
+def test_a_file_without_routes_leaves_them_as_without_a_file(tmp_path: Path) -> None:
+    """Whoever adds a mute still hears of everything else."""
+    file = tmp_path / "rules.yaml"
+    mute = "{name: m, when: {flags: x}, start: 2026-12-01T20:00Z, until: 2026-12-01T23:00Z}"
+    file.write_text(f"mutes: [{mute}]\n")
+    channel = {"type": "slack_webhook", "url": "https://hooks.example.org/x"}
+    settings = {"rules_file": str(file), "channels": {"chat": channel}}
+    rules = rules_of(NotificationsSettings.model_validate(settings))
+    assert [route.to for route in rules.routes] == [("chat",)]
+    assert [mute.name for mute in rules.mutes] == ["m"]
 
 
 def test_a_file_with_everything_is_read() -> None:

@@ -99,6 +99,16 @@ def test_a_signal_fits_everything_that_a_rule_names(changes: dict[str, Any], fit
             "rules.0.when.team: is not known here; write one of",
         ),
         ("rules: [{name: a, flags: x, do: pause, most: 0}]", "rules.0.most"),
+        (
+            "rules: [{name: a, flags: x, do: pause, when: {service: true}}]",
+            "r:1:47: rules.0.when.service: is no text, because YAML reads it as true: put it in",
+        ),
+        ("rules: [{name: a, flags: 7, do: pause}]", "reads it as 7: put it in quotes"),
+        (
+            "rules: [{name: a, flags: x, do: pause, when: {service: }}]",
+            "is empty: write text, or leave the line out",
+        ),
+        ("rules: [{name: a, flags: {a: b}, do: pause}]", "write a list"),
         ("version: 2", "version"),
         ("rules: [", "not YAML"),
         ("- 1", "the file"),
