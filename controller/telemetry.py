@@ -51,7 +51,16 @@ READ_TOPICS = (*EVENT_TOPICS, "commands")
 #: Why a handshake of TLS failed. `refused_by_client`: it does not trust our certificate.
 HANDSHAKE_FAILURES = ("timeout", "no_tls", "refused_by_client", "protocol", "lost")
 #: What became of a delivery. `unproven`: without the token or signature of its endpoint.
-HOOK_OUTCOMES = ("taken", "not_stored", "not_understood", "unproven", "refused", "busy")
+HOOK_OUTCOMES = (
+    "taken",
+    "not_stored",
+    "not_understood",
+    "unproven",
+    "refused",
+    "busy",
+    "no_endpoint",
+    "wrong_host",
+)
 NOTIFICATION_OUTCOMES = ("sent", "failed", "refused")
 DEPENDENCIES = ("kafka", "redis", "advisor", "flag_plane")
 

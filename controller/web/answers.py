@@ -40,6 +40,20 @@ class BodyRefused(BadInput):
         self.status = status
 
 
+def refuse_declared(scope: Scope, max_bytes: int) -> None:
+    """Raise BodyRefused for a body that says in its head that it is too long.
+
+    A client that waits for `100 Continue` then sends none of it.
+    """
+    length = header(scope, b"content-length")
+    if length.isascii() and length.isdigit() and int(length) > max_bytes:
+        raise _too_long(max_bytes)
+
+
+def _too_long(max_bytes: int) -> BodyRefused:
+    return BodyRefused(413, f"the body is longer than {max_bytes} bytes")
+
+
 async def read_body(
     receive: Receive,
     max_bytes: int,
@@ -61,7 +75,7 @@ async def read_body(
                 piece = message.get("body", b"")
                 body += piece
                 if len(body) > max_bytes:
-                    raise BodyRefused(413, f"the body is longer than {max_bytes} bytes")
+                    raise _too_long(max_bytes)
                 grown(len(piece))
                 if not message.get("more_body", False):
                     return bytes(body)

@@ -25,7 +25,7 @@ from controller.health import Faults, Health
 from controller.telemetry import Metrics
 from controller.web.access.reading import Explain
 from controller.web.admission import Admission
-from controller.web.answers import MAX_BODY_BYTES, SECURITY_HEADERS, header, send_error
+from controller.web.answers import CLOSE, MAX_BODY_BYTES, SECURITY_HEADERS, header, send_error
 from controller.web.api import api_routes
 from controller.web.event_stream import ADVERTISED, DEFAULT_LIMITS, PATH, EventStreams, StreamLimits
 from controller.web.flags import FlagBoard
@@ -38,7 +38,7 @@ from controller.web.page.pages import Pages
 from controller.web.page.rendering import PAGE_HEADERS
 from controller.web.page.routes import Home, make_pages, open_routes, page_routes
 from controller.web.reports import Reports
-from controller.web.signals import SignalSource, delivery_routes
+from controller.web.signals import SignalSource, delivery_routes, misdirected_of
 from controller.web.status_page import PublicNames, StatusPage, status_routes
 from controller.web.steering import VERBS, Steer
 from controller.web.views import (
@@ -137,7 +137,7 @@ def make_app(
     index = Index([*routes, *shown])
     shown.append(Route("/", Home(pages, index), methods=["GET"]))
     routes += _admitted(shown, pages, why_not_shown, index)
-    app = _guarded(routes, allowed_hosts, pages)
+    app = _guarded(routes, allowed_hosts, pages, misdirected_of(signals))
     app.state.live_pages, app.state.event_streams = live, streams
     app.state.at_once = PlainEvaluations(one, host_check(allowed_hosts))
     return app
@@ -257,7 +257,10 @@ def _steering_routes(steer: Steer | None) -> list[Route]:
 
 
 def _guarded(
-    routes: Sequence[Route], allowed_hosts: Iterable[str], pages: Pages | None = None
+    routes: Sequence[Route],
+    allowed_hosts: Iterable[str],
+    pages: Pages | None = None,
+    misdirected: Callable[[Scope], object] = lambda _: None,
 ) -> Starlette:
     """Return an application over these routes, with the guard in front.
 
@@ -265,7 +268,7 @@ def _guarded(
     """
     app = Starlette(
         routes=list(routes),
-        middleware=[Middleware(Guard, allowed_hosts=allowed_hosts)],
+        middleware=[Middleware(Guard, allowed_hosts=allowed_hosts, misdirected=misdirected)],
         exception_handlers={
             HTTPException: partial(_answer_http_error, pages),
             Exception: _answer_internal_error,
@@ -283,8 +286,12 @@ class Guard:
     those are always allowed.
     """
 
-    def __init__(self, app: ASGIApp, allowed_hosts: Iterable[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, allowed_hosts: Iterable[str], misdirected: Callable[[Scope], object]
+    ) -> None:
+        """`misdirected` is told of each request for another host."""
         self._app = app
+        self._misdirected = misdirected
         self._is_ours = host_check(allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -304,7 +311,9 @@ class Guard:
         if self._is_ours(header(scope, b"host")):
             await self._app(scope, receive, send_guarded)
         else:
-            await send_error(send_guarded, 421, "not a name of this server: see http.allowed_hosts")
+            self._misdirected(scope)
+            why = "not a name of this server: see http.allowed_hosts"
+            await send_error(send_guarded, 421, why, CLOSE)
 
 
 def host_check(allowed_hosts: Iterable[str]) -> Callable[[str], bool]:

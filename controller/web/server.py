@@ -15,11 +15,13 @@ import httptools
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from controller.errors import ConfigInvalid
 from controller.web.addresses import cannot_listen
 from controller.web.at_once import AnswersAtOnce, AtOnceProtocol
 from controller.web.clients import client_of
+from controller.web.lingering import lingering
 from controller.web.tls import (
     CLIENT_CERTIFICATE,
     Certificate,
@@ -34,7 +36,8 @@ _KEEP_ALIVE_SECONDS = 15
 #: At the limit, a connection that has sent no whole request for this long gives way to a new one.
 _SILENT_SECONDS = 1.0
 #: Requests sent ahead on one connection. HTTP clients send none; thousands in one packet would be
-#: parsed in one turn of the loop.
+#: parsed in one turn of the loop. Those beyond are not read: the connection closes after the
+#: answers to the others.
 _MAX_AHEAD = 16
 #: Longest head of a request, apart from the bytes of its first read (at most 256 KiB). We use no
 #: cookies.
@@ -125,6 +128,7 @@ class _Protocol(AtOnceProtocol):
     failed_handshakes: FailedHandshakes
     _handshake: asyncio.Task[None] | None = None
     _client_names: frozenset[str] = frozenset()  # of the certificate that the client has shown
+    _is_ending = False  # what comes now is not read: the connection closes after its answers
     _is_in_head = False
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
@@ -187,6 +191,8 @@ class _Protocol(AtOnceProtocol):
         return self.timeout_keep_alive_task is not None
 
     def data_received(self, data: bytes) -> None:
+        if self._is_ending:
+            return
         super().data_received(data)
         if not self._is_in_head:
             # The usual case: the head came in one piece, and no timer was needed.
@@ -208,6 +214,19 @@ class _Protocol(AtOnceProtocol):
             "rolloutd.abort": {"call": self.transport.abort},
             CLIENT_CERTIFICATE: {"names": self._client_names},
         }
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what was read; whole requests before it are answered first.
+
+        An answer comes in the order of the requests, so a 400 now would be taken for that to the
+        first of them. After the last one the connection closes, and clients send the rest again.
+        """
+        before: RequestResponseCycle | None = self.cycle  # uvicorn's type leaves the None out
+        if before is None or before.response_complete or before.more_body:
+            super().send_400_response(msg)
+        else:
+            self._is_ending = True
+            before.keep_alive = False
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
@@ -324,7 +343,7 @@ class HttpServer:
         self._port = listener.getsockname()[1]
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
-                self._app,
+                lingering(self._app),
                 http=type(
                     "_BoundedProtocol",
                     (_Protocol,),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import xxhash
@@ -48,6 +48,12 @@ def delivery_routes(source: SignalSource | None) -> list[Route]:
     if source is None or source.hooks is None:
         return []
     return [Route(HOOKS, source.hooks, methods=["POST", "OPTIONS"])]
+
+
+def misdirected_of(source: SignalSource | None) -> Callable[[Scope], object]:
+    """Return what is told of requests for another host: deliveries among them are counted."""
+    hooks = None if source is None else source.hooks
+    return (lambda _: None) if hooks is None else hooks.misdirected
 
 
 def signal_routes(source: SignalSource | None) -> list[Route]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import ssl
+import subprocess
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -87,9 +89,10 @@ async def test_each_source_is_bounded_and_the_next_delivery_is_taken(source: str
     body = honest_body(KIND_OF[source])
     async with standing(endpoint(source)) as stand:
         long = b"x" * 10_000_000
-        with suppress(httpx.NetworkError):  # it is answered, and closed, before all is sent
-            answer = await stand.deliver(source, long, proof(source, long))
+        for expect in ({}, {"Expect": "100-continue"}):
+            answer = await stand.deliver(source, long, {**proof(source, long), **expect})
             assert answer.status_code == 413
+            assert "longer than" in answer.json()["error"]
         assert await _long_body(stand.server.port, source) == b"413"
         wrong = proof(source, body, secret="another secret of this length")
         assert (await stand.deliver(source, body, wrong)).status_code == 401
@@ -103,6 +106,58 @@ async def test_each_source_is_bounded_and_the_next_delivery_is_taken(source: str
         assert [one.status_code for one in answers] == [202] * 5
         told = [one for answer in answers for one in answer.json()["signals"]]
         assert sorted(one.id for one in stand.inlet.stored) == sorted(told)
+
+
+@pytest.mark.parametrize("way", [[], ["-H", "Expect:"], ["-H", "Transfer-Encoding: chunked"]])
+@pytest.mark.parametrize("status", [413, 401, 404])
+async def test_a_sender_of_much_reads_why_it_is_refused(
+    way: list[str], status: int, tmp_path: Path
+) -> None:
+    """As `curl` sends it: at once, after it has asked, and in pieces of no known length."""
+    file = tmp_path / "body"
+    file.write_bytes(b"x" * 10_000_000)
+    async with standing(endpoint("alertmanager")) as stand:
+        name = "none" if status == 404 else "prod"
+        url = f"http://127.0.0.1:{stand.server.port}/hooks/alertmanager/{name}"
+        shown = [] if status == 401 else ["-H", f"Authorization: Bearer {SECRET}"]
+        command = ["curl", "-sS", "-w", "%{http_code}", "--data-binary", f"@{file}", *way, *shown]
+        curl = await asyncio.create_subprocess_exec(
+            *command, url, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        answer, trouble = await curl.communicate()
+    assert (curl.returncode, trouble) == (0, b"")
+    assert answer.startswith(b'{"error":')
+    assert answer.endswith(str(status).encode())
+
+
+async def test_what_is_sent_for_ever_is_let_go() -> None:
+    """A bound in bytes, and one in time for whoever sends nothing more."""
+    async with standing(endpoint("alertmanager")) as stand:
+        for pieces in (1, 100):
+            reader, writer = await asyncio.open_connection("127.0.0.1", stand.server.port)
+            writer.write(_head("alertmanager", 10_000_000_000))
+            assert (await reader.readline()).split()[1] == b"413"
+            with suppress(ConnectionError):
+                for _ in range(pieces):
+                    writer.write(b"x" * 1_000_000)
+                    await writer.drain()
+            async with asyncio.timeout(20 * SLACK):
+                with suppress(ConnectionError):
+                    while await reader.read(65_536):
+                        pass
+            writer.close()
+        assert stand.server.connections == 0
+
+
+async def test_a_packed_delivery_is_told_how_to_send() -> None:
+    """No source packs by default; a proxy in between may."""
+    async with standing(endpoint("alertmanager")) as stand:
+        body = gzip.compress(honest_body(KIND_OF["alertmanager"]))
+        headers = {**proof("alertmanager", body), "Content-Encoding": "gzip"}
+        answer = await stand.deliver("alertmanager", body, headers)
+    assert answer.status_code == 415
+    assert "'gzip': turn compression off" in answer.json()["error"]
+    assert answer.headers["accept-encoding"] == "identity"
 
 
 async def _slow_head(port: int, source: str) -> bytes:

@@ -287,11 +287,34 @@ async def test_requests_sent_ahead_are_few() -> None:
                 while part := await reader.read(65_536):
                     answers += part
         writer.close()
-        assert answers.count(b"HTTP/1.1 200") < 100
+        assert answers.count(b"HTTP/1.1 200") == answers.count(b"HTTP/1.1") == 17
+        assert answers.count(b"connection: close") == 1
         reader, writer = await connect(server, REQUEST * 10)
         for _ in range(10):
             assert b" 200 " in await answer_of(reader)
         writer.close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "statuses"),
+    [
+        (REQUEST * 20, [b"200"] * 17),
+        (REQUEST * 3 + b"nonsense\r\n\r\n", [b"200"] * 3),
+        (b"nonsense\r\n\r\n", [b"400"]),
+    ],
+)
+async def test_answers_come_in_the_order_of_the_requests(
+    sent: bytes, statuses: list[bytes]
+) -> None:
+    """No refusal of what came later is taken for the answer to the first request."""
+    async with running() as server:
+        reader, writer = await connect(server, sent)
+        answers = b""
+        async with asyncio.timeout(60):
+            while part := await reader.read(65_536):
+                answers += part
+        writer.close()
+    assert [one[:3] for one in answers.split(b"HTTP/1.1 ")[1:]] == statuses
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,14 @@ from starlette.types import Receive, Scope, Send
 
 from controller.errors import OperatingTrouble
 from controller.settings import HookSettings, HooksSettings
-from controller.web.answers import CLOSE, BodyRefused, header, send_error, send_json
+from controller.web.answers import (
+    CLOSE,
+    BodyRefused,
+    header,
+    refuse_declared,
+    send_error,
+    send_json,
+)
 from controller.web.clients import RateLimit, client_of, networks_of
 from controller.web.hooks.body_room import BodyRoom
 from controller.web.hooks.client_certificates import certificate_names
@@ -31,6 +38,7 @@ from controller.web.hooks.sources import read_signals
 from schemas.signal import Signal
 
 PATH: Final = "/hooks/{source}/{name}"
+_PREFIX: Final = "/hooks/"
 #: Bodies of the greatest length that are held at once, while they come.
 _MOST_BODIES: Final = 8
 #: Deliveries without a proof, of one client: more are answered 429, and not logged.
@@ -67,6 +75,7 @@ class Hooks:
         self._now = now
         self._count = count
         self._refused = RateLimit(_REFUSED_PER_SECOND, burst_seconds=5.0)
+        self._misdirected = RateLimit(_REFUSED_PER_SECOND, burst_seconds=5.0)
         self._proxies = networks_of(settings.proxy.addresses)
         self._certificate_header = settings.proxy.certificate_header
         # Apart, so that who has no proof keeps nobody out who has one.
@@ -79,6 +88,7 @@ class Hooks:
         source, name = path["source"], path["name"]
         hook = self._endpoints.get((source, name))
         if hook is None:
+            self._count(f"{source}/{name}", "no_endpoint")
             why = "there is no such endpoint: see hooks.endpoints of the settings"
             await send_error(send, 404, why, CLOSE)
             return
@@ -87,6 +97,18 @@ class Hooks:
             return
         status, answer, headers = await self._take(f"{source}/{name}", hook, scope, receive)
         await send_json(send, status, msgspec.json.encode(answer), *headers)
+
+    def misdirected(self, scope: Scope) -> None:
+        """Count a delivery for a name that is none of ours, and say how to allow it."""
+        if scope["method"] != "POST" or not scope["path"].startswith(_PREFIX):
+            return
+        name = scope["path"].removeprefix(_PREFIX)[:100]
+        self._count(name, "wrong_host")
+        client = client_of(scope["client"])
+        if not self._misdirected.seconds_to_wait(client):
+            asked = header(scope, b"host")[:200]
+            fix = "add the name to http.allowed_hosts, or let the monitor use one that is there"
+            log.warning("hook_misdirected", hook=name, host=asked, client=client, fix=fix)
 
     async def _take(
         self, name: str, hook: HookSettings, scope: Scope, receive: Receive
@@ -99,8 +121,14 @@ class Hooks:
 
         if hook.secret is None and not self._is_known(scope, headers, hook):
             return self._refuse(name, client)
+        coding = headers("content-encoding").strip().lower()
+        if coding not in ("", "identity"):
+            self._count(name, "not_understood")
+            why = f"Content-Encoding is {coding[:50]!r}: turn compression off, and send plain JSON"
+            return 415, {"error": why}, ((b"accept-encoding", b"identity"), CLOSE)
         room = self._proven if hook.secret is None else self._unproven
         try:
+            refuse_declared(scope, self._most_bytes)
             body = await room.read(receive, self._most_bytes)
         except BodyRefused as refused:
             self._count(name, "refused" if refused.status < 500 else "busy")

@@ -213,6 +213,22 @@ async def test_an_endpoint_that_nobody_set_is_none() -> None:
     for path in ("grafana/prod", "alertmanager/other", "nobody/prod"):
         answer = await bench.post(path, b"{}", authorization=f"Bearer {SECRET}")
         assert answer.status_code == 404
+    assert {what for _, what in bench.counted} == {"no_endpoint"}
+
+
+async def test_a_delivery_for_another_name_is_counted_and_logged() -> None:
+    """An operator would look for it at the monitor alone; probes of strangers are not logged."""
+    bench = Bench(**ALERTMANAGER)
+    scope = {"method": "POST", "client": ("192.0.2.7", 1), "headers": [(b"host", b"other.example")]}
+    with capture_logs() as lines:
+        for path in ("/hooks/alertmanager/prod", "/rollouts", "/hooks/x" + "y" * 900):
+            bench.hooks.misdirected({**scope, "path": path})
+        bench.hooks.misdirected({**scope, "path": "/hooks/alertmanager/prod", "method": "GET"})
+    assert [what for _, what in bench.counted] == ["wrong_host"] * 2
+    assert bench.counted[0][0] == "alertmanager/prod"
+    (line, _) = (one for one in lines if one["event"] == "hook_misdirected")
+    assert line["host"] == "other.example"
+    assert "http.allowed_hosts" in line["fix"]
 
 
 @pytest.mark.parametrize(
