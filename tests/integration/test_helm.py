@@ -52,11 +52,14 @@ VARIANTS: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-def rendered(values: dict[str, Any], directory: Path, release: str = "rolloutd") -> list[Document]:
+def rendered(
+    values: dict[str, Any], directory: Path, release: str = "rolloutd", namespace: str = "rolloutd"
+) -> list[Document]:
     """Return what the chart makes of values."""
     file = directory / "values.json"
     file.write_text(json.dumps(values))
-    return documents_of(run("helm", "template", release, str(CHART), "--values", str(file)))
+    where = ("--namespace", namespace, "--values", str(file))
+    return documents_of(run("helm", "template", release, str(CHART), *where))
 
 
 def test_helm_has_nothing_to_say() -> None:
@@ -108,6 +111,17 @@ def test_two_releases_in_a_namespace_do_not_meet(tmp_path: Path) -> None:
     assert not selector.items() <= labels.items()
 
 
+def test_any_release_answers_to_its_own_names(tmp_path: Path) -> None:
+    """In any namespace, with the names that a user adds, each once."""
+    values = {"settings": {"http": {"allowed_hosts": ["rollouts.example.org", "canary"]}}}
+    config = one(rendered(values, tmp_path, "canary", "shop"), "ConfigMap", "canary")
+    settings = yaml.safe_load(config["data"]["settings.yaml"])
+    assert settings["http"]["allowed_hosts"] == [
+        *("canary", "canary.shop", "*.svc", "*.svc.cluster.local", "rollouts.example.org"),
+    ]
+    assert settings["http"]["port"] == 8080
+
+
 def test_changed_settings_replace_the_pods(tmp_path: Path) -> None:
     """The template of the pods changes with them, and with nothing else that is the same."""
     templates = [
@@ -126,10 +140,22 @@ def test_changed_settings_replace_the_pods(tmp_path: Path) -> None:
         {"replicas": 0},
         {"image": {"digest": "latest"}},
         {"settings": {"http": {"port": "http"}}},
+        {"settings": {"http": {"allowed_hosts": "rollouts.example.org"}}},
     ],
 )
 def test_wrong_values_are_refused(values: dict[str, Any], tmp_path: Path) -> None:
     """By the chart's schema, before anything is applied."""
+    assert "values don't meet the specifications" in refusal_of(values, tmp_path)
+
+
+def test_bounds_that_leave_no_replicas_are_refused(tmp_path: Path) -> None:
+    """A schema cannot compare two values, so a template does."""
+    said = refusal_of({"autoscaling": {"kind": "hpa", "minReplicas": 9}}, tmp_path)
+    assert "minReplicas is 9, maxReplicas 8: raise maxReplicas" in said
+
+
+def refusal_of(values: dict[str, Any], tmp_path: Path) -> str:
+    """Return what Helm says of values that it refuses."""
     file = tmp_path / "values.json"
     file.write_text(json.dumps(values))
     done = subprocess.run(
@@ -139,7 +165,7 @@ def test_wrong_values_are_refused(values: dict[str, Any], tmp_path: Path) -> Non
         check=False,
     )
     assert done.returncode != 0
-    assert "values don't meet the specifications" in done.stderr
+    return done.stderr
 
 
 def _without_names(document: Document) -> Document:

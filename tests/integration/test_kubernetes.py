@@ -35,7 +35,9 @@ OVERLAYS: Final = [
     "overlays/production",
     "overlays/staging",
     "strimzi",
+    "strimzi-staging",
 ]
+KAFKA_NAMESPACES: Final = {"strimzi": "kafka", "strimzi-staging": "kafka-staging"}
 
 
 def built(folder: Path) -> list[Document]:
@@ -83,8 +85,10 @@ def test_kustomize_builds_what_kubernetes_takes(folder: str) -> None:
     """Each overlay is whole: names that resources give each other are there."""
     documents = built(KUSTOMIZE / folder)
     assert faults_in(documents) == []
-    if folder == "strimzi":
-        assert {each["metadata"]["namespace"] for each in documents} == {"kafka"}
+    if folder in KAFKA_NAMESPACES:
+        namespaces = {each["metadata"]["namespace"] for each in documents}
+        assert namespaces == {KAFKA_NAMESPACES[folder]}
+        assert len(documents) == len(list(documents_in(KUSTOMIZE / "strimzi")))
         return
     pod = pod_of(one(documents, "StatefulSet"))
     assert departures_from_restricted(pod) == []

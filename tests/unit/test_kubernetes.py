@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from copy import deepcopy
 from pathlib import Path
@@ -202,9 +203,14 @@ def test_users_and_version_are_the_images() -> None:
 
 
 def test_the_chart_has_the_settings_and_the_version_of_the_base() -> None:
-    """Helm's users get what Kustomize's users get; `make kubernetes` compares all of it."""
+    """Helm's users get what Kustomize's users get; `make kubernetes` compares all of it.
+
+    But for the names of the Service, which a template makes of the release's.
+    """
     values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
     base = yaml.safe_load((KUSTOMIZE / "base" / "settings.yaml").read_text(encoding="utf-8"))
+    assert values["settings"]["http"].pop("allowed_hosts") == []
+    del base["http"]["allowed_hosts"]
     assert values["settings"] == base
     assert values["secrets"] == {"kafka": "rolloutd-kafka", "redis": "rolloutd-redis"}
     assert values["resources"] == container_of(BASE)["resources"]
@@ -272,8 +278,22 @@ def test_strimzi_s_users_have_the_documented_rights_and_no_others() -> None:
 def test_the_guide_makes_the_namespace_before_its_secrets() -> None:
     """A Secret needs its namespace, and no file is read after the guide has removed it."""
     guide = (KUSTOMIZE / "README.md").read_text(encoding="utf-8")
-    made = guide.index("apply -f ops/kubernetes/overlays/production/namespace.yaml")
+    made = guide.index("apply -f ops/kubernetes/overlays/$overlay/namespace.yaml")
     kafka, redis = guide.index("generic rolloutd-kafka"), guide.index("generic rolloutd-redis")
     assert made < kafka < redis
     removed = guide.index("rm password ca.crt", kafka)
     assert "Then write the password of Redis's user" in guide[removed:redis]
+
+
+def test_the_guide_s_secrets_are_for_each_overlay() -> None:
+    """The words that it gives for staging are the namespaces of staging's files."""
+    guide = (KUSTOMIZE / "README.md").read_text(encoding="utf-8")
+    commands = guide[guide.index("overlay=production") : guide.index("4. **Labels**")]
+    assert not re.search(r"-n (rolloutd|kafka)\b|overlays/(production|staging)", commands)
+    for overlay, strimzi in (("production", "strimzi"), ("staging", "strimzi-staging")):
+        folders = (KUSTOMIZE / "overlays" / overlay, KUSTOMIZE / strimzi)
+        here, kafka = (
+            yaml.safe_load((folder / "kustomization.yaml").read_text())["namespace"]
+            for folder in folders
+        )
+        assert f"overlay={overlay} namespace={here} kafka={kafka}" in guide

@@ -11,6 +11,15 @@ app.kubernetes.io/part-of: rolloutd
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
+{{- define "rolloutd.settings" -}}
+{{- $own := printf "%s.%s" .Release.Name .Release.Namespace }}
+{{- $names := list .Release.Name $own "*.svc" "*.svc.cluster.local" }}
+{{- $settings := deepCopy .Values.settings }}
+{{- $further := $settings.http.allowed_hosts | default list }}
+{{- $_ := set $settings.http "allowed_hosts" (concat $names $further | uniq) }}
+{{- toYaml $settings }}
+{{- end }}
+
 {{- define "rolloutd.image" -}}
 {{- if .Values.image.digest -}}
 {{ .Values.image.repository }}@{{ .Values.image.digest }}
