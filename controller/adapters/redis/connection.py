@@ -33,6 +33,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
+from controller.adapters.redis.permits import Permits
 from controller.codec.merging import digest_of
 from controller.errors import BrokenInvariant, ConfigInvalid, StoreUnavailable
 from controller.retrying import Backoff, until_done
@@ -46,6 +47,9 @@ _SCRIPT_SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 #: Pauses between two tries of one call: short against the 100 ms of a flush, long enough for a
 #: server to start.
 BACKOFF: Final = Backoff(first_seconds=0.02, longest_seconds=0.25, jitter=0.5)
+
+#: Calls under way at once.
+CONNECTIONS: Final = 8
 
 #: Fields of one HDEL or HSET: about 1 ms of the server's one thread.
 FIELDS_PER_CALL: Final = 2_000
@@ -75,7 +79,9 @@ def chunks(items: Iterable[T], size: int) -> list[list[T]]:
 class RedisConnection:
     """A pool of connections that makes every call within a deadline and under one key prefix."""
 
-    def __init__(self, client: Any, *, prefix: str, deadline_seconds: float) -> None:
+    def __init__(
+        self, client: Any, *, prefix: str, deadline_seconds: float, connections: int = CONNECTIONS
+    ) -> None:
         """`client` is a `redis.asyncio` Redis or RedisCluster; see `connect`.
 
         It answers bytes and does not retry. Raises ConfigInvalid for an unusable prefix.
@@ -90,8 +96,12 @@ class RedisConnection:
         self._deadline_seconds = deadline_seconds
         #: Why every call is refused, except those about the identity; None: they are made.
         self.why_refused: str | None = None
-        #: When Redis last answered a call, in seconds of the loop's clock; None: never.
-        self.heard_at: float | None = None
+        self._permits = Permits(connections)
+
+    @property
+    def heard_at(self) -> float | None:
+        """When Redis last answered a call, in seconds of the loop's clock; None: never."""
+        return self._permits.heard_at
 
     @classmethod
     def connect(
@@ -104,7 +114,7 @@ class RedisConnection:
         try_seconds: float = 0.5,
         connect_seconds: float | None = None,
         health_check_seconds: float = 15.0,
-        connections: int = 8,
+        connections: int = CONNECTIONS,
     ) -> Self:
         """Return a connection; nothing is connected before the first call.
 
@@ -136,7 +146,9 @@ class RedisConnection:
                 client = redis.asyncio.Redis.from_pool(pool)
         except (ValueError, RedisClusterException) as error:
             raise ConfigInvalid(f"the Redis address cannot be used: {error}") from error
-        return cls(client, prefix=prefix, deadline_seconds=deadline_seconds)
+        return cls(
+            client, prefix=prefix, deadline_seconds=deadline_seconds, connections=connections
+        )
 
     async def close(self) -> None:
         """Drop all connections, within the deadline. Raises StoreUnavailable."""
@@ -157,8 +169,10 @@ class RedisConnection:
         """Return the result of `make()`, which is repeated while that may help.
 
         `make()` must bear repeating. The deadline, `times_deadline` times the configured one,
-        covers all tries. `is_about_identity` makes the call even while others are refused. Raises
-        StoreUnavailable, and BrokenInvariant for what Redis can only answer to a mistake of ours.
+        covers all tries. While more calls are under way than there are connections, this one waits
+        before it begins, for as long as Redis answers others within the deadline.
+        `is_about_identity` makes the call even while others are refused. Raises StoreUnavailable,
+        and BrokenInvariant for what Redis can only answer to a mistake of ours.
         """
         if self.why_refused is not None and not is_about_identity:
             raise StoreUnavailable(f"{purpose}: {self.why_refused}")
@@ -171,11 +185,11 @@ class RedisConnection:
             _check_retry_helps(purpose, error)
 
         try:
-            async with asyncio.timeout(seconds):
+            async with self._permits.one(seconds) as deadline, asyncio.timeout_at(deadline):
                 answer = await until_done(
                     partial(self._try, make), trouble=_TROUBLE, backoff=BACKOFF, report=report
                 )
-                self.heard_at = asyncio.get_running_loop().time()
+                self._permits.hear()
                 return answer
         except TimeoutError as error:
             why = f"Redis gave no answer within {seconds:g} s"
