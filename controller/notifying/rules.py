@@ -41,7 +41,7 @@ def _days(value: object) -> object:
         return value
     found: list[object] = []
     for word in words:
-        first, dash, last = str(word).lower().partition("-")
+        first, dash, last = (part.strip() for part in str(word).lower().partition("-"))
         if dash and first in DAYS and last in DAYS:
             start, end = DAYS.index(first), DAYS.index(last)
             found += DAYS[start : end + 1] if start <= end else DAYS[start:] + DAYS[: end + 1]

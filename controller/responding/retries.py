@@ -173,6 +173,7 @@ class Retries:
             goes_on = condition.is_firing and intent is not None
         if not goes_on:
             self._logger.info("signal_retry_ended", flag_key=retry.flag, rule=retry.rule)
+            await self._tell_outcome(retry, signal)
             await self._memory.drop_retry(retry.flag, retry.rule)
             return
         if not await self._memory.claim_retry(retry):
@@ -181,6 +182,13 @@ class Retries:
             await self._release(retry, signal)
         else:
             await self._carry_out(retry, intent, signal)
+
+    async def _tell_outcome(self, retry: Retry, signal: Signal) -> None:
+        """Say in the list of signals what became of a command whose result was not known."""
+        rollout = self._rollouts().get(retry.flag)
+        if not retry.refused and rollout is not None and rollout.rollout_id == retry.rollout_id:
+            words = f"{retry.flag}: serves {rollout.served_words} now"
+            await self._memory.add_done(signal.id, words)
 
     async def _carry_out(self, retry: Retry, intent: Intent, signal: Signal) -> None:
         verb = verb_of(intent)

@@ -99,7 +99,7 @@ def alert_of(
     return RaiseAlert(
         AlertKind.SIGNAL,
         Severity.WARNING if changed or intent.action is SignalAction.HOLD else Severity.INFO,
-        f"{rollout.flag_key}: {done}, because {_what(signal)}.{others}",
+        f"{rollout.flag_key}: {done.rstrip('.')}, because {_what(signal)}.{others}",
         action.format(flag=rollout.flag_key),
         _key(rollout, intent.rule.name),
     )

@@ -29,6 +29,7 @@ CHANNELS = ("chat", "pager")
         ({}, "2026-11-24T03:00", True),
         ({"days": "mon-fri"}, "2026-11-24T03:00", True),
         ({"days": "mon-fri"}, "2026-11-28T03:00", False),
+        ({"days": "Mon - Fri"}, "2026-11-24T03:00", True),
         ({"days": ["sat", "sun"]}, "2026-11-28T03:00", True),
         ({"days": "fri-mon"}, "2026-11-29T12:00", True),
         ({"days": "fri-mon"}, "2026-11-25T12:00", False),

@@ -136,6 +136,19 @@ async def test_a_result_that_is_not_known_is_asked_for_under_the_same_id() -> No
     assert len(world.alerts) == 2
 
 
+async def test_a_result_that_comes_by_another_way_is_shown() -> None:
+    """Redis was away: what waited was carried out when it came back."""
+    world = World()
+    world.unknown = "Redis has not saved it. It is saved once Redis takes it."
+    await world.tell(id="s")
+    assert "once Redis takes it, because" in world.alerts[0].summary
+    known = world.rollouts["checkout-a"]
+    world.rollouts["checkout-a"] = replace(known, percent=0.0, phase=RolledBack(BEGAN, "bad"))
+    assert await world.wait(LONG) == []
+    assert world.memory.recent[0].done[-1] == "checkout-a: serves 0 % now"
+    assert len(world.alerts) == 1
+
+
 async def test_what_could_not_be_sent_is_no_refusal() -> None:
     """Kafka is away for an hour: then it is tried as often as before."""
     world = refusing()
