@@ -45,8 +45,8 @@ _NOT_FETCHED = re.compile(
 _OF_MAKE = re.compile(r"MAKE|MFLAGS|ARGS\Z")
 
 
-def emit(language: str, kafka: str, prefix: str, users: list[str]) -> str:
-    """Run the one command of a language and return what it prints."""
+def emit(language: str, kafka: str, prefix: str, users: list[str], *, code: int = 0) -> str:
+    """Run the one command of a language and return what it prints, after its code is checked."""
     for tool in TOOLS[language]:
         if shutil.which(tool) is None:
             pytest.skip(f"example in {language} NOT tried: no {tool} on PATH")
@@ -66,12 +66,12 @@ def emit(language: str, kafka: str, prefix: str, users: list[str]) -> str:
         check=False,
     )
     said = done.stdout + done.stderr
-    if done.returncode != 0 and _NOT_FETCHED.search(said):
+    if done.returncode != code and _NOT_FETCHED.search(said):
         pytest.skip(
             f"example in {language} NOT tried: its packages were not fetched: {said[-300:]}"
         )
-    assert done.returncode == 0, said
-    return done.stdout
+    assert done.returncode == code, said
+    return said
 
 
 async def records_of(kafka: str, topic: str) -> list[ConsumerRecord]:
@@ -142,6 +142,16 @@ async def test_what_it_emits_is_read_where_python_would_put_it_and_counted(
         assert all(abs(time_ms - now_ms) < 300_000 for time_ms in times)
 
         await _until_counted(daemon)
+
+
+@pytest.mark.parametrize("language", TOOLS)
+@pytest.mark.parametrize("kafka_away", ["127.0.0.1:1", "no-address"])
+def test_without_a_kafka_it_fails_and_says_what_to_do(language: str, kafka_away: str) -> None:
+    """The example of a newcomer whose Kafka is at another port, or not there."""
+    said = emit(language, kafka_away, "", ["user-1"], code=2)  # of make
+    assert f"not all of them reached Kafka at {kafka_away}" in said
+    assert "next: let KAFKA=HOST:PORT name a Kafka that runs" in said
+    assert "queued" not in said or "2 queued, 0 sent, 0 dropped, 2 lost" in said
 
 
 def _check_places(records: list[ConsumerRecord]) -> None:

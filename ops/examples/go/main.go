@@ -18,8 +18,7 @@ func main() {
 	}
 	telemetry, err := NewTelemetry(bootstrap, "/example-go", os.Getenv("TOPIC_PREFIX"))
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "Kafka:", err)
-		os.Exit(1)
+		fail(bootstrap, err)
 	}
 	users := os.Args[1:]
 	if len(users) == 0 {
@@ -34,12 +33,22 @@ func main() {
 		}
 		telemetry.Ended(user, 183*time.Millisecond, errorType, served)
 	}
-	err = telemetry.Close(30 * time.Second)
+	err = telemetry.Close(10 * time.Second)
 	counts := &telemetry.Counts
 	fmt.Printf("%d queued, %d sent, %d dropped, %d lost\n",
 		counts.Queued.Load(), counts.Sent.Load(), counts.Dropped.Load(), counts.Lost.Load())
 	if err != nil || counts.Sent.Load() != counts.Queued.Load() {
-		fmt.Fprintln(os.Stderr, "not all of them reached Kafka at", bootstrap, err)
-		os.Exit(1)
+		fail(bootstrap, err)
 	}
+}
+
+// fail says what to do where events did not reach Kafka, and ends the process.
+func fail(bootstrap string, err error) {
+	fmt.Fprintln(os.Stderr, "not all of them reached Kafka at", bootstrap)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "reason:", err)
+	}
+	fmt.Fprintln(os.Stderr, "next: let KAFKA=HOST:PORT name a Kafka that runs: 127.0.0.1:9092 after "+
+		"`make up`, 127.0.0.1:9094 with Docker Compose; rolloutd makes the topics when it starts")
+	os.Exit(1)
 }

@@ -88,6 +88,9 @@ func (t *Telemetry) Close(longest time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), longest)
 	defer cancel()
 	err := t.client.Flush(ctx)
+	if err != nil {
+		_ = t.client.AbortBufferedRecords(context.Background()) // counts what is left as lost
+	}
 	t.client.Close()
 	return err
 }

@@ -14,11 +14,15 @@ for (const user of named.length > 0 ? named : ["user-42"]) {
   const errorType = user.endsWith("-failed") ? "500" : undefined;
   telemetry.ended(user, 0.183, { errorType, served: [served] });
 }
-await telemetry.close(30_000);
+await telemetry.close(10_000);
 const { queued, sent, dropped, lost } = telemetry.counts;
 console.log(`${queued} queued, ${sent} sent, ${dropped} dropped, ${lost} lost`);
 if (sent !== queued) {
   console.error(`not all of them reached Kafka at ${bootstrap}`);
+  console.error(
+    "next: let KAFKA=HOST:PORT name a Kafka that runs: 127.0.0.1:9092 after `make up`, " +
+      "127.0.0.1:9094 with Docker Compose; rolloutd makes the topics when it starts",
+  );
   process.exitCode = 1;
 }
 process.exit(); // a client that still tries to connect would keep the process
