@@ -66,6 +66,11 @@ class News(msgspec.Struct, frozen=True, omit_defaults=True):
     exposed: int | None = None  # distinct contexts that were served treatment
     failed: int | None = None  # their failed requests
 
+    @property
+    def is_of_one_flag(self) -> bool:
+        """Whether it is about one rollout; else `flag` is its kind."""
+        return self.kind not in (TEST, AlertKind.FLAG_DIGEST)
+
 
 class Step(msgspec.Struct, frozen=True):
     """A decision by which a rollout went on, whether it is news or not."""
@@ -83,6 +88,8 @@ def read_alert(event_id: str, alert: Alert, owner: str) -> News:
     if told is not None:
         steps = "; ".join(told.next_steps)
         cause = f"{told.model} guesses: {told.likely_cause}" + (f" Next: {steps}" if steps else "")
+    if alert.kind is AlertKind.FLAG_DIGEST:
+        return _digest(event_id, alert)
     return News(
         id=event_id,
         kind=alert.kind.value,
@@ -101,6 +108,27 @@ def read_alert(event_id: str, alert: Alert, owner: str) -> News:
         cause=cause[:_LONGEST_TEXT],
         exposed=None if harm is None else harm.exposed_contexts,
         failed=None if harm is None else harm.failed_requests,
+    )
+
+
+def _digest(event_id: str, alert: Alert) -> News:
+    """Return the digest as news of no flag: that of its record is the first that it names.
+
+    So it goes to those who ask for digests, and not to the owner of whichever flag comes first.
+    """
+    return News(
+        id=event_id,
+        kind=alert.kind.value,
+        severity=alert.severity,
+        flag=alert.kind.value,
+        rollout_id=alert.dedup_key,
+        revision=0,
+        at=alert.at,
+        key=alert.dedup_key,
+        summary=alert.summary[:_LONGEST_TEXT],
+        action=alert.action[:_LONGEST_TEXT],
+        phase="",
+        percent=0.0,
     )
 
 

@@ -105,8 +105,11 @@ def _whole(summary: str, title: str, parts: Sequence[str]) -> str:
 
 def _facts(news: News, environment: str) -> list[tuple[str, str]]:
     """Return name and value of what people ask first."""
+    at = ("At", f"{news.at:%Y-%m-%d %H:%M:%S} UTC")
     if news.kind == TEST:
         return [("Environment", environment)]
+    if not news.is_of_one_flag:
+        return [("Environment", environment), at]
     stage = f", stage {news.stage}" if news.stage else ""
     facts = [
         ("Flag", news.flag),
@@ -118,20 +121,23 @@ def _facts(news: News, environment: str) -> list[tuple[str, str]]:
     if news.exposed:
         failed = "" if news.failed is None else f", {news.failed:,} failed requests"
         facts.append(("Affected so far", f"{news.exposed:,} users{failed}"))
-    facts.append(("At", f"{news.at:%Y-%m-%d %H:%M:%S} UTC"))
+    facts.append(at)
     return [(name, one_line(value)) for name, value in facts]
 
 
 def link_of(page_url: str | None, news: News) -> str:
-    """Return the address of the rollout on the operator's page, empty where it is not known."""
+    """Return the address on the operator's page, empty where it is not known."""
     if page_url is None or news.kind == TEST:
         return ""
-    return f"{page_url.rstrip('/')}/ui/rollouts/{quote(news.flag, safe='')}"
+    page = f"rollouts/{quote(news.flag, safe='')}" if news.is_of_one_flag else "flags"
+    return f"{page_url.rstrip('/')}/ui/{page}"
 
 
 def headline(message: Message) -> str:
     """Return one line that says how a rollout stands, for the first message of a conversation."""
     news = message.news
+    if not news.is_of_one_flag:
+        return message.line
     return f"{news.flag}: {news.percent:g} %, {news.phase.replace('_', ' ')}"
 
 
