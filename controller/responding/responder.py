@@ -228,13 +228,13 @@ class Responder:
         if not await self._memory.claim(act):
             return f"{flag_key}: {rule.name} acts on it just now, because of another signal"
         earlier = self._memory.act(flag_key, rule.name)
-        is_quiet = self._is_quiet(rule, intent.rollout)
+        is_quiet = self._was_lately(rule, intent.rollout)
         answer = await self._command(intent, signal)
         done, refused = done_words(intent, answer), is_refused(answer)
         if is_tried := await self._retries.follow(intent, signal, answer) and refused:
             done += "; it is tried again while this fires"
         at = self._clock.now()
-        if earlier is not None and is_quiet:
+        if earlier is not None and is_quiet and earlier.is_refused == refused:
             at = earlier.at  # when people heard: else what flaps for days would be told once
         else:
             alert = alert_of(intent, found, signal, done, is_refused=refused, is_tried=is_tried)
@@ -291,10 +291,14 @@ class Responder:
     def _is_quiet(self, rule: SignalRule, rollout: Rollout) -> bool:
         """Return whether a rule acted on a flag just now, in whichever firing."""
         act = self._memory.act(rollout.flag_key, rule.name)
+        return act is not None and not act.is_refused and self._was_lately(rule, rollout)
+
+    def _was_lately(self, rule: SignalRule, rollout: Rollout) -> bool:
+        """Return whether people heard of a rule and a flag just now, also that it was refused."""
+        act = self._memory.act(rollout.flag_key, rule.name)
         return (
             act is not None
             and act.rollout_id == rollout.rollout_id
-            and not act.is_refused
             and self._clock.now() - act.at < rule.quiet
         )
 
@@ -351,7 +355,7 @@ class Responder:
             rollout = rollouts.get(act.flag)
             if rollout is None or rollout.rollout_id != act.rollout_id:
                 continue
-            if act.action in (SignalAction.HOLD, SignalAction.NOTE):
+            if act.action in (SignalAction.HOLD, SignalAction.NOTE) or act.is_refused:
                 continue
             self._alerts.add(rollout, over_alert(rollout, act, signal))
             done.append(f"{act.flag}: stays at {rollout.served_words}, for a person to look at")

@@ -85,7 +85,7 @@ class Retries:
             and self._intent(rule, flag_key, intent.rollout.rollout_id, signal) is not None
         )
         if is_open:
-            retry = self._first(intent.rollout, rule, signal, answer)
+            retry = self._next(intent.rollout, rule, signal, answer)
             await self._memory.keep_retry(retry)
         elif self._memory.retry(flag_key, rule) is not None:
             await self._memory.drop_retry(flag_key, rule)
@@ -97,12 +97,19 @@ class Retries:
             is_refused(answer) and self._is_frozen(rollout.flag_key, rollout.rollout_id)
         )
         if is_open:
-            await self._memory.keep_retry(self._first(rollout, _RELEASE, signal, answer))
+            await self._memory.keep_retry(self._next(rollout, _RELEASE, signal, answer))
         return is_open
 
-    def _first(self, rollout: Rollout, rule: str, signal: Signal, answer: object) -> Retry:
+    def _next(self, rollout: Rollout, rule: str, signal: Signal, answer: object) -> Retry:
+        """Return what is tried again; another condition goes on with an earlier one's tries."""
         now, refused = self._clock.now(), 0 if isinstance(answer, str) else 1
         written = signal.model_dump_json()
+        known = self._memory.retry(rollout.flag_key, rule)
+        if known is not None and known.rollout_id == rollout.rollout_id:
+            refused, sent = known.refused + refused, known.sent + 1
+            return msgspec.structs.replace(
+                known, at=now, signal=written, begun=now, refused=refused, sent=sent
+            )
         return Retry(now, rollout.flag_key, rollout.rollout_id, rule, written, now, refused, 1)
 
     def _intent(self, name: str, flag_key: str, rollout_id: str, signal: Signal) -> Intent | None:

@@ -53,6 +53,28 @@ async def test_the_tries_are_bounded_and_the_next_firing_acts_at_once() -> None:
     assert await world.tell(id="s2", started_at=world.clock.at) == ["roll_back checkout-a"]
 
 
+async def test_a_storm_on_a_flag_that_refuses_is_told_once() -> None:
+    """Each condition tries, none begins anew with the tries, and one outcome is told."""
+    world = refusing()
+    for number in range(30):
+        assert await world.tell(condition=f"c-{number}") == ["roll_back checkout-a"]
+    assert len(world.alerts) == 1
+    await world.tell("resolved", condition="c-0")
+    assert len(world.alerts) == 1, "it lowered nothing that could stay low"
+    world.refusal = ""
+    assert await world.wait(LONG) == ["roll_back checkout-a"]
+    assert await world.wait(LONG) == []
+    assert len(world.alerts) == 2
+    assert await world.tell(condition="one more") == []
+
+    world = refusing()
+    for number in range(30):
+        await world.tell(condition=f"c-{number}")
+    assert len(await world.wait(LONG)) <= len(DELAYS)
+    assert len(world.alerts) == 2
+    assert "is not tried again" in world.alerts[1].summary
+
+
 async def test_a_refusal_that_cannot_change_is_final() -> None:
     """Somebody was quicker: there is nothing left that the rule means."""
     world = refusing()
