@@ -49,7 +49,7 @@ SHOWN_SECONDS = 1.5
 _NEXT = (
     "Next: `rolloutd demo --scenario list` shows the other scenarios;",
     "      `rolloutctl plan templates canary` begins a plan of your own;",
-    "      `rolloutd config show --explain` has the settings for your Kafka and Redis,",
+    "      `rolloutd config show --explain` has the settings for your own Kafka;",
     "      README.md and ops/ in the source have everything else.",
 )
 

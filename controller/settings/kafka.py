@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, model_validator
 
 from controller.errors import ConfigInvalid
-from controller.settings.section import KafkaName, Seconds, Section, is_loopback
+from controller.settings.section import KafkaName, KafkaServers, Seconds, Section, is_loopback
 from schemas.terms import EventFormat
 
 
@@ -159,7 +159,7 @@ class EventFormats(Section):
 class KafkaSettings(Section):
     """The event log."""
 
-    bootstrap_servers: str = "127.0.0.1:9092"
+    bootstrap_servers: KafkaServers = "127.0.0.1:9092"
     """`host:port`, several separated by commas. At least one must answer at start."""
     client_id: KafkaName = "rolloutd"
     """Our name in the brokers' logs and quotas."""

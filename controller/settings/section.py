@@ -60,10 +60,25 @@ def _check_addresses(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 #: Addresses or networks of a proxy whose headers are believed.
+def _check_kafka_servers(servers: str) -> str:
+    for server in [one.strip() for one in servers.split(",") if one.strip()] or [""]:
+        parts = urlsplit(f"//{server}")
+        try:
+            is_address = bool(parts.hostname) and parts.port != 0 and not parts.path
+        except ValueError:  # a port that is no number, or out of range
+            is_address = False
+        if not is_address or "@" in server:
+            raise ValueError(
+                f"{server!r} is not host:port: give a list like kafka-1:9092,kafka-2:9092"
+            )
+    return servers
+
+
 ProxyAddresses = Annotated[tuple[str, ...], AfterValidator(_check_addresses)]
 HeaderName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,100}$")]
 HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
 RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
+KafkaServers = Annotated[str, AfterValidator(_check_kafka_servers)]
 
 
 def is_section(annotation: Any) -> TypeGuard[type[Section]]:

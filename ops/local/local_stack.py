@@ -199,6 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "interrupted; `make up` goes on from here, `make down` takes all away", file=sys.stderr
         )
         return 130
+    except BrokenPipeError:  # whoever read has read enough, as in `make up | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     finally:
         with suppress(OSError):  # others use the folder, or it was there before
             options.directory.parent.rmdir()

@@ -129,6 +129,8 @@ def test_the_stack_comes_up_once_survives_crashes_and_leaves_nothing(stack: Stac
     said = stack.run("up")
     stack.environ |= re.findall(r"^  export (ROLLOUT\w+)=(\S+)$", said, re.MULTILINE)
     assert said.startswith("runs already:\n"), said
+    unread = f"{sys.executable} -u -m local_stack up {stack.directory} | true"
+    assert stack.command("sh", "-c", unread) == ""
     assert stack.processes() == before
 
     # The broker outlives whoever started and guarded it, the store's file is cut short, the daemon

@@ -183,6 +183,11 @@ def test_every_fault_is_named_at_once_with_its_place_and_fix(config: Path) -> No
             "keep the secret out of the address",
         ),
         ("planes: {unleash: {key_file: /x}}\n", "planes.unleash: key_file needs certificate_file"),
+        ("kafka: {bootstrap_servers: 'k:x'}\n", "kafka.bootstrap_servers: 'k:x' is not host:port"),
+        ("kafka: {bootstrap_servers: 'http://k:1'}\n", "'http://k:1' is not host:port"),
+        ("kafka: {bootstrap_servers: 'k:1, :2'}\n", "':2' is not host:port"),
+        ("kafka: {bootstrap_servers: ' , '}\n", "'' is not host:port"),
+        ("kafka: {bootstrap_servers: 'k:70000'}\n", "'k:70000' is not host:port"),
         ("redis: {url: 'http://h'}\n", "redis.url: give an address like redis://"),
     ],
 )
@@ -458,3 +463,10 @@ def test_config_check_names_insecure_connections() -> None:
     result = CliRunner().invoke(daemon, ["config", "check"], env=environ)
     assert result.exit_code == 0
     assert "warning: Kafka at kafka:9092 is PLAINTEXT" in result.output
+
+
+@pytest.mark.parametrize("servers", ["k:1", "k-1:9092, k-2:9092,", "[::1]:9092", "kafka_1", "K:1"])
+def test_addresses_of_brokers_are_taken(servers: str, config: Path) -> None:
+    """A list, also with a comma at its end, IPv6, and a host alone at Kafka's usual port."""
+    config.write_text(f"kafka: {{bootstrap_servers: '{servers}'}}\n")
+    assert load_settings(config, {}).kafka.bootstrap_servers == servers
