@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from controller.codec.commands import to_command_received
 from controller.core.rollout import Baking, RolledBack
 from controller.deciding.commands import command_follower, command_partition
 from controller.deciding.flag.command_answers import digest_of, read_answer
+from controller.deciding.flag.flag_inbox import NewTotals
+from controller.deciding.totals_reader import quiet_look_seconds
 from controller.errors import CommandRefused
 from schemas.command import Command
 from tests.unit.deciding.cluster import FLAGS, PLAN, TOPIC, Cluster, Replica
@@ -251,28 +254,45 @@ async def test_totals_that_show_a_breach_roll_back_within_a_tenth_of_a_second() 
 
 
 @in_virtual_time
-async def test_totals_are_looked_at_every_second_without_news() -> None:
-    """Silence is looked at too: nothing new for long is itself a finding.
+async def test_totals_are_looked_at_without_news_too() -> None:
+    """Silence is looked at as often as the plan's times for it need; Redis away only delays that.
 
-    Redis away delays it and stops nothing.
+    Whatever else changes is looked at within a second, and so is what a worker has not handled.
     """
     cluster, flag = Cluster(), FLAGS[0]
     async with cluster.replica() as replica:
         cluster.order("start", flag)
-        await cluster.passes(2)
+        await cluster.passes(90)  # the first stage bakes
         worker = replica.pool.worker(flag)
         assert worker is not None
+        assert worker.rollout is not None
+        every = quiet_look_seconds(worker.rollout)
+        assert every > 2
         looks: list[float] = []
         inbox: Any = worker.inbox
-        inbox.put_totals = lambda _: looks.append(asyncio.get_running_loop().time())
-        await cluster.passes(10)
-        assert 9 <= len(looks) <= 11
+        real = inbox.put_totals
+
+        def look(totals: NewTotals) -> None:
+            looks.append(asyncio.get_running_loop().time())
+            real(totals)
+
+        inbox.put_totals = look
+        await cluster.passes(10 * every)
+        assert 8 <= len(looks) <= 10
         cluster.totals.outage.is_down = True
-        await cluster.passes(10)
+        await cluster.passes(3 * every)
         assert len(looks) <= 11
         cluster.totals.outage.is_down = False
-        await cluster.passes(10)
-        assert len(looks) >= 18
+        await cluster.passes(2 * every)
+        looks.clear()
+        views: Any = replica.totals
+        views._actuation = SimpleNamespace(drift=lambda _: "one plane serves 5 %")
+        await cluster.passes(1.2)
+        assert len(looks) == 1
+        looks.clear()
+        inbox.put_totals = lambda _: looks.append(0)  # the worker hangs
+        await cluster.passes(every + 5)
+        assert len(looks) >= 5
 
 
 # --- our own mistakes ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from controller.core.evidence import PartitionProgress, VisitTotals
 from controller.core.rollout import Rollout
-from controller.deciding.totals_reader import READ_EVERY_SECONDS, TotalsReader
+from controller.deciding.totals_reader import FLAGS_PER_TURN, READ_EVERY_SECONDS, TotalsReader
 from controller.errors import StoreUnavailable
 from controller.health import Faults
 from tests.builders import T0, make_rollout
@@ -112,3 +113,58 @@ def test_reading_takes_a_small_part_of_the_time(seconds: float, least: int, most
         assert least <= len(await reads(store, for_seconds=10)) <= most
 
     run()
+
+
+class BusyClock(LoopClock):
+    """The loop's time, and the time for which synchronous work held the loop."""
+
+    def __init__(self) -> None:
+        self.worked = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.worked
+
+
+class ManyFlags(Pool):
+    """Flags of which each look takes a tenth of a second."""
+
+    def __init__(self, number: int, clock: BusyClock) -> None:
+        super().__init__()
+        self.rollouts = {f"f{n}": make_rollout(flag_key=f"f{n}") for n in range(number)}
+        self.clock = clock
+        self.looks: list[float] = []
+
+    def worker(self, flag_key: str) -> Any:
+        """Return a worker that looks at once."""
+        return SimpleNamespace(inbox=self, handled_at=None)
+
+    def put_totals(self, _totals: object) -> None:
+        """Take the time of a look."""
+        self.clock.worked += 0.1
+        self.looks.append(self.clock.monotonic())
+
+
+@in_virtual_time
+async def test_looks_at_many_flags_leave_others_half_of_the_time() -> None:
+    """After each few flags the loop is everybody else's for as long as their looks took."""
+    clock = BusyClock()
+    pool: Any = ManyFlags(100, clock)
+    partitions: Any = SimpleNamespace(keys=["e/0/1"], counts={"e": 1})
+    reader = TotalsReader(
+        pool,
+        Store(),  # type: ignore[arg-type]
+        partitions,
+        SimpleNamespace(drift=lambda _: None),
+        Monitoring(),
+        Webhooks(),
+        clock=clock,
+        faults=Faults(lambda: T0),
+    )
+    with suppress(TimeoutError):
+        async with asyncio.timeout(10):
+            await reader.run()
+    pauses = [later - at - 0.1 for at, later in pairwise(pool.looks)]
+    assert len(pool.looks) >= 100
+    assert sum(pauses) >= 0.75 * clock.worked  # there is none after the last few
+    longest = [number for number, pause in enumerate(pauses) if pause > 1]
+    assert longest[:2] == [FLAGS_PER_TURN - 1, 2 * FLAGS_PER_TURN - 1]
