@@ -42,6 +42,9 @@ MAX_LIST_BYTES = 100_000_000
 READ_TOKEN_VARIABLE: Final = "ROLLOUTCTL_READ_TOKEN_FILE"  # noqa: S105  # a variable's name
 #: Names a PEM file of the authorities that may sign a daemon's certificate. Unset: the usual ones.
 CA_VARIABLE: Final = "ROLLOUTCTL_CA_FILE"
+#: What a port of rolloutd answers for a path that it does not have.
+_NO_SUCH_PATH: Final = {"error": "Not Found"}
+_WHICH_PORT: Final = "see whether this is the http.port of a replica, and not its http.ops_port"
 #: Flags whose use is asked for.
 MOST_LISTED: Final = 100_000
 #: As many decisions or alerts as the API gives at once.
@@ -55,7 +58,7 @@ def ask_planes(daemon: str, flag: str) -> tuple[list[dict[str, Any]] | None, str
         return None, why
     planes = document.get("planes")
     if not isinstance(planes, list):
-        return None, f"{daemon} does not answer as rolloutd does"
+        return None, _strange(daemon)
     return [entry for entry in planes if isinstance(entry, dict)], ""
 
 
@@ -71,7 +74,7 @@ def ask_evidence(daemon: str, flag: str) -> tuple[JudgementRecord | None, str]:
     try:
         return JudgementRecord.model_validate(document), ""
     except ValidationError:
-        return None, f"{daemon} does not answer as rolloutd does"
+        return None, _strange(daemon)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,7 @@ def ask_news(daemon: str, flag: str, topic: str, count: int) -> tuple[list[Event
     if not isinstance(events, list) or not all(
         isinstance(each, dict) and {"type", "data"} <= each.keys() for each in events
     ):
-        return None, f"{daemon} does not answer as rolloutd does"
+        return None, _strange(daemon)
     return events[::-1], ""
 
 
@@ -138,7 +141,7 @@ def ask_rollouts(daemon: str) -> tuple[KnownRollouts | None, str]:
         return None, answer.why
     found = answer.document.get("rollouts")
     if not isinstance(found, list):
-        return None, f"{daemon} does not answer as rolloutd does"
+        return None, _strange(daemon)
     rollouts = _rollouts_in(found)
     documents = {each["flag"]: each for each in found if isinstance(each, dict) and "flag" in each}
     return KnownRollouts(rollouts, documents, [], answer.stale_since), ""
@@ -172,7 +175,7 @@ def ask_flags(daemon: str) -> tuple[KnownFlags | None, str]:
         try:
             listed = FlagList.model_validate(document)
         except ValidationError:
-            return None, f"{daemon} does not answer as rolloutd does"
+            return None, _strange(daemon)
         findings |= {line.flag: findings_of(line) for line in listed.flags}
         uses = {line.flag: use_of(line) for line in listed.flags}
         found |= {flag_key: use for flag_key, use in uses.items() if use is not None}
@@ -196,7 +199,7 @@ def ask_signals(daemon: str) -> tuple[Sequence[SignalEntry] | None, str]:
     try:
         return SignalList.model_validate(answer.document).signals, ""
     except ValidationError:
-        return None, f"{daemon} does not answer as rolloutd does"
+        return None, _strange(daemon)
 
 
 def ask_notifications(daemon: str) -> tuple[NotificationsView | None, str]:
@@ -213,7 +216,7 @@ def ask_notifications(daemon: str) -> tuple[NotificationsView | None, str]:
     try:
         return NotificationsView.model_validate(answer.document), ""
     except ValidationError:
-        return None, f"{daemon} does not answer as rolloutd does"
+        return None, _strange(daemon)
 
 
 def _rollouts_in(documents: Sequence[object]) -> dict[str, Rollout]:
@@ -271,12 +274,18 @@ def _exchange(daemon: str, path: str, most_bytes: int = MAX_BYTES) -> _Answer:
         why = f"{daemon} answered {answer.status_code}: {document['error']}"
         if answer.status_code in (401, 403) and not headers:
             why += f"; next: let {READ_TOKEN_VARIABLE} name a file with a token of its access file"
+        if document == _NO_SUCH_PATH:
+            why += f"; next: {_WHICH_PORT}"
         return _Answer(None, why, status=answer.status_code)
     except (httpx.HTTPError, httpx.InvalidURL) as trouble:
         why = str(trouble).rstrip(".")
         return _Answer(None, f"{daemon} cannot be reached: {why}; next: {_next_step(why)}")
     except (ValueError, KeyError, TypeError, RecursionError):
-        return _Answer(None, f"{daemon} does not answer as rolloutd does")
+        return _Answer(None, _strange(daemon))
+
+
+def _strange(daemon: str) -> str:
+    return f"{daemon} does not answer as rolloutd does; next: {_WHICH_PORT}"
 
 
 def _next_step(why: str) -> str:

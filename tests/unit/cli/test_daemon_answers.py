@@ -67,7 +67,12 @@ def answers() -> Iterator[tuple[str, list[tuple[int, bytes]]]]:
             b'{"error":"another replica runs this flag"}',
             "answered 404: another replica runs this flag",
         ),
-        (200, b"<html>", "does not answer as rolloutd does"),
+        (404, b'{"error":"Not Found"}', "404: Not Found; next: see whether this is the http.port"),
+        (
+            200,
+            b"<html>",
+            "does not answer as rolloutd does; next: see whether this is the http.port",
+        ),
         (200, b"[]", "does not answer as rolloutd does"),
         (200, b'{"planes":7}', "does not answer as rolloutd does"),
         (200, b" " * 2_000_000, "longer than"),
