@@ -39,9 +39,13 @@ QUIET_LOOK_PART = 0.1
 QUIET_LOOK_SECONDS = 8.0
 #: Flags whose totals are read together: what they get is fresh, also where there are thousands.
 FLAGS_PER_READ = 200
-#: Flags that get evidence before the event loop's others have their turn, as long as looking at it
-#: took: all looks together take half of the loop's time at most, and hold it for milliseconds.
+#: Flags that get evidence before the event loop's others have their turn, for so long that looks
+#: take no more than a share of its time, and hold it for milliseconds. A partition with so many
+#: records to count is behind: what is counted is old, and harm is found soonest by catching up.
 FLAGS_PER_TURN = 20
+LOOK_SHARE = 0.5
+LOOK_SHARE_BEHIND = 0.1
+BEHIND_RECORDS = 50_000
 #: The reporter of flags whose totals cannot be read, which alone clears them.
 _SHOWING = "showing evidence"
 
@@ -240,13 +244,15 @@ class TotalsReader:
                 await self._read_one(live[flag_key], keys, of_flag)
             return
         waiting = list(visits)
+        lag = max((one.end_offset - one.next_offset for one in progress), default=0)
+        share = LOOK_SHARE_BEHIND if lag > BEHIND_RECORDS else LOOK_SHARE
         for at in range(0, len(waiting), FLAGS_PER_TURN):
             began = self._clock.monotonic()
             for flag_key in waiting[at : at + FLAGS_PER_TURN]:
                 self._give(live[flag_key], totals.get(flag_key, {}), progress)
             if len(visits) > FLAGS_PER_TURN:
                 await asyncio.sleep(0)  # the workers look
-                await asyncio.sleep(self._clock.monotonic() - began)
+                await asyncio.sleep((self._clock.monotonic() - began) * (1 / share - 1))
 
     async def _read_one(self, rollout: Rollout, keys: Sequence[str], visits: Visits) -> None:
         """Read one flag's totals alone, because those of all could not be read."""
