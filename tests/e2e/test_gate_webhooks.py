@@ -11,7 +11,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from schemas.terms import CommandVerb
+from schemas.terms import CommandStatus, CommandVerb
 from tests.fault_server import fault_server
 from tests.gate_webhooks import GAPS, GateService
 from tests.live import Client, DaemonProcess, Traffic, quick_plan
@@ -35,12 +35,8 @@ def settings(tmp_path: Path, url: str) -> str:
 
 def plan(**webhook: Any) -> Any:
     """Return a plan of two gates that asks the endpoint every second."""
-    stages = [
-        {"percent": percent, "bake": "1s", "settle": "0.3s", "min_sample": 50, "max_bake": "10m"}
-        for percent in (10, 50)
-    ]
     asked = {"endpoint": "audit", "every": "1s", **webhook}
-    return quick_plan(FLAG, gate_webhooks=[asked], stages=stages)
+    return quick_plan(FLAG, gate_webhooks=[asked], stages=_stages(50))
 
 
 async def until_gap(daemon: DaemonProcess, kind: str, seconds: float = 60 * SLACK) -> None:
@@ -168,3 +164,62 @@ async def test_a_start_is_told_of_an_endpoint_that_the_settings_do_not_have(
         await client.command(CommandVerb.START, FLAG, plan=plan())
         (alert,) = await client.alerts("preflight", 1)
     assert "gate webhook audit has no address" in str(alert)
+
+
+async def test_no_pass_outlives_the_plan_that_it_was_about(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Of two endpoints one holds the gate; `apply` asks the other again, whatever `every` is."""
+    quick, slow = GateService("hold"), GateService("pass")
+    path = tmp_path / "rolloutd.yaml"
+    async with fault_server(quick.answer) as one, fault_server(slow.answer) as other:
+        endpoints = {
+            name: {"url": server.url, "secret": SECRET, "timeout_seconds": 1}
+            for name, server in (("quick", one), ("slow", other))
+        }
+        path.write_text(yaml.safe_dump({"gate_webhooks": {"endpoints": endpoints}}))
+        daemon = DaemonProcess(
+            kafka, redis_url, tmp_path, prefix=topic_prefix, ROLLOUTD_CONFIG=str(path)
+        )
+        asked = [{"endpoint": "quick", "every": "1s"}, {"endpoint": "slow", "every": "30m"}]
+        first = quick_plan(FLAG, gate_webhooks=asked, stages=_stages(50))
+        changed = quick_plan(FLAG, gate_webhooks=asked, stages=_stages(80))
+        async with daemon, Client(kafka, topic_prefix) as client:
+            await client.command(CommandVerb.START, FLAG, plan=first)
+            async with Traffic(client, daemon, FLAG):
+                await until_asked(slow, 1)
+                await until_asked(quick, 1)
+                slow.mode = "hold"
+                await _apply(client, daemon, changed)
+                await until_asked(slow, 2)
+                quick.mode = "pass"
+                await until_asked(quick, len(quick.asked) + 2)
+                stays = await daemon.rollout(FLAG)
+    assert stays is not None
+    assert stays["percent"] == 10, "the earlier `pass` was about another plan"
+    before, after = slow.asked[:2]
+    assert before["gate_id"] == after["gate_id"], "the gate has stayed open"
+    assert before["plan"]["version"] != after["plan"]["version"]
+    assert (before["next_percent"], after["next_percent"]) == (50, 80)
+
+
+def _stages(second: int) -> list[dict[str, Any]]:
+    """Return a stage of 10 % and one of another percentage."""
+    return [
+        {"percent": percent, "bake": "1s", "settle": "0.3s", "min_sample": 50, "max_bake": "10m"}
+        for percent in (10, second)
+    ]
+
+
+async def _apply(client: Client, daemon: DaemonProcess, changed: Any) -> None:
+    """Apply a plan; a hold may come in between, and then the revision is another one."""
+    async with asyncio.timeout(60 * SLACK):
+        while True:
+            seen = await daemon.rollout(FLAG)
+            assert seen is not None
+            revision = seen["revision"]
+            result = await client.command(
+                CommandVerb.APPLY, FLAG, plan=changed, expected_revision=revision
+            )
+            if result.status is CommandStatus.ACCEPTED:
+                return
