@@ -52,7 +52,11 @@ class Office:
         transport = httpx.ASGITransport(app=world.app, client=("127.0.0.1", 1))
         self.client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
-    async def acknowledge(self, token: str = "chat", **document: Any) -> httpx.Response:  # noqa: S107
+    async def acknowledge(
+        self,
+        token: str = "chat",  # noqa: S107
+        **document: Any,
+    ) -> httpx.Response:
         """Return the API's answer."""
         return await self.client.post(ACK, json=document, headers=bearer(token))
 
