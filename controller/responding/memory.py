@@ -71,6 +71,8 @@ class Act(msgspec.Struct, frozen=True):
     signal: str = ""  # its id
     condition: str = ""  # as `condition_name` has it
     is_refused: bool = False  # nothing was done: the next firing acts whatever `quiet` is
+    begun: str = ""  # the command that is given because of it; empty: it is done, and told
+    earlier: Act | None = None  # while it is begun: what people had heard of just before
 
 
 class Retry(msgspec.Struct, frozen=True):
@@ -255,6 +257,10 @@ class SignalMemory:
     async def keep_act(self, act: Act) -> None:
         """Remember what a rule did to a flag."""
         await self._keep(f"{_ACT}|{_digest(act.flag, act.rule)}", act)
+
+    def begun_by(self, signal_id: str) -> list[Act]:
+        """Return what a signal began, and nobody told people of yet."""
+        return [one for one in self._of(Act) if one.signal == signal_id and one.begun]
 
     def retry(self, flag_key: str, rule: str) -> Retry | None:
         """Return which command of a rule is given to a flag again, None: none is."""

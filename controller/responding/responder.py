@@ -23,28 +23,24 @@ import structlog
 from controller.core.rollout import Rollout
 from controller.errors import OperatingTrouble
 from controller.ports import Clock
-from controller.responding.commanding import ISSUER, Commander, is_refused, verb_of
-from controller.responding.matching import Intent, Response, concerned, response
+from controller.responding.acting import Actor
+from controller.responding.commanding import ISSUER, Commander, is_refused
+from controller.responding.matching import Intent, concerned, response
 from controller.responding.memory import (
-    Act,
     Condition,
     Hold,
     Recent,
     SignalMemory,
     condition_name,
 )
-from controller.responding.retries import AlertQueue, Retries
+from controller.responding.retries import ALERT_SECONDS, AlertQueue, Retries
 from controller.responding.words import (
-    alert_of,
-    done_words,
     over_alert,
-    reason_words,
     released_words,
 )
 from controller.settings.signal_rules import SignalRule
 from schemas.decision import JudgementRecord
 from schemas.report import LiveReport
-from schemas.result import Result
 from schemas.signal import Signal
 from schemas.terms import CommandVerb, SignalAction, SignalStatus
 
@@ -92,6 +88,7 @@ class Responder:
         self._alerts = alerts
         self._memory = memory
         self._clock = clock
+        self._actor = Actor(rules, rollouts, commander, retries, alerts, memory, clock)
         self._logger = structlog.get_logger()
 
     async def handle(self, signal: Signal) -> None:
@@ -110,7 +107,8 @@ class Responder:
         match signal.status:
             case SignalStatus.FIRING:
                 goes_on = known is not None and known.is_firing
-                done = await self._fire(signal, occurrence, goes_on=goes_on)
+                done = await self._actor.finish(signal)
+                done += await self._fire(signal, occurrence, goes_on=goes_on)
             case SignalStatus.RESOLVED if is_late:
                 done = ("an earlier firing is over, and a later one goes on: nothing is let go",)
             case SignalStatus.RESOLVED:
@@ -176,9 +174,9 @@ class Responder:
             signal,
             rollouts,
             lambda one: evidence.get(one.flag_key),
-            lambda rule, one: self._rests(rule, one, occurrence),
+            lambda rule, one: self._actor.rests(rule, one, occurrence),
             lambda rule: self._spent(rule, signal, occurrence, goes_on=goes_on),
-            lambda rule, one: self._has_acted(rule, one, occurrence),
+            lambda rule, one: self._actor.has_acted(rule, one, occurrence),
         )
         if not found.rules:
             return ("no rule is about it",)
@@ -194,7 +192,9 @@ class Responder:
 
         async def carry_out(intents: Sequence[Intent]) -> list[str]:
             async with limit:  # of one flag in their order
-                return [await self._carry_out(one, found, signal, occurrence) for one in intents]
+                return [
+                    await self._actor.carry_out(one, found, signal, occurrence) for one in intents
+                ]
 
         by_flag = groupby(found.intents, lambda one: one.rollout.flag_key)
         outcomes = await asyncio.gather(
@@ -204,64 +204,6 @@ class Responder:
             if isinstance(outcome, BaseException):
                 raise outcome
         return tuple(one for each in outcomes if isinstance(each, list) for one in each)
-
-    async def _carry_out(
-        self, intent: Intent, found: Response, signal: Signal, occurrence: str
-    ) -> str:
-        """Do what a rule intends for a flag, once; return what was done, for people."""
-        flag_key, rule = intent.rollout.flag_key, intent.rule
-        if intent.action is SignalAction.HOLD:
-            hold = Hold(self._clock.now(), flag_key, rule.name)
-            await self._memory.keep_hold(signal.hook, signal.condition, hold)
-        if (why := self._why_not_again(intent, occurrence)) is not None:
-            return f"{flag_key}: {why}"
-        act = Act(
-            self._clock.now(),
-            flag_key,
-            intent.rollout.rollout_id,
-            rule.name,
-            intent.action.value,
-            occurrence,
-            signal.id,
-            condition_name(signal.hook, signal.condition),
-        )
-        if not await self._memory.claim(act):
-            return f"{flag_key}: {rule.name} acts on it just now, because of another signal"
-        earlier = self._memory.act(flag_key, rule.name)
-        is_quiet = self._was_lately(rule, intent.rollout)
-        answer = await self._command(intent, signal)
-        done, refused = done_words(intent, answer), is_refused(answer)
-        if is_tried := await self._retries.follow(intent, signal, answer) and refused:
-            done += "; it is tried again while this fires"
-        at = self._clock.now()
-        if earlier is not None and is_quiet and earlier.is_refused == refused:
-            at = earlier.at  # when people heard: else what flaps for days would be told once
-        else:
-            alert = alert_of(intent, found, signal, done, is_refused=refused, is_tried=is_tried)
-            self._alerts.add(self._newest(intent.rollout), alert)
-        await self._memory.keep_act(msgspec.structs.replace(act, at=at, is_refused=refused))
-        return f"{flag_key}: {done}"
-
-    def _rests(self, rule: SignalRule, rollout: Rollout, occurrence: str) -> bool:
-        """Return whether a rule acted on a flag in an earlier firing, and is still quiet."""
-        act = self._memory.act(rollout.flag_key, rule.name)
-        return (
-            act is not None
-            and act.occurrence != occurrence
-            and self._is_quiet(rule, rollout)
-            and not self._must_hold(rule, rollout)
-        )
-
-    def _has_acted(self, rule: SignalRule, rollout: Rollout, occurrence: str) -> bool:
-        """Return whether a flag has its place: a rule acted on it in this firing.
-
-        What it holds keeps its place for the quiet time, or it would not be held again.
-        """
-        act = self._memory.act(rollout.flag_key, rule.name)
-        if act is None:
-            return False
-        is_held = rule.do is SignalAction.HOLD and self._is_quiet(rule, rollout)
-        return act.occurrence == occurrence or is_held
 
     def _spent(self, rule: SignalRule, signal: Signal, occurrence: str, *, goes_on: bool) -> int:
         """Return how many flags a rule has changed in this firing, or in others while it is quiet.
@@ -276,48 +218,6 @@ class Responder:
             or (act.condition != own and self._clock.now() - act.at < rule.quiet)
         }
         return len(flags)
-
-    def _why_not_again(self, intent: Intent, occurrence: str) -> str | None:
-        """Return why a rule leaves a flag alone on which it has acted; None: it has not."""
-        rule, act = intent.rule, self._memory.act(intent.rollout.flag_key, intent.rule.name)
-        if act is None or act.rollout_id != intent.rollout.rollout_id:
-            return None
-        if act.occurrence == occurrence:
-            return f"{rule.name} has acted on it already, while this fires"
-        if self._rests(rule, intent.rollout, occurrence):
-            return f"{rule.name} has acted on it just now, and is quiet"
-        return None
-
-    def _is_quiet(self, rule: SignalRule, rollout: Rollout) -> bool:
-        """Return whether a rule acted on a flag just now, in whichever firing."""
-        act = self._memory.act(rollout.flag_key, rule.name)
-        return act is not None and not act.is_refused and self._was_lately(rule, rollout)
-
-    def _was_lately(self, rule: SignalRule, rollout: Rollout) -> bool:
-        """Return whether people heard of a rule and a flag just now, also that it was refused."""
-        act = self._memory.act(rollout.flag_key, rule.name)
-        return (
-            act is not None
-            and act.rollout_id == rollout.rollout_id
-            and self._clock.now() - act.at < rule.quiet
-        )
-
-    def _must_hold(self, rule: SignalRule, rollout: Rollout) -> bool:
-        """Return whether a flag is to be frozen also in a quiet time: nothing holds it any more.
-
-        A quiet rule says nothing again, but what fires again must not let the flag advance.
-        """
-        is_hold = rule.do is SignalAction.HOLD and not rule.dry_run
-        return is_hold and self._newest(rollout).freeze is None
-
-    async def _command(self, intent: Intent, signal: Signal) -> Result | str | None:
-        """Send what a rule intends; return the answer, None where there is nothing to send."""
-        verb = verb_of(intent)
-        if verb is None:
-            return None
-        rollout = intent.rollout
-        reason = reason_words(intent, signal)
-        return await self._commander.give(rollout, verb, signal, reason, intent.rule.name)
 
     async def _evidence(
         self, chosen: Mapping[str, Sequence[Rollout]]
@@ -359,6 +259,8 @@ class Responder:
                 continue
             self._alerts.add(rollout, over_alert(rollout, act, signal))
             done.append(f"{act.flag}: stays at {rollout.served_words}, for a person to look at")
+        if not await self._alerts.flush(ALERT_SECONDS):
+            self._logger.warning("signal_alert_waits", hook=signal.hook)
         return tuple(done)
 
     async def _let_go(self, signal: Signal) -> list[str]:
@@ -411,13 +313,6 @@ class Responder:
         if is_refused(answer):
             return f"unfreeze was refused: {answer.reason}", False
         return released_words(is_held=False), True
-
-    def _newest(self, rollout: Rollout) -> Rollout:
-        """Return the rollout as it is after a command, where that is known already."""
-        newest = self._rollouts().get(rollout.flag_key)
-        if newest is None or newest.rollout_id != rollout.rollout_id:
-            return rollout
-        return newest
 
 
 def _occurrence(signal: Signal, known: Condition | None) -> str:

@@ -43,6 +43,8 @@ LOOK_SECONDS: Final = 1.0
 _OTHERS_SECONDS: Final = 30.0
 #: Seconds before each further try. What passes has passed within minutes; then a person decides.
 DELAYS: Final = (5, 10, 20, 40, 80, 160)
+#: An alert that Kafka has not taken by then waits in memory alone, and what it tells of is done.
+ALERT_SECONDS: Final = 5.0
 #: The rule of a retry that lets go of a flag: no rule is called so.
 _RELEASE: Final = ""
 
@@ -52,6 +54,9 @@ class AlertQueue(Protocol):
 
     def add(self, rollout: Rollout, alert: RaiseAlert) -> None:
         """Queue an alert. Returns at once."""
+
+    async def flush(self, seconds: float) -> bool:
+        """Wait until what was queued is published, so long at most; return whether it is."""
 
 
 class Retries:
@@ -211,6 +216,9 @@ class Retries:
         words = outcome_words(intent, answer, retry.sent + 1)
         make = given_up_alert if is_given_up else tried_alert
         self._alerts.add(intent.rollout, make(intent, signal, words))
+        if not await self._alerts.flush(ALERT_SECONDS):
+            self._logger.warning("signal_alert_waits", flag_key=retry.flag, rule=retry.rule)
+        await self._memory.drop_retry(retry.flag, retry.rule)  # after people were told
         await self._memory.add_done(signal.id, f"{retry.flag}: {words}")
         act = self._memory.act(retry.flag, retry.rule)
         if act is not None and act.rollout_id == retry.rollout_id and not is_given_up:
@@ -226,6 +234,7 @@ class Retries:
         )
         if not await self._is_done(retry, signal, answer):
             return
+        await self._memory.drop_retry(retry.flag, retry.rule)
         if is_refused(answer):
             words = f"it is over, and the flag stays frozen: `rolloutctl unfreeze {retry.flag}`"
             await self._memory.add_done(signal.id, f"{retry.flag}: {words}")
@@ -253,5 +262,4 @@ class Retries:
             )
             await self._memory.keep_retry(again)
             return False
-        await self._memory.drop_retry(retry.flag, retry.rule)
         return True

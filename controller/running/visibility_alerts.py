@@ -63,6 +63,7 @@ class VisibilityAlerts:
         self._waiting: list[WaitingAlert] = []
         self._sending: Sequence[WaitingAlert] = ()
         self._arrived = asyncio.Event()
+        self._published = asyncio.Event()  # another one after each that was
 
     def __len__(self) -> int:
         """Return how many alerts wait."""
@@ -83,6 +84,17 @@ class VisibilityAlerts:
         self._metrics.alerts.of(alert.kind, alert.severity).inc()
         self._arrived.set()
 
+    async def flush(self, seconds: float) -> bool:
+        """Wait until all that wait now are published, so long at most; return whether they are."""
+        wanted = list(self._waiting)
+        try:
+            async with asyncio.timeout(seconds):
+                while any(one is each for one in wanted for each in self._waiting):
+                    await self._published.wait()
+        except TimeoutError:
+            return False
+        return True
+
     async def run(self) -> None:
         """Publish until cancelled."""
         while True:
@@ -102,6 +114,8 @@ class VisibilityAlerts:
             else:
                 sent = {id(each) for each in batch}
                 self._waiting = [each for each in self._waiting if id(each) not in sent]
+                self._published.set()
+                self._published = asyncio.Event()
                 if self._news is not None:
                     self._news.add(entries)
             finally:

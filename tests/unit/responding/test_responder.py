@@ -77,6 +77,10 @@ class Store:
             raise StoreUnavailable("Redis is away")
 
 
+class Died(Exception):
+    """The process was killed."""
+
+
 class World:
     """A responder with everything around it."""
 
@@ -86,6 +90,7 @@ class World:
         self.commands: list[Command] = []
         self.alerts: list[RaiseAlert] = []
         self.trouble: set[str] = set()
+        self.dies_before_alerts = False
         self.refusal = ""
         self.unknown = ""  # what is said of a command without a result
         self.clock, self.store = Clock(), Store()
@@ -109,6 +114,13 @@ class World:
     def add(self, _rollout: Rollout, alert: RaiseAlert) -> None:
         """Note an alert."""
         self.alerts.append(alert)
+
+    async def flush(self, seconds: float) -> bool:
+        """Die, where Kafka is to have nothing of them."""
+        if self.dies_before_alerts:
+            self.alerts.clear()
+            raise Died
+        return bool(seconds)
 
     async def send(self, command: Command) -> Result | str:
         """Carry out a command."""
@@ -289,6 +301,7 @@ async def test_of_two_replicas_one_acts_and_after_a_crash_it_is_the_same() -> No
     other.trouble = {"checkout-a"}
     with pytest.raises(OperatingTrouble):
         await other.tell(id="b", condition="b")
+    one.clock.at -= timedelta(seconds=2)  # it has read what is remembered just now
     assert await one.tell(id="a", condition="a") == []
     assert "because of another signal" in one.memory.recent[0].done[0]
     other.trouble = set()
@@ -379,6 +392,59 @@ async def test_a_crash_between_command_and_memory_repeats_the_same_command() -> 
     world.store.is_down = False
     await world.tell(id="s2")
     assert world.faults.of(Scope.DEPENDENCY, SIGNALS) is None
+
+
+async def test_a_crash_between_command_and_alert_loses_no_alert() -> None:
+    """The flag is at 0 % by then, and no rule would look at it: what was begun is finished."""
+    world = World()
+    world.dies_before_alerts = True
+    with pytest.raises(Died):
+        await world.tell(id="s")
+    one = world.rollouts["checkout-a"]
+    world.rollouts["checkout-a"] = replace(one, phase=RolledBack(BEGAN, "harm"), percent=0.0)
+    world.dies_before_alerts = False
+    world.crash()
+    await world.tell(id="s")
+    first, again = world.commands
+    assert first.id == again.id
+    (alert,) = world.alerts
+    assert "checkout-a: rolled back to 0 %, because" in alert.summary
+    await world.tell(id="s")
+    assert len(world.commands) == 2
+    await world.tell("resolved")
+    assert "stays at" in world.alerts[-1].summary
+
+
+async def test_a_crash_after_a_step_back_repeats_the_step_and_adds_no_pause() -> None:
+    """From the second stage it came to the first, where another signal would pause it."""
+    world = World(rule(do="step_back"))
+    one = rollout("checkout-a")
+    world.rollouts["checkout-a"] = replace(one, phase=Baking(1, BEGAN))
+    world.dies_before_alerts = True
+    with pytest.raises(Died):
+        await world.tell(id="s")
+    world.rollouts["checkout-a"] = replace(one, phase=Baking(0, BEGAN))
+    world.dies_before_alerts = False
+    world.crash()
+    assert await world.tell(id="s") == ["step_back checkout-a"]
+    assert len({one.id for one in world.commands}) == 1
+
+
+async def test_what_was_begun_by_a_rule_that_is_gone_is_left() -> None:
+    """As by one that is tried dry by now, and for a flag whose rollout is another one."""
+    later = replace(rollout("checkout-a"), rollout_id="start-2", started_at=BEGAN + HOUR)
+    for rules, now in (
+        ([], rollout("checkout-a")),
+        ([rule(dry_run=True)], rollout("checkout-a")),
+        ([rule()], later),
+    ):
+        world = World()
+        world.trouble = {"checkout-a"}
+        with pytest.raises(OperatingTrouble):
+            await world.tell(id="s")
+        world.trouble, world.rules, world.rollouts = set(), rules, {"checkout-a": now}
+        world.crash()
+        assert await world.tell(id="s", received_at=BEGAN + MINUTE) == []
 
 
 async def test_what_others_wrote_into_the_memory_is_left_alone() -> None:

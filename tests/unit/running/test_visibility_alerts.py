@@ -1,0 +1,60 @@
+"""Alerts on their way to Kafka, and who waits until it has them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from controller.adapters.memory import ManualClock, MemoryPublisher
+from controller.core.rollout import RaiseAlert
+from controller.running.visibility_alerts import RETRY_SECONDS, VisibilityAlerts
+from controller.telemetry import Metrics
+from schemas.terms import AlertKind, Severity
+from tests.builders import T0, make_rollout
+from tests.virtual_time import in_virtual_time
+
+ALERT = RaiseAlert(AlertKind.SIGNAL, Severity.WARNING, "it fires", "look at it", "key")
+
+
+@asynccontextmanager
+async def running(publisher: MemoryPublisher) -> AsyncIterator[VisibilityAlerts]:
+    """Alerts that are published meanwhile."""
+    alerts = VisibilityAlerts(publisher, ManualClock(T0), Metrics(version="test"), "test")
+    task = asyncio.create_task(alerts.run())
+    try:
+        yield alerts
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@in_virtual_time
+async def test_who_flushes_waits_until_kafka_has_the_alerts() -> None:
+    """And no longer than it said."""
+    publisher = MemoryPublisher()
+    async with running(publisher) as alerts:
+        assert await alerts.flush(0.0)  # nothing waits
+        publisher.outage.is_down = True
+        alerts.add(make_rollout(), ALERT)
+        assert not await alerts.flush(3 * RETRY_SECONDS)
+        waiting = asyncio.create_task(alerts.flush(3 * RETRY_SECONDS))
+        await asyncio.sleep(0)
+        publisher.outage.is_down = False
+        assert await waiting
+        assert len(publisher.published) == 1
+
+
+@in_virtual_time
+async def test_who_flushes_does_not_wait_for_what_comes_later() -> None:
+    """A stream of alerts would hold it for ever."""
+    publisher = MemoryPublisher()
+    async with running(publisher) as alerts:
+        alerts.add(make_rollout(), ALERT)
+        waiting = asyncio.create_task(alerts.flush(RETRY_SECONDS))
+        await asyncio.sleep(0.001)
+        publisher.outage.is_down = True
+        alerts.add(make_rollout(), ALERT)
+        assert await waiting
+        assert len(alerts) == 1
