@@ -26,6 +26,7 @@ from controller.cli.notify_answers import (
     channels_of,
     seen,
     wait_for_test,
+    warn_of_no_flag,
 )
 from controller.cli.option_groups import ungrouped
 from schemas.terms import NotificationRequest
@@ -88,12 +89,20 @@ def check(
     except ConfigInvalid as refused:
         fail(f"{refused}", EXIT_CONFIG)
     count = len(made.routes)
-    if not count:
-        output().print(f"{rules}: no routes, so that every channel hears of warnings and worse")
-        return
-    output().print(
-        f"{rules}: {count} route{'' if count == 1 else 's'}, and nothing wrong with them"
-    )
+    # No fault: a file that was good must not become unusable because time passes.
+    over = [one for one in made.mutes if one.until <= datetime.now(UTC)]
+    if count:
+        said = f"{count} route{'' if count == 1 else 's'}"
+        said += "" if over else ", and nothing wrong with them"
+    else:
+        said = "no routes, so that every channel hears of warnings and worse"
+    output().print(f"{rules}: {said}", markup=False)
+    for one in over:
+        output().print(
+            f"{rules}: the mute {one.name} is over since {one.until:%Y-%m-%d %H:%M} UTC and mutes "
+            f"nothing: take it out, or write a later `until`",
+            markup=False,
+        )
 
 
 @app.command("ack")
@@ -175,12 +184,17 @@ def mute(
     asked = MuteRequest(
         until=until, reason=reason[:300], is_flag=is_flag, is_critical_too=is_critical_too
     )
-    before = set() if daemon is None else {one.name for one in ask(daemon).mutes}
+    before: set[str] = set()
+    if daemon is not None:
+        view = ask(daemon)
+        before = {one.name for one in view.mutes}
+        warn_of_no_flag(about, daemon, view, is_flag=is_flag)
     signal = _request(NotificationRequest.MUTE, about, issuer, asked)
     _send(signal, connection)
     if daemon is None:
         output().print(
-            "asked for. With --daemon this waits until it holds, and says what is muted",
+            "asked for. With --daemon this waits until it holds, and says what is muted, and "
+            "whether there is such a flag",
             markup=False,
         )
         return

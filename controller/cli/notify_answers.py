@@ -89,6 +89,30 @@ def channels_of(about: str, view: NotificationsView) -> Sequence[str]:
     return found
 
 
+def warn_of_no_flag(about: str, daemon: str, view: NotificationsView, *, is_flag: bool) -> None:
+    """Say that a mute of flags fits none at present. It may be meant for one that comes later."""
+    from controller.cli.daemon_answers import ask_flags
+    from controller.plans.finding import nearest_word
+    from controller.settings.signal_rules import fits
+
+    routes = [one.name for one in view.routes or ()]
+    if about == "*" or (about in routes and not is_flag):
+        return
+    known, why = ask_flags(daemon)
+    if known is None:
+        complain(f"it is not known whether a flag is like {about}: {why}")
+        return
+    flags = {*known.findings, *known.uses.unknown}
+    if any(fits(flag, (about,)) for flag in flags):
+        return
+    near = nearest_word(about, sorted({*flags, *(() if is_flag else routes)}))
+    next_step = f"did you mean {near}?" if near else f"routes are {', '.join(routes) or 'none'}."
+    complain(
+        f"no flag is like {about}: {next_step} The mute holds all the same, for a flag that comes "
+        f"before it ends"
+    )
+
+
 def wait_for_test(before: NotificationsView, daemon: str, channels: Sequence[str]) -> None:
     """Say which of some channels took something since; exit 1 where one has trouble."""
     sent = {one.name: one.sent for one in before.channels}
