@@ -326,10 +326,11 @@ def redis_url(redis_in_use: RedisInUse) -> str:
 
 @pytest.fixture
 async def redis_client(redis_url: str) -> AsyncIterator[redis.asyncio.Redis]:
-    """An asyncio client of the shared Redis, emptied before the test; answers are bytes."""
+    """An asyncio client of the shared Redis, emptied before and after; answers are bytes."""
     client = redis.asyncio.Redis.from_url(redis_url)
     await client.flushall()
     yield client
+    await client.flushall()  # what is left would refuse, or steer, a flag of the same name
     await client.aclose()
 
 
