@@ -28,19 +28,19 @@ KAFKA: Final = "ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS"
 REDIS: Final = "ROLLOUTD_REDIS__URL"
 HTTP: Final = "ROLLOUTD_HTTP__PORT"
 OPS: Final = "ROLLOUTD_HTTP__OPS_PORT"
-SHOP: Final = "SHOP_PORT"
-PROMETHEUS: Final = "PROMETHEUS_PORT"
-ALERTMANAGER: Final = "ALERTMANAGER_PORT"
 BAD: Final = "BAD"  # no address, but it is chosen at the start as they are
-_OTHER_PORTS: Final = {SHOP: 8000, PROMETHEUS: 9090, ALERTMANAGER: 9093}
-_VARIABLES: Final = {
+#: What the daemon has no setting for, as in `Addresses`: the variable, and the usual port.
+_OTHER_PORTS: Final[Mapping[str, tuple[str, int]]] = {
+    "shop": ("SHOP_PORT", 8000),
+    "prometheus": ("PROMETHEUS_PORT", 9090),
+    "alertmanager": ("ALERTMANAGER_PORT", 9093),
+}
+_VARIABLES: Final[Mapping[str, str]] = {
     "kafka": KAFKA,
     "redis": REDIS,
     "http": HTTP,
     "ops": OPS,
-    "shop": SHOP,
-    "prometheus": PROMETHEUS,
-    "alertmanager": ALERTMANAGER,
+    **{name: variable for name, (variable, _) in _OTHER_PORTS.items()},
 }
 #: How a variable gives a port, by what listens there.
 _FORMS: Final = {"kafka": LOOPBACK + ":{}", "redis": f"redis://{LOOPBACK}:{{}}/0"}
@@ -124,24 +124,22 @@ def choose(environ: Mapping[str, str], directory: Path) -> Chosen:
         )
     http = settings.http
     others = {
-        variable: _port(variable, environ.get(variable, kept.get(variable, "")) or str(usual))
-        for variable, usual in _OTHER_PORTS.items()
+        name: _port(variable, environ.get(variable, kept.get(variable, "")) or str(usual))
+        for name, (variable, usual) in _OTHER_PORTS.items()
     }
     addresses = Addresses(
         kafka=int(port),
         redis=redis.port or 6379,
         http=http.port,
         ops=http.port if http.ops_port is None else http.ops_port,
-        shop=others[SHOP],
-        prometheus=others[PROMETHEUS],
-        alertmanager=others[ALERTMANAGER],
+        **others,
     )
     if 0 in (addresses.http, addresses.ops):
         raise StackError("http.port and http.ops_port: name a port; 0 is another one each time")
     _refuse_shared_ports(addresses)
     variables = {
         **_setting_variables(settings),
-        **{variable: str(number) for variable, number in others.items()},
+        **{_VARIABLES[name]: str(number) for name, number in others.items()},
         BAD: environ.get(BAD, kept.get(BAD, "")),
     }
     return Chosen(addresses, variables)

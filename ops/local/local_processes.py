@@ -43,7 +43,6 @@ class Program:
     is_ready: Callable[[], bool]
     environ: Mapping[str, str]
     ports: Mapping[int, str]  # what each is for, in words
-    stop_seconds: float = 10.0
 
 
 class Processes:

@@ -70,7 +70,6 @@ def _kafka(at: Addresses, directory: Path, environ: Mapping[str, str]) -> Servic
         lambda: local_kafka.known_brokers(at.kafka) == 1,
         environ,
         {at.kafka: "Kafka"},
-        stop_seconds=40.0,
     )
     version = local_kafka.kafka_version()
     return Service(program, f"{LOOPBACK}:{at.kafka}", f"Apache Kafka {version}, one broker")

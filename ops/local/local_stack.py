@@ -16,7 +16,7 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -26,11 +26,18 @@ from local_processes import LOOPBACK, Processes, Program, StackError, is_taken
 from local_services import Service, services
 
 _READY_SECONDS: Final = 180.0  # a start takes 15 s; a busy machine needs many times that
-#: Everything that has ever been started under a name, the first that is ended in front: with it
-#: `down` also ends what has no file.
-_NAMES: Final = ("visitors", "shop", "prometheus", "alertmanager", "rolloutd", "store", "kafka")
-_STOP_SECONDS: Final = {"kafka": 40.0}
-_USUAL_STOP_SECONDS: Final = 10.0
+_STOP_SECONDS: Final = 10.0
+#: Everything that has ever been started under a name, and how long each may take to end; the first
+#: that is ended in front. With it `down` also ends what has no file.
+ENDED: Final[Mapping[str, float]] = {
+    "visitors": _STOP_SECONDS,
+    "shop": _STOP_SECONDS,
+    "prometheus": _STOP_SECONDS,
+    "alertmanager": _STOP_SECONDS,
+    "rolloutd": _STOP_SECONDS,
+    "store": _STOP_SECONDS,
+    "kafka": 40.0,
+}
 
 
 def up(directory: Path) -> None:
@@ -45,7 +52,7 @@ def up(directory: Path) -> None:
     running = [program.name for program in programs if processes.find(program.name) is not None]
     missing = [program for program in programs if program.name not in running]
     for program in missing:  # what a crash of ours has left holds no port
-        processes.stop(program.name, _USUAL_STOP_SECONDS)
+        processes.stop(program.name, _STOP_SECONDS)
     _check_ports(missing, chosen)
     keep(chosen, directory)
     if not missing:
@@ -75,7 +82,7 @@ def _end_what_was_chosen_otherwise(
     new to the stack is taken.
     """
     kept = read_kept(processes.directory)
-    running = [name for name in _NAMES if processes.find(name) is not None]
+    running = [name for name in ENDED if processes.find(name) is not None]
     changed = chosen.changes(kept or {})
     if not running or not changed:
         return
@@ -83,7 +90,7 @@ def _end_what_was_chosen_otherwise(
     _check_ports(programs, chosen, held)
     print(f"{', '.join(changed)}: ending what runs; all starts again with its data …")
     for name in running:
-        processes.stop(name, _STOP_SECONDS.get(name, _USUAL_STOP_SECONDS))
+        processes.stop(name, ENDED[name])
 
 
 def _wait(processes: Processes, service: Service) -> None:
@@ -148,9 +155,9 @@ def down(directory: Path) -> None:
     """End everything and remove its files. Raises StackError when something cannot be ended."""
     processes = Processes(directory)
     ended, stays = [], []
-    for name in dict.fromkeys((*_NAMES, *processes.names())):
+    for name in dict.fromkeys((*ENDED, *processes.names())):
         try:
-            if processes.stop(name, _STOP_SECONDS.get(name, _USUAL_STOP_SECONDS)):
+            if processes.stop(name, ENDED.get(name, _STOP_SECONDS)):
                 ended.append(name)
         except StackError as error:
             stays.append(str(error))

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 from local_processes import MARK, is_taken
+from local_stack import ENDED
 
 from tests.brokers import free_port
 from tests.conftest import require_local_kafka
@@ -123,6 +124,7 @@ def test_the_stack_comes_up_once_survives_crashes_and_leaves_nothing(stack: Stac
     assert ready.status_code == httpx.codes.OK
     before = stack.processes()
     assert {"kafka", "store", "rolloutd", "shop", "visitors"} <= set(before.values())
+    assert set(before.values()) <= ENDED.keys()  # else `down` would not find it without its file
 
     # Another terminal, and then with what it was told to paste.
     stack.forget_addresses()
