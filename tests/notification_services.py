@@ -15,7 +15,7 @@ import hmac
 import json
 import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -314,6 +314,37 @@ class Receiver(Service):
             self.ids.add(message_id)
             self.shown.append(document)
         return "204 No Content", ""
+
+
+# --- each of them, with a channel to it ---
+
+#: By type of channel; what has no service of HTTP has tests of its own.
+SERVICES: Mapping[str, type[Service]] = {
+    "slack": Slack,
+    "slack_webhook": Slack,
+    "teams": Teams,
+    "discord": Discord,
+    "pagerduty": PagerDuty,
+    "alertmanager": AlertmanagerApi,
+    "webhook": Receiver,
+}
+PATH = "T0123456789/B0123456789/abcDEF0123456789abcDEF01"
+PASSWORD = "pass-word-0123"
+_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "slack": {"token": TOKEN, "place": "C1", "base_url": "{url}"},
+    "slack_webhook": {"url": f"{{url}}/services/{PATH}"},
+    "teams": {"url": "{url}/workflows/1/paths/invoke?sp=run&sig=abc%2BDEF0123456789"},
+    "discord": {"url": f"{{url}}/api/webhooks/1234567890/{PATH[-24:]}"},
+    "pagerduty": {"token": TOKEN, "base_url": "{url}"},
+    "alertmanager": {"addresses": ["{url}"], "username": "ada", "password": PASSWORD},
+    "webhook": {"url": f"{{url}}/hooks/{PATH[-24:]}", "secret": SECRET},
+}
+
+
+def settings_of(kind: str, url: str) -> Mapping[str, Any]:
+    """Return the settings of a channel to a service at an address, with the secrets it has."""
+    given = json.loads(json.dumps(_SETTINGS[kind]).replace("{url}", url))
+    return {"type": kind, "timeout_seconds": 2, **given}
 
 
 # --- troubles ---

@@ -36,7 +36,7 @@ _MAIL_ADDRESS: Final = re.compile(r"[^@\s<>\"]{1,64}@[^@\s<>\"]{1,255}\Z")
 _Address = Annotated[str, AfterValidator(_is_address)]
 
 #: What each type needs, and what else it can use.
-_NEEDS: Final[Mapping[str, tuple[frozenset[str], frozenset[str]]]] = {
+_NEEDS: Final[Mapping[ChannelType, tuple[frozenset[str], frozenset[str]]]] = {
     "slack": (frozenset({"token", "place"}), frozenset({"base_url"})),
     "slack_webhook": (frozenset({"url"}), frozenset()),
     "teams": (frozenset({"url"}), frozenset()),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,16 @@ from controller.settings import ChannelSettings
 from schemas.terms import Severity
 from tests.builders import T0
 from tests.notification_services import (
-    SECRET,
+    SERVICES,
     TOKEN,
     AlertmanagerApi,
-    Discord,
     PagerDuty,
     Receiver,
-    Service,
     Slack,
-    Teams,
     failing,
     hanging,
     running,
+    settings_of,
     too_many,
 )
 from tests.prometheus import alertmanager
@@ -42,35 +39,10 @@ from tests.unit.notifying.news_of import news
 CLOCK = SystemClock()
 
 
-def settings_of(kind: str, url: str) -> Mapping[str, Any]:
-    """Return the settings of a channel that speaks to a test's server."""
-    made: Mapping[str, Mapping[str, Any]] = {
-        "slack": {"token": TOKEN, "place": "C1", "base_url": url},
-        "slack_webhook": {"url": f"{url}/services/T/B/x"},
-        "teams": {"url": f"{url}/workflows/1?sig=x"},
-        "discord": {"url": f"{url}/api/webhooks/1/x"},
-        "pagerduty": {"token": TOKEN, "base_url": url},
-        "webhook": {"url": f"{url}/mine", "secret": SECRET},
-        "alertmanager": {"addresses": [url]},
-    }
-    return {"type": kind, "timeout_seconds": 2, **made[kind]}
-
-
 def channel(kind: str, url: str) -> Channel:
     """Return a channel to a test's server."""
     made = ChannelSettings.model_validate(settings_of(kind, url))
     return make_channels({"it": made}, CLOCK)[0]
-
-
-SERVICES: Mapping[str, type[Service]] = {
-    "slack": Slack,
-    "slack_webhook": Slack,
-    "teams": Teams,
-    "discord": Discord,
-    "pagerduty": PagerDuty,
-    "webhook": Receiver,
-    "alertmanager": AlertmanagerApi,
-}
 
 
 def message(number: int = 1, purpose: Purpose = Purpose.NEWS, **told: Any) -> Message:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -15,20 +14,17 @@ from controller.errors import ChannelUnavailable, MessageRefused
 from controller.notifying.book import Purpose
 from controller.settings import ChannelSettings
 from tests.fault_server import Exchange
-from tests.integration.test_channels import CLOCK, SERVICES, message, send
-from tests.notification_services import SECRET, TOKEN, running
+from tests.integration.test_channels import CLOCK, message, send
+from tests.notification_services import (
+    PASSWORD,
+    PATH,
+    SECRET,
+    SERVICES,
+    TOKEN,
+    running,
+    settings_of,
+)
 
-PATH = "T0123456789/B0123456789/abcDEF0123456789abcDEF01"
-PASSWORD = "pass-word-0123"
-SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "slack": {"token": TOKEN, "place": "C1", "base_url": "{url}"},
-    "slack_webhook": {"url": f"{{url}}/services/{PATH}"},
-    "teams": {"url": "{url}/workflows/1/paths/invoke?sp=run&sig=abc%2BDEF0123456789"},
-    "discord": {"url": f"{{url}}/api/webhooks/1234567890/{PATH[-24:]}"},
-    "pagerduty": {"token": TOKEN, "base_url": "{url}"},
-    "webhook": {"url": f"{{url}}/hooks/{PATH[-24:]}", "secret": SECRET},
-    "alertmanager": {"addresses": ["{url}"], "username": "ada", "password": PASSWORD},
-}
 SECRETS = (
     TOKEN,
     *PATH.split("/"),
@@ -42,8 +38,7 @@ SECRETS = (
 
 def made_for(kind: str, url: str) -> ChannelSettings:
     """Return settings of a channel that speaks to a test's server."""
-    told = json.dumps(SETTINGS[kind]).replace("{url}", url)
-    return ChannelSettings.model_validate({"type": kind, "timeout_seconds": 2, **json.loads(told)})
+    return ChannelSettings.model_validate(settings_of(kind, url))
 
 
 @pytest.mark.parametrize("status", ["404 Not Found", "400 Bad Request", "403 Forbidden"])

@@ -18,13 +18,11 @@ from controller.adapters.redis.connection import RedisConnection
 from tests.integration.test_notifier import World, until
 from tests.mail_server import MailServer, serving
 from tests.notification_services import (
+    SERVICES,
     AlertmanagerApi,
-    Discord,
     PagerDuty,
-    Receiver,
     Service,
     Slack,
-    Teams,
     failing,
     hanging,
     lossy,
@@ -44,15 +42,7 @@ class Everywhere:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.services: Mapping[str, Service] = {
-            "slack": Slack(),
-            "slack_webhook": Slack(),
-            "teams": Teams(),
-            "discord": Discord(),
-            "pagerduty": PagerDuty(),
-            "alertmanager": AlertmanagerApi(),
-            "webhook": Receiver(),
-        }
+        self.services: Mapping[str, Service] = {kind: make() for kind, make in SERVICES.items()}
         self.mail = MailServer()
 
     @contextlib.asynccontextmanager

@@ -27,7 +27,6 @@ from controller.settings import ChannelSettings
 from controller.turns import Pulse
 from schemas.terms import AlertKind, Severity
 from tests.builders import T0, make_rollout
-from tests.integration.test_channels import settings_of
 from tests.integration.test_mail_channel import mail_settings
 from tests.mail_server import MailServer
 from tests.notification_services import (
@@ -39,6 +38,7 @@ from tests.notification_services import (
     hanging,
     lossy,
     running,
+    settings_of,
     too_many,
 )
 

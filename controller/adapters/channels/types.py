@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from functools import partial
 
 from controller.adapters.channels.alertmanager import Alertmanager
 from controller.adapters.channels.apprise_url import AppriseUrl
@@ -16,30 +16,35 @@ from controller.adapters.channels.webhook import Webhook
 from controller.errors import ConfigInvalid
 from controller.notifying.sending import Channel
 from controller.ports import Clock
-from controller.settings.notifications import ChannelSettings
+from controller.settings.notifications import ChannelSettings, ChannelType
 
-_TYPES: Final[Mapping[str, Callable[[str, ChannelSettings], Channel]]] = {
-    "slack": SlackBot,
-    "slack_webhook": SlackWebhook,
-    "teams": Teams,
-    "discord": Discord,
-    "pagerduty": PagerDuty,
-    "email": Mail,
-    "webhook": Webhook,
-    "apprise": AppriseUrl,
-}
+Make = Callable[[str, ChannelSettings], Channel]
+
+
+def channel_types(clock: Clock) -> Mapping[ChannelType, Make]:
+    """Return what makes a channel of each type; it raises ConfigInvalid."""
+    return {
+        "slack": SlackBot,
+        "slack_webhook": SlackWebhook,
+        "teams": Teams,
+        "discord": Discord,
+        "pagerduty": PagerDuty,
+        "alertmanager": partial(Alertmanager, clock=clock),
+        "email": Mail,
+        "webhook": Webhook,
+        "apprise": AppriseUrl,
+    }
 
 
 def make_channels(settings: Mapping[str, ChannelSettings], clock: Clock) -> Sequence[Channel]:
     """Return the channels. Raises ConfigInvalid for one that cannot be used."""
-    return [_make(name, one, clock) for name, one in settings.items()]
+    types = channel_types(clock)
+    return [_made(types[one.type], name, one) for name, one in settings.items()]
 
 
-def _make(name: str, settings: ChannelSettings, clock: Clock) -> Channel:
+def _made(make: Make, name: str, settings: ChannelSettings) -> Channel:
     try:
-        if settings.type == "alertmanager":
-            return Alertmanager(name, settings, clock)
-        return _TYPES[settings.type](name, settings)
+        return make(name, settings)
     except ConfigInvalid as refused:
         where = f"notifications.channels.{name}"
         message = str(refused)
