@@ -6,7 +6,7 @@ import copy
 import json
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from controller.codec.signals import signal_event
 from controller.responding.memory import KEPT
+from controller.settings.hooks import SIGNING, Source
 from controller.web.hooks.heard import OLDEST_EVENT, NotUnderstood
+from controller.web.hooks.proofs import SIGNATURES
 from controller.web.hooks.sources import READERS, read_signals
 from schemas.envelope import MAX_TIME_MS
 from schemas.envelope import read as read_envelope
@@ -30,6 +32,12 @@ STARTED = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
 def read(source: str, document: Any, now: datetime = NOW, delivery: str = "") -> list[Signal]:
     """Return what a delivery says."""
     return read_signals(source, "prod", json.dumps(document).encode(), now, delivery)
+
+
+def test_what_the_settings_name_can_be_read_and_checked() -> None:
+    """A source without a reader, or a secret that nothing checks, gets 500 for each delivery."""
+    assert set(READERS) == set(get_args(Source)) == {source for source, _ in deliveries.ALL}
+    assert set(SIGNATURES) == SIGNING
 
 
 @pytest.mark.parametrize(("source", "document"), deliveries.ALL)
