@@ -38,11 +38,11 @@ STACK := .cache/local
 RUN_STACK = PYTHONPATH=ops/kafka:ops/local $(BIN)/python -m local_stack
 .PHONY: up
 up: $(READY) ## start the whole stack on this machine, without Docker; again: what runs where
-	@$(RUN_STACK) up $(STACK)
+	@$(RUN_STACK) up "$(STACK)"
 
 .PHONY: down
 down: $(READY) ## end what `make up` started, and remove its files
-	@$(RUN_STACK) down $(STACK)
+	@$(RUN_STACK) down "$(STACK)"
 
 .PHONY: example-fastapi
 example-fastapi: $(READY) ## roll out the checkout of a FastAPI app (BAD=1: roll it back)
@@ -332,7 +332,7 @@ $(RELEASE)/.installed: $(RELEASE_LOCK)
 
 .PHONY: clean
 clean: ## remove the virtual environment, what was built, and all caches
-	@test ! -d $(STACK) || $(RUN_STACK) down $(STACK)
+	@test ! -d $(STACK) || $(RUN_STACK) down "$(STACK)"
 	rm -f controller/counting/_native.abi3.so
 	rm -rf dist $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 

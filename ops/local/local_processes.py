@@ -16,7 +16,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ _PROC: Final = Path("/proc")
 _POLL_SECONDS: Final = 0.05
 _KILLED_SECONDS: Final = 10.0  # until the system has taken away what was killed
 _LOG_TAIL_LINES: Final = 15
+_LISTENING: Final = "0A"  # TCP_LISTEN of Linux, as /proc/net/tcp writes it
 
 
 class StackError(Exception):
@@ -187,6 +188,48 @@ def _marked(mark: str) -> Iterable[int]:
             continue  # somebody else's, or gone
         if wanted in environ.split(b"\0") and began_at(int(entry.name)) is not None:
             yield int(entry.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The stack, perhaps another clone's, whose program listens on a port."""
+
+    directory: Path  # of its files; it need not exist any more
+    name: str  # of the program
+
+
+def holder(port: int) -> Holder | None:
+    """Return the stack that listens on a port; None: no stack of this user, or it is not shown."""
+    listening = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
+    if not listening:
+        return None
+    prefix = f"{MARK}=".encode()
+    for entry in _PROC.glob("[0-9]*"):
+        try:
+            marks = [
+                variable.removeprefix(prefix)
+                for variable in (entry / "environ").read_bytes().split(b"\0")
+                if variable.startswith(prefix)
+            ]
+            # a descriptor may be closed between its listing and its reading: as if it had ended
+            if marks and not listening.isdisjoint(map(os.readlink, (entry / "fd").iterdir())):
+                directory, _, name = os.fsdecode(marks[0]).rpartition(":")
+                return Holder(Path(directory), name)
+        except OSError:
+            continue  # somebody else's, or gone
+    return None
+
+
+def _listening_inodes(port: int) -> Iterator[str]:
+    """Yield the sockets that listen on a TCP port, by inode; none where the system shows none."""
+    for table in ("net/tcp", "net/tcp6"):
+        try:
+            lines = (_PROC / table).read_text(encoding="ascii").splitlines()[1:]
+        except OSError:
+            continue
+        for words in map(str.split, lines):  # number, local address, remote address, state, …
+            if words[3] == _LISTENING and int(words[1].rpartition(":")[2], 16) == port:
+                yield words[9]
 
 
 def _within(seconds: float, holds: Callable[[], bool]) -> bool:

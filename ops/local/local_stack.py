@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from local_addresses import Chosen, choose, keep, read_kept
-from local_processes import LOOPBACK, Processes, Program, StackError, is_taken
+from local_processes import LOOPBACK, Processes, Program, StackError, holder, is_taken
 from local_services import Service, services
 
 _READY_SECONDS: Final = 180.0  # a start takes 15 s; a busy machine needs many times that
@@ -118,12 +119,33 @@ def _check_ports(
         if port not in held and is_taken(port)
     }
     if taken:
-        lines = [
-            f"port {port} ({what}) is taken by another program; see which: "
-            f"ss -ltnp 'sport = :{port}'"
-            for port, what in taken.items()
-        ]
-        raise StackError("\n".join([*lines, f"  choose others: {chosen.elsewhere(taken)} make up"]))
+        lines = [*_who_holds(taken), f"  choose others: {chosen.elsewhere(taken)} make up"]
+        raise StackError("\n".join(lines))
+
+
+def _who_holds(taken: Mapping[int, str]) -> Iterator[str]:
+    """Yield who listens on ports, as far as it can be found, and how to end or find it."""
+    stacks: dict[Path, list[str]] = {}
+    for port, what in taken.items():
+        found = holder(port)
+        if found is None:
+            yield (
+                f"port {port} ({what}) is taken by another program; see which: "
+                f"ss -ltnp 'sport = :{port}'"
+            )
+        else:
+            stacks.setdefault(found.directory, []).append(f"{port} ({what})")
+    for directory, ports in stacks.items():
+        clone = directory.parent.parent  # as the Makefile has it
+        if (clone / "Makefile").exists():
+            end = f"make -C {shlex.quote(str(clone))} down"
+        else:
+            end = f"make down STACK={shlex.quote(str(directory))}"
+        yield (
+            f"another `make up`, with its files in {directory}, listens on "
+            f"port{'s' * (len(ports) > 1)} {', '.join(ports)}"
+        )
+        yield f"  end that one, with its data: {end}"
 
 
 def _table(waves: Sequence[Sequence[Service]], directory: Path) -> Iterator[str]:

@@ -116,6 +116,21 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
     made.run("down")
 
 
+def check_that_another_clone_is_refused(stack: Stack) -> None:
+    """With the same addresses, another clone starts nothing and says who holds them."""
+    clone = stack.directory.parent.parent
+    (clone / "Makefile").touch()
+    other = Stack(clone / "another" / ".cache" / "local")
+    other.environ = stack.environ | {"SHOP_PORT": str(stack.ports["shop"])}
+    said = other.run("up", code=1)
+    assert f"another `make up`, with its files in {stack.directory}, listens on ports " in said
+    for name in ("kafka", "store", "http", "ops", "shop"):
+        assert f" {stack.ports[name]} (" in said, said
+    assert f"  end that one, with its data: make -C {clone} down\n" in said
+    assert "is taken by another program" not in said
+    assert other.processes() == {}
+
+
 def test_the_stack_comes_up_once_survives_crashes_and_leaves_nothing(stack: Stack) -> None:
     """A second `up` changes nothing, one after crashes starts what ended, `down` ends all."""
     said = stack.run("up")
@@ -133,6 +148,9 @@ def test_the_stack_comes_up_once_survives_crashes_and_leaves_nothing(stack: Stac
     assert said.startswith("runs already:\n"), said
     unread = f"{sys.executable} -u -m local_stack up {stack.directory} | true"
     assert stack.command("sh", "-c", unread) == ""
+    assert stack.processes() == before
+
+    check_that_another_clone_is_refused(stack)
     assert stack.processes() == before
 
     # The broker outlives whoever started and guarded it, the store's file is cut short, the daemon
@@ -196,6 +214,30 @@ def test_ports_that_are_taken_are_named_and_nothing_starts(stack: Stack) -> None
         assert not any(is_taken(int(port)) for port in others.values())
         assert f"port {stack.ports['shop']} (the example app) is taken" in said
         assert stack.processes() == {}
+
+
+def test_the_stack_of_a_clone_that_was_removed_is_named_and_ended(stack: Stack) -> None:
+    """Its programs run on without their files; this clone's `down` ends them by their mark."""
+    gone = Stack(stack.directory.parent / "a gone clone" / ".cache" / "local")
+    listen = "import socket, sys; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); "
+    listen += "print('listens', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", listen, str(stack.ports["store"])],
+        env={**os.environ, MARK: f"{gone.directory}:store"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as left:
+        try:
+            assert left.stdout is not None
+            assert left.stdout.readline() == "listens\n"
+            said = stack.run("up", code=1)
+            assert f"listens on port {stack.ports['store']} (the store (Redis))\n" in said
+            assert f"  end that one, with its data: make down STACK='{gone.directory}'\n" in said
+            assert "ended: store" in gone.run("down")
+            assert stack.taken() == []
+        finally:
+            left.kill()
 
 
 @pytest.mark.parametrize(
