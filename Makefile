@@ -20,6 +20,11 @@ PYTEST := $(BIN)/python -m pytest
 # After one `make native`, every target builds again when a source of it has changed.
 READY = $(if $(wildcard $(VENV)/.native),$(VENV)/.native,$(VENV)/.installed)
 
+# $(call needs,PROGRAM,how to get it), the latter without a comma: what is missing, in words.
+needs = command -v $(1) >/dev/null || { echo "no $(1) on PATH: $(2)" >&2; exit 1; }
+NEEDS_GO = $(call needs,go,install Go $(1) or newer: https://go.dev/dl)
+NEEDS_NPM = $(call needs,npm,install Node.js with npm: https://nodejs.org)
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 # A shell that forbids bytecode files makes every process of every test compile all sources again.
@@ -58,15 +63,19 @@ example-curl: $(READY) ## a whole rollout by hand, with only curl and kcat
 
 .PHONY: example-go
 example-go: ## emit both events from Go to the Kafka at KAFKA (ARGS="user-1 user-2")
+	@$(call NEEDS_GO,1.24)
 	@cd ops/examples/go && go run . $(ARGS)
 
 .PHONY: example-java
 example-java: ## the same from Java
+	@$(call needs,mvn,install a JDK of Java 17 or newer and Maven \
+		(Debian: apt-get install default-jdk-headless maven))
 	@mvn --batch-mode --quiet --file ops/examples/java/pom.xml compile exec:java \
 		-Dexec.args="$(ARGS)"
 
 .PHONY: example-javascript
 example-javascript: ## the same from Node.js
+	@$(NEEDS_NPM)
 	@npm ci --prefix ops/examples/javascript --ignore-scripts --no-audit --no-fund \
 		--loglevel=error >&2
 	@node ops/examples/javascript/emit.mjs $(ARGS)
@@ -165,7 +174,7 @@ ollama: $(READY) $(LLAMA)/.installed $(OLLAMA)/bin/ollama ## the advisor against
 		tests/integration/test_ollama.py tests/e2e/test_ollama_demo.py $(ARGS)
 
 $(OLLAMA)/bin/ollama: tests/ollama/go.mod tests/ollama/go.sum
-	@command -v go >/dev/null || { echo "no go on PATH: Ollama is built with Go 1.26" >&2; exit 1; }
+	@$(call NEEDS_GO,1.26)
 	@echo "building Ollama $(OLLAMA_VERSION) into $(OLLAMA) (once, three minutes of a core)"
 	cd tests/ollama && go build -mod=readonly -trimpath -o "$(CURDIR)/$@" \
 		-ldflags "-s -w -X=$(OLLAMA_PACKAGE)/version.Version=$(OLLAMA_VERSION)" $(OLLAMA_PACKAGE)
@@ -181,6 +190,7 @@ UNLEASH := .cache/unleash
 export npm_config_update_notifier := false
 .PHONY: unleash
 unleash: $(READY) ## the Unleash plane against a real Unleash on PostgreSQL and its SDK: 4 minutes
+	@$(NEEDS_NPM)
 	mkdir -p $(UNLEASH)
 	cmp -s tests/unleash/package-lock.json $(UNLEASH)/installed.json || { \
 		cp tests/unleash/package.json tests/unleash/package-lock.json $(UNLEASH)/ && \
@@ -208,6 +218,7 @@ kubernetes: $(READY) $(KUBERNETES_BUILT) ## the manifests by kustomize, helm, ku
 		tests/integration/test_helm.py $(ARGS)
 
 $(KUBERNETES_BUILT):
+	@$(call NEEDS_GO,1.26)
 	@echo "building kustomize, kube-score and helm (once, a few minutes)"
 	mkdir -p $(KUBERNETES)/bin $(KUBERNETES)/keda
 	export GOBIN="$(CURDIR)/$(KUBERNETES)/bin"; \
@@ -226,6 +237,7 @@ native: $(VENV)/.native ## build the native fold: counting takes a third of the 
 NATIVE := controller/counting/native
 $(VENV)/.native: $(VENV)/.installed $(wildcard $(NATIVE)/src/*.rs $(NATIVE)/src/*/*.rs) \
 		$(NATIVE)/Cargo.toml $(NATIVE)/crates.lock $(NATIVE)/build.py
+	@$(call needs,cargo,install Rust 1.85 or newer: https://rustup.rs)
 	@echo "building the native fold (a minute at first)"
 	CARGO_TARGET_DIR="$(CURDIR)/.cache/native" $(BIN)/python $(NATIVE)/build.py
 	touch $@
@@ -263,6 +275,7 @@ PROMETHEUS := .cache/prometheus
 PROMETHEUS_PACKAGES := prometheus prometheus-alertmanager prometheus-blackbox-exporter
 .PHONY: prometheus
 prometheus: ## fetch a real Prometheus, Alertmanager and blackbox exporter for the tests
+	@$(call needs,apt-get,these are Debian packages; elsewhere put the programs on PATH)
 	test -x $(PROMETHEUS)/usr/bin/prometheus-blackbox-exporter || { \
 		mkdir -p $(PROMETHEUS) && cd $(PROMETHEUS) && apt-get -qq download $(PROMETHEUS_PACKAGES) && \
 		for package in *.deb; do dpkg -x "$$package" .; done && rm *.deb; }

@@ -5,6 +5,7 @@ Lock files, alert rules, scripts, and no trace of a machine.
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -241,6 +242,49 @@ def test_make_offers_what_the_documents_name() -> None:
     assert {"demo", "test", "check", "chaos", "bench", "lock", "schemas"} <= explained
     for document in ("README.md", "CONTRIBUTING.md"):
         assert set(re.findall(r"`make ([a-z-]+)", _text(document))) <= explained, document
+
+
+@pytest.mark.parametrize(
+    ("target", "program", "words"),
+    [
+        ("example-go", "go", "install Go 1.24 or newer: https://go.dev/dl"),
+        ("example-java", "mvn", "install a JDK of Java 17 or newer and Maven"),
+        ("example-javascript", "npm", "install Node.js with npm"),
+        ("ollama", "go", "install Go 1.26 or newer"),
+        ("kubernetes", "go", "install Go 1.26 or newer"),
+        ("native", "cargo", "install Rust 1.85 or newer: https://rustup.rs"),
+        ("unleash", "npm", "install Node.js with npm"),
+        ("prometheus", "apt-get", "put the programs on PATH"),
+    ],
+)
+def test_make_says_which_program_is_missing_and_how_to_get_it(
+    tmp_path: Path, target: str, program: str, words: str
+) -> None:
+    """Before anything else, and not in the words of a shell that did not find it."""
+    make, sed = shutil.which("make"), shutil.which("sed")  # which reads a version for make
+    assert make is not None
+    assert sed is not None
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "sed").symlink_to(sed)
+    built = ("VENV", "OLLAMA", "LLAMA", "KUBERNETES", "UNLEASH", "PROMETHEUS")
+    elsewhere = {name: tmp_path / name.lower() for name in built}
+    installed = (elsewhere["VENV"] / ".installed", elsewhere["LLAMA"] / ".installed")
+    words_of_make = [f"{name}={path}" for name, path in elsewhere.items()]
+    words_of_make += [f"--assume-old={path}" for path in installed]
+    done = subprocess.run(
+        [make, "--no-print-directory", *words_of_make, target],
+        cwd=ROOT,
+        env={"PATH": str(programs), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    first = done.stderr.splitlines()[0]
+    assert first.startswith(f"no {program} on PATH: "), done.stdout + done.stderr
+    assert words in first
+    assert (done.returncode, done.stdout) == (2, "")
+    assert list(tmp_path.iterdir()) == [programs]
 
 
 @pytest.mark.parametrize(
