@@ -74,10 +74,15 @@ class DeadMansSwitch:
         self._unheard = 0  # calls in a row
 
     async def run(self) -> None:
-        """Call every few seconds, the first time at once, until cancelled."""
+        """Call every few seconds, the first time at once, until cancelled.
+
+        From one call to the next, however slowly the service answers: it knows one period.
+        """
+        loop = asyncio.get_running_loop()
         while True:
+            next_at = loop.time() + self._every_seconds
             await self.beat()
-            await asyncio.sleep(self._every_seconds)
+            await asyncio.sleep(max(0.0, next_at - loop.time()))
 
     async def beat(self) -> None:
         """Call once, or keep silent, and tell when that changes."""

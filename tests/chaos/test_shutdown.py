@@ -15,8 +15,9 @@ from openfeature.schemas.protobuf.flagd.sync.v1 import sync_pb2, sync_pb2_grpc
 
 from schemas.terms import CommandVerb
 from tests.brokers import LocalKafka, RedisServer, free_port
-from tests.fault_server import Exchange, fault_server
+from tests.fault_server import Exchange, FaultServer, fault_server
 from tests.live import Client, DaemonProcess, Traffic, quick_plan
+from tests.notification_services import SECRET
 from tests.patience import SLACK
 
 #: What the issue promises, from SIGTERM to exit.
@@ -162,6 +163,55 @@ async def test_sigterm_with_a_hanging_model(
                 await asyncio.sleep(0.1)
             assert model.requests, f"never asked\n{daemon.log_tail()}"
             assert await stop_seconds(daemon) < EXIT_SECONDS * SLACK
+
+
+@pytest.mark.real_kafka
+async def test_sigterm_with_channels_and_a_heartbeat_that_hang(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """A message that no channel takes holds nothing up, and the next replica sends it at once.
+
+    Apprise sends in a thread that nothing can interrupt.
+    """
+    is_stuck = True
+
+    async def answer(exchange: Exchange) -> None:
+        if is_stuck:
+            await asyncio.Event().wait()
+        await exchange.answer("OK")
+
+    async with fault_server(answer) as service:
+        host = service.url.removeprefix("http://")
+        config = tmp_path / "rolloutd.yaml"
+        config.write_text(
+            f"notifications:\n"
+            f"  channels:\n"
+            f"    mine: {{type: webhook, url: '{service.url}/mine', secret: {SECRET}}}\n"
+            f"    mail: {{type: email, server: 127.0.0.1, port: {host.rpartition(':')[2]},\n"
+            f"      tls: 'off', sender: a@example.org, recipients: [b@example.org]}}\n"
+            f"    any: {{type: apprise, url: 'json://{host}/any'}}\n"
+            f"dead_mans_switch: {{url: '{service.url}/beat', every_seconds: 5,\n"
+            f"  timeout_seconds: 60}}\n"
+        )
+        changed = {"ROLLOUTD_CONFIG": str(config)}
+        daemon = DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix, **changed)
+        async with daemon, Client(kafka, topic_prefix) as client:
+            await client.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG), wait_seconds=120)
+            await client.command(CommandVerb.ROLL_BACK, FLAG, reason="bad", wait_seconds=120)
+            await until_called(service, "/mine", "/any", "/beat")
+            assert await stop_seconds(daemon) < EXIT_SECONDS * SLACK
+            assert not daemon.log_lines("stop_incomplete")
+        is_stuck = False
+        service.requests.clear()
+        async with DaemonProcess(kafka, redis_url, tmp_path, prefix=topic_prefix, **changed):
+            await until_called(service, "/mine", "/any", "/beat")
+
+
+async def until_called(service: FaultServer, *paths: str) -> None:
+    """Return once each of these paths was called."""
+    async with asyncio.timeout(20 * SLACK):
+        while not all(any(path in one.line for one in service.requests) for path in paths):
+            await asyncio.sleep(0.05)
 
 
 @pytest.mark.real_kafka

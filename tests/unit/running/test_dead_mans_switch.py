@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+
 import pytest
 from structlog.testing import capture_logs
 
@@ -10,6 +13,7 @@ from controller.errors import HeartbeatUnheard
 from controller.health import Faults, Health, Scope
 from controller.running.dead_mans_switch import SWITCH, DeadMansSwitch, why_silent
 from tests.builders import T0
+from tests.virtual_time import in_virtual_time
 
 
 class Service:
@@ -68,6 +72,25 @@ async def test_one_lost_call_is_nothing_and_the_second_in_a_row_is_told() -> Non
     service.is_away = False
     await service.switch.beat()
     assert service.told == []
+
+
+@in_virtual_time
+async def test_a_service_that_answers_slowly_hears_as_often() -> None:
+    """The time of a call was added to that between two: 50 s in place of 30 s."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    called: list[float] = []
+
+    async def answer_slowly() -> None:
+        called.append(round(loop.time() - began))
+        await asyncio.sleep(20 if len(called) < 4 else 45)
+
+    faults = Faults(ManualClock(T0).now)
+    switch = DeadMansSwitch(answer_slowly, lambda: None, faults, every_seconds=30.0)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(170):
+            await switch.run()
+    assert called == [0, 30, 60, 90, 135]
 
 
 def test_silence_has_a_reason() -> None:
