@@ -30,6 +30,8 @@ FILE: Final = "checks_file"
 class CheckParts:
     """The checks, and what looks at them."""
 
+    setting: Final = "checks.file"
+
     def __init__(self, process: Process, connections: Connections) -> None:
         """Raises ConfigInvalid for checks that cannot be used."""
         self._process = process
@@ -48,6 +50,11 @@ class CheckParts:
                 process.clock,
                 process.faults,
             )
+
+    @property
+    def file(self) -> ChecksFile:
+        """Everything that the file says."""
+        return self._file
 
     @property
     def loops(self) -> Sequence[Loop]:

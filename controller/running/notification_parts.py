@@ -22,7 +22,7 @@ from controller.health import Scope
 from controller.notifying.book import Book, without_histories
 from controller.notifying.intake import TOPICS
 from controller.notifying.notifier import TEMPLATES, Notifier, Surroundings
-from controller.notifying.rules import rules_of
+from controller.notifying.rules import NotificationRules, rules_of
 from controller.notifying.standing import SharedReading, standing_of
 from controller.running.claims import replica_name
 from controller.running.connections import Connections
@@ -38,6 +38,8 @@ RULES: Final = "notification_rules"
 
 class NotificationParts:
     """The channels, the rules, and what notifies by them."""
+
+    setting: Final = "notifications.rules_file"
 
     def __init__(
         self, process: Process, connections: Connections, registry: RolloutRegistry
@@ -80,6 +82,11 @@ class NotificationParts:
                 count=lambda outcome: process.metrics.notifications.of(outcome).inc(),
             ),
         )
+
+    @property
+    def file(self) -> NotificationRules:
+        """Everything that the rules file says."""
+        return self._rules
 
     @property
     def loops(self) -> Sequence[Loop]:

@@ -9,14 +9,17 @@ Belongs here: the three together. Does not belong here: how each is made (`signa
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from controller.adapters.redis.shared_hash import SharedHash
 from controller.deciding.registry import RolloutRegistry
 from controller.running.check_parts import CheckParts
+from controller.running.claims import replica_name
 from controller.running.connections import Connections
 from controller.running.notification_parts import NotificationParts
 from controller.running.oversight import Oversight, Process
 from controller.running.report_reader import ReportReader
+from controller.running.rule_agreement import RuleAgreement, digest_of
 from controller.running.signal_parts import SignalParts
 from controller.running.supervisor import Loop
 
@@ -36,11 +39,25 @@ class OutsideParts:
         self.signals = SignalParts(process, connections, registry, reports, oversight)
         self.notifications = NotificationParts(process, connections, registry)
         self.checks = CheckParts(process, connections)
+        self._agreement = RuleAgreement(
+            SharedHash(connections.redis, "rules"),
+            replica_name(),
+            lambda: self._rules,
+            process.clock,
+            process.faults,
+        )
+
+    @property
+    def _rules(self) -> Mapping[str, str]:
+        """The hash of each file in use, by its setting."""
+        parts = (self.signals, self.notifications, self.checks)
+        return {one.setting: digest_of(one.file) for one in parts if one.loops}
 
     @property
     def loops(self) -> Sequence[Loop]:
         """What listens, tells and checks, as far as the settings ask for it."""
-        return (*self.signals.loops, *self.notifications.loops, *self.checks.loops)
+        loops = (*self.signals.loops, *self.notifications.loops, *self.checks.loops)
+        return (*loops, ("rule_agreement", self._agreement.run)) if loops else ()
 
     @property
     def closers(self) -> Sequence[tuple[str, Callable[[], Awaitable[None]]]]:

@@ -37,6 +37,8 @@ RULES: Final = "signal_rules"
 class SignalParts:
     """The endpoints, the rules, and what acts by them."""
 
+    setting: Final = "hooks.rules_file"
+
     def __init__(
         self,
         process: Process,
@@ -105,6 +107,11 @@ class SignalParts:
     def rules(self) -> Sequence[SignalRule]:
         """The present rules."""
         return self._rules.rules
+
+    @property
+    def file(self) -> RulesFile:
+        """Everything that the rules file says."""
+        return self._rules
 
     @property
     def loops(self) -> Sequence[Loop]:

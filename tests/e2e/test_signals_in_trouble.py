@@ -109,3 +109,37 @@ async def test_of_two_replicas_the_other_acts_when_the_one_in_turn_is_killed(
             assert again.status_code == 202
             one, two = two, one
         assert await decided(client, "roll_back") == [(flag_key, 2) for flag_key in flags]
+
+
+@pytest.mark.rare
+async def test_replicas_with_different_rules_say_so(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Which one acts is chance: both name the setting and the other replica, until it is right."""
+    places = [tmp_path / "one", tmp_path / "two"]
+    for place in places:
+        place.mkdir()
+    one, two = (Monitored(kafka, redis_url, place, topic_prefix) for place in places)
+
+    async def until_told(count: int) -> None:
+        async with asyncio.timeout(60 * SLACK):
+            while True:
+                told = [fault for each in (one, two) for fault in await faults(each)]
+                if len(told) == count:
+                    break
+                await asyncio.sleep(0.5)
+        assert all("hooks.rules_file says something else on" in fault for fault in told)
+
+    async with one, two:
+        two.rules.write_text(two.rules.read_text().replace("do: roll_back", "do: note"))
+        two.send(signal.SIGHUP)
+        await until_told(2)
+        two.rules.write_text("# the same\n" + one.rules.read_text())
+        two.send(signal.SIGHUP)
+        await until_told(0)
+
+
+async def faults(daemon: Monitored) -> list[str]:
+    """Return what a replica says of rules that differ."""
+    known = (await daemon.standing())["faults"]
+    return [one["reason"] for one in known if one["name"] == "rules_differ"]
