@@ -101,6 +101,18 @@ def test_kustomize_builds_what_kubernetes_takes(folder: str) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("overlay", ["production", "staging"])
+def test_what_an_uninstallation_keeps_is_the_namespace(overlay: str) -> None:
+    """The guide deletes by a label. All else of an overlay has it, and no claim is deleted."""
+    label = ("app.kubernetes.io/part-of", "rolloutd")
+    documents = built(KUSTOMIZE / "overlays" / overlay)
+    kept = [each for each in documents if label not in each["metadata"]["labels"].items()]
+    assert [each["kind"] for each in kept] == ["Namespace"]
+    retention = one(documents, "StatefulSet")["spec"].get("persistentVolumeClaimRetentionPolicy")
+    assert retention is None or retention["whenDeleted"] == "Retain"
+
+
+@pytest.mark.long
 def test_overlays_are_for_the_environment_that_they_name() -> None:
     """Staging gets its own settings, replicas, network policy and namespace."""
     documents = built(KUSTOMIZE / "overlays" / "staging")

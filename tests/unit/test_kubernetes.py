@@ -297,3 +297,24 @@ def test_the_guide_s_secrets_are_for_each_overlay() -> None:
             for folder in folders
         )
         assert f"overlay={overlay} namespace={here} kafka={kafka}" in guide
+
+
+def test_the_guide_uninstalls_all_but_the_namespace_with_its_claims() -> None:
+    """By a label that every resource gets but the namespace, with which the claims would go."""
+    guide = (KUSTOMIZE / "README.md").read_text(encoding="utf-8")
+    given = re.search(
+        r"^kubectl delete --kustomize ops/kubernetes/overlays/production -l (\S+)=(\S+)$",
+        guide,
+        re.MULTILINE,
+    )
+    assert given is not None
+    base = yaml.safe_load((KUSTOMIZE / "base" / "kustomization.yaml").read_text(encoding="utf-8"))
+    (labels,) = base["labels"]  # which kustomize gives to all of the base
+    assert labels["pairs"][given[1]] == given[2]
+    others = [*documents_in(KUSTOMIZE / "components"), *documents_in(KUSTOMIZE / "overlays")]
+    without = {
+        each["kind"]
+        for each in others
+        if each.get("metadata", {}).get("labels", {}).get(given[1]) != given[2]
+    }
+    assert without == {"Namespace"}
