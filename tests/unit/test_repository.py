@@ -244,6 +244,21 @@ def test_make_offers_what_the_documents_name() -> None:
         assert set(re.findall(r"`make ([a-z-]+)", _text(document))) <= explained, document
 
 
+def test_the_base_of_the_image_is_pinned_and_the_guide_says_how_to_check_it() -> None:
+    """By digest; the guide's command reads it from where it stands, and names the same tag."""
+    guide = _text("ops/running.md").split("\n### Check and renew the base image\n")[1]
+    command = re.search(r"^base=\"\$\((.*)\)\"$", guide, re.MULTILINE)
+    assert command is not None
+    base = subprocess.run(
+        ["sh", "-c", command[1]], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert re.fullmatch(r"python@sha256:[0-9a-f]{64}\n", base), base
+    for image in re.findall(r"^FROM (\S+)", _text("ops/Dockerfile"), re.MULTILINE):
+        assert image in ("${BASE}", "scratch")
+    (tag,) = set(re.findall(r"python:[\w.-]+", _text("ops/Dockerfile")))
+    assert f"imagetools inspect {tag} " in guide
+
+
 @pytest.mark.parametrize(
     ("target", "program", "words"),
     [
