@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import re
-import resource
 import signal
 import time
 from collections import Counter
@@ -30,6 +29,7 @@ from schemas.envelope import write
 from schemas.terms import CommandStatus, CommandVerb
 from tests.live import Client, DaemonProcess, make_command, quick_plan
 from tests.patience import SLACK
+from tests.process_memory import resident_bytes
 
 #: Runs in the daemon, because Python imports it at start: on SIGUSR2 it writes what lives there.
 #: Blocks are all objects, whether or not the garbage collector tracks them.
@@ -247,7 +247,7 @@ class Fleet:
             sum(sizes),
             info["used_memory"],
             len([line for line in text.splitlines() if line and line[0] != "#"]),
-            _resident(self.daemon.process.pid),
+            resident_bytes(self.daemon.process.pid),
             objects["blocks"],
             objects["tracked"],
             Counter(objects["kinds"]),
@@ -262,12 +262,6 @@ class Fleet:
 
         await until(is_written, "the daemon's objects counted", 60)
         return json.loads(self._path.read_text())
-
-
-def _resident(process_id: int) -> int:
-    """Return the resident memory of a process, in bytes."""
-    pages = int(Path(f"/proc/{process_id}/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
 
 
 def counting_objects(directory: Path) -> dict[str, str]:

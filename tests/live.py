@@ -235,11 +235,7 @@ class Client:
         )
 
     async def __aenter__(self) -> Self:
-        try:
-            await self.producer.start()
-        except BaseException:
-            await self.producer.stop()
-            raise
+        await start_or_stop(self.producer)
         return self
 
     async def __aexit__(
@@ -316,6 +312,15 @@ class Client:
             return found
         finally:
             await consumer.stop()
+
+
+async def start_or_stop(producer: AIOKafkaProducer) -> None:
+    """Start a producer. Of one that cannot start nothing goes on."""
+    try:
+        await producer.start()
+    except BaseException:
+        await producer.stop()
+        raise
 
 
 def make_command(verb: CommandVerb, flag_key: str, **fields: Any) -> Command:

@@ -55,6 +55,7 @@ from tests.benchmarks.event_load import (
 from tests.benchmarks.real_servers import run_on_real_servers
 from tests.brokers import create_topics_at
 from tests.live import Client, DaemonProcess, make_command, quick_plan
+from tests.process_memory import resident_bytes
 
 #: Between two checks of how far the daemon has saved.
 _CHECK_SECONDS = 0.02
@@ -129,12 +130,12 @@ class Load:
             sched_setaffinity(process.pid, measured_core())
             first = await self._saved(client, 1)
             began, cpu = time.perf_counter(), cpu_seconds_of(process.pid)
-            memory = _resident_bytes(process.pid)
+            memory = resident_bytes(process.pid)
             await self._saved(client, self.options.events)
             seconds, end_cpu = time.perf_counter() - began, cpu_seconds_of(process.pid)
             held = [await client.memory_usage(key, samples=0) or 0 for key in self.redis_keys]
         counted = Spent(self.options.events - first, seconds, end_cpu - cpu)
-        memory_bytes = memory, _resident_bytes(process.pid)
+        memory_bytes = memory, resident_bytes(process.pid)
         await self.daemon.ready()
         refused, counting = await self._told()
         code = await self.daemon.stop()
@@ -219,14 +220,6 @@ async def _start_rollouts(daemon: DaemonProcess, options: LoadOptions) -> dict[s
     code = await daemon.stop()
     assert code == 0, f"exited with {code}:\n{daemon.log_tail()}"
     return rollout_ids
-
-
-def _resident_bytes(pid: int) -> int:
-    """Return the resident memory of a process."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError(f"process {pid} tells no VmRSS")
 
 
 async def against_bare(load: Load, rounds: int) -> bool:

@@ -23,6 +23,7 @@ from tests.benchmarks.event_load import cpu_seconds_of
 from tests.benchmarks.real_servers import run_on_real_servers
 from tests.brokers import create_topics_at
 from tests.live import Client, DaemonProcess, make_command, quick_plan
+from tests.process_memory import private_bytes, resident_bytes
 
 #: After the daemon is ready: leases, first reports and first looks are work of the start.
 _SETTLE_SECONDS = 20.0
@@ -33,15 +34,6 @@ _STAGES = [
     {"percent": 100, "bake": "24h", "settle": "0.2s", "min_sample": 500, "max_bake": "48h"},
 ]
 _GUARDRAILS = ["error_rate < 5% and < control + 50%", "latency_p99 < 2s"]
-
-
-def memory_of(pid: int) -> tuple[float, float]:
-    """Return the resident memory of a process and what of it is its own, in MB."""
-    found = {}
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
-        name, value, *_ = line.split()
-        found[name] = int(value) / 1_000 * 1.024
-    return found["Rss:"], found["Private_Clean:"] + found["Private_Dirty:"]
 
 
 async def share_of_a_core(daemon: DaemonProcess, seconds: float) -> float:
@@ -79,7 +71,8 @@ async def measure(chosen: argparse.Namespace, bootstrap: str, url: str, director
     try:
         await daemon.start()
         assert daemon.process is not None
-        resident, own = memory_of(daemon.process.pid)
+        pid = daemon.process.pid
+        resident, own = resident_bytes(pid) / 1e6, private_bytes(pid) / 1e6
         print(f"at start: {resident:.0f} MB resident, {own:.0f} MB of it its own", flush=True)
         none = await share_of_a_core(daemon, chosen.seconds)
         print(f"no rollout: {none:.1%} of a core", flush=True)
@@ -88,7 +81,7 @@ async def measure(chosen: argparse.Namespace, bootstrap: str, url: str, director
         await daemon.start()
         print(f"pid {daemon.process.pid}", flush=True)
         many = await share_of_a_core(daemon, chosen.seconds)
-        later, _ = memory_of(daemon.process.pid)
+        later = resident_bytes(daemon.process.pid) / 1e6
         print(f"{chosen.rollouts} rollouts bake: {many:.1%} of a core, {later:.0f} MB resident")
         figures = {"rss_mb": resident, "own_mb": own, "cpu_none": none, "cpu_baking": many}
         print(json.dumps({"benchmark": "idle", "rollouts": chosen.rollouts, **figures}))

@@ -13,10 +13,10 @@ import argparse
 import asyncio
 import gc
 import json
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 import numpy as np
 import redis.asyncio
@@ -35,6 +35,7 @@ from controller.telemetry import Metrics
 from schemas.totals import MAX_FIELDS_PER_SAVE, PartitionCounts, encode_progress
 from schemas.wire import read_evaluations, read_outcomes
 from tests.brokers import RedisServer
+from tests.process_memory import resident_bytes
 
 TOPICS = ("flag.evaluations", "request.outcomes")
 KEY = f"{TOPICS[0]}/0/1"
@@ -89,11 +90,6 @@ class Ticker:
             self.cpu_seconds = max(self.cpu_seconds, time.thread_time() - cpu)
 
 
-def resident_bytes() -> int:
-    """Return this process's resident memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
 def new_ingest(totals: RedisTotals, contexts: int) -> tuple[Ingest, MemoryEventLog]:
     """Return a counting process on a log in memory that ends where the stored totals do."""
     clock = SystemClock()
@@ -128,7 +124,7 @@ async def load(url: str, contexts: int) -> None:
     await store(totals, contexts)
     gc.collect()
     ingest, log = new_ingest(totals, contexts)
-    before, began = resident_bytes(), time.monotonic()
+    before, began = resident_bytes(os.getpid()), time.monotonic()
     cpu = time.process_time()
     ticker = Ticker()
     async with ticker.running():
@@ -144,7 +140,7 @@ async def load(url: str, contexts: int) -> None:
         seconds, cpu = time.monotonic() - began, time.process_time() - cpu
     gc.collect()
     journal = 12 * contexts
-    beyond = (resident_bytes() - before - journal) / contexts
+    beyond = (resident_bytes(os.getpid()) - before - journal) / contexts
     print(
         f"{ENGINE}: {contexts:,} contexts of {FLAGS} flags ready in {seconds:.1f} s "
         f"({cpu:.1f} s of CPU); {beyond:.1f} bytes each beyond the journal's 12; "

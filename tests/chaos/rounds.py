@@ -53,7 +53,7 @@ from tests.chaos.recount import (
     read_world,
     verify,
 )
-from tests.live import Client, DaemonProcess, make_command
+from tests.live import Client, DaemonProcess, make_command, start_or_stop
 
 PARTITIONS = 4
 STEADY = (
@@ -146,11 +146,7 @@ class Apps:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        try:
-            await self._producer.start()
-        except BaseException:
-            await self._producer.stop()
-            raise
+        await start_or_stop(self._producer)
         return self
 
     async def __aexit__(

@@ -42,6 +42,7 @@ from tests.hostile.edges import LONGEST_SECONDS
 from tests.hostile.material import Hostile
 from tests.live import Client, DaemonProcess, make_command, quick_plan
 from tests.patience import SLACK
+from tests.process_memory import resident_bytes
 from tests.records import arms_in
 
 HONEST = "honest"
@@ -474,8 +475,7 @@ class Siege:
     def _rss_mb(self) -> float:
         assert self.daemon.process is not None
         with suppress(OSError):
-            status = Path(f"/proc/{self.daemon.process.pid}/status").read_text()
-            return int(status.split("VmRSS:")[1].split()[0]) / 1024
+            return resident_bytes(self.daemon.process.pid) / 2**20
         return 0.0
 
 
