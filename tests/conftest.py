@@ -107,19 +107,24 @@ def pytest_configure(config: pytest.Config) -> None:
     """Prepare the summary, and refuse to test a native fold of other sources than these."""
     _heed_signals()
     config.stash[_in_use] = {}
-    made = COUNTING / "_native.abi3.so"
-    sources = (COUNTING / "native" / "src").glob("*.rs")
-    stale = [one.name for one in sources if made.exists() and is_older(made, one)]
-    if stale:
+    newer = newer_sources(COUNTING / "_native.abi3.so", COUNTING / "native" / "src")
+    if newer:
         pytest.exit(
-            f"newer than the native fold: {', '.join(stale)}; `make native`, or `make reference`",
+            f"newer than the native fold: {', '.join(newer)}; `make native`, or `make reference`",
             returncode=4,
         )
 
 
-def is_older(one: Path, other: Path) -> bool:
-    """Return whether a file was written before another."""
-    return one.stat().st_mtime < other.stat().st_mtime
+def newer_sources(made: Path, sources: Path) -> list[str]:
+    """Return the Rust files of a folder, and below it, that were written after what was made.
+
+    None where nothing was made.
+    """
+    if not made.exists():
+        return []
+    made_at = made.stat().st_mtime
+    files = sorted(sources.rglob("*.rs"))
+    return [one.name for one in files if one.stat().st_mtime > made_at]
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
