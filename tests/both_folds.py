@@ -96,7 +96,11 @@ class Side:
             folded = totals.fold_evaluations(records, read_evaluations)
         else:
             folded = totals.fold_outcomes(
-                records, read_outcomes, room=room, join=self.totals[True], joinable_until_ms=NOW_MS
+                records,
+                read_outcomes,
+                room=room,
+                partner=self.totals[True],
+                joinable_until_ms=NOW_MS,
             )
         self.refused += totals.refused
         totals.refused = []

@@ -151,12 +151,14 @@ class Owner:
             )
         self.expected = int(stored["next"]) if stored else None
 
-    def fold(self, records: Sequence[Record], *, join: PartitionTotals | None = None) -> None:
+    def fold(self, records: Sequence[Record], *, partner: PartitionTotals | None = None) -> None:
         """Fold records, all of them."""
         if self.totals.counts_exposures:
             assert self.totals.fold_evaluations(records, self.read_evaluations) == len(records)
         else:
-            assert self.totals.fold_outcomes(records, self.read_outcomes, join=join) == len(records)
+            assert self.totals.fold_outcomes(records, self.read_outcomes, partner=partner) == len(
+                records
+            )
 
     def save(self, stored: dict[str, bytes]) -> bool:
         """Write what changed into `stored` and delete garbage.

@@ -156,7 +156,7 @@ class EventTap:
                     self._note_exposure(sample)
         if record.topic == outcomes:
             found += self.tally.add_outcomes(
-                where, record, join=self._flags_of, latest_ms=latest_ms
+                where, record, flags_of=self._flags_of, latest_ms=latest_ms
             )
         return found
 

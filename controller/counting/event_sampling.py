@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from controller.counting.event_tally import EventTally, Join
+from controller.counting.event_tally import EventTally, FlagsOf
 from controller.counting.folding.engine import NativeFault
 from controller.ports import Record, TopicPartition
 from schemas.envelope import MAX_AHEAD_MS
@@ -60,17 +60,17 @@ class EventSampling:
         now_ms: int,
         *,
         of_evaluations: bool,
-        join: Join,
+        flags_of: FlagsOf,
     ) -> None:
         """Read some of the records of a batch that was counted. Raises nothing.
 
-        `now` is monotonic seconds, `now_ms` the time since 1970; `join` gives the flags of an
+        `now` is monotonic seconds, `now_ms` the time since 1970; `flags_of` gives the flags of an
         outcome that names none.
         """
         if self._is_broken:
             return
         try:
-            self._read_some(partition, records, now, now_ms, of_evaluations, join)
+            self._read_some(partition, records, now, now_ms, of_evaluations, flags_of)
         except NativeFault as fault:  # of the fold that exposures were asked of, and told by it
             self._logger.info("event_sampling_left_out", error=str(fault))
         except Exception:  # a mistake of ours here must not stop counting
@@ -84,7 +84,7 @@ class EventSampling:
         now: float,
         now_ms: int,
         of_evaluations: bool,
-        join: Join,
+        flags_of: FlagsOf,
     ) -> None:
         place = self._places.get(partition)
         if place is None:
@@ -106,7 +106,9 @@ class EventSampling:
             if of_evaluations:
                 self.tally.add_evaluations(where, record, weight, latest_ms=latest_ms)
             else:
-                self.tally.add_outcomes(where, record, weight, join=join, latest_ms=latest_ms)
+                self.tally.add_outcomes(
+                    where, record, weight, flags_of=flags_of, latest_ms=latest_ms
+                )
 
     def forget(self, partition: TopicPartition) -> None:
         """Give the share of a partition that is ours no longer to the others."""

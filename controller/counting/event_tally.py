@@ -58,7 +58,7 @@ _REFUSED_BYTES: Final = 64 * 1024  # of a refused value that is searched for fla
 _MOST_REFUSED_FLAGS: Final = 8
 
 #: Returns the (flag key, variant) pairs of a context's exposures before a time in ms.
-Join = Callable[[str, int], Sequence[tuple[str, str]]]
+FlagsOf = Callable[[str, int], Sequence[tuple[str, str]]]
 
 _Fields = TypeVar("_Fields")
 
@@ -157,12 +157,12 @@ class EventTally:
         record: Record,
         weight: float = 1.0,
         *,
-        join: Join,
+        flags_of: FlagsOf,
         latest_ms: int = MAX_TIME_MS,
     ) -> list[EventSample]:
         """Count the outcomes in a record, once for each of their flags; return them.
 
-        `join` gives the flags of an outcome that names none.
+        `flags_of` gives the flags of an outcome that names none.
         """
         refusals: list[RecordRefused] = []
         read = self._read_outcomes
@@ -191,7 +191,7 @@ class EventTally:
                 is_joined=not named,
             )
             event = self._seen(source, context, time_ms, understood, sent)
-            for flag_key, variant in named or join(context, time_ms) or (("", ""),):
+            for flag_key, variant in named or flags_of(context, time_ms) or (("", ""),):
                 found.append(self._add(source, event, flag_key, variant))
         return found + self._add_refused(source, refusals, read)
 

@@ -38,7 +38,7 @@ from schemas.totals import MAX_FIELDS_PER_SAVE, PROGRESS_FIELDS
 # Fields left free in a save for what cannot be known before: progress, and the last outcome's 64
 # flags with all their sets.
 _SPARE_FIELDS = len(PROGRESS_FIELDS) + 700
-_LEAST_ROOM = 200  # fields; with less a save comes first, not ever smaller batches
+_LEAST_ROOM = 200  # fields; with less a save comes first, not ever fewer records at once
 # Fields that one evaluation may change: its arm or its bundle, and parts of two journals and of the
 # list of names.
 _FIELDS_PER_EVALUATION = 2
@@ -83,7 +83,7 @@ class PairOrder:
         self._read_evaluations = read_evaluations
         self._read_outcomes = read_outcomes
         self.has_packed = isinstance(read_evaluations, Packed) or isinstance(read_outcomes, Packed)
-        self._slice = min(FOLDED_AT_ONCE, self._settings.fetch_max_records)
+        self._at_once = min(FOLDED_AT_ONCE, self._settings.fetch_max_records)
         self._unfrozen_counters = 0
         self._now_ms = 0
         self.longest_seconds = 0.0  # that one call kept the loop to itself
@@ -149,29 +149,31 @@ class PairOrder:
         room = self.room(owned)
         if room == 0:
             return 0
-        batch = self._next_batch(owned, self._slice, self._read_outcomes)
+        records = self._next_records(owned, self._at_once, self._read_outcomes)
         evaluations = pair.evaluations
-        join = None
+        partner = None
         if evaluations is not None and evaluations.state is not PartitionState.STOPPED:
-            join = evaluations.totals
+            partner = evaluations.totals
         joinable_until_ms = self._joinable_until(pair, now)
-        with _located(owned, batch):
+        with _located(owned, records):
 
             def fold(totals: PartitionTotals) -> int:
                 return totals.fold_outcomes(
-                    batch,
+                    records,
                     self._read_outcomes,
                     room=room,
-                    join=join,
+                    partner=partner,
                     joinable_until_ms=joinable_until_ms,
                 )
 
-            folded = 1 if self._sets_aside(owned, batch[0], fold) else fold(owned.totals)
+            folded = 1 if self._sets_aside(owned, records[0], fold) else fold(owned.totals)
         if folded:
-            owned.last_timestamp_ms = min(batch[folded - 1].timestamp, self._now_ms + MAX_AHEAD_MS)
+            owned.last_timestamp_ms = min(
+                records[folded - 1].timestamp, self._now_ms + MAX_AHEAD_MS
+            )
             owned.pending.drop(folded)
             pair.held_since = None
-            self._sample(owned, batch[:folded], now, join)
+            self._sample(owned, records[:folded], now, partner)
         elif pair.held_since is None:
             pair.held_since = now
         return folded
@@ -205,30 +207,32 @@ class PairOrder:
         if owned is None:
             return 0
         room = self.room(owned)
-        count = min(room // _FIELDS_PER_EVALUATION, self._slice)
+        count = min(room // _FIELDS_PER_EVALUATION, self._at_once)
         if count == 0:
             return 0
-        batch = self._next_batch(owned, count, self._read_evaluations)
+        records = self._next_records(owned, count, self._read_evaluations)
         until = self._exposable_until(pair, now)
-        if batch[-1].timestamp > until:
-            head = batch[0]
-            batch = batch[: up_to(batch, until)]
-            if not batch and head.timestamp > self._now_ms + MAX_AHEAD_MS:
-                batch = [head]  # it would wait forever for its time, so it is refused
-            if not batch:
+        if records[-1].timestamp > until:
+            head = records[0]
+            records = records[: up_to(records, until)]
+            if not records and head.timestamp > self._now_ms + MAX_AHEAD_MS:
+                records = [head]  # it would wait forever for its time, so it is refused
+            if not records:
                 return 0
-        # Refusals of a whole batch may exceed what one quarantine record holds; the save splits
+        # Refusals of all these records may exceed what one quarantine record holds; the save splits
         # them.
-        with _located(owned, batch):
+        with _located(owned, records):
 
             def fold(totals: PartitionTotals) -> int:
-                return totals.fold_evaluations(batch, self._read_evaluations, room=room)
+                return totals.fold_evaluations(records, self._read_evaluations, room=room)
 
-            folded = 1 if self._sets_aside(owned, batch[0], fold) else fold(owned.totals)
+            folded = 1 if self._sets_aside(owned, records[0], fold) else fold(owned.totals)
         if folded:
-            owned.last_timestamp_ms = min(batch[folded - 1].timestamp, self._now_ms + MAX_AHEAD_MS)
+            owned.last_timestamp_ms = min(
+                records[folded - 1].timestamp, self._now_ms + MAX_AHEAD_MS
+            )
             owned.pending.drop(folded)
-            self._sample(owned, batch[:folded], now, None)
+            self._sample(owned, records[:folded], now, None)
         return folded
 
     def _sample(
@@ -236,14 +240,14 @@ class PairOrder:
         owned: OwnedPartition,
         records: Sequence[Record],
         now: float,
-        join: PartitionTotals | None,
+        partner: PartitionTotals | None,
     ) -> None:
         """Let some of the records that were counted be shown and judged, too."""
 
         def flags_of(context_id: str, time_ms: int) -> Sequence[tuple[str, str]]:
-            if join is None:
+            if partner is None:
                 return ()
-            return join.flags.fold.exposures(digest_of(context_id.encode()), time_ms)
+            return partner.flags.fold.exposures(digest_of(context_id.encode()), time_ms)
 
         self._sampling.offer(
             owned.partition,
@@ -251,7 +255,7 @@ class PairOrder:
             now,
             self._now_ms,
             of_evaluations=owned.is_counting_exposures,
-            join=flags_of,
+            flags_of=flags_of,
         )
 
     def _sets_aside(self, owned: OwnedPartition, record: Record, fold: _Fold) -> bool:
@@ -288,7 +292,7 @@ class PairOrder:
             empty.flags.close()
         return why
 
-    def _next_batch(
+    def _next_records(
         self, owned: OwnedPartition, count: int, read: ReadEvaluations | ReadOutcomes
     ) -> Sequence[Record]:
         """Return at most `count` records to fold next, at least one.
@@ -297,11 +301,11 @@ class PairOrder:
         """
         if owned.pending.first.offset <= owned.careful_to:
             return owned.pending.head(1)
-        batch = owned.pending.head(count)
+        records = owned.pending.head(count)
         if isinstance(read, Packed):
-            sizes = accumulate(len(record.value or b"") for record in batch)
-            batch = batch[: max(1, sum(size <= _PACKED_BYTES_AT_ONCE for size in sizes))]
-        return batch
+            sizes = accumulate(len(record.value or b"") for record in records)
+            records = records[: max(1, sum(size <= _PACKED_BYTES_AT_ONCE for size in sizes))]
+        return records
 
     def _exposable_until(self, pair: PartitionPair, now: float) -> float:
         """Return the timestamp up to which evaluations may be folded now.
@@ -344,19 +348,19 @@ def failure_of(mistake: BaseException | None) -> str:
 class FoldingFailed(Exception):
     """A mistake of ours in one partition's records; its cause is the mistake."""
 
-    def __init__(self, owned: OwnedPartition, batch: Sequence[Record]) -> None:
-        super().__init__(f"offsets {batch[0].offset} to {batch[-1].offset} of {owned.key}")
+    def __init__(self, owned: OwnedPartition, records: Sequence[Record]) -> None:
+        super().__init__(f"offsets {records[0].offset} to {records[-1].offset} of {owned.key}")
         self.owned = owned
-        self.first, self.last = batch[0].offset, batch[-1].offset
+        self.first, self.last = records[0].offset, records[-1].offset
 
 
 @contextmanager
-def _located(owned: OwnedPartition, batch: Sequence[Record]) -> Iterator[None]:
+def _located(owned: OwnedPartition, records: Sequence[Record]) -> Iterator[None]:
     """Raise FoldingFailed, with partition and records, for what the block raises."""
     try:
         yield
     except Exception as mistake:
-        raise FoldingFailed(owned, batch) from mistake
+        raise FoldingFailed(owned, records) from mistake
 
 
 @contextmanager

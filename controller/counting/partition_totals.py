@@ -3,7 +3,7 @@
 Belongs here: offsets, which class each record falls into, refusals, and how many records may be
 folded before a save. Does not belong here: what an event adds (`folding/events.py`), what is stored
 of flags (`counted_flags.py`), fetching and saving (`ingest.py`, `saving.py`), what the numbers mean
-(`core/evidence.py`). The offsets of a batch's records rise.
+(`core/evidence.py`). The offsets of records that come together rise.
 """
 
 from __future__ import annotations
@@ -122,15 +122,15 @@ class PartitionTotals:
             self.flags.restore(fields)
         except (ValueError, KeyError) as error:
             raise BrokenInvariant(f"what is stored cannot be read: {error}") from error
-        records = self.records
-        if not records.adds_up(next_offset):
+        progress = self.records
+        if not progress.adds_up(next_offset):
             raise BrokenInvariant(
-                f"stored records {records} do not add up to the fence {next_offset}"
+                f"stored records {progress} do not add up to the fence {next_offset}"
             )
-        if records.freshest_ms is not None:
-            records.freshest_ms = min(records.freshest_ms, self.now_ms)
-        if records.last_ms is not None:
-            records.last_ms = min(records.last_ms, self.now_ms)
+        if progress.freshest_ms is not None:
+            progress.freshest_ms = min(progress.freshest_ms, self.now_ms)
+        if progress.last_ms is not None:
+            progress.last_ms = min(progress.last_ms, self.now_ms)
 
     def drain_changes(self, changes: Changes) -> Iterator[None]:
         """Put everything that has changed since the last save into `changes`; begin the next batch.
@@ -138,9 +138,9 @@ class PartitionTotals:
         Yields now and then, for others to run. Nothing may be folded before the end; rollouts may
         be applied and dropped.
         """
-        records = self.records
-        last_ms = self.now_ms if records.last_ms is None else records.last_ms
-        return self.flags.drain_changes(changes, self.position, records.freshest_ms or 0, last_ms)
+        progress = self.records
+        last_ms = self.now_ms if progress.last_ms is None else progress.last_ms
+        return self.flags.drain_changes(changes, self.position, progress.freshest_ms or 0, last_ms)
 
     def begin_batch(self) -> None:
         """Begin the next batch of outcomes without a save.
@@ -168,40 +168,40 @@ class PartitionTotals:
         What was counted stays, although its records are gone. The classes begin again, so that they
         add up to offsets of one log. The time in between is a loss.
         """
-        records = self.records
+        progress = self.records
         self.position = offset
         self.records = PartitionCounts(
             start=offset,
-            freshest_ms=records.freshest_ms,
-            last_ms=records.last_ms,
-            losses=records.losses,
-            topic_id=records.topic_id,
-            rebased=records.rebased + 1,
+            freshest_ms=progress.freshest_ms,
+            last_ms=progress.last_ms,
+            losses=progress.losses,
+            topic_id=progress.topic_id,
+            rebased=progress.rebased + 1,
         )
-        self.lose(records.last_ms or 0, is_over=offset >= end)
+        self.lose(progress.last_ms or 0, is_over=offset >= end)
 
     def lose(self, from_ms: int, *, is_over: bool) -> None:
         """Record a loss since `from_ms`, until now or until the next record that is read."""
         self.records.note_loss(from_ms, self.now_ms if is_over else None)
 
-    def _advance(self, batch: Sequence[Record]) -> None:
-        """Put the position behind a batch that begins at or after it; missing offsets are holes."""
-        position = batch[-1].offset + 1
-        holes = position - self.position - len(batch)
+    def _advance(self, records: Sequence[Record]) -> None:
+        """Put the position behind records that begin at or after it; missing offsets are holes."""
+        position = records[-1].offset + 1
+        holes = position - self.position - len(records)
         if holes < 0:
             raise BrokenInvariant(
-                f"{len(batch)} records from offset {self.position} to {position}: some came twice"
+                f"{len(records)} records from offset {self.position} to {position}: some came twice"
             )
-        records = self.records
-        records.holes += holes
+        progress = self.records
+        progress.holes += holes
         self.position = position
-        if records.losses and records.losses[-1][1] is None:
+        if progress.losses and progress.losses[-1][1] is None:
             # The latest of the first few, because one of them may have been sent late.
-            ends = max([record.timestamp for record in batch[:_CHECKED_AFTER_A_LOSS]])
-            records.end_loss(min(ends, self.now_ms) if ends >= 0 else self.now_ms)
-        last_ms = batch[-1].timestamp
+            ends = max([record.timestamp for record in records[:_CHECKED_AFTER_A_LOSS]])
+            progress.end_loss(min(ends, self.now_ms) if ends >= 0 else self.now_ms)
+        last_ms = records[-1].timestamp
         if last_ms >= 0:
-            records.last_ms = last_ms if last_ms < self.now_ms else self.now_ms
+            progress.last_ms = last_ms if last_ms < self.now_ms else self.now_ms
 
     # - refusals -
 
@@ -218,7 +218,7 @@ class PartitionTotals:
     def _count_refusals(self) -> None:
         """Count and keep the records that were refused.
 
-        A whole batch's at once: hashing now and then finds its code out of the CPU's caches.
+        Those of all records at once: hashing now and then finds its code out of the CPU's caches.
         """
         if self._refusing:
             self.records.quarantined += len(self._refusing)
@@ -231,89 +231,91 @@ class PartitionTotals:
     # - folding records of one event -
 
     def fold_evaluations(
-        self, batch: Sequence[Record], read: ReadEvaluations, *, room: float = inf
+        self, records: Sequence[Record], read: ReadEvaluations, *, room: float = inf
     ) -> int:
         """Count evaluations and return how many records were folded.
 
         That is all, or of a packed format as many as `room` allows. Records before the position are
         dropped, because they were counted. Offsets left out are holes. `room` is as for outcomes.
         """
-        size = len(batch)
-        batch = self._uncounted(batch)
+        size = len(records)
+        records = self._uncounted(records)
         if isinstance(read, Packed):
-            return size - len(batch) + self._fold_packed_evaluations(batch, read, room)
-        if batch:
+            return size - len(records) + self._fold_packed_evaluations(records, read, room)
+        if records:
             fold = self.flags.fold
-            counted = fold.read_evaluations(batch, read, self._refuse, self._latest_ms)
-            self._finish(batch, counted)
+            counted = fold.read_evaluations(records, read, self._refuse, self._latest_ms)
+            self._finish(records, counted)
         return size
 
     def fold_outcomes(
         self,
-        batch: Sequence[Record],
+        records: Sequence[Record],
         read: ReadOutcomes,
         *,
         room: float = inf,
-        join: PartitionTotals | None = None,
+        partner: PartitionTotals | None = None,
         joinable_until_ms: float = inf,
     ) -> int:
         """Count outcomes and return how many records were folded.
 
         Fewer than given when `room` more fields have changed. Also when a record without flags is
         younger than `joinable_until_ms`, because not all evaluations before it have been counted;
-        and while exposures are not all indexed, in which case each call indexes some more. `join`
-        is the evaluation partition of the same number, None for none.
+        and while exposures are not all indexed, in which case each call indexes some more.
+        `partner` are the totals of the evaluations of the same partition number, None for none.
         """
-        size = len(batch)
-        batch = self._uncounted(batch)
-        dropped = size - len(batch)
+        size = len(records)
+        records = self._uncounted(records)
+        dropped = size - len(records)
         if isinstance(read, Packed):
-            return dropped + self._fold_packed_outcomes(batch, read, room, join, joinable_until_ms)
+            return dropped + self._fold_packed_outcomes(
+                records, read, room, partner, joinable_until_ms
+            )
         counted = self.flags.fold.read_outcomes(
-            batch,
+            records,
             read,
             self._refuse,
             self._latest_ms,
             room,
-            None if join is None else join.flags.fold,
+            None if partner is None else partner.flags.fold,
             joinable_until_ms,
         )
         if counted.stopped_at is not None:
-            batch = batch[: _index_of(batch, counted.stopped_at.offset)]
-        self._finish(batch, counted)
-        return dropped + len(batch)
+            records = records[: _index_of(records, counted.stopped_at.offset)]
+        self._finish(records, counted)
+        return dropped + len(records)
 
-    def _finish(self, batch: Sequence[Record], counted: Counted) -> None:
-        """Put each record of a batch into its class, and the position behind the batch."""
+    def _finish(self, records: Sequence[Record], counted: Counted) -> None:
+        """Put each record into its class, and the position behind them."""
         self._count_refusals()
-        if batch:
-            self._advance(batch)
-        records = self.records
-        records.counted += counted.counted
-        records.late += counted.late
-        records.ignored += counted.ignored
+        if records:
+            self._advance(records)
+        progress = self.records
+        progress.counted += counted.counted
+        progress.late += counted.late
+        progress.ignored += counted.ignored
         self._freshen(counted.freshest_ms)
 
     def _freshen(self, freshest_ms: int) -> None:
         """Note the time of the freshest event; none is believed to be younger than our clock."""
-        records = self.records
-        freshest_ms = max(records.freshest_ms or 0, freshest_ms)
-        records.freshest_ms = min(freshest_ms, self.now_ms) or None
+        progress = self.records
+        freshest_ms = max(progress.freshest_ms or 0, freshest_ms)
+        progress.freshest_ms = min(freshest_ms, self.now_ms) or None
 
-    def _uncounted(self, batch: Sequence[Record]) -> Sequence[Record]:
-        """Return a batch without what lies before the position."""
-        if batch and batch[0].offset < self.position:
-            return batch[_index_of(batch, self.position) :]
-        return batch
+    def _uncounted(self, records: Sequence[Record]) -> Sequence[Record]:
+        """Return records without those that lie before the position."""
+        if records and records[0].offset < self.position:
+            return records[_index_of(records, self.position) :]
+        return records
 
     # - folding records of many events: all events of a record or none, and one class per record -
 
     def _fold_packed_evaluations(
-        self, batch: Sequence[Record], packed: Packed[EvaluationFields], room: float
+        self, records: Sequence[Record], packed: Packed[EvaluationFields], room: float
     ) -> int:
         """Count records of many evaluations and return how many records were folded."""
         limit = room + self.flags.changed_fields
-        for folded, record in enumerate(batch):
+        for folded, record in enumerate(records):
             contents = packed.unpack(record, latest_ms=self._latest_ms)
             fields = self._fields_of(
                 [(flag_key, at) for _, flag_key, _, at in contents.events], 2 * len(contents.events)
@@ -327,29 +329,29 @@ class PartitionTotals:
                 self._flags_to_count.record_place(True, digest, self._number)
             counted = self.flags.fold.count_evaluations(contents.events)
             self._finish_packed(record, contents.refused, counted)
-        return len(batch)
+        return len(records)
 
     def _fold_packed_outcomes(
         self,
-        batch: Sequence[Record],
+        records: Sequence[Record],
         packed: Packed[OutcomeFields],
         room: float,
-        join: PartitionTotals | None,
+        partner: PartitionTotals | None,
         joinable_until_ms: float,
     ) -> int:
         """Count records of many outcomes and return how many records were folded."""
         limit = room + self.flags.changed_fields
-        for folded, record in enumerate(batch):
+        for folded, record in enumerate(records):
             contents = packed.unpack(record, latest_ms=self._latest_ms)
             if not all(event[2] for event in contents.events):
                 self.flags.fold.joins = True
-                if join is not None and (
-                    record.timestamp > joinable_until_ms or not join.flags.fold.index_exposures()
+                if partner is not None and (
+                    record.timestamp > joinable_until_ms or not partner.flags.fold.index_exposures()
                 ):
                     return folded
             # They are joined here and not while counting, because what a record changes must be
             # known before any of it is counted.
-            events = [_joined(event, join) for event in contents.events]
+            events = [_joined(event, partner) for event in contents.events]
             pairs = [(flag_key, event[1]) for event in events for flag_key, _ in event[2]]
             fields = self._fields_of(
                 pairs, sum(len(event[2]) * (event[3] + len(event[5])) for event in events)
@@ -365,7 +367,7 @@ class PartitionTotals:
                 ((record, *event) for event in events), inf, None, inf
             )
             self._finish_packed(record, contents.refused, counted)
-        return len(batch)
+        return len(records)
 
     def _fields_of(self, touched: Sequence[tuple[str, int]], entries: int) -> int:
         """Return how many fields a record may change, at most.
@@ -409,13 +411,13 @@ class PartitionTotals:
         self._advance((record,))
 
 
-def _joined(event: OutcomeFields, join: PartitionTotals | None) -> OutcomeFields:
+def _joined(event: OutcomeFields, partner: PartitionTotals | None) -> OutcomeFields:
     """Return an outcome with the flags of its context's exposures, unless it names flags."""
     context_id, time_ms, flags, is_error, latency_ms, conversions = event
     if flags:
         return event
-    if join is not None:
-        flags = join.flags.fold.exposures(digest_of(context_id.encode()), time_ms)
+    if partner is not None:
+        flags = partner.flags.fold.exposures(digest_of(context_id.encode()), time_ms)
     return context_id, time_ms, flags, is_error, latency_ms, conversions
 
 
@@ -431,14 +433,14 @@ def _too_many_fields(fields: int) -> Contents[Any]:
     )
 
 
-def _index_of(batch: Sequence[Record], offset: int) -> int:
-    """Return how many records of `batch` lie before `offset`."""
-    return bisect_left(batch, offset, key=lambda record: record.offset)
+def _index_of(records: Sequence[Record], offset: int) -> int:
+    """Return how many of `records` lie before `offset`."""
+    return bisect_left(records, offset, key=lambda record: record.offset)
 
 
-def up_to(batch: Sequence[Record], timestamp_ms: float) -> int:
-    """Return how many records at the head of `batch` are not younger than `timestamp_ms`.
+def up_to(records: Sequence[Record], timestamp_ms: float) -> int:
+    """Return how many at the head of `records` are not younger than `timestamp_ms`.
 
-    The timestamps of a batch are taken as rising.
+    The timestamps of the records are taken as rising.
     """
-    return bisect_right(batch, timestamp_ms, key=lambda record: record.timestamp)
+    return bisect_right(records, timestamp_ms, key=lambda record: record.timestamp)

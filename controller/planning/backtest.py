@@ -245,7 +245,7 @@ class Backtest:
         evaluations = self._totals.get(Source("evaluations", source.partition))
         while batch:
             folded = self._totals[source].fold_outcomes(
-                batch, self._read_outcomes, join=evaluations
+                batch, self._read_outcomes, partner=evaluations
             )
             batch = batch[folded:]
 

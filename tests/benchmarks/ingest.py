@@ -115,9 +115,9 @@ def nothing_is_refused(record: Record, refused: RecordRefused) -> NoReturn:
 class Counted:
     """One partition's totals with saves in between."""
 
-    def __init__(self, totals: PartitionTotals, join: PartitionTotals | None = None) -> None:
+    def __init__(self, totals: PartitionTotals, partner: PartitionTotals | None = None) -> None:
         self.totals = totals
-        self.join = join
+        self.partner = partner
         self.fields = self.bytes = self.saves = 0
         self.save_seconds = self.longest_save_seconds = 0.0
 
@@ -135,7 +135,7 @@ class Counted:
             else:
                 batch = records[position : position + SLICE]
                 position += self.totals.fold_outcomes(
-                    batch, read_outcomes, room=left, join=self.join
+                    batch, read_outcomes, room=left, partner=self.partner
                 )
             now = time.process_time()
             if now - last_save >= SAVE_SECONDS or room - self.totals.flags.changed_fields < 200:
@@ -193,11 +193,11 @@ def measure(flags: int) -> None:
             began = time.process_time()
             plain(records)
             plain_seconds.append(time.process_time() - began)
-            join = None
+            partner = None
             if name == "outcomes to be joined":
-                join = totals_of(directory, counts_exposures=True)
-                join.fold_evaluations(loads["evaluations"], read_evaluations)
-            counted = Counted(totals_of(directory, counts_exposures=name == "evaluations"), join)
+                partner = totals_of(directory, counts_exposures=True)
+                partner.fold_evaluations(loads["evaluations"], read_evaluations)
+            counted = Counted(totals_of(directory, counts_exposures=name == "evaluations"), partner)
             seconds.append(counted.run(records))
             second = [
                 Record(r.topic, 0, r.offset + EVENTS, r.timestamp, None, r.value, ())

@@ -92,13 +92,13 @@ def test_an_outcome_has_the_class_of_its_record(
     named = () if is_joined else ((flag_key, variant),)
     record = make_record(0, outcome_value("u1", time_ms=at_ms(at), flags=named))
     owner = Owner(known, counts_exposures=False)
-    owner.fold([record], join=exposed.totals)
+    owner.fold([record], partner=exposed.totals)
 
-    def join(context: str, time_ms: int) -> list[tuple[str, str]]:
+    def flags_of(context: str, time_ms: int) -> list[tuple[str, str]]:
         return list(exposed.totals.flags.fold.exposures(digest_of(context.encode()), time_ms))
 
     tally = EventTally(known, read_evaluations, read_outcomes)
-    (sample,) = tally.add_outcomes(("t", 0), record, join=join)
+    (sample,) = tally.add_outcomes(("t", 0), record, flags_of=flags_of)
     assert RECORD_CLASS[sample.event_class] is class_counted(owner)
 
 

@@ -4,7 +4,7 @@ A run is what the native reader makes of consecutive plain batches: one sequence
 no object is made until somebody asks for one. All other batches are aiokafka's: those of
 transactions and their ends, older formats, and broken ones, which it reports. Belongs here: which
 batch is whose. Does not belong here: which batches count (`getmany`), what plain is
-(`controller/counting/native/src/batches.rs`).
+(`controller/counting/native/src/record_batches.rs`).
 """
 
 from __future__ import annotations

@@ -67,13 +67,13 @@ class Fold(Protocol):
         self,
         events: Iterable[OutcomeOfRecord],
         room: float,
-        join: Any | None,
+        partner: Any | None,
         joinable_until_ms: float,
     ) -> Counted: ...
 
     def read_evaluations(
         self,
-        batch: Sequence[Record],
+        records: Sequence[Record],
         read: EvaluationReader[Record],
         refuse: Refuse,
         latest_ms: int,
@@ -81,12 +81,12 @@ class Fold(Protocol):
 
     def read_outcomes(
         self,
-        batch: Sequence[Record],
+        records: Sequence[Record],
         read: OutcomeReader[Record],
         refuse: Refuse,
         latest_ms: int,
         room: float,
-        join: Any | None,
+        partner: Any | None,
         joinable_until_ms: float,
     ) -> Counted: ...
 

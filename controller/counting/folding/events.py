@@ -38,7 +38,10 @@ OutcomeOfRecord = tuple[
 
 
 class Exposures(Protocol):
-    """Where outcomes that name no flags find those that their context was served."""
+    """Where outcomes that name no flags find those that their context was served.
+
+    It is the fold of the evaluations of the same partition number: the `partner`.
+    """
 
     def index_exposures(self) -> bool:
         """Index some more of the exposures that were counted; return whether all are indexed."""
@@ -48,7 +51,7 @@ class Exposures(Protocol):
 
 
 class Counted(NamedTuple):
-    """What a batch of events was: numbers of events, and the time of the freshest one counted."""
+    """What a run of events was: numbers of events, and the time of the freshest one counted."""
 
     counted: int
     late: int
@@ -148,17 +151,17 @@ class EventFold:
         self,
         events: Iterable[OutcomeOfRecord],
         room: float,
-        join: Exposures | None,
+        partner: Exposures | None,
         joinable_until_ms: float,
     ) -> Counted:
         """Count outcomes until one must wait.
 
-        `room`, `join` and `joinable_until_ms` are as for `PartitionTotals.fold_outcomes`.
+        `room`, `partner` and `joinable_until_ms` are as for `PartitionTotals.fold_outcomes`.
         """
         arms, sets = self._arms, self._arms.sets
         counted = late = ignored = freshest_ms = 0
         limit = room + len(arms.changed) + sets.new_names
-        is_joinable = _Joinable(join, joinable_until_ms)
+        is_joinable = _Joinable(partner, joinable_until_ms)
         for record, context_id, time_ms, named, is_error, latency_ms, conversions in events:
             if len(arms.changed) + sets.new_names >= limit:
                 return Counted(counted, late, ignored, freshest_ms, record)
@@ -166,10 +169,10 @@ class EventFold:
             flags = named
             if not flags:
                 self.joins = True
-                if join is not None:
+                if partner is not None:
                     if not is_joinable.at(record.timestamp):
                         return Counted(counted, late, ignored, freshest_ms, record)
-                    flags = join.exposures(digest, time_ms)
+                    flags = partner.exposures(digest, time_ms)
                 if not flags:
                     self._flags_to_count.unjoined += 1
             counters = self._counters_of(flags, time_ms)
@@ -268,15 +271,15 @@ class EventFold:
 class _Joinable:
     """Whether outcomes without flags may be joined now."""
 
-    __slots__ = ("_are_indexed", "_join", "_until_ms")
+    __slots__ = ("_are_indexed", "_partner", "_until_ms")
 
-    def __init__(self, join: Exposures | None, until_ms: float) -> None:
-        self._join = join
+    def __init__(self, partner: Exposures | None, until_ms: float) -> None:
+        self._partner = partner
         self._until_ms = until_ms
         self._are_indexed = False
 
     def at(self, timestamp_ms: int) -> bool:
         """Return whether everything before this time is counted and indexed; index some more."""
-        if self._join is not None and not self._are_indexed:
-            self._are_indexed = self._join.index_exposures()
+        if self._partner is not None and not self._are_indexed:
+            self._are_indexed = self._partner.index_exposures()
         return self._are_indexed and timestamp_ms <= self._until_ms

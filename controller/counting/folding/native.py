@@ -32,10 +32,17 @@ def native_fold(module: Any) -> Callable[..., Fold]:
     """Return what makes native folds, with the parameters of `PartitionFold`."""
     return partial(
         module.PartitionFold,
-        buckets=(LOWEST_BUCKET, HIGHEST_BUCKET),
+        lowest_bucket=LOWEST_BUCKET,
+        highest_bucket=HIGHEST_BUCKET,
         log_gamma=log(GAMMA),
-        readers=(read_evaluations, read_outcomes),
-        types=(Counted, Difference, ArmTotals, SealedSet, ArmCounts),
+        readers={"evaluations": read_evaluations, "outcomes": read_outcomes},
+        types={
+            "counted": Counted,
+            "difference": Difference,
+            "arm_totals": ArmTotals,
+            "sealed_set": SealedSet,
+            "arm_counts": ArmCounts,
+        },
         arms=[Arm.TREATMENT, Arm.CONTROL],
         fault_type=NativeFault,
     )

@@ -66,35 +66,35 @@ class PartitionFold:
         self,
         events: Iterable[OutcomeOfRecord],
         room: float,
-        join: Exposures | None,
+        partner: Exposures | None,
         joinable_until_ms: float,
     ) -> Counted:
         """Count outcomes until one must wait: `EventFold.count_outcomes`."""
-        return self._events.count_outcomes(events, room, join, joinable_until_ms)
+        return self._events.count_outcomes(events, room, partner, joinable_until_ms)
 
     def read_evaluations(
         self,
-        batch: Sequence[Record],
+        records: Sequence[Record],
         read: EvaluationReader[Record],
         refuse: Refuse,
         latest_ms: int,
     ) -> Counted:
         """Count the evaluations of records; those without one are refused."""
-        return self.count_evaluations(read(batch, refuse, latest_ms=latest_ms))
+        return self.count_evaluations(read(records, refuse, latest_ms=latest_ms))
 
     def read_outcomes(
         self,
-        batch: Sequence[Record],
+        records: Sequence[Record],
         read: OutcomeReader[Record],
         refuse: Refuse,
         latest_ms: int,
         room: float,
-        join: Exposures | None,
+        partner: Exposures | None,
         joinable_until_ms: float,
     ) -> Counted:
         """Count the outcomes of records until one must wait; those without one are refused."""
-        events = read(batch, refuse, latest_ms=latest_ms)
-        return self.count_outcomes(events, room, join, joinable_until_ms)
+        events = read(records, refuse, latest_ms=latest_ms)
+        return self.count_outcomes(events, room, partner, joinable_until_ms)
 
     def begin_batch(self) -> None:
         """Begin the next batch of outcomes without a save.

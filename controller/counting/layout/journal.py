@@ -102,7 +102,7 @@ class EntryLog:
         self._chunks = {chunk: kept[chunk] for chunk in sorted(chunks)}
         self._next = max(chunks, default=self._next - 1) + 1
 
-    def slices(self) -> Iterator[bytes]:
+    def pieces(self) -> Iterator[bytes]:
         """Yield all entries that were written, oldest first, some chunks at a time.
 
         Lets other threads run in between: the event loop would wait for a thread that restores a

@@ -69,7 +69,7 @@ class StoredSets:
                 fold.restore_filter(number, words, keys)
                 self._filters.setdefault(number, []).append(len(words))
         self.journal.restore(chunks)
-        for entries in self.journal.slices():
+        for entries in self.journal.pieces():
             fold.restore_members(entries)
 
     def _add_name(self, number: int, name: str) -> None:

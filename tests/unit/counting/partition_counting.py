@@ -59,11 +59,11 @@ class Counting:
             flags_with_own_fields=self.flags_with_own_fields,
         )
 
-    def batch(self, *values: bytes | None, join: Owner | None = None) -> None:
+    def batch(self, *values: bytes | None, partner: Owner | None = None) -> None:
         """Fold values as one batch and save."""
         position = self.owner.totals.position
         records = [make_record(position + number, value) for number, value in enumerate(values)]
-        self.owner.fold(records, join=None if join is None else join.totals)
+        self.owner.fold(records, partner=None if partner is None else partner.totals)
         assert self.owner.save(self.stored)
 
     @property

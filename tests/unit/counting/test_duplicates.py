@@ -104,7 +104,7 @@ def test_a_joined_outcome_is_looked_at() -> None:
     exposures.fold([make_record(0, evaluation_value(LOOKED_AT, "on", time_ms=at_ms(AT)))])
     outcomes = Owner(flags, counts_exposures=False)
     value = outcome_value(LOOKED_AT, time_ms=at_ms(AT))
-    outcomes.fold([make_record(0, value), make_record(1, value)], join=exposures.totals)
+    outcomes.fold([make_record(0, value), make_record(1, value)], partner=exposures.totals)
     stored: dict[str, bytes] = {}
     assert outcomes.save(stored)
     assert (arms_in(stored)[TREATMENT].checked, arms_in(stored)[TREATMENT].repeated) == (2, 1)

@@ -34,7 +34,7 @@ def outcome(tally: EventTally, **fields: Any) -> EventSample:
     event = json.loads(outcome_value("u1", time_ms=at_ms(AT), flags=((FLAG, "on"),)))
     event["data"].update(fields)
     record = make_record(0, json.dumps(event).encode(), topic="o", timestamp_ms=at_ms(AT))
-    (sample,) = tally.add_outcomes(("o", 0), record, join=lambda *_: [])
+    (sample,) = tally.add_outcomes(("o", 0), record, flags_of=lambda *_: [])
     return sample
 
 
@@ -113,7 +113,7 @@ def test_a_misnamed_list_of_flags_is_named_where_the_outcome_is_lost() -> None:
     event = json.loads(outcome_value("u1", time_ms=at_ms(AT), flags=((FLAG, "on"),)))
     event["data"]["rolloutd.flag"] = event["data"].pop("rolloutd.flags")
     record = make_record(0, json.dumps(event).encode(), topic="o", timestamp_ms=at_ms(AT))
-    (sample,) = tally.add_outcomes(("o", 0), record, join=lambda *_: [])
+    (sample,) = tally.add_outcomes(("o", 0), record, flags_of=lambda *_: [])
     assert sample.event_class is EventClass.UNJOINED
     assert "did you mean rolloutd.flags?" in sample.why
     document = tally.document(FLAG) | {"unattributed": tally.unattributed.document()}
@@ -131,7 +131,7 @@ def test_a_misnamed_field_is_named_also_where_the_event_does_not_count() -> None
     event = json.loads(outcome_value("u1", time_ms=early, flags=((FLAG, "on"),)))
     event["data"]["error_type"] = "500"
     record = make_record(0, json.dumps(event).encode(), topic="o", timestamp_ms=early)
-    (sample,) = tally.add_outcomes(("o", 0), record, join=lambda *_: [])
+    (sample,) = tally.add_outcomes(("o", 0), record, flags_of=lambda *_: [])
     assert sample.event_class is EventClass.BEFORE_START
     assert sample.why.endswith("; nothing reads its field error_type; did you mean error.type?")
 
@@ -178,7 +178,7 @@ def refused(kind: str, data: dict[str, Any], tally: EventTally) -> EventSample:
     if kind == "evaluation":
         (sample,) = tally.add_evaluations(("t", 0), record)
     else:
-        (sample,) = tally.add_outcomes(("t", 0), record, join=lambda *_: [])
+        (sample,) = tally.add_outcomes(("t", 0), record, flags_of=lambda *_: [])
     assert sample.event_class is EventClass.REFUSED
     return sample
 
@@ -226,7 +226,7 @@ def test_without_a_flag_misnamed_fields_are_shown_too() -> None:
     event = json.loads(outcome_value("u1", time_ms=at_ms(AT), flags=((FLAG, "on"),)))
     event["data"]["rolloutd.flag"] = event["data"].pop("rolloutd.flags")
     record = make_record(0, json.dumps(event).encode(), topic="o", timestamp_ms=at_ms(AT))
-    tally.add_outcomes(("o", 0), record, join=lambda *_: [])
+    tally.add_outcomes(("o", 0), record, flags_of=lambda *_: [])
     with (console := Console(width=400)).capture() as shown:
         show_summary(console, tally.summary(), "read")
     lines = [line.strip() for line in shown.get().splitlines()]

@@ -138,8 +138,8 @@ def test_what_misleads_is_remarked(record: Record, remark: EventRemark) -> None:
 def test_milliseconds_given_as_seconds_are_remarked() -> None:
     """183 seconds are possible and unlikely."""
     tally = make_tally()
-    tally.add_outcomes(("request.outcomes", 0), outcome(latency_ms=183_000), join=no_exposures)
-    tally.add_outcomes(("request.outcomes", 0), outcome(latency_ms=183), join=no_exposures)
+    tally.add_outcomes(("request.outcomes", 0), outcome(latency_ms=183_000), flags_of=no_exposures)
+    tally.add_outcomes(("request.outcomes", 0), outcome(latency_ms=183), flags_of=no_exposures)
     found = tally.of(FLAG)
     assert found is not None
     assert (found.window.timed, found.window.remarks) == (2, {EventRemark.SLOW: 1})
@@ -161,7 +161,7 @@ def test_how_an_outcome_was_understood_is_kept(is_binary: bool) -> None:
         tuple(headers) if is_binary else (),
     )
     (sample,) = make_tally().add_outcomes(
-        ("request.outcomes", 0), record, join=lambda *_: [(FLAG, "off")]
+        ("request.outcomes", 0), record, flags_of=lambda *_: [(FLAG, "off")]
     )
     assert (sample.event_class, sample.arm) == (EventClass.COUNTED, Arm.CONTROL)
     understood = OutcomeReading(True, "500", None, 183.0, (), is_joined=True)
@@ -180,7 +180,7 @@ def test_a_failure_without_error_type_is_remarked() -> None:
         record = make_record(
             0, json.dumps(value | {"data": data}).encode(), topic="o", timestamp_ms=at_ms(AT)
         )
-        (sample,) = tally.add_outcomes(("o", 0), record, join=no_exposures)
+        (sample,) = tally.add_outcomes(("o", 0), record, flags_of=no_exposures)
         is_unseen = EventRemark.NO_ERROR_TYPE in sample.remarks
         assert is_unseen == ((status, error) == (503, None))
     found = tally.of(FLAG)
@@ -199,7 +199,7 @@ def test_conversions_that_no_guardrail_names_are_kept_apart() -> None:
     tally = make_tally()
     counted = frozenset({"checkout"})
     object.__setattr__(tally.flags_to_count.flags[FLAG], "conversions", counted)
-    (sample,) = tally.add_outcomes(("o", 0), record, join=no_exposures)
+    (sample,) = tally.add_outcomes(("o", 0), record, flags_of=no_exposures)
     assert sample.outcome is not None
     assert sample.outcome.conversions == ("checkout", "wink")
     assert sample.uncounted_conversions == ("wink",)
@@ -291,7 +291,7 @@ def offer(sampling: EventSampling, count: int, now: float, partition: int = 0) -
         now,
         at_ms(T0 + HOUR),
         of_evaluations=True,
-        join=no_exposures,
+        flags_of=no_exposures,
     )
 
 

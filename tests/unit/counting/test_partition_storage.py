@@ -348,11 +348,11 @@ def test_packed_outcomes_without_flags_are_joined() -> None:
     early = at_ms(AT) - 1
     assert (
         owner.totals.fold_outcomes(
-            [record], LINES[1], join=exposures.totals, joinable_until_ms=early
+            [record], LINES[1], partner=exposures.totals, joinable_until_ms=early
         )
         == 0
     )
-    owner.fold([record], join=exposures.totals)
+    owner.fold([record], partner=exposures.totals)
     stored: dict[str, bytes] = {}
     assert owner.save(stored)
     assert arms_in(stored)[TREATMENT].outcomes == 2

@@ -210,8 +210,10 @@ def test_an_outcome_is_not_joined_to_an_arm_its_context_has_left(is_reloaded: bo
         evaluation("b", "red"), evaluation("b", "red-earlier"), evaluation("b", "blue", AT + MINUTE)
     )
     counting = Counting(directory=directory)
-    join = exposures.load() if is_reloaded else exposures.owner
-    counting.batch(outcome("a", at=AT + 2 * MINUTE), outcome("b", at=AT + 2 * MINUTE), join=join)
+    partner = exposures.load() if is_reloaded else exposures.owner
+    counting.batch(
+        outcome("a", at=AT + 2 * MINUTE), outcome("b", at=AT + 2 * MINUTE), partner=partner
+    )
     assert (counting.arms[TREATMENT].outcomes, directory.unjoined) == (1, 1)
 
 
@@ -267,7 +269,7 @@ def test_joins_find_the_exposure_of_the_outcomes_past() -> None:
     exposures = Counting(evaluations=True, directory=directory)
     exposures.batch(evaluation("a", "off", T0 - MINUTE), evaluation("a", "on", T0))
     counting = Counting(directory=directory)
-    counting.batch(outcome("a"), outcome("stranger"), join=exposures.owner)
+    counting.batch(outcome("a"), outcome("stranger"), partner=exposures.owner)
     assert counting.arms.keys() == {TREATMENT}
     assert (counting.records.counted, counting.records.ignored, directory.unjoined) == (1, 1, 1)
 
@@ -286,8 +288,8 @@ def test_joins_find_what_came_last_within_a_slice_of_time() -> None:
         evaluation("b", "on"), evaluation("b", "on"), evaluation("b", "off"), evaluation("b", "on")
     )
     counting = Counting(directory=directory)
-    for join in (exposures.owner, exposures.load()):
-        counting.batch(outcome("a"), outcome("b"), join=join)
+    for partner in (exposures.owner, exposures.load()):
+        counting.batch(outcome("a"), outcome("b"), partner=partner)
     assert (counting.arms[CONTROL].outcomes, counting.arms[TREATMENT].outcomes) == (2, 2)
 
 
@@ -310,7 +312,7 @@ def test_joins_wait_until_all_exposures_are_indexed(monkeypatch: pytest.MonkeyPa
     while counting.owner.totals.position < len(batch):
         taken.append(
             counting.owner.totals.fold_outcomes(
-                batch[sum(taken) :], read_outcomes, join=exposures.owner.totals
+                batch[sum(taken) :], read_outcomes, partner=exposures.owner.totals
             )
         )
     assert taken == [1, 0, 0, 0, 0, 2]
@@ -324,7 +326,7 @@ def test_joins_skip_the_exposures_of_an_earlier_rollout() -> None:
     exposures.batch(evaluation("a", "on"))
     directory.count_for(make_rollout(rollout_id="start-2", revision=9))
     counting = Counting(directory=directory)
-    counting.batch(outcome("a"), join=exposures.load())
+    counting.batch(outcome("a"), partner=exposures.load())
     assert (counting.arms, directory.unjoined) == ({}, 1)
 
 
@@ -335,7 +337,7 @@ def test_outcomes_too_young_to_be_joined_are_left() -> None:
     """
     directory = make_directory()
     counting = Counting(directory=directory)
-    join = Owner(directory, counts_exposures=True).totals
+    partner = Owner(directory, counts_exposures=True).totals
     values = [
         (outcome("a", ON), 50),
         (outcome("a"), 40),
@@ -348,7 +350,7 @@ def test_outcomes_too_young_to_be_joined_are_left() -> None:
     ]
     assert (
         counting.owner.totals.fold_outcomes(
-            batch, read_outcomes, join=join, joinable_until_ms=at_ms(AT) + 40
+            batch, read_outcomes, partner=partner, joinable_until_ms=at_ms(AT) + 40
         )
         == 2
     )

@@ -79,7 +79,7 @@ class Bench:
                 event["data"].update(sent)
                 value = json.dumps(event).encode()
             record = Record("request.outcomes", 0, number, at_ms(AT), b"u", value, ())
-            self.tally.add_outcomes(("request.outcomes", 0), record, join=lambda *_: ())
+            self.tally.add_outcomes(("request.outcomes", 0), record, flags_of=lambda *_: ())
 
     def check(self) -> list[str]:
         """Judge, and return the summaries of new alerts."""

@@ -32,7 +32,7 @@ pub enum Class {
     Ignored,
 }
 
-/// What a batch of events was.
+/// What a run of events was.
 #[derive(Default)]
 pub struct Counted {
     pub counted: i64,
@@ -52,13 +52,13 @@ impl Counted {
 }
 
 /// One outcome, as any reader gives it.
-pub struct Outcome<'a, Text: AsRef<str>> {
+pub struct Outcome<'a> {
     pub digest: u64,
     pub time_ms: i64,
-    pub flags: &'a [(Text, Text)],
+    pub flags: &'a [(&'a str, &'a str)],
     pub is_error: bool,
     pub bucket: Option<i32>,
-    pub conversions: &'a [Text],
+    pub conversions: &'a [&'a str],
 }
 
 pub struct Fold {
@@ -77,7 +77,7 @@ pub struct Fold {
     other_places: Map<Box<str>, [Option<usize>; 3]>, // by flag and arm, where it is in `others`
     pub opened: usize,
     pub joins: bool,
-    pub fresh: i64, // of this batch
+    pub freshest_ms: i64, // of the events of this run
     flag_ids: Map<Box<str>, u32>,
 }
 
@@ -98,7 +98,7 @@ impl Fold {
             other_places: Map::default(),
             opened: 0,
             joins: false,
-            fresh: 0,
+            freshest_ms: 0,
             flag_ids: Map::default(),
         }
     }
@@ -147,7 +147,7 @@ impl Fold {
             }
             return Ok(Class::Ignored);
         }
-        self.fresh = self.fresh.max(time_ms);
+        self.freshest_ms = self.freshest_ms.max(time_ms);
         let (arm, class) = match self.arm_at(around, flag_key, variant, time_ms)? {
             Some(arm) if self.arm(arm).is_counting => (arm, Class::Counted),
             Some(arm) => (arm, Class::Late),
@@ -239,20 +239,19 @@ impl Fold {
 
     /// Count one outcome; `found` is scratch space, and holds the arms that counted it.
     #[inline]
-    pub fn count_outcome<S: Surroundings, Text: AsRef<str>>(
+    pub fn count_outcome<S: Surroundings>(
         &mut self,
         around: &S,
-        outcome: &Outcome<'_, Text>,
+        outcome: &Outcome<'_>,
         found: &mut Vec<usize>,
     ) -> Result<Class, S::Error> {
         found.clear();
         let mut is_late = false;
-        for (flag_key, variant) in outcome.flags {
-            let (flag_key, variant) = (flag_key.as_ref(), variant.as_ref());
+        for &(flag_key, variant) in outcome.flags {
             if !self.is_open(around, flag_key)? {
                 continue;
             }
-            self.fresh = self.fresh.max(outcome.time_ms);
+            self.freshest_ms = self.freshest_ms.max(outcome.time_ms);
             match self.arm_at(around, flag_key, variant, outcome.time_ms)? {
                 Some(arm) if self.arm(arm).is_counting => found.push(arm),
                 Some(_) => is_late = true,
@@ -276,7 +275,7 @@ impl Fold {
 
     /// Add one outcome to one counter.
     #[inline]
-    fn add_outcome<Text: AsRef<str>>(&mut self, place: usize, outcome: &Outcome<'_, Text>) {
+    fn add_outcome(&mut self, place: usize, outcome: &Outcome<'_>) {
         self.note_change(place);
         let arm = self.arms[place].as_mut().expect("an arm of an open flag");
         arm.counts.outcomes += 1;
@@ -310,8 +309,7 @@ impl Fold {
                 }
             }
         }
-        for name in outcome.conversions {
-            let name = name.as_ref();
+        for &name in outcome.conversions {
             let Some(&(_, slot)) = arm.converted.iter().find(|(one, _)| &**one == name) else {
                 continue;
             };

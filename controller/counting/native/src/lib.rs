@@ -7,13 +7,13 @@
 #![forbid(unsafe_code)]
 
 mod arms;
-mod batches;
 mod bloom;
 mod duplicates;
 mod exposures;
 mod fold;
 mod hashing;
 mod partition_fold;
+mod record_batches;
 mod scan;
 mod sets;
 mod surroundings;
@@ -23,8 +23,8 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<partition_fold::PartitionFold>()?;
-    module.add_class::<batches::Records>()?;
-    module.add_class::<batches::Record>()?;
-    module.add_function(wrap_pyfunction!(batches::read_batches, module)?)?;
+    module.add_class::<record_batches::Records>()?;
+    module.add_class::<record_batches::Record>()?;
+    module.add_function(wrap_pyfunction!(record_batches::read_batches, module)?)?;
     Ok(())
 }

@@ -21,12 +21,9 @@ use crate::arms::Kind;
 use crate::bloom::BloomFilter;
 use crate::duplicates::RecentRecords;
 use crate::fold::Fold;
-use crate::surroundings::{counted_flag, Around};
+use crate::surroundings::{counted_flag, PySurroundings, Readers, Types};
 use events::Waiting;
 use joining::Joined;
-
-/// What is returned: `Counted`, `Difference`, `ArmTotals`, `SealedSet`, `ArmCounts`.
-type Types = (Py<PyAny>, Py<PyAny>, Py<PyAny>, Py<PyAny>, Py<PyAny>);
 
 #[pyclass(module = "controller.counting._native")]
 pub struct PartitionFold {
@@ -34,12 +31,12 @@ pub struct PartitionFold {
     fault: Option<String>, // what a panic said: then each call raises a `fault_type`
     fault_type: Py<PyType>,
     records: RecentRecords,
-    flags_to_count: Py<PyAny>,
-    is_bundled: Py<PyAny>,
+    surroundings: PySurroundings,
     log_gamma: f64,
-    buckets: (i32, i32), // the lowest and the highest
+    lowest_bucket: i32,
+    highest_bucket: i32,
     indexed_per_turn: usize,
-    readers: (Py<PyAny>, Py<PyAny>), // those whose records are read natively
+    readers: Readers,
     types: Types,
     arms: [Py<PyAny>; 2], // Arm.TREATMENT and Arm.CONTROL
 }
@@ -48,8 +45,8 @@ pub struct PartitionFold {
 impl PartitionFold {
     #[new]
     #[pyo3(signature = (flags_to_count, *, counts_exposures, exact_limit, window_ms, is_bundled,
-                        indexed_per_turn, buckets, log_gamma, readers, types, arms,
-                        fault_type))]
+                        indexed_per_turn, lowest_bucket, highest_bucket, log_gamma, readers, types,
+                        arms, fault_type))]
     #[allow(clippy::too_many_arguments)] // named in Python, and called in one place
     fn new(
         flags_to_count: Py<PyAny>,
@@ -58,9 +55,10 @@ impl PartitionFold {
         window_ms: Option<i64>,
         is_bundled: Py<PyAny>,
         indexed_per_turn: usize,
-        buckets: (i32, i32),
+        lowest_bucket: i32,
+        highest_bucket: i32,
         log_gamma: f64,
-        readers: (Py<PyAny>, Py<PyAny>),
+        readers: Readers,
         types: Types,
         arms: [Py<PyAny>; 2],
         fault_type: Py<PyType>,
@@ -70,10 +68,10 @@ impl PartitionFold {
             fault: None,
             fault_type,
             records: RecentRecords::default(),
-            flags_to_count,
-            is_bundled,
+            surroundings: PySurroundings { flags_to_count, is_bundled },
             log_gamma,
-            buckets,
+            lowest_bucket,
+            highest_bucket,
             indexed_per_turn,
             readers,
             types,
@@ -103,42 +101,42 @@ impl PartitionFold {
     fn read_evaluations(
         &mut self,
         py: Python<'_>,
-        batch: &Bound<'_, PyAny>,
+        records: &Bound<'_, PyAny>,
         read: &Bound<'_, PyAny>,
         refuse: &Bound<'_, PyAny>,
         latest_ms: i64,
     ) -> PyResult<Py<PyAny>> {
-        self.contain(|this| this.evaluations_in(py, batch, read, refuse, latest_ms))
+        self.contain(|this| this.evaluations_in(py, records, read, refuse, latest_ms))
     }
 
-    #[pyo3(signature = (events, room, join, joinable_until_ms))]
+    #[pyo3(signature = (events, room, partner, joinable_until_ms))]
     fn count_outcomes(
         &mut self,
         py: Python<'_>,
         events: &Bound<'_, PyAny>,
         room: f64,
-        join: Option<&Bound<'_, PyAny>>,
+        partner: Option<&Bound<'_, PyAny>>,
         joinable_until_ms: f64,
     ) -> PyResult<Py<PyAny>> {
-        let waiting = Waiting { room, join, joinable_until_ms };
+        let waiting = Waiting { room, partner, joinable_until_ms };
         self.contain(|this| this.outcomes_of(py, events, waiting))
     }
 
-    #[pyo3(signature = (batch, read, refuse, latest_ms, room, join, joinable_until_ms))]
+    #[pyo3(signature = (records, read, refuse, latest_ms, room, partner, joinable_until_ms))]
     #[allow(clippy::too_many_arguments)] // those of `engine.Fold`
     fn read_outcomes(
         &mut self,
         py: Python<'_>,
-        batch: &Bound<'_, PyAny>,
+        records: &Bound<'_, PyAny>,
         read: &Bound<'_, PyAny>,
         refuse: &Bound<'_, PyAny>,
         latest_ms: i64,
         room: f64,
-        join: Option<&Bound<'_, PyAny>>,
+        partner: Option<&Bound<'_, PyAny>>,
         joinable_until_ms: f64,
     ) -> PyResult<Py<PyAny>> {
-        let waiting = Waiting { room, join, joinable_until_ms };
-        self.contain(|this| this.outcomes_in(py, batch, read, refuse, latest_ms, waiting))
+        let waiting = Waiting { room, partner, joinable_until_ms };
+        self.contain(|this| this.outcomes_in(py, records, read, refuse, latest_ms, waiting))
     }
 
     fn begin_batch(&mut self) -> PyResult<()> {
@@ -370,14 +368,6 @@ impl PartitionFold {
         match self.fault {
             Some(_) => Ok(T::default()),
             None => done,
-        }
-    }
-
-    /// What the fold asks and reports to.
-    fn around<'py>(&'py self, py: Python<'py>) -> Around<'py> {
-        Around {
-            flags_to_count: self.flags_to_count.bind(py),
-            is_bundled: self.is_bundled.bind(py),
         }
     }
 

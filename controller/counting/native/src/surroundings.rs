@@ -1,4 +1,5 @@
-//! What the fold asks of Python: plans of flags, and where what is not counted is reported.
+//! What the fold has of Python: plans of flags, where what is not counted is reported, readers and
+//! types.
 
 use std::sync::Arc;
 
@@ -9,10 +10,45 @@ use pyo3::types::{PyDict, PyFrozenSet, PyTuple};
 use crate::arms::{CountedFlag, Kind};
 use crate::fold::Surroundings;
 
-/// `FlagsToCount`, and `StoredArms.is_bundled`.
+/// The types of what is returned.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub struct Types {
+    pub counted: Py<PyAny>,
+    pub difference: Py<PyAny>,
+    pub arm_totals: Py<PyAny>,
+    pub sealed_set: Py<PyAny>,
+    pub arm_counts: Py<PyAny>,
+}
+
+/// Those whose records are read natively.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub struct Readers {
+    pub evaluations: Py<PyAny>,
+    pub outcomes: Py<PyAny>,
+}
+
+/// `FlagsToCount`, and `StoredArms.is_bundled`, as they are kept.
+pub struct PySurroundings {
+    pub flags_to_count: Py<PyAny>,
+    pub is_bundled: Py<PyAny>,
+}
+
+impl PySurroundings {
+    #[inline]
+    pub fn bind<'py>(&'py self, py: Python<'py>) -> Around<'py> {
+        Around {
+            flags_to_count: self.flags_to_count.bind(py),
+            is_bundled: self.is_bundled.bind(py),
+        }
+    }
+}
+
+/// The same for as long as Python is held.
 pub struct Around<'py> {
-    pub flags_to_count: &'py Bound<'py, PyAny>,
-    pub is_bundled: &'py Bound<'py, PyAny>,
+    flags_to_count: &'py Bound<'py, PyAny>,
+    is_bundled: &'py Bound<'py, PyAny>,
 }
 
 impl Around<'_> {

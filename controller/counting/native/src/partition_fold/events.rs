@@ -7,25 +7,25 @@ use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
 use super::joining::Joined;
 use super::PartitionFold;
-use crate::batches::Records;
 use crate::duplicates::{content_of, content_of_object, NOT_SAMPLED};
 use crate::fold::{Class, Counted, Fold, Outcome};
 use crate::hashing::digest_of;
+use crate::record_batches::Records;
 use crate::scan;
-use crate::surroundings::Around;
 
 /// Furthest that an event's time may be ahead of its record's: `schemas.envelope.MAX_AHEAD_MS`.
 const MAX_AHEAD_MS: i64 = 5 * 60 * 1000;
+
 /// When an outcome must wait: `PartitionTotals.fold_outcomes`.
 #[derive(Clone, Copy)]
 pub struct Waiting<'a, 'py> {
     pub room: f64,
-    pub join: Option<&'a Bound<'py, PyAny>>,
+    pub partner: Option<&'a Bound<'py, PyAny>>,
     pub joinable_until_ms: f64,
 }
 
-/// A batch of outcomes that is being counted.
-pub struct OutcomeBatch<'a, 'py> {
+/// A run of outcomes that is being counted.
+pub struct OutcomeRun<'a, 'py> {
     pub waiting: Waiting<'a, 'py>,
     pub limit: f64,
     pub are_indexed: bool,
@@ -34,7 +34,7 @@ pub struct OutcomeBatch<'a, 'py> {
     found: Vec<usize>,
 }
 
-impl<'a, 'py> OutcomeBatch<'a, 'py> {
+impl<'a, 'py> OutcomeRun<'a, 'py> {
     fn new(fold: &Fold, waiting: Waiting<'a, 'py>) -> Self {
         Self {
             waiting,
@@ -48,95 +48,115 @@ impl<'a, 'py> OutcomeBatch<'a, 'py> {
 }
 
 impl PartitionFold {
+    // - runs of records and of events -
+
+    /// Count evaluations that a reader of Python gave.
     pub fn evaluations_of(
         &mut self,
         py: Python<'_>,
         events: &Bound<'_, PyAny>,
     ) -> PyResult<Py<PyAny>> {
-        self.fold.fresh = 0;
+        self.fold.freshest_ms = 0;
         let mut counted = Counted::default();
-        for event in events.try_iter()? {
-            self.count_evaluation_of(py, &event?, &mut counted)?;
-        }
+        self.count_evaluations_of(py, events, &mut counted)?;
         self.counted(py, counted, None)
     }
 
+    /// Count the evaluations in records.
     pub fn evaluations_in(
         &mut self,
         py: Python<'_>,
-        batch: &Bound<'_, PyAny>,
+        records: &Bound<'_, PyAny>,
         read: &Bound<'_, PyAny>,
         refuse: &Bound<'_, PyAny>,
         latest_ms: i64,
     ) -> PyResult<Py<PyAny>> {
-        let Some(records) = native(batch, read, &self.readers.0) else {
-            return self.evaluations_of(py, &read_all(batch, read, refuse, latest_ms)?);
+        let Some(native) = native(records, read, &self.readers.evaluations) else {
+            return self.evaluations_of(py, &read_all(records, read, refuse, latest_ms)?);
         };
-        let records = records.get();
-        self.fold.fresh = 0;
+        let records = native.get();
+        self.fold.freshest_ms = 0;
         let mut counted = Counted::default();
         for index in 0..records.len() {
-            if self.count_evaluation_in(py, records, index, latest_ms, &mut counted)? {
-                continue;
-            }
-            let one = PyList::new(py, [records.record(py, index)?])?;
-            for event in read_all(one.as_any(), read, refuse, latest_ms)?.try_iter()? {
-                self.count_evaluation_of(py, &event?, &mut counted)?;
+            if !self.count_evaluation_in(py, records, index, latest_ms, &mut counted)? {
+                let events = read_one(py, records, index, read, refuse, latest_ms)?;
+                self.count_evaluations_of(py, &events, &mut counted)?;
             }
         }
         self.counted(py, counted, None)
     }
 
+    /// Count outcomes that a reader of Python gave, until one must wait.
     pub fn outcomes_of(
         &mut self,
         py: Python<'_>,
         events: &Bound<'_, PyAny>,
         waiting: Waiting<'_, '_>,
     ) -> PyResult<Py<PyAny>> {
-        self.fold.fresh = 0;
-        let mut batch = OutcomeBatch::new(&self.fold, waiting);
-        for event in events.try_iter()? {
-            let event = event?;
-            if !self.count_outcome_of(py, &event, &mut batch)? {
-                return self.counted(py, batch.counted, Some(event.get_item(0)?.unbind()));
-            }
-        }
-        self.counted(py, batch.counted, None)
+        self.fold.freshest_ms = 0;
+        let mut run = OutcomeRun::new(&self.fold, waiting);
+        let stopped_at = self.count_outcomes_of(py, events, &mut run)?;
+        self.counted(py, run.counted, stopped_at)
     }
 
+    /// Count the outcomes in records, until one must wait.
     pub fn outcomes_in(
         &mut self,
         py: Python<'_>,
-        batch: &Bound<'_, PyAny>,
+        records: &Bound<'_, PyAny>,
         read: &Bound<'_, PyAny>,
         refuse: &Bound<'_, PyAny>,
         latest_ms: i64,
         waiting: Waiting<'_, '_>,
     ) -> PyResult<Py<PyAny>> {
-        let Some(records) = native(batch, read, &self.readers.1) else {
-            return self.outcomes_of(py, &read_all(batch, read, refuse, latest_ms)?, waiting);
+        let Some(native) = native(records, read, &self.readers.outcomes) else {
+            return self.outcomes_of(py, &read_all(records, read, refuse, latest_ms)?, waiting);
         };
-        let records = records.get();
-        self.fold.fresh = 0;
-        let mut batch = OutcomeBatch::new(&self.fold, waiting);
+        let records = native.get();
+        self.fold.freshest_ms = 0;
+        let mut run = OutcomeRun::new(&self.fold, waiting);
         for index in 0..records.len() {
-            match self.count_outcome_in(py, records, index, latest_ms, &mut batch)? {
-                Some(true) => continue,
-                Some(false) => {
-                    let record = Py::new(py, records.record(py, index)?)?.into_any();
-                    return self.counted(py, batch.counted, Some(record));
+            let stopped_at = match self.count_outcome_in(py, records, index, latest_ms, &mut run)? {
+                Some(true) => None,
+                Some(false) => Some(Py::new(py, records.record(py, index)?)?.into_any()),
+                None => {
+                    let events = read_one(py, records, index, read, refuse, latest_ms)?;
+                    self.count_outcomes_of(py, &events, &mut run)?
                 }
-                None => {}
-            }
-            let one = PyList::new(py, [records.record(py, index)?])?;
-            for event in read_all(one.as_any(), read, refuse, latest_ms)?.try_iter()? {
-                let event = event?;
-                if !self.count_outcome_of(py, &event, &mut batch)? {
-                    return self.counted(py, batch.counted, Some(event.get_item(0)?.unbind()));
-                }
+            };
+            if stopped_at.is_some() {
+                return self.counted(py, run.counted, stopped_at);
             }
         }
-        self.counted(py, batch.counted, None)
+        self.counted(py, run.counted, None)
+    }
+
+    fn count_evaluations_of(
+        &mut self,
+        py: Python<'_>,
+        events: &Bound<'_, PyAny>,
+        counted: &mut Counted,
+    ) -> PyResult<()> {
+        for event in events.try_iter()? {
+            self.count_evaluation_of(py, &event?, counted)?;
+        }
+        Ok(())
+    }
+
+    /// Return the record of the outcome that must wait, None when all are counted.
+    fn count_outcomes_of(
+        &mut self,
+        py: Python<'_>,
+        events: &Bound<'_, PyAny>,
+        run: &mut OutcomeRun<'_, '_>,
+    ) -> PyResult<Option<Py<PyAny>>> {
+        for event in events.try_iter()? {
+            let event = event?;
+            if !self.count_outcome_of(py, &event, run)? {
+                return Ok(Some(event.get_item(0)?.unbind()));
+            }
+        }
+        Ok(None)
     }
 
     fn counted(
@@ -145,19 +165,20 @@ impl PartitionFold {
         counted: Counted,
         stopped_at: Option<Py<PyAny>>,
     ) -> PyResult<Py<PyAny>> {
-        let Counted { counted, late, ignored, .. } = counted;
-        self.types.0.call1(py, (counted, late, ignored, self.fold.fresh, stopped_at))
+        let Counted { counted, late, ignored } = counted;
+        let values = (counted, late, ignored, self.fold.freshest_ms, stopped_at);
+        self.types.counted.call1(py, values)
     }
 
     #[inline]
     fn bucket_of(&self, latency_ms: f64) -> i32 {
         if latency_ms <= 0.001 {
-            return self.buckets.0;
+            return self.lowest_bucket;
         }
-        ((latency_ms.ln() / self.log_gamma).ceil() as i32).min(self.buckets.1)
+        ((latency_ms.ln() / self.log_gamma).ceil() as i32).min(self.highest_bucket)
     }
 
-    // - evaluations -
+    // - one evaluation -
 
     /// Count one that a reader of Python gave.
     fn count_evaluation_of(
@@ -170,15 +191,9 @@ impl PartitionFold {
         let (context_id, flag_key) = (event.get_item(0)?, event.get_item(1)?);
         let (variant, time_ms) = (event.get_item(2)?, event.get_item(3)?.extract()?);
         let digest = digest_of(text(&context_id)?.as_bytes());
-        let (flags_to_count, is_bundled) = (self.flags_to_count.bind(py), self.is_bundled.bind(py));
-        let around = Around { flags_to_count, is_bundled };
-        counted.add(self.fold.count_evaluation(
-            &around,
-            digest,
-            text(&flag_key)?,
-            text(&variant)?,
-            time_ms,
-        )?);
+        let around = self.surroundings.bind(py);
+        let (flag_key, variant) = (text(&flag_key)?, text(&variant)?);
+        counted.add(self.fold.count_evaluation(&around, digest, flag_key, variant, time_ms)?);
         Ok(())
     }
 
@@ -202,26 +217,20 @@ impl PartitionFold {
             return Ok(false);
         }
         let digest = digest_of(context_id.as_bytes());
-        let (flags_to_count, is_bundled) = (self.flags_to_count.bind(py), self.is_bundled.bind(py));
-        let around = Around { flags_to_count, is_bundled };
-        counted.add(self.fold.count_evaluation(
-            &around,
-            digest,
-            event.flag_key,
-            event.variant,
-            time_ms,
-        )?);
+        let around = self.surroundings.bind(py);
+        let (flag_key, variant) = (event.flag_key, event.variant);
+        counted.add(self.fold.count_evaluation(&around, digest, flag_key, variant, time_ms)?);
         Ok(true)
     }
 
-    // - outcomes -
+    // - one outcome -
 
     /// Count one that a reader of Python gave; return False when it must wait.
     fn count_outcome_of(
         &mut self,
         py: Python<'_>,
         event: &Bound<'_, PyAny>,
-        batch: &mut OutcomeBatch<'_, '_>,
+        run: &mut OutcomeRun<'_, '_>,
     ) -> PyResult<bool> {
         let event = event.cast::<PyTuple>()?;
         let record = event.get_item(0)?;
@@ -231,26 +240,27 @@ impl PartitionFold {
         let is_error: bool = event.get_item(4)?.extract()?;
         let latency_ms: Option<f64> = event.get_item(5)?.extract()?;
         let conversions: Vec<String> = event.get_item(6)?.extract()?;
-        let timestamp_ms: i64 = match named.is_empty() && batch.waiting.join.is_some() {
+        let timestamp_ms: i64 = match named.is_empty() && run.waiting.partner.is_some() {
             true => record.getattr(intern!(py, "timestamp"))?.extract()?,
             false => 0,
         };
         let digest = digest_of(text(&context_id)?.as_bytes());
-        let bucket = latency_ms.map(|latency_ms| self.bucket_of(latency_ms));
-        let Some(joined) =
-            self.flags_of(py, digest, time_ms, timestamp_ms, named.is_empty(), batch)?
+        let is_unnamed = named.is_empty();
+        let Some(joined) = self.flags_of(py, digest, time_ms, timestamp_ms, is_unnamed, run)?
         else {
             return Ok(false);
         };
-        let flags = if named.is_empty() { &joined } else { &named };
-        let outcome =
-            Outcome { digest, time_ms, flags, is_error, bucket, conversions: &conversions };
-        let class = self.count_outcome(py, &outcome, batch)?;
-        if class == Class::Counted && digest & NOT_SAMPLED == 0 {
-            let (content, offset) = content_of_object(&record)?;
-            let came_before = self.records.came_before(content, offset);
-            self.fold.count_repetition(&batch.found, came_before);
-        }
+        let flags = borrowed(if is_unnamed { &joined } else { &named });
+        let conversions: Vec<&str> = conversions.iter().map(String::as_str).collect();
+        let outcome = Outcome {
+            digest,
+            time_ms,
+            flags: &flags,
+            is_error,
+            bucket: latency_ms.map(|latency_ms| self.bucket_of(latency_ms)),
+            conversions: &conversions,
+        };
+        self.count_outcome(py, &outcome, run, || content_of_object(&record))?;
         Ok(true)
     }
 
@@ -262,7 +272,7 @@ impl PartitionFold {
         records: &Records,
         index: usize,
         latest_ms: i64,
-        batch: &mut OutcomeBatch<'_, '_>,
+        run: &mut OutcomeRun<'_, '_>,
     ) -> PyResult<Option<bool>> {
         let parts = records.parts(py, index);
         let Some(event) = parts.value.and_then(scan::outcome) else { return Ok(None) };
@@ -278,55 +288,48 @@ impl PartitionFold {
             return Ok(None);
         }
         let digest = digest_of(context_id.as_bytes());
-        let bucket = event.duration_seconds.map(|seconds| self.bucket_of(seconds * 1000.0));
         let is_unnamed = event.flags.is_empty();
-        let Some(joined) = self.flags_of(py, digest, time_ms, timestamp_ms, is_unnamed, batch)?
+        let Some(joined) = self.flags_of(py, digest, time_ms, timestamp_ms, is_unnamed, run)?
         else {
             return Ok(Some(false));
         };
-        let class = if is_unnamed {
-            let names: Vec<String> = event.conversions.iter().map(ToString::to_string).collect();
-            let outcome = Outcome {
-                digest,
-                time_ms,
-                flags: &joined,
-                is_error: event.has_error,
-                bucket,
-                conversions: &names,
-            };
-            self.count_outcome(py, &outcome, batch)?
-        } else {
-            let outcome = Outcome {
-                digest,
-                time_ms,
-                flags: &event.flags,
-                is_error: event.has_error,
-                bucket,
-                conversions: &event.conversions,
-            };
-            self.count_outcome(py, &outcome, batch)?
+        let joined = borrowed(&joined);
+        let outcome = Outcome {
+            digest,
+            time_ms,
+            flags: if is_unnamed { &joined } else { &event.flags },
+            is_error: event.has_error,
+            bucket: event.duration_seconds.map(|seconds| self.bucket_of(seconds * 1000.0)),
+            conversions: &event.conversions,
         };
-        if class == Class::Counted && digest & NOT_SAMPLED == 0 {
-            let content = content_of(parts.value, &[]);
-            let came_before = self.records.came_before(content, parts.place.offset);
-            self.fold.count_repetition(&batch.found, came_before);
-        }
+        let content = || Ok((content_of(parts.value, &[]), parts.place.offset));
+        self.count_outcome(py, &outcome, run, content)?;
         Ok(Some(true))
     }
 
+    /// Count one, and whether it came before: `content` gives its record's hash and offset.
     #[inline]
-    fn count_outcome<Text: AsRef<str>>(
+    fn count_outcome(
         &mut self,
         py: Python<'_>,
-        outcome: &Outcome<'_, Text>,
-        batch: &mut OutcomeBatch<'_, '_>,
-    ) -> PyResult<Class> {
-        let (flags_to_count, is_bundled) = (self.flags_to_count.bind(py), self.is_bundled.bind(py));
-        let around = Around { flags_to_count, is_bundled };
-        let class = self.fold.count_outcome(&around, outcome, &mut batch.found)?;
-        batch.counted.add(class);
-        Ok(class)
+        outcome: &Outcome<'_>,
+        run: &mut OutcomeRun<'_, '_>,
+        content: impl FnOnce() -> PyResult<(u64, i64)>,
+    ) -> PyResult<()> {
+        let around = self.surroundings.bind(py);
+        let class = self.fold.count_outcome(&around, outcome, &mut run.found)?;
+        run.counted.add(class);
+        if class == Class::Counted && outcome.digest & NOT_SAMPLED == 0 {
+            let (content, offset) = content()?;
+            let came_before = self.records.came_before(content, offset);
+            self.fold.count_repetition(&run.found, came_before);
+        }
+        Ok(())
     }
+}
+
+fn borrowed(flags: &[(String, String)]) -> Vec<(&str, &str)> {
+    flags.iter().map(|(flag_key, variant)| (flag_key.as_str(), variant.as_str())).collect()
 }
 
 #[inline]
@@ -337,25 +340,39 @@ fn is_plausible(time_ms: i64, timestamp_ms: i64, latest_ms: i64) -> bool {
         && time_ms <= timestamp_ms.saturating_add(MAX_AHEAD_MS)
 }
 
-/// The records of a batch that is read natively, None for one that Python reads.
+/// Records that are read natively, None for those that Python reads.
 fn native<'a, 'py>(
-    batch: &'a Bound<'py, PyAny>,
+    records: &'a Bound<'py, PyAny>,
     read: &Bound<'py, PyAny>,
     reader: &Py<PyAny>,
 ) -> Option<&'a Bound<'py, Records>> {
-    read.is(reader).then(|| batch.cast::<Records>().ok())?
+    read.is(reader).then(|| records.cast::<Records>().ok())?
 }
 
+/// The events of records, as a reader of Python gives them.
 fn read_all<'py>(
-    batch: &Bound<'py, PyAny>,
+    records: &Bound<'py, PyAny>,
     read: &Bound<'py, PyAny>,
     refuse: &Bound<'py, PyAny>,
     latest_ms: i64,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let py = batch.py();
+    let py = records.py();
     let named = PyDict::new(py);
     named.set_item(intern!(py, "latest_ms"), latest_ms)?;
-    read.call((batch, refuse), Some(&named))
+    read.call((records, refuse), Some(&named))
+}
+
+/// The same of one record.
+fn read_one<'py>(
+    py: Python<'py>,
+    records: &Records,
+    index: usize,
+    read: &Bound<'py, PyAny>,
+    refuse: &Bound<'py, PyAny>,
+    latest_ms: i64,
+) -> PyResult<Bound<'py, PyAny>> {
+    let one = PyList::new(py, [records.record(py, index)?])?;
+    read_all(one.as_any(), read, refuse, latest_ms)
 }
 
 fn text<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {

@@ -3,7 +3,7 @@
 use pyo3::intern;
 use pyo3::prelude::*;
 
-use super::events::OutcomeBatch;
+use super::events::OutcomeRun;
 use super::PartitionFold;
 use crate::arms::Kind;
 use crate::fold::Surroundings;
@@ -29,9 +29,9 @@ impl PartitionFold {
         time_ms: i64,
         timestamp_ms: i64,
         is_unnamed: bool,
-        batch: &mut OutcomeBatch<'_, '_>,
+        run: &mut OutcomeRun<'_, '_>,
     ) -> PyResult<Option<Vec<(String, String)>>> {
-        if self.fold.grown() as f64 >= batch.limit {
+        if self.fold.grown() as f64 >= run.limit {
             return Ok(None);
         }
         if !is_unnamed {
@@ -39,27 +39,27 @@ impl PartitionFold {
         }
         self.fold.joins = true;
         let mut flags = Vec::new();
-        if let Some(join) = batch.waiting.join {
-            if let Ok(native) = join.cast::<PartitionFold>() {
+        if let Some(partner) = run.waiting.partner {
+            if let Ok(native) = partner.cast::<PartitionFold>() {
                 let mut native = native.try_borrow_mut()?;
-                batch.are_indexed = batch.are_indexed || native.index_exposures()?;
-                if !batch.are_indexed || timestamp_ms as f64 > batch.waiting.joinable_until_ms {
+                run.are_indexed = run.are_indexed || native.index_exposures()?;
+                if !run.are_indexed || timestamp_ms as f64 > run.waiting.joinable_until_ms {
                     return Ok(None);
                 }
                 flags = native
-                    .contain(|native| native.exposures_of(py, digest, time_ms, &mut batch.known))?;
+                    .contain(|native| native.exposures_of(py, digest, time_ms, &mut run.known))?;
             } else {
                 let index = intern!(py, "index_exposures");
-                batch.are_indexed = batch.are_indexed || join.call_method0(index)?.extract()?;
-                if !batch.are_indexed || timestamp_ms as f64 > batch.waiting.joinable_until_ms {
+                run.are_indexed = run.are_indexed || partner.call_method0(index)?.extract()?;
+                if !run.are_indexed || timestamp_ms as f64 > run.waiting.joinable_until_ms {
                     return Ok(None);
                 }
                 flags =
-                    join.call_method1(intern!(py, "exposures"), (digest, time_ms))?.extract()?;
+                    partner.call_method1(intern!(py, "exposures"), (digest, time_ms))?.extract()?;
             }
         }
         if flags.is_empty() {
-            self.around(py).add_unjoined(1)?;
+            self.surroundings.bind(py).add_unjoined(1)?;
         }
         Ok(Some(flags))
     }
@@ -80,7 +80,7 @@ impl PartitionFold {
                 continue;
             };
             if !known.contains_key(&**flag_key) {
-                let counted = self.around(py).counted_flag(flag_key)?;
+                let counted = self.surroundings.bind(py).counted_flag(flag_key)?;
                 let counted = counted.map(|counted| {
                     (
                         (*counted.rollout_id).into(),

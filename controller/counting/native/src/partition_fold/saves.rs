@@ -58,8 +58,10 @@ impl PartitionFold {
             by_slice.set_item(number, PyBytes::new(py, &entries))?;
         }
         let members = PyBytes::new(py, &members);
-        let difference =
-            self.types.1.call1(py, (changed, evaluations, names, members, by_slice, forgotten))?;
+        let difference = self
+            .types
+            .difference
+            .call1(py, (changed, evaluations, names, members, by_slice, forgotten))?;
         Ok(difference)
     }
 
@@ -72,10 +74,10 @@ impl PartitionFold {
         let evaluations = arm.counts.evaluations - arm.noted;
         arm.noted = arm.counts.evaluations;
         let arm = self.fold.arm(place);
-        let counts = arm_counts::handed_out(py, &arm.counts, &self.types.4)?;
+        let counts = arm_counts::handed_out(py, &arm.counts, &self.types.arm_counts)?;
         let kind = self.arm_of(py, arm.kind);
         let totals = (&*arm.field, &*arm.flag_key, kind, arm.is_bundled, evaluations, counts);
-        Ok(Some(self.types.2.call1(py, totals)?))
+        Ok(Some(self.types.arm_totals.call1(py, totals)?))
     }
 
     pub fn note_own_field(&mut self, py: Python<'_>, place: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -95,6 +97,8 @@ impl PartitionFold {
     pub fn seal_one(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         let Some(sealed) = self.fold.sets.seal_next() else { return Ok(None) };
         let words = PyBytes::new(py, &sealed.words);
-        Ok(Some(self.types.3.call1(py, (sealed.number, sealed.layer, sealed.keys, words))?))
+        Ok(Some(
+            self.types.sealed_set.call1(py, (sealed.number, sealed.layer, sealed.keys, words))?,
+        ))
     }
 }
