@@ -7,7 +7,6 @@ one that was refused is given again (`retries.py`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from typing import Final, Protocol
 
 from controller.core.rollout import Rollout
@@ -20,13 +19,6 @@ from schemas.terms import CommandStatus, CommandVerb, SignalAction
 
 #: The issuer of what is commanded begins so.
 ISSUER: Final = "signal:"
-
-_VERBS: Final[Mapping[SignalAction, CommandVerb]] = {
-    SignalAction.ROLL_BACK: CommandVerb.ROLL_BACK,
-    SignalAction.STEP_BACK: CommandVerb.STEP_BACK,
-    SignalAction.PAUSE: CommandVerb.PAUSE,
-    SignalAction.HOLD: CommandVerb.FREEZE,
-}
 
 
 class CommandSender(Protocol):
@@ -82,8 +74,6 @@ def verb_of(intent: Intent) -> CommandVerb | None:
     end of a rollout there is no stage either: it is rolled back.
     """
     rollout, action = intent.rollout, intent.action
-    if action is SignalAction.NOTE:
-        return None
     if action is SignalAction.HOLD and rollout.freeze is not None:
         return None
     if action is SignalAction.STEP_BACK:
@@ -91,7 +81,7 @@ def verb_of(intent: Intent) -> CommandVerb | None:
             return CommandVerb.ROLL_BACK
         if not rollout.stage_index:
             return CommandVerb.PAUSE
-    return _VERBS[action]
+    return intent.usual_verb
 
 
 def is_refused(answer: Result | str | None) -> bool:

@@ -22,11 +22,20 @@ from controller.responding.suspects import (
 from controller.settings.signal_rules import SignalRule
 from schemas.decision import JudgementRecord
 from schemas.signal import Signal
-from schemas.terms import PhaseName, SignalAction
+from schemas.terms import CommandVerb, PhaseName, SignalAction
 
 #: The strongest first: of two rules for one flag the stronger acts. A hold acts besides what leaves
 #: the rollout something to go on with.
 _STRENGTH: Final = {action: place for place, action in enumerate(SignalAction)}
+
+#: What each action usually commands; None: nothing. `commanding.py` has what stands in for it.
+_VERBS: Final[Mapping[SignalAction, CommandVerb | None]] = {
+    SignalAction.ROLL_BACK: CommandVerb.ROLL_BACK,
+    SignalAction.STEP_BACK: CommandVerb.STEP_BACK,
+    SignalAction.PAUSE: CommandVerb.PAUSE,
+    SignalAction.HOLD: CommandVerb.FREEZE,
+    SignalAction.NOTE: None,
+}
 
 #: What is known of a flag's evidence; None: nothing.
 Evidence = Callable[[Rollout], JudgementRecord | None]
@@ -44,6 +53,11 @@ class Intent:
     def rollout(self) -> Rollout:
         """The flag's rollout as it was seen."""
         return self.suspect.rollout
+
+    @property
+    def usual_verb(self) -> CommandVerb | None:
+        """What the action commands where nothing has to stand in for it; None: nothing."""
+        return _VERBS[self.action]
 
 
 @dataclass(frozen=True, slots=True)

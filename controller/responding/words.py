@@ -10,7 +10,7 @@ from controller.responding.matching import Intent, Response
 from controller.responding.memory import Act
 from schemas.result import Result
 from schemas.signal import Signal
-from schemas.terms import AlertKind, CommandStatus, Severity, SignalAction
+from schemas.terms import AlertKind, CommandStatus, CommandVerb, Severity, SignalAction
 
 #: Suspects that an alert names.
 _MOST_NAMED: Final = 5
@@ -21,6 +21,11 @@ _DONE: Final[Mapping[SignalAction, str]] = {
     SignalAction.PAUSE: "paused",
     SignalAction.HOLD: "frozen while it fires",
     SignalAction.NOTE: "told to people",
+}
+#: What another verb than the action's did in its place.
+_STOOD_IN: Final[Mapping[CommandVerb, str]] = {
+    CommandVerb.PAUSE: "paused: there is no stage below",
+    CommandVerb.ROLL_BACK: "rolled back to 0 %",
 }
 _NEXT: Final[Mapping[SignalAction, str]] = {
     SignalAction.ROLL_BACK: "look for the cause; nothing raises it again but a new start",
@@ -52,10 +57,9 @@ def done_words(intent: Intent, answer: Result | str | None) -> str:
     if isinstance(answer, str):
         return answer
     if answer.status is CommandStatus.ACCEPTED:
-        verb = "" if answer.verb is None else answer.verb.value
-        is_other = verb not in (intent.action.value, "freeze")
-        stand_in = {"pause": "paused: there is no stage below", "roll_back": "rolled back to 0 %"}
-        return stand_in.get(verb, verb) if is_other else _DONE[intent.action]
+        if answer.verb in (None, intent.usual_verb):
+            return _DONE[intent.action]
+        return _STOOD_IN.get(answer.verb, answer.verb.value)
     return f"{intent.action.value} was refused: {answer.reason}"
 
 
