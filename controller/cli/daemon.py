@@ -79,6 +79,7 @@ def run(config: ConfigOption = None) -> None:
 
     from controller.bootstrap import Daemon
     from controller.logs import configure_logs, set_level
+    from controller.running.name_lookups import LookupLoop
     from controller.running.reloading import SettingsReload
     from controller.settings import load_settings
     from schemas.fields import build_models
@@ -89,7 +90,8 @@ def run(config: ConfigOption = None) -> None:
     raise_descriptor_limit()
     reload = SettingsReload(settings, lambda: load_settings(config, os.environ), set_level)
     try:
-        code = asyncio.run(Daemon(settings, reload.begin).run())
+        with asyncio.Runner(loop_factory=LookupLoop) as runner:
+            code = runner.run(Daemon(settings, reload.begin).run())
     except* BadInput as refused:
         stream.close()  # the reason comes after everything that was logged
         _refuse(refused.exceptions[0])

@@ -245,6 +245,58 @@ async def test_a_breach_is_acted_on_at_once_while_a_channel_hangs(
             assert sum(one["waiting"] for one in found["channels"]) > 0
 
 
+#: Puts itself in place of the name server: names below `hang.test` never have an answer.
+NAME_SERVER = """\
+import socket, threading
+
+look_up = socket.getaddrinfo
+
+def getaddrinfo(host, *how, **more):
+    if "hang.test" in str(host):  # text or bytes
+        threading.Event().wait()
+    return look_up(host, *how, **more)
+
+socket.getaddrinfo = getaddrinfo
+"""
+
+
+async def test_a_name_server_that_hangs_delays_no_flag_plane(
+    kafka: str, redis_url: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Lookups of a dozen channels took the threads that write files and metrics, for ever."""
+    (tmp_path / "sitecustomize.py").write_text(NAME_SERVER)
+    (tmp_path / "flags").mkdir()
+    flags = tmp_path / "flags" / "flags.json"
+    config = tmp_path / "rolloutd.yaml"
+    channels = "".join(
+        f"    c{number}: {{type: webhook, url: 'https://h{number}.hang.test', secret: {SECRET}}}\n"
+        for number in range(12)
+    )
+    config.write_text(
+        f"planes: {{files: {{edge: {{path: {flags}}}}}}}\n"
+        f"dead_mans_switch: {{url: 'https://beat.hang.test', every_seconds: 5}}\n"
+        f"notifications:\n  channels:\n{channels}"
+    )
+    daemon = DaemonProcess(
+        kafka,
+        redis_url,
+        tmp_path,
+        prefix=topic_prefix,
+        ROLLOUTD_CONFIG=str(config),
+        PYTHONPATH=str(tmp_path),
+    )
+    async with daemon, Client(kafka, topic_prefix) as client:
+        await start(client, daemon, "checkout", "payments")
+        await client.command(CommandVerb.ROLL_BACK, "checkout", reason="5xx")
+        async with asyncio.timeout(60 * SLACK):
+            while "no answer within" not in daemon.log_path.read_text():
+                await asyncio.sleep(0.1)
+        await start(client, daemon, "search", "finders")
+        await until(lambda: '"search"' in flags.read_text())
+        assert "rolloutd_notifications_total" in (await daemon.get("/metrics")).text
+        assert await daemon.stop() == 0
+
+
 async def test_a_mute_survives_a_crash_and_a_machine_takes_what_is_told_then(
     notified: Notified, kafka: str, topic_prefix: str
 ) -> None:
