@@ -112,7 +112,7 @@ class Side:
         changes = Changes()
         for _ in totals.drain_changes(changes):
             pass
-        stored |= changes.fields | encode_progress(totals.records)
+        stored |= changes.fields | encode_progress(totals.progress)
         stored["next"] = b"%d" % totals.position
         for name in changes.garbage:
             stored.pop(name, None)

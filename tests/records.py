@@ -173,7 +173,7 @@ class Owner:
             return False
         stored |= (
             changes.fields
-            | encode_progress(self.totals.records)
+            | encode_progress(self.totals.progress)
             | {"next": b"%d" % self.totals.position}
         )
         for name in changes.garbage:

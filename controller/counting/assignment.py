@@ -189,25 +189,25 @@ class Assignment:
             if first > 0:
                 self.faults.record_loss(owned, 0, first)
                 totals.lose(0, is_over=first >= end)
-            totals.records.topic_id = topic_id
+            totals.progress.topic_id = topic_id
             return totals, None, 0
         # In a thread: a hash with a million contexts takes a second, and other partitions go on.
         await asyncio.to_thread(totals.restore, stored.next_offset, stored.fields)
-        records = totals.records
-        rebased = records.rebased
+        progress = totals.progress
+        rebased = progress.rebased
         why = why_other_log(
-            stored.next_offset, end, previous_id=records.topic_id, present_id=topic_id
+            stored.next_offset, end, previous_id=progress.topic_id, present_id=topic_id
         )
         if why is not None:
             # A topic that was made again is counted from its beginning, a log that was cut from
             # its end.
-            offset = first if is_other_topic(records.topic_id, topic_id) else end
+            offset = first if is_other_topic(progress.topic_id, topic_id) else end
             self._rebase(owned, totals, offset, end, why)
         elif stored.next_offset < first:
             self.faults.record_loss(owned, stored.next_offset, first)
             totals.skip_to(first, end)
         if topic_id:
-            totals.records.topic_id = topic_id
+            totals.progress.topic_id = topic_id
         return totals, stored.next_offset, rebased
 
     async def _bounds(self, owned: OwnedPartition, position: int) -> tuple[int, int]:
@@ -256,7 +256,7 @@ class Assignment:
             owned.trouble = ""
             now = self._clock.monotonic()
             owned.saved_at = owned.moved_at = owned.delivered_at = owned.swept_at = now
-            stored = owned.totals.records
+            stored = owned.totals.progress
             owned.holes_checked = stored.holes
             owned.checked_to, owned.checked_last_ms = owned.totals.position, stored.last_ms or 0
             owned.reported = (stored.counted, stored.quarantined, stored.late, stored.ignored)

@@ -54,8 +54,8 @@ class CountingReport:
     def update(self, owned: OwnedPartition) -> None:
         """Update the metrics after a save of one partition."""
         topic = "evaluations" if owned.is_counting_exposures else "outcomes"
-        records = owned.totals.records
-        totals = (records.counted, records.quarantined, records.late, records.ignored)
+        progress = owned.totals.progress
+        totals = (progress.counted, progress.quarantined, progress.late, progress.ignored)
         for kind, total, reported in zip(_RECORD_CLASSES, totals, owned.reported, strict=True):
             self._metrics.events.of(topic, kind).inc(total - reported)
         owned.reported = totals
@@ -109,7 +109,7 @@ class CountingReport:
             next_offset=owned.totals.position,
             saved_offset=None if owned.saved is None else owned.counted_from,
             end_offset=self._ends.end_of(owned),
-            records=owned.totals.records,
+            records=owned.totals.progress,
             unmoved_seconds=now - owned.moved_at,
             trouble=owned.trouble,
             unsaved_seconds=0.0 if since is None else max(0.0, now - since),

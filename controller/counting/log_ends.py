@@ -64,7 +64,7 @@ class LogEnds:
         self._check_hidden(owned, position, end, now)
         if owned.state is not PartitionState.READY or owned.is_leaving:
             return
-        is_other = is_other_topic(owned.totals.records.topic_id, self._assignment.topic_id(owned))
+        is_other = is_other_topic(owned.totals.progress.topic_id, self._assignment.topic_id(owned))
         owned.times_short = owned.times_short + 1 if why_other_log(position, end) else 0
         if is_other or owned.times_short >= SHORT_TIMES:
             owned.times_short = 0

@@ -30,8 +30,8 @@ class LostRecords:
         is folded, and may already lie behind the holes.
         """
         totals = owned.totals
-        holes, position = totals.records.holes, totals.position
-        last_ms = totals.records.last_ms or 0
+        holes, position = totals.progress.holes, totals.position
+        last_ms = totals.progress.last_ms or 0
         if holes == owned.holes_checked:
             owned.checked_to, owned.checked_last_ms = position, last_ms
             return
@@ -47,7 +47,7 @@ class LostRecords:
         if first > owned.checked_to:
             self._faults.record_loss(owned, owned.checked_to, first)
             is_over = totals.position > first
-            to_ms = (totals.records.last_ms or 0) if is_over else None
-            totals.records.note_loss(owned.checked_last_ms, to_ms)
+            to_ms = (totals.progress.last_ms or 0) if is_over else None
+            totals.progress.note_loss(owned.checked_last_ms, to_ms)
         owned.holes_checked = holes
         owned.checked_to, owned.checked_last_ms = position, last_ms

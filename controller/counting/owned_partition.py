@@ -162,13 +162,13 @@ class OwnedPartition:
     @property
     def is_rebased(self) -> bool:
         """Whether it counts another log than the stored one, and that is not saved yet."""
-        return self.totals.records.rebased != self.saved_rebased
+        return self.totals.progress.rebased != self.saved_rebased
 
     @property
     def counted_from(self) -> int:
         """The offset from which on nothing is saved yet."""
         if self.state is PartitionState.READY and (self.saved is None or self.is_rebased):
-            return self.totals.records.start
+            return self.totals.progress.start
         return self.saved or 0
 
     @property

@@ -278,7 +278,7 @@ class PairOrder:
     def _failure(self, owned: OwnedPartition, fold: _Fold) -> str | None:
         """Return why a record cannot be counted, None when it can, as far as a trial shows."""
         trial = owned.trial
-        is_usable = trial is not None and trial.position - trial.records.start <= CAREFUL_RECORDS
+        is_usable = trial is not None and trial.position - trial.progress.start <= CAREFUL_RECORDS
         if trial is not None and is_usable and _failure_on(trial, fold, self._now_ms) is None:
             return None
         # An earlier failure may have damaged those totals, so it must fail on empty ones, too.

@@ -91,7 +91,7 @@ class PartitionTotals:
             new_fold=new_fold,
         )
         self.position = 0  # the offset to read next
-        self.records = PartitionCounts()
+        self.progress = PartitionCounts()
         self.refused: list[Refusal] = []
         # Not yet in `refused`; empty between two folds.
         self._refusing: list[tuple[Record, RecordRefused]] = []
@@ -108,7 +108,7 @@ class PartitionTotals:
 
     def start_at(self, offset: int) -> None:
         """Begin counting at `offset`, with nothing stored."""
-        self.position = self.records.start = offset
+        self.position = self.progress.start = offset
 
     def restore(self, next_offset: int, fields: Mapping[str, bytes]) -> None:
         """Continue from a stored hash.
@@ -118,11 +118,11 @@ class PartitionTotals:
         """
         self.position = next_offset
         try:
-            self.records = decode_progress(fields)
+            self.progress = decode_progress(fields)
             self.flags.restore(fields)
         except (ValueError, KeyError) as error:
             raise BrokenInvariant(f"what is stored cannot be read: {error}") from error
-        progress = self.records
+        progress = self.progress
         if not progress.adds_up(next_offset):
             raise BrokenInvariant(
                 f"stored records {progress} do not add up to the fence {next_offset}"
@@ -138,7 +138,7 @@ class PartitionTotals:
         Yields now and then, for others to run. Nothing may be folded before the end; rollouts may
         be applied and dropped.
         """
-        progress = self.records
+        progress = self.progress
         last_ms = self.now_ms if progress.last_ms is None else progress.last_ms
         return self.flags.drain_changes(changes, self.position, progress.freshest_ms or 0, last_ms)
 
@@ -155,11 +155,11 @@ class PartitionTotals:
         `end` is the offset after the last record of the log.
         """
         self.pass_holes(offset)
-        self.lose(self.records.last_ms or 0, is_over=offset >= end)
+        self.lose(self.progress.last_ms or 0, is_over=offset >= end)
 
     def pass_holes(self, offset: int) -> None:
         """Go on at `offset`, because the log holds no record for us before it: holes, no loss."""
-        self.records.holes += offset - self.position
+        self.progress.holes += offset - self.position
         self.position = offset
 
     def rebase(self, offset: int, end: int) -> None:
@@ -168,9 +168,9 @@ class PartitionTotals:
         What was counted stays, although its records are gone. The classes begin again, so that they
         add up to offsets of one log. The time in between is a loss.
         """
-        progress = self.records
+        progress = self.progress
         self.position = offset
-        self.records = PartitionCounts(
+        self.progress = PartitionCounts(
             start=offset,
             freshest_ms=progress.freshest_ms,
             last_ms=progress.last_ms,
@@ -182,7 +182,7 @@ class PartitionTotals:
 
     def lose(self, from_ms: int, *, is_over: bool) -> None:
         """Record a loss since `from_ms`, until now or until the next record that is read."""
-        self.records.note_loss(from_ms, self.now_ms if is_over else None)
+        self.progress.note_loss(from_ms, self.now_ms if is_over else None)
 
     def _advance(self, records: Sequence[Record]) -> None:
         """Put the position behind records that begin at or after it; missing offsets are holes."""
@@ -192,7 +192,7 @@ class PartitionTotals:
             raise BrokenInvariant(
                 f"{len(records)} records from offset {self.position} to {position}: some came twice"
             )
-        progress = self.records
+        progress = self.progress
         progress.holes += holes
         self.position = position
         if progress.losses and progress.losses[-1][1] is None:
@@ -221,7 +221,7 @@ class PartitionTotals:
         Those of all records at once: hashing now and then finds its code out of the CPU's caches.
         """
         if self._refusing:
-            self.records.quarantined += len(self._refusing)
+            self.progress.quarantined += len(self._refusing)
             self.refused += [
                 refusal(each.offset, each.timestamp, each.value, why)
                 for each, why in self._refusing
@@ -290,7 +290,7 @@ class PartitionTotals:
         self._count_refusals()
         if records:
             self._advance(records)
-        progress = self.records
+        progress = self.progress
         progress.counted += counted.counted
         progress.late += counted.late
         progress.ignored += counted.ignored
@@ -298,7 +298,7 @@ class PartitionTotals:
 
     def _freshen(self, freshest_ms: int) -> None:
         """Note the time of the freshest event; none is believed to be younger than our clock."""
-        progress = self.records
+        progress = self.progress
         freshest_ms = max(progress.freshest_ms or 0, freshest_ms)
         progress.freshest_ms = min(freshest_ms, self.now_ms) or None
 
@@ -403,11 +403,11 @@ class PartitionTotals:
             self._refuse(record, refused)
             self._count_refusals()
         elif counted.counted:
-            self.records.counted += 1
+            self.progress.counted += 1
         elif counted.late:
-            self.records.late += 1
+            self.progress.late += 1
         else:
-            self.records.ignored += 1
+            self.progress.ignored += 1
         self._advance((record,))
 
 

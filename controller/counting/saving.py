@@ -203,20 +203,20 @@ class Saving:
             await asyncio.sleep(0)
             if owned.totals is not totals:
                 return None
-        records = totals.records
-        records.end = max(totals.position, self._ends.end_of(owned) or 0)
+        progress = totals.progress
+        progress.end = max(totals.position, self._ends.end_of(owned) or 0)
         silent = self._ends.silent_seconds(owned, now)
         if silent is not None:
             # While a broker hangs, nothing new is reported, so that the judge sees the silence.
-            records.reported_at_ms = max(0, self._now_ms() - int(silent * 1000))
-        if not records.adds_up(totals.position):
+            progress.reported_at_ms = max(0, self._now_ms() - int(silent * 1000))
+        if not progress.adds_up(totals.position):
             self._metrics.invariant_violations.of("I2").inc()
-            why = f"{records} does not add up to offset {totals.position}"
+            why = f"{progress} does not add up to offset {totals.position}"
             self._logger.error(
                 "invariant_violated", invariant="I2", topic_partition=owned.key, error=why
             )
             raise BrokenInvariant(f"{owned.key}: {why}")
-        changes.fields |= encode_progress(records)
+        changes.fields |= encode_progress(progress)
         refusals, totals.refused = totals.refused, []
         return _Snapshot(
             owned,
@@ -284,7 +284,7 @@ class Saving:
             owned.moved_at = now
         owned.saved = snapshot.next_offset
         owned.set_failures_behind(snapshot.next_offset)
-        owned.saved_rebased = owned.totals.records.rebased
+        owned.saved_rebased = owned.totals.progress.rebased
         owned.saved_at = now
         owned.save_trouble = ""
         owned.unsaved_since = snapshot.at if owned.has_changed else None

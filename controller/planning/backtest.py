@@ -148,7 +148,7 @@ class Backtest:
     @property
     def records(self) -> Counted:
         """How many records fell into each class, over all partitions."""
-        counts = [totals.records for totals in self._totals.values()]
+        counts = [totals.progress for totals in self._totals.values()]
         return Counted(
             counted=sum(count.counted for count in counts),
             late=sum(count.late for count in counts),
@@ -269,7 +269,7 @@ class Backtest:
 
     def _progress(self) -> Iterator[PartitionProgress]:
         for source, totals in self._totals.items():
-            freshest = totals.records.freshest_ms
+            freshest = totals.progress.freshest_ms
             yield PartitionProgress(
                 topic_partition=f"{source.kind}/{source.partition}",
                 next_offset=totals.position,

@@ -50,7 +50,7 @@ def measure(name: str, values: Sequence[bytes], readers: Readers, *, evaluations
         for begin in range(0, len(records), len(REQUESTS)):
             owner.fold(records[begin : begin + len(REQUESTS)])
         fastest = min(fastest, time.process_time() - began)
-        assert owner.totals.records.counted == len(records)
+        assert owner.totals.progress.counted == len(records)
     kind = "evaluations" if evaluations else "outcomes"
     rate = EXPORTS * len(REQUESTS) / fastest
     print(

@@ -150,7 +150,7 @@ class Counted:
         changes = Changes()
         for _ in self.totals.drain_changes(changes):
             pass
-        fields = changes.fields | encode_progress(self.totals.records)
+        fields = changes.fields | encode_progress(self.totals.progress)
         took = time.process_time() - began
         self.saves += 1
         self.fields += len(fields)

@@ -160,7 +160,7 @@ def _counted(
         records[honest_at] = Record("t", 0, honest_at, now_ms, b"user-9", good, [])
         with material.timed():
             _fold(totals, records, event_format, evaluations=evaluations, now_ms=now_ms)
-        progress = totals.records
+        progress = totals.progress
         assert progress.adds_up(totals.position), progress
         assert totals.position == _RECORDS_AT_ONCE
         assert progress.counted >= 1, (
@@ -359,7 +359,7 @@ def stored_totals(material: Hostile) -> str:
         "format": b"2",
         "digest": b"0",
         **changes.fields,
-        **encode_progress(totals.records),
+        **encode_progress(totals.progress),
     }
     damaged = dict(stored)
     for _ in range(material.dice.choice((1, 1, 2, 5))):

@@ -192,7 +192,7 @@ class Round:
         """Compare what is counted in memory, and what was refused."""
         for of_evaluations in (True, False):
             native, reference = (
-                one.totals[of_evaluations].records for one in (self.native, self.reference)
+                one.totals[of_evaluations].progress for one in (self.native, self.reference)
             )
             expect("classes", native, reference)
         expect("noticed", self.native.noticed(), self.reference.noticed())

@@ -55,7 +55,7 @@ def directory() -> FlagsToCount:
 
 def class_counted(owner: Owner) -> RecordClass:
     """Return the class of the one record that was folded."""
-    records = owner.totals.records
+    records = owner.totals.progress
     found = {
         RecordClass.COUNTED: records.counted,
         RecordClass.LATE: records.late,

@@ -164,7 +164,7 @@ def test_both_folds_count_and_store_the_same(
                     totals.flags.keep_budget(what)
         for of_evaluations in (True, False):
             both = reference.totals[of_evaluations], native.totals[of_evaluations]
-            assert both[0].records == both[1].records
+            assert both[0].progress == both[1].progress
         assert native.noticed() == reference.noticed()
     for of_evaluations in (True, False):
         assert native.save(of_evaluations) == reference.save(of_evaluations)

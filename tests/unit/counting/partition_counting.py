@@ -72,7 +72,7 @@ class Counting:
 
     @property
     def records(self) -> PartitionCounts:
-        return self.owner.totals.records
+        return self.owner.totals.progress
 
 
 def outcome(context: str, *flags: tuple[str, str], at: datetime = AT, **more: object) -> bytes:

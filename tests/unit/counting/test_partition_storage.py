@@ -279,7 +279,7 @@ def test_a_record_with_a_bad_event_is_quarantined_and_its_good_ones_count() -> N
             make_record(4, b""),
         ]
     )
-    records = owner.totals.records
+    records = owner.totals.progress
     assert (records.quarantined, records.counted, records.late, records.ignored) == (1, 1, 1, 2)
     assert records.adds_up(owner.totals.position)
     assert [refusal.offset for refusal in owner.totals.refused] == [0]
@@ -330,7 +330,7 @@ def test_a_record_that_no_save_could_carry_is_refused() -> None:
     values = [outcome("a", (f"flag-{number}", "on")) for number in range(count)]
     owner.fold([make_record(0, packed(*values)), make_record(1, packed(*values[:100]))])
     assert [refusal.reason for refusal in owner.totals.refused] == [QuarantineReason.TOO_LARGE]
-    assert (owner.totals.records.quarantined, owner.totals.records.counted) == (1, 1)
+    assert (owner.totals.progress.quarantined, owner.totals.progress.counted) == (1, 1)
 
 
 def test_packed_outcomes_without_flags_are_joined() -> None:
@@ -443,11 +443,11 @@ def test_a_hash_of_an_earlier_release_is_read() -> None:
     for name in ("last", "losses", "topic_id", "rebased"):
         del stored[name]
     stored["tainted_from"], stored["reported_at"] = b"1000", b"5000"
-    records = counting.load().totals.records
+    records = counting.load().totals.progress
     assert records.losses == [(1000, 5000)]
     assert (records.last_ms, records.topic_id, records.rebased) == (at_ms(AT), "", 0)
     stored["tainted_from"] = b""
-    assert counting.load().totals.records.losses == []
+    assert counting.load().totals.progress.losses == []
 
 
 @pytest.mark.parametrize(

@@ -316,7 +316,7 @@ def test_joins_wait_until_all_exposures_are_indexed(monkeypatch: pytest.MonkeyPa
             )
         )
     assert taken == [1, 0, 0, 0, 0, 2]
-    assert (counting.owner.totals.records.counted, directory.unjoined) == (3, 0)
+    assert (counting.owner.totals.progress.counted, directory.unjoined) == (3, 0)
 
 
 def test_joins_skip_the_exposures_of_an_earlier_rollout() -> None:

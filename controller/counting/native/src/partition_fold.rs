@@ -30,7 +30,7 @@ pub struct PartitionFold {
     fold: Fold,
     fault: Option<String>, // what a panic said: then each call raises a `fault_type`
     fault_type: Py<PyType>,
-    records: RecentRecords,
+    recent_records: RecentRecords,
     surroundings: PySurroundings,
     log_gamma: f64,
     lowest_bucket: i32,
@@ -67,7 +67,7 @@ impl PartitionFold {
             fold: Fold::new(counts_exposures, exact_limit, window_ms),
             fault: None,
             fault_type,
-            records: RecentRecords::default(),
+            recent_records: RecentRecords::default(),
             surroundings: PySurroundings { flags_to_count, is_bundled },
             log_gamma,
             lowest_bucket,

@@ -321,7 +321,7 @@ impl PartitionFold {
         run.counted.add(class);
         if class == Class::Counted && outcome.digest & NOT_SAMPLED == 0 {
             let (content, offset) = content()?;
-            let came_before = self.records.came_before(content, offset);
+            let came_before = self.recent_records.came_before(content, offset);
             self.fold.count_repetition(&run.found, came_before);
         }
         Ok(())
