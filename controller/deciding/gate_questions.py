@@ -43,7 +43,7 @@ class GateQuestions:
     """The newest replies for the rollouts that run here."""
 
     def __init__(self, webhooks: GateWebhooks, judged: Callable[[], Judged], clock: Clock) -> None:
-        """`judged` returns the rollouts that run here and are in a stage."""
+        """`judged` returns the rollouts that run here and wait at a gate that has webhooks."""
         self._webhooks = webhooks
         self._judged = judged
         self._clock = clock

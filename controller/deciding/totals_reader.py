@@ -135,7 +135,7 @@ class TotalsReader:
         self.partitions = partitions
         self._actuation = actuation
         self.readings = ExternalReadings(queries, lambda: pool.rollouts, clock)
-        self.gates = GateQuestions(webhooks, lambda: pool.judgements, clock)
+        self.gates = GateQuestions(webhooks, lambda: pool.judged_gates, clock)
         self._clock = clock
         self._faults = faults
         self._saved = asyncio.Event()
@@ -243,13 +243,13 @@ class TotalsReader:
             for flag_key, of_flag in visits.items():
                 await self._read_one(live[flag_key], keys, of_flag)
             return
-        waiting = list(visits)
+        waiting, partitions = list(visits), tuple(progress)
         lag = max((one.end_offset - one.next_offset for one in progress), default=0)
         share = LOOK_SHARE_BEHIND if lag > BEHIND_RECORDS else LOOK_SHARE
         for at in range(0, len(waiting), FLAGS_PER_TURN):
             began = self._clock.monotonic()
             for flag_key in waiting[at : at + FLAGS_PER_TURN]:
-                self._give(live[flag_key], totals.get(flag_key, {}), progress)
+                self._give(live[flag_key], totals.get(flag_key, {}), partitions)
             if len(visits) > FLAGS_PER_TURN:
                 await asyncio.sleep(0)  # the workers look
                 await asyncio.sleep((self._clock.monotonic() - began) * (1 / share - 1))
@@ -264,13 +264,13 @@ class TotalsReader:
         except Exception as mistake:  # this flag's alone
             self._report_unread(flag_key, mistake)
         else:
-            self._give(rollout, totals.get(flag_key, {}), progress)
+            self._give(rollout, totals.get(flag_key, {}), tuple(progress))
 
     def _give(
         self,
         rollout: Rollout,
         visits: Mapping[int, VisitTotals],
-        progress: Sequence[PartitionProgress],
+        partitions: tuple[PartitionProgress, ...],
     ) -> None:
         """Give a flag's worker its totals, unless it got what says the same a moment ago."""
         flag_key, now = rollout.flag_key, self._clock.monotonic()
@@ -279,7 +279,7 @@ class TotalsReader:
             evidence = Evidence(
                 self._clock.now(),
                 visits,
-                tuple(progress),
+                partitions,
                 len(self.partitions.keys),
                 self._actuation.drift(rollout),
                 self.readings.of(rollout),

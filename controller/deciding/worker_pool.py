@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
 
 from controller.core.judging.judgement import Judgement
-from controller.core.rollout import RaiseAlert, Retired, Rollout
+from controller.core.rollout import Gating, RaiseAlert, Retired, Rollout
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.flag.flag_worker import FlagWorker
 from controller.deciding.flag.outbox import EffectEncoder
@@ -97,9 +97,24 @@ class WorkerPool:
     @property
     def judgements(self) -> Mapping[str, tuple[Rollout, Judgement]]:
         """The newest judgement of the present visit of each rollout that is in a stage here."""
+        return self._judged(self._runs)
+
+    @property
+    def judged_gates(self) -> Mapping[str, tuple[Rollout, Judgement]]:
+        """Those of rollouts with gate webhooks that wait at a gate."""
+        return self._judged(
+            key
+            for key, run in self._runs.items()
+            if (rollout := run.worker.rollout) is not None
+            and isinstance(rollout.phase, Gating)
+            and rollout.plan.gate_webhooks
+        )
+
+    def _judged(self, flag_keys: Iterable[str]) -> Mapping[str, tuple[Rollout, Judgement]]:
         present = {}
-        for key, run in self._runs.items():
-            rollout, judgement = run.worker.rollout, run.worker.judgement
+        for key in flag_keys:
+            worker = self._runs[key].worker
+            rollout, judgement = worker.rollout, worker.judgement
             if rollout is None or judgement is None or rollout.stage_index is None:
                 continue
             if judgement.at >= rollout.started_at and judgement.visit == rollout.visit_index:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Final, Protocol
 
 from controller.codec.reports import live_report, point_to_bytes, report_to_json
@@ -27,6 +26,8 @@ from controller.running.claims import replica_name
 from schemas.report import MAX_POINTS, LiveReport
 
 BEAT_SECONDS: Final = 1.0
+#: What is judged again, and says nothing but that time has passed, is written so often.
+QUIET_SECONDS: Final = 30.0
 #: Flags written at a time; counting and deciding use the same connections.
 AT_ONCE: Final = 4
 #: A rollout that has ended changes seldom: its planes are compared every so many beats.
@@ -53,7 +54,7 @@ class _Written:
     """What was written last of one flag."""
 
     rollout: Rollout
-    judged_at: datetime | None
+    judgement: Judgement | None
     planes: Sequence[PlaneStanding]
     course: CourseKey | None = None
     thinning: Thinning | None = None
@@ -133,8 +134,7 @@ class ReportWriter:
         if rollout.has_ended and not looks_at_ended:
             return False
         judgement = self._running.judgement_of(flag_key)
-        judged_at = None if judgement is None else judgement.at
-        return judged_at != written.judged_at or self._planes(flag_key) != written.planes
+        return _says_more(written.judgement, judgement) or self._planes(flag_key) != written.planes
 
     def _report(
         self, rollout: Rollout, judgement: Judgement | None, planes: Sequence[PlaneStanding]
@@ -151,7 +151,7 @@ class ReportWriter:
         written = self._written.get(flag_key)
         now = _Written(
             rollout,
-            None if judgement is None else judgement.at,
+            judgement,
             self._planes(flag_key),
             None if written is None else written.course,
             None if written is None else written.thinning,
@@ -180,6 +180,30 @@ class ReportWriter:
             stored = await self._reports.course(rollout.flag_key, course)
             now.course, now.thinning = course, Thinning(MAX_POINTS, stored)
         return now.thinning
+
+
+def _says_more(before: Judgement | None, now: Judgement | None) -> bool:
+    """Return whether a judgement is to be written after the one that was written last."""
+    if before is now:
+        return False
+    if before is None or now is None:
+        return True
+    if (now.at - before.at).total_seconds() >= QUIET_SECONDS:
+        return True
+    return _without_times(before) != _without_times(now)
+
+
+def _without_times(judgement: Judgement) -> tuple[object, ...]:
+    """Return what a judgement says, without what changes as time passes alone."""
+    return (
+        judgement.visit,
+        judgement.batches,
+        judgement.exposures,
+        judgement.harm,
+        judgement.replies,
+        [gap.kind for gap in judgement.gaps],
+        [(one.metric, one.harm, one.safe, one.e_value, one.arms) for one in judgement.metrics],
+    )
 
 
 def _failed(outcomes: Sequence[object]) -> int:

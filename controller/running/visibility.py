@@ -170,10 +170,14 @@ class Visibility:
         self._faults = faults
         self._watched_since: dict[str, tuple[str, float]] = {}  # by flag: rollout, since when
         self._fences: dict[str, _FencePosition] = {}
+        #: By partition, the seconds for which its fence has stood, and records have waited.
+        self._stands: Mapping[str, float] = {}
+        self._waits: Mapping[str, float] = {}
         self._episodes: dict[str, _Episode] = {}
         self._seen_at: dict[str, tuple[str, float]] = {}  # by flag: rollout, seen watched last
         self._seen_here: frozenset[str] = frozenset()
         self._unheld: frozenset[str] = frozenset()  # flags that no replica runs
+        self._cause: str | None = None  # other faults of this replica; None: not looked at yet
 
     @property
     def unwatched(self) -> Mapping[str, str]:
@@ -200,6 +204,7 @@ class Visibility:
     def check(self) -> None:
         """Check every rollout once."""
         now = self._clock.monotonic()
+        self._cause = None
         views = [view for view in self._rollouts.views() if needs_watching(view.rollout)]
         holders = {
             holder.flag_key: holder
@@ -267,11 +272,9 @@ class Visibility:
         """Return why the guardrails of a rollout that is to be watched here cannot see."""
         if view.trouble:
             return Blindness(view.trouble)
-        standing = {name: now - fence.since for name, fence in self._fences.items()}
-        waiting = {name: now - fence.waiting_since for name, fence in self._fences.items()}
         read_at = since if view.read_at is None else max(view.read_at, since)
         found = blindness_of(
-            view.evidence, now - read_at, expected, self._clock.now(), standing, waiting
+            view.evidence, now - read_at, expected, self._clock.now(), self._stands, self._waits
         )
         handled_at = since if view.handled_at is None else max(view.handled_at, since)
         unhandled = now - handled_at
@@ -304,8 +307,9 @@ class Visibility:
     def _follow_fences(self, views: Sequence[View], now: float) -> None:
         """Note where each partition's fence stands, by the newest evidence of all rollouts."""
         newest: dict[str, tuple[int, bool]] = {}
-        for view in views:
-            for one in () if view.evidence is None else view.evidence.partitions:
+        found = [view.evidence.partitions for view in views if view.evidence is not None]
+        for partitions in {id(each): each for each in found}.values():  # what was read together
+            for one in partitions:
                 offset, _ = newest.get(one.topic_partition, (-1, False))
                 if one.next_offset >= offset:
                     has_more = one.end_offset > one.next_offset
@@ -318,6 +322,8 @@ class Visibility:
                 self._fences[partition] = _FencePosition(offset, now, now)
             elif fence.offset != offset:
                 self._fences[partition] = _FencePosition(offset, now, fence.waiting_since)
+        self._stands = {name: now - fence.since for name, fence in self._fences.items()}
+        self._waits = {name: now - fence.waiting_since for name, fence in self._fences.items()}
 
     def _follow(
         self,
@@ -393,9 +399,11 @@ class Visibility:
         """Return what helps now, for whoever reads the replica's own report already."""
         if self._rollouts.store_trouble is not None or flag_key in self._unheld:
             return action
-        others = [one for one in self._faults.current if one.reporter != _REPORTER]
-        cause = "; ".join(f"{one.scope.value} {one.name}: {one.why}" for one in others[:3])
-        first = f"repair {cause}" if cause else "repair what the reason names"
+        if self._cause is None:  # once in a check: thousands of flags may be blind by one cause
+            others = [one for one in self._faults.current if one.reporter != _REPORTER]
+            named = (f"{one.scope.value} {one.name}: {one.why}" for one in others[:3])
+            self._cause = "; ".join(named)
+        first = f"repair {self._cause}" if self._cause else "repair what the reason names"
         return f"{first}; if that takes too long, roll back: `rolloutctl rollback {flag_key}`"
 
     def _end(self, episode: _Episode, now: float, why: str) -> None:

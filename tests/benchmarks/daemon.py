@@ -1,6 +1,7 @@
 """What counting costs the whole daemon, beside a bare aiokafka consumer on the same core.
 
-`python -m tests.benchmarks.daemon [--events 1500000] [--flags 20] [--contexts 100000] [--rounds 3]`
+`python -m tests.benchmarks.daemon [--events 1500000] [--flags 20] [--contexts 100000] [--rounds 3]
+[--held]`
 on a real Kafka and Redis. Starts a rollout for each flag on the real `rolloutd run`, stops it, and
 writes all events. Then in each round `rolloutd run` starts as a process on one core, without
 totals, and catches up, while it judges the rollouts, saves and serves as always. Before and after
@@ -8,6 +9,10 @@ each round bare `getmany` reads the same events with the same fetch settings, in
 own on the same core. Compared is the CPU time of an event: of the daemon from its first save on, so
 that its start does not count. Totals and refusals are compared with a recount made while writing;
 the benchmark exits 1 when one differs.
+
+With thousands of flags the daemon has not taken over all of them when it has counted everything.
+`--held` measures one round without that: the events lie behind a transaction that is open until
+each flag has its worker, so that the broker does not give them out before.
 
 `--beside-poison 0.1` compares two daemons on one core at the same time, one with events of which
 this share is refused: what a few percent are cannot be seen otherwise where the speed changes.
@@ -43,6 +48,7 @@ from schemas.terms import Arm, CommandVerb
 from tests.benchmarks.event_load import (
     FIELDS,
     PARTITIONS,
+    Barrier,
     LoadOptions,
     Recount,
     Spent,
@@ -89,12 +95,22 @@ class Load:
     daemon: DaemonProcess
     recount: Recount
     rollout_ids: dict[str, str]
+    barrier: Barrier | None = None
 
     @classmethod
     async def prepare(
-        cls, options: LoadOptions, bootstrap: str, redis_url: str, directory: Path
+        cls,
+        options: LoadOptions,
+        bootstrap: str,
+        redis_url: str,
+        directory: Path,
+        *,
+        is_held: bool = False,
     ) -> Load:
-        """Start the rollouts, then write the events, which are later than all of them."""
+        """Start the rollouts, then write the events, which are later than all of them.
+
+        `is_held`: behind a barrier.
+        """
         prefix = f"d{uuid.uuid4().hex[:6]}."
         settings = KafkaSettings(
             bootstrap_servers=bootstrap, topic_prefix=prefix, partitions=PARTITIONS
@@ -102,8 +118,9 @@ class Load:
         await create_topics_at(bootstrap, *settings.event_topics, partitions=PARTITIONS)
         daemon = DaemonProcess(bootstrap, redis_url, directory, prefix=prefix)
         rollout_ids = await _start_rollouts(daemon, options)
+        barrier = await asyncio.to_thread(Barrier, settings) if is_held else None
         recount = await asyncio.to_thread(fill, settings, options)
-        return cls(options, settings, redis_url, daemon, recount, rollout_ids)
+        return cls(options, settings, redis_url, daemon, recount, rollout_ids, barrier)
 
     @property
     def partition_keys(self) -> list[str]:
@@ -116,6 +133,11 @@ class Load:
         prefix = self.settings.topic_prefix
         return [f"{prefix}agg:{{{key}}}" for key in self.partition_keys]
 
+    @property
+    def live_keys(self) -> list[str]:
+        """The names of what is shown of each rollout, written first when its worker runs."""
+        return [f"{self.settings.topic_prefix}live:{{{key}}}" for key in self.rollout_ids]
+
     async def read_bare(self) -> Spent:
         """Return what reading alone costs."""
         return await asyncio.to_thread(alone, read_bare, self.settings, self.options.events)
@@ -123,15 +145,21 @@ class Load:
     async def count(self) -> Round:
         """Let the daemon count all events, from the first. Raises AssertionError when it cannot."""
         async with redis.asyncio.Redis.from_url(self.redis_url) as client:
-            await client.unlink(*self.redis_keys)
+            await client.unlink(*self.redis_keys, *self.live_keys)
             self.daemon.spawn()
             process = self.daemon.process
             assert process is not None
             sched_setaffinity(process.pid, measured_core())
-            first = await self._saved(client, 1)
+            if self.barrier is None:
+                first, last = await self._saved(client, 1), self.options.events
+            else:
+                await self._taken_over(client)
+                await asyncio.to_thread(self.barrier.lift)
+                # The records of its transaction are read over.
+                first, last = self.barrier.records, self.options.events + self.barrier.records
             began, cpu = time.perf_counter(), cpu_seconds_of(process.pid)
             memory = resident_bytes(process.pid)
-            await self._saved(client, self.options.events)
+            await self._saved(client, last)
             seconds, end_cpu = time.perf_counter() - began, cpu_seconds_of(process.pid)
             held = [await client.memory_usage(key, samples=0) or 0 for key in self.redis_keys]
         counted = Spent(self.options.events - first, seconds, end_cpu - cpu)
@@ -141,6 +169,12 @@ class Load:
         code = await self.daemon.stop()
         assert code == 0, f"exited with {code}:\n{self.daemon.log_tail()}"
         return Round(counted, cpu, refused, memory_bytes, sum(held), counting)
+
+    async def _taken_over(self, client: redis.asyncio.Redis) -> None:
+        """Wait until each flag has its worker."""
+        async with asyncio.timeout(_LIMIT_SECONDS):
+            while await client.exists(*self.live_keys) < len(self.live_keys):
+                await asyncio.sleep(1)
 
     async def _saved(self, client: redis.asyncio.Redis, at_least: int) -> int:
         """Wait until so many events are saved; return how many are."""
@@ -225,10 +259,11 @@ async def _start_rollouts(daemon: DaemonProcess, options: LoadOptions) -> dict[s
 async def against_bare(load: Load, rounds: int) -> bool:
     """Compare the daemon with bare reading; print it and return whether every total was right."""
     ratios, microseconds = [], []
-    after = await load.read_bare()
+    after = None if load.barrier else await load.read_bare()  # behind it there is nothing to read
     for number in range(rounds):
         before = after
         done = await load.count()
+        before = before or await load.read_bare()
         after = await load.read_bare()
         bare = (before.microseconds + after.microseconds) / 2
         ratios.append(bare / done.counted.microseconds)
@@ -294,7 +329,7 @@ async def measure(
     """Write the events, measure, and return whether every total was right."""
     poison = chosen.poison if chosen.beside_poison is None else 0.0
     options = LoadOptions(chosen.events, chosen.flags, chosen.contexts, poison, chosen.seed)
-    load = await Load.prepare(options, bootstrap, redis_url, directory)
+    load = await Load.prepare(options, bootstrap, redis_url, directory, is_held=chosen.held)
     print(
         f"{options.events} events of {load.recount.bytes / options.events:.0f} bytes, "
         f"{options.flags} flags, {options.contexts} users, {len(load.recount.exposed)} pairs of "
@@ -302,7 +337,7 @@ async def measure(
         flush=True,
     )
     if chosen.beside_poison is None:
-        return await against_bare(load, chosen.rounds)
+        return await against_bare(load, 1 if chosen.held else chosen.rounds)
     worse = replace(options, poison=chosen.beside_poison)
     bad = await Load.prepare(worse, bootstrap, redis_url, directory)
     return await beside_poison(load, bad, chosen.rounds)
@@ -320,6 +355,7 @@ def main() -> int:
     add("--poison", type=float, default=0.0, help="share of records that are refused")
     add("--beside-poison", type=float, help="compare with events of which this share is refused")
     add("--rounds", type=int, default=3)
+    add("--held", action="store_true", help="count once all flags are taken over; one round")
     add("--seed", type=int, default=1)
     chosen = parser.parse_args()
     return run_on_real_servers(partial(measure, chosen))

@@ -147,6 +147,37 @@ def fill(settings: KafkaSettings, options: LoadOptions) -> Recount:
     return recount
 
 
+class Barrier:
+    """An open transaction at the end of the event topics: what comes later is not given out.
+
+    That is so for consumers that read what is committed, as rolloutd does.
+    """
+
+    #: A broker ends a transaction that is open for longer.
+    _OPEN_MS = 900_000
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        """Open it, with one record in each partition."""
+        self.records = PARTITIONS * len(settings.event_topics)
+        self._producer = Producer(
+            {
+                "bootstrap.servers": settings.bootstrap_servers,
+                "transactional.id": uuid.uuid4().hex,
+                "transaction.timeout.ms": self._OPEN_MS,
+            }
+        )
+        self._producer.init_transactions(60)
+        self._producer.begin_transaction()
+        for topic in settings.event_topics:
+            for partition in range(PARTITIONS):
+                self._producer.produce(topic, b"{}", partition=partition)
+        self._producer.flush()
+
+    def lift(self) -> None:
+        """End the transaction: its own records are never given out."""
+        self._producer.abort_transaction(60)
+
+
 class Spent(NamedTuple):
     """What some events cost."""
 

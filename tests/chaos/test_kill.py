@@ -210,11 +210,11 @@ def _no_fence(package: Path) -> None:
 
 def _effects_before_save(package: Path) -> None:
     """Publish what was decided before it is saved."""
+    found = "        entries, answer = self._entries(after, effects)\n"
     _swap(
-        package / "controller/deciding/flag/flag_worker.py",
-        "        saved_tests = encode_tests(tests)\n",
-        "        saved_tests = encode_tests(tests)\n        await "
-        "self._tools.publisher.publish(entries)\n",
+        package / "controller/deciding/flag/flag_state.py",
+        found,
+        f"{found}        await self._dependencies.publisher.publish(entries)\n",
     )
 
 
@@ -247,6 +247,26 @@ def package(tmp_path: Path) -> Path:
             ROOT / name, tmp_path / "planted" / name, ignore=shutil.ignore_patterns("__pycache__")
         )
     return tmp_path / "planted"
+
+
+@pytest.mark.parametrize(
+    "plant", [_resume_from_committed, _effects_before_save, _no_fence, _several_writes]
+)
+def test_each_bug_can_be_planted(package: Path, plant: Plant) -> None:
+    """The rounds with them take long: what they are planted into may have changed since the last.
+
+    The planted code compiles.
+    """
+    plant(package)
+    planted = [
+        path
+        for path in package.rglob("*.*")
+        if path.read_bytes() != (ROOT / path.relative_to(package)).read_bytes()
+    ]
+    assert planted
+    for path in planted:
+        if path.suffix == ".py":
+            compile(path.read_text(), path, "exec")
 
 
 @pytest.mark.long

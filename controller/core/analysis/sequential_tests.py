@@ -186,6 +186,35 @@ class SequentialTests:
         return any(one.is_suspicious for one in bets)
 
 
+def differ_in_times_alone(tests: SequentialTests, later: SequentialTests) -> bool:
+    """Return whether nothing but time has passed between two states of the same tests.
+
+    Which gaps there are is the same then, and how long they have lasted is not.
+    """
+    same = all(
+        getattr(tests, name) == getattr(later, name)
+        for name in ("identity", "visit", "batches", "closed_at", "event_count", "last_event_at")
+    )
+    return (
+        same
+        and tests.srm is later.srm
+        and tests.harm == later.harm
+        and {kind: gap.gone > 0 for kind, gap in tests.gap_times.items()}
+        == {kind: gap.gone > 0 for kind, gap in later.gap_times.items()}
+        and all(
+            _are_the_same(getattr(tests, name), getattr(later, name))
+            for name in ("used", "ratios", "limits", "floors", "shares", "looks", "counters")
+        )
+    )
+
+
+def _are_the_same(one: Mapping[Any, object], other: Mapping[Any, object]) -> bool:
+    """Return whether two mappings hold the same objects: what has not changed is not made anew."""
+    return one is other or (
+        one.keys() == other.keys() and all(other[key] is value for key, value in one.items())
+    )
+
+
 def encode_tests(tests: SequentialTests) -> bytes:
     """Return the state as bytes.
 

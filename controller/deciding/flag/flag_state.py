@@ -15,7 +15,12 @@ from datetime import datetime
 import structlog
 
 from controller.codec.outbox import Message
-from controller.core.analysis.sequential_tests import SequentialTests, decode_tests, encode_tests
+from controller.core.analysis.sequential_tests import (
+    SequentialTests,
+    decode_tests,
+    differ_in_times_alone,
+    encode_tests,
+)
 from controller.core.machine.retirement import retired_at
 from controller.core.rollout import AnswerCommand, AskAdvice, Baking, Effect, Rollout
 from controller.deciding.dependencies import WorkerDependencies
@@ -28,6 +33,9 @@ from controller.ports import Clock, OutboxEntry, StoredRollout
 #: The tests' state is saved with every transition, and otherwise this often. A crash forgets only
 #: where batches were cut.
 TESTS_SAVED_EVERY_SECONDS = 1.0
+#: ... and this often while nothing changes but times. Gaps that were there go on from the saved
+#: time: less than `core/judging/gap_times.py` takes for a break, also with a restart in between.
+TIMES_SAVED_EVERY_SECONDS = 20.0
 #: More than any decision has. The token and the place in the save number the outbox's fields, which
 #: never fall.
 EFFECTS_PER_SAVE = 100
@@ -83,6 +91,7 @@ class FlagState:
         self._is_loaded = False
         self._last_revision = 0  # of a flag that has nothing: the highest that it may have had
         self._tests_saved_at = 0.0
+        self._saved_tests = self.tests
         self._logger = structlog.get_logger().bind(flag_key=flag_key)
 
     # --- saving ---
@@ -99,8 +108,14 @@ class FlagState:
         """
         now = self._dependencies.clock.monotonic()
         is_changed = after is not self.rollout
-        is_due = tests is not self.tests and (
-            now - self._tests_saved_at >= TESTS_SAVED_EVERY_SECONDS
+        since = now - self._tests_saved_at
+        is_due = (
+            tests is not self.tests
+            and since >= TESTS_SAVED_EVERY_SECONDS
+            and (
+                since >= TIMES_SAVED_EVERY_SECONDS
+                or not differ_in_times_alone(self._saved_tests, tests)
+            )
         )
         if not (is_changed or effects or is_due or self._store.is_of_save):
             self.tests = tests
@@ -125,7 +140,7 @@ class FlagState:
             self._logger.warning("save_overtaken", token=self._token)
             return None
         self.rollout, self.tests = after, tests
-        self._token, self._tests_saved_at = self._token + 1, now
+        self._token, self._tests_saved_at, self._saved_tests = self._token + 1, now, tests
         if after is not None:
             self.bake.follow(after, after.updated_at)
         return entries
@@ -230,7 +245,7 @@ class FlagState:
         if self.rollout is not None:
             # This replica's settings count, not those of the replica that saved it.
             self.rollout = replace(self.rollout, has_advisor=self._dependencies.has_advisor)
-        self.tests = self._decoded(stored.tests)
+        self.tests = self._saved_tests = self._decoded(stored.tests)
         self.bake.follow(stored.rollout, self._dependencies.clock.now())
         self._outbox.reload(stored.outbox, lost)
         return what_happened

@@ -254,7 +254,7 @@ class Cluster:
     async def count(self, rollout: Rollout, *, errors: int) -> None:
         """Save totals as ingest does: 1000 contexts saw treatment, so many failed.
 
-        Control as decided.
+        Control as decided. Each time they were evaluated once more.
         """
         now_ms = round(self.clock.now().timestamp() * 1000)
         others = round(1000 * (100 - rollout.percent) / rollout.percent)
@@ -268,7 +268,7 @@ class Cluster:
             (Arm.CONTROL, others, others // 100),
         ):
             counts = ArmCounts(
-                evaluations=contexts,
+                evaluations=contexts * (1 + (self._fence or 0)),
                 exposures=contexts,
                 outcomes=contexts,
                 errors=failed,

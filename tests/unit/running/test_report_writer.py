@@ -10,14 +10,20 @@ import pytest
 
 from controller.adapters.memory import ManualClock, MemoryReports
 from controller.codec.reports import report_from_json
-from controller.core.judging.judgement import Judgement
+from controller.core.judging.judgement import Gap, Judgement
 from controller.core.rollout import Completed, Rollout
 from controller.deciding.flag.news import REPORTS
 from controller.errors import BrokenInvariant
 from controller.health import Faults, Scope
 from controller.ports import CourseKey, PlaneStanding
-from controller.running.report_writer import ENDED_EVERY, ENDED_PER_BEAT, ReportWriter
+from controller.running.report_writer import (
+    ENDED_EVERY,
+    ENDED_PER_BEAT,
+    QUIET_SECONDS,
+    ReportWriter,
+)
 from schemas.report import MAX_POINTS
+from schemas.terms import Arm, HealthGap
 from tests.builders import T0, make_judgement, make_rollout
 
 FLAG = "new-checkout"
@@ -57,8 +63,9 @@ class Replica:
         return self.planes if flag_key in self.flags else None
 
     async def judge(self, seconds: int) -> None:
-        """Judge the evidence this long after `T0`, and write."""
-        self.judgement = make_judgement(at=T0 + seconds * SECOND)
+        """Judge the evidence this long after `T0`, a context more for each second, and write."""
+        exposures = {Arm.TREATMENT: 1000 + seconds, Arm.CONTROL: 9000}
+        self.judgement = make_judgement(at=T0 + seconds * SECOND, exposures=exposures)
         await self.writer.beat()
 
 
@@ -91,6 +98,19 @@ async def test_a_report_is_written_when_something_is_new(replica: Replica) -> No
     assert report.judgement is not None
     assert (report.judgement.at, report.planes[0].plane) == (T0 + SECOND, "ofrep")
     assert report == replica.writer.own_report(FLAG)
+
+
+async def test_what_says_nothing_new_is_written_seldom(replica: Replica) -> None:
+    """Of thousands of rollouts that bake in silence, each second some are judged."""
+    judged = make_judgement(at=T0)
+    for second in range(2 * int(QUIET_SECONDS)):
+        replica.judgement = replace(judged, at=T0 + second * SECOND)
+        await replica.writer.beat()
+    assert replica.writes == 2
+    gap = Gap(HealthGap.NO_TRAFFIC, "no context was exposed")
+    replica.judgement = replace(judged, at=T0 + 2 * QUIET_SECONDS * SECOND, gaps=(gap,))
+    await replica.writer.beat()
+    assert replica.writes == 3
 
 
 async def test_a_course_has_a_bounded_number_of_points(replica: Replica) -> None:

@@ -17,7 +17,13 @@ import numpy as np
 import pytest
 
 from controller.core.analysis.latency import ordered
-from controller.core.analysis.sequential_tests import SequentialTests, decode_tests, encode_tests
+from controller.core.analysis.sequential_tests import (
+    GapTime,
+    SequentialTests,
+    decode_tests,
+    differ_in_times_alone,
+    encode_tests,
+)
 from controller.core.evidence import ArmTotals, Loss, VisitTotals, bucket_of
 from controller.core.judging.batches import KEPT_VISITS, MAX_OPEN, MIN_BATCH
 from controller.core.judging.gaps import REPORT_WITHIN
@@ -953,6 +959,29 @@ def test_state_survives_its_bytes() -> None:
     carried = watch(*watched.rollout.plan.guardrails)
     carried.at, carried.arms, carried.tests = watched.at, watched.arms, decode_tests(encoded)
     assert carried.look() == watched.look()
+
+
+def test_a_look_at_nothing_new_changes_times_alone() -> None:
+    """What any new event, batch or gap changes is more than that."""
+    watched = watch(
+        Guardrail("error_rate", limit=0.05, margin=0.1),
+        Guardrail("latency_p99", limit=300.0, margin=0.1),
+    )
+    latencies(watched, 5, lognormal, lognormal)
+    watched.look()
+    before = watched.tests
+    watched.look()
+    assert watched.tests is not before
+    assert differ_in_times_alone(before, watched.tests)
+    watched.arms[0][0].add(1, 0)
+    watched.look()
+    assert not differ_in_times_alone(before, watched.tests)
+    lasting = replace(before, gap_times={HealthGap.STALE: GapTime(1.0)})
+    assert not differ_in_times_alone(before, lasting)
+    longer = replace(before, gap_times={HealthGap.STALE: GapTime(9.0)})
+    assert differ_in_times_alone(lasting, longer)
+    gone = replace(before, gap_times={HealthGap.STALE: GapTime(9.0, gone=1.0)})
+    assert not differ_in_times_alone(longer, gone)
 
 
 def test_state_stays_small() -> None:
