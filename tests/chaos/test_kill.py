@@ -193,8 +193,8 @@ def _resume_from_committed(package: Path) -> None:
         "                committed = await self._events.committed(owned.partition)\n"
         "                totals.position = totals.position if committed is None else committed\n",
     )
-    _swap(counting / "saving.py", "if not records.adds_up(totals.position):", "if False:")
-    _swap(counting / "partition_totals.py", "if not records.adds_up(next_offset):", "if False:")
+    _swap(counting / "saving.py", "if not progress.adds_up(totals.position):", "if False:")
+    _swap(counting / "partition_totals.py", "if not progress.adds_up(next_offset):", "if False:")
     backwards = "if next_offset < (expected or 0) and not is_rebase:"
     _swap(package / "controller/codec/merging.py", backwards, "if False:")
 
