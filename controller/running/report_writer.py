@@ -27,7 +27,7 @@ from schemas.report import MAX_POINTS, LiveReport
 
 BEAT_SECONDS: Final = 1.0
 #: What is judged again, and says nothing but that time has passed, is written so often.
-QUIET_SECONDS: Final = 30.0
+QUIET_SECONDS: Final = 20.0
 #: Flags written at a time; counting and deciding use the same connections.
 AT_ONCE: Final = 4
 #: A rollout that has ended changes seldom: its planes are compared every so many beats.
