@@ -73,7 +73,7 @@ class ExplanationAnswer(BaseModel):
 EXPLANATION_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
-        "likely_cause": {"type": "string", "maxLength": CAUSE_MAX_CHARS},
+        "likely_cause": {"type": "string", "minLength": 1, "maxLength": CAUSE_MAX_CHARS},
         "next_steps": {
             "type": "array",
             "items": {"type": "string", "maxLength": STEP_MAX_CHARS},
@@ -115,7 +115,7 @@ ANOMALIES_SCHEMA: dict[str, Any] = {
                 "type": "object",
                 "properties": {
                     "rollout": {"type": "integer", "minimum": 1},
-                    "what": {"type": "string", "maxLength": REASON_MAX_CHARS},
+                    "what": {"type": "string", "minLength": 1, "maxLength": REASON_MAX_CHARS},
                 },
                 "required": ["rollout", "what"],
                 "additionalProperties": False,

@@ -157,6 +157,28 @@ def longest_text(grammar: str) -> str:
     return "".join(_longest(rules, rules["root"]))
 
 
+def shortest_text(grammar: str) -> str:
+    """Return what a model writes that ends everything as soon as it may: the shortest text."""
+    rules = parse(grammar)
+    return _shortest(rules, rules["root"])
+
+
+def _shortest(rules: Rules, node: Node) -> str:
+    match node:
+        case Literal(text):
+            return text
+        case OneOf():
+            return "".join(_longest(rules, node))
+        case Name(name):
+            return _shortest(rules, rules[name])
+        case Sequence(parts):
+            return "".join(_shortest(rules, part) for part in parts)
+        case Choice(options):
+            return min((_shortest(rules, option) for option in options), key=len)
+        case Repeat(part, least, _):
+            return _shortest(rules, part) * least
+
+
 def _longest(rules: Rules, node: Node) -> Iterator[str]:
     match node:
         case Literal(text):

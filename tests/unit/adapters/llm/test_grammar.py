@@ -4,28 +4,45 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from controller.adapters.llm.grammar import MAX_INTEGER, grammar_of
 from controller.adapters.llm.localai import LocalAIDialect
 from controller.adapters.llm.prompts import gate_prompt
-from controller.authoring.plan_draft import FORM
+from controller.authoring.plan_draft import FORM, PlanAnswer
 from controller.core.rollout import AskAdvice
 from controller.settings import AdvisorSettings
-from schemas.advice import ANOMALIES_SCHEMA, ANSWER_SCHEMA, EXPLANATION_SCHEMA
+from schemas.advice import (
+    ANOMALIES_SCHEMA,
+    ANSWER_SCHEMA,
+    EXPLANATION_SCHEMA,
+    AdviceAnswer,
+    AnomaliesAnswer,
+    AnomalyAnswer,
+    ExplanationAnswer,
+    parse_form,
+)
 from tests.builders import T0, make_judgement, make_rollout
-from tests.gbnf import longest_text, matches
+from tests.gbnf import longest_text, matches, shortest_text
 
 FORMS: Mapping[str, Mapping[str, Any]] = {
     "answer": ANSWER_SCHEMA,
     "explanation": EXPLANATION_SCHEMA,
     "anomalies": ANOMALIES_SCHEMA,
     "plan": FORM,
+}
+#: What reads an answer in each form.
+READ_AS: Mapping[str, type[BaseModel]] = {
+    "answer": AdviceAnswer,
+    "explanation": ExplanationAnswer,
+    "anomalies": AnomaliesAnswer,
+    "plan": PlanAnswer,
 }
 
 
@@ -36,6 +53,18 @@ def test_the_longest_answer_is_as_long_as_said(name: str) -> None:
     longest = longest_text(grammar.text)
     assert len(longest) <= grammar.longest <= len(longest) + 10
     json.loads(longest)
+
+
+@pytest.mark.parametrize("written", [shortest_text, longest_text])
+@pytest.mark.parametrize("name", FORMS)
+def test_what_the_grammar_allows_is_in_the_form(name: str, written: Callable[[str], str]) -> None:
+    """The least and the most that a model may write: it is read, not refused."""
+    text = written(grammar_of(FORMS[name]).text)
+    parse_form(text, READ_AS[name])
+    if name == "anomalies":  # the least has none; one of them, with as little as it may say
+        [listed] = FORMS[name]["properties"].values()
+        one = shortest_text(grammar_of(listed["items"]).text)
+        parse_form(one, AnomalyAnswer)
 
 
 @given(st.integers(0, 120), st.integers(0, 70_000), st.integers(0, 70_000))
