@@ -53,6 +53,7 @@ class Actor:
         self._alerts = alerts
         self._memory = memory
         self._clock = clock
+        self._ended: list[Act] = []  # carried out, and remembered as begun
         self._logger = structlog.get_logger()
 
     async def carry_out(
@@ -60,7 +61,8 @@ class Actor:
     ) -> str:
         """Do what a rule intends for a flag, unless it did; return what was done, for people.
 
-        Raises OperatingTrouble when the command could not be sent: it is begun, see `finish`.
+        Call `end` after the last flag. Raises OperatingTrouble when the command could not be sent:
+        it is begun, see `finish`.
         """
         flag_key, rule = intent.rollout.flag_key, intent.rule
         if intent.action is SignalAction.HOLD:
@@ -105,8 +107,19 @@ class Actor:
         found = Response(tuple(one.rule for one in intents), intents, ())
         return tuple([await self._do(act, intent, found, signal) for act, intent in left])
 
+    async def end(self) -> None:
+        """Remember that what was carried out is done, once Kafka has the alerts.
+
+        After all commands: where Kafka takes no alert, no flag is lowered later for that.
+        """
+        ended, self._ended = self._ended, []
+        if ended and not await self._alerts.flush(ALERT_SECONDS):
+            self._logger.warning("signal_alerts_wait", flags=[act.flag for act in ended])
+        for act in ended:
+            await self._memory.keep_act(act)
+
     async def _do(self, act: Act, intent: Intent, found: Response, signal: Signal) -> str:
-        """Give the command of what is begun, tell people, and remember that it is done."""
+        """Give the command of what is begun, and tell people."""
         answer = None
         if act.begun != _NOTHING:
             verb, reason = CommandVerb(act.begun), reason_words(intent, signal)
@@ -120,10 +133,8 @@ class Actor:
         else:
             alert = alert_of(intent, found, signal, done, is_refused=refused, is_tried=is_tried)
             self._alerts.add(self._newest(intent.rollout), alert)
-            if not await self._alerts.flush(ALERT_SECONDS):
-                self._logger.warning("signal_alert_waits", flag_key=act.flag, rule=act.rule)
         ended = msgspec.structs.replace(act, at=at, is_refused=refused, begun="", earlier=None)
-        await self._memory.keep_act(ended)
+        self._ended.append(ended)
         return f"{act.flag}: {done}"
 
     # --- what a rule did before ---

@@ -108,6 +108,7 @@ class Responder:
             case SignalStatus.FIRING:
                 goes_on = known is not None and known.is_firing
                 done = await self._actor.finish(signal)
+                await self._actor.end()
                 done += await self._fire(signal, occurrence, goes_on=goes_on)
             case SignalStatus.RESOLVED if is_late:
                 done = ("an earlier firing is over, and a later one goes on: nothing is let go",)
@@ -200,6 +201,7 @@ class Responder:
         outcomes = await asyncio.gather(
             *(carry_out(list(intents)) for _, intents in by_flag), return_exceptions=True
         )
+        await self._actor.end()
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome

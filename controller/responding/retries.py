@@ -78,6 +78,7 @@ class Retries:
         self._alerts = alerts
         self._memory = memory
         self._clock = clock
+        self._ended: list[Retry] = []  # tried to their end, and not forgotten yet
         self._logger = structlog.get_logger()
 
     # --- what is tried again ---
@@ -161,6 +162,19 @@ class Retries:
                 await self._memory.keep_retry(
                     msgspec.structs.replace(retry, at=self._clock.now(), sent=retry.sent + 1)
                 )
+        await self._end()
+
+    async def _end(self) -> None:
+        """Forget what was tried to its end, once Kafka has the alerts: a crash before repeats it.
+
+        After all commands: where Kafka takes no alert, none of them comes later for that.
+        """
+        ended, self._ended = self._ended, []
+        if ended and not await self._alerts.flush(ALERT_SECONDS):
+            self._logger.warning("signal_alerts_wait", flags=[retry.flag for retry in ended])
+        for retry in ended:
+            if self._memory.retry(retry.flag, retry.rule) == retry:  # no signal began another
+                await self._memory.drop_retry(retry.flag, retry.rule)
 
     def _is_due(self, retry: Retry) -> bool:
         delay = DELAYS[min(retry.sent, len(DELAYS)) - 1]
@@ -216,9 +230,7 @@ class Retries:
         words = outcome_words(intent, answer, retry.sent + 1)
         make = given_up_alert if is_given_up else tried_alert
         self._alerts.add(intent.rollout, make(intent, signal, words))
-        if not await self._alerts.flush(ALERT_SECONDS):
-            self._logger.warning("signal_alert_waits", flag_key=retry.flag, rule=retry.rule)
-        await self._memory.drop_retry(retry.flag, retry.rule)  # after people were told
+        self._ended.append(retry)
         await self._memory.add_done(signal.id, f"{retry.flag}: {words}")
         act = self._memory.act(retry.flag, retry.rule)
         if act is not None and act.rollout_id == retry.rollout_id and not is_given_up:

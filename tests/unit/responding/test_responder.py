@@ -91,6 +91,7 @@ class World:
         self.alerts: list[RaiseAlert] = []
         self.trouble: set[str] = set()
         self.dies_before_alerts = False
+        self.lowered_at_flush: list[int] = []
         self.refusal = ""
         self.unknown = ""  # what is said of a command without a result
         self.clock, self.store = Clock(), Store()
@@ -117,6 +118,7 @@ class World:
 
     async def flush(self, seconds: float) -> bool:
         """Die, where Kafka is to have nothing of them."""
+        self.lowered_at_flush.append(len(self.commands))
         if self.dies_before_alerts:
             self.alerts.clear()
             raise Died
@@ -413,6 +415,14 @@ async def test_a_crash_between_command_and_alert_loses_no_alert() -> None:
     assert len(world.commands) == 2
     await world.tell("resolved")
     assert "stays at" in world.alerts[-1].summary
+
+
+async def test_alerts_that_kafka_does_not_take_delay_no_command() -> None:
+    """They are waited for once, after the last of many flags was lowered."""
+    fleet = tuple(rollout(f"flag-{number}") for number in range(100))
+    world = World(rule(flags="flag-*"), rollouts=fleet)
+    await world.tell()
+    assert world.lowered_at_flush == [100]
 
 
 async def test_a_crash_after_a_step_back_repeats_the_step_and_adds_no_pause() -> None:

@@ -11,7 +11,7 @@ from controller.core.rollout import Baking, RolledBack
 from controller.responding.retries import DELAYS
 from tests.builders import HOUR, MINUTE
 from tests.unit.responding.test_matching import BEGAN, rollout, rule
-from tests.unit.responding.test_responder import World
+from tests.unit.responding.test_responder import Died, World
 
 LONG = sum(DELAYS) + 60
 BUSY = "100 commands of this flag wait already"
@@ -194,6 +194,25 @@ async def test_a_crash_before_the_signal_is_remembered_ends_no_retry() -> None:
     await world.tell(id="s")
     world.refusal = ""
     assert sorted(await world.wait(LONG)) == ["roll_back checkout-a", "roll_back checkout-b"]
+
+
+async def test_a_crash_before_people_hear_of_a_try_repeats_it() -> None:
+    """Under the same id: it is carried out once, and told."""
+    world = refusing()
+    await world.tell()
+    world.refusal, world.dies_before_alerts = "", True
+    before = len(world.commands)
+    with pytest.raises(Died):
+        await world.wait(LONG)
+    world.dies_before_alerts = False
+    world.crash()
+    await world.memory.refresh()
+    await world.wait(LONG)
+    tried = world.commands[before:]
+    assert len(tried) == 2
+    assert len({one.id for one in tried}) == 1
+    assert "rolled back to 0 % (try 2)" in world.alerts[-1].summary
+    assert world.memory.retries == []
 
 
 async def test_a_late_end_lets_go_all_the_same() -> None:
