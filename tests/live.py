@@ -275,13 +275,17 @@ class Client:
         return [json.loads(value) for _, _, value in await self.records(topic)]
 
     async def alerts(self, kind: str, count: int, seconds: float = 60.0) -> list[dict[str, Any]]:
-        """Return the alerts of a kind once there are so many.
+        """Return the alerts of a kind once there are so many; a busy machine may cause more."""
+        return await self._told("rollout.alerts", kind, count, seconds)
 
-        On a busy machine there may be others: apps that follow late, a model that is late.
-        """
+    async def decisions(self, kind: str, count: int, seconds: float = 60.0) -> list[dict[str, Any]]:
+        """Return the decisions of a kind once there are so many: they follow what is served."""
+        return await self._told("rollout.decisions", kind, count, seconds)
+
+    async def _told(self, topic: str, kind: str, count: int, seconds: float) -> list[Any]:
         async with asyncio.timeout(seconds):
             while True:
-                events = [event["data"] for event in await self.read("rollout.alerts")]
+                events = [event["data"] for event in await self.read(topic)]
                 found = [one for one in events if one["kind"] == kind]
                 if len(found) >= count:
                     return found

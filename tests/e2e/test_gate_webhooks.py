@@ -98,11 +98,10 @@ async def test_only_its_pass_lets_a_gate_pass(
                 await daemon.ready()
                 await daemon.until(FLAG, lambda one: one["percent"] == 50)
                 await daemon.until(FLAG, lambda one: one["phase"]["name"] == "completed")
-        decisions = [one["data"] for one in await client.read("rollout.decisions")]
+            (complete,) = await client.decisions("complete", 1)
+            (advance,) = await client.decisions("advance", 1)
     assert service.faults == []
     assert len(set(service.ids)) == len(service.ids)
-    (advance,) = [one for one in decisions if one["kind"] == "advance"]
-    (complete,) = [one for one in decisions if one["kind"] == "complete"]
     for decision in (advance, complete):
         (reply,) = decision["judgement"]["webhooks"]
         assert (reply["endpoint"], reply["answer"]) == ("audit", "pass")

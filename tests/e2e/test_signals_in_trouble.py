@@ -18,8 +18,12 @@ from tests.patience import SLACK
 pytestmark = pytest.mark.real_kafka
 
 
-async def decided(client: Client, kind: str) -> list[tuple[str, int]]:
-    """Return flag and revision of each decision of a kind; a crash may publish one twice."""
+async def decided(client: Client, kind: str, count: int = 1) -> list[tuple[str, int]]:
+    """Return flag and revision of each decision of a kind; a crash may publish one twice.
+
+    Waits for so many, as what is served may be ahead of what is published.
+    """
+    await client.decisions(kind, count)
     found = await client.read("rollout.decisions")
     return sorted(
         {
@@ -108,7 +112,8 @@ async def test_of_two_replicas_the_other_acts_when_the_one_in_turn_is_killed(
             again = await one.deliver("Down", condition=flag_key, began=number)
             assert again.status_code == 202
             one, two = two, one
-        assert await decided(client, "roll_back") == [(flag_key, 2) for flag_key in flags]
+        rolled_back = await decided(client, "roll_back", len(flags))
+        assert rolled_back == [(flag_key, 2) for flag_key in flags]
 
 
 @pytest.mark.rare
