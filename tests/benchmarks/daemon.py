@@ -1,7 +1,7 @@
 """What counting costs the whole daemon, beside a bare aiokafka consumer on the same core.
 
 `python -m tests.benchmarks.daemon [--events 1500000] [--flags 20] [--contexts 100000] [--rounds 3]
-[--held]`
+[--late]`
 on a real Kafka and Redis. Starts a rollout for each flag on the real `rolloutd run`, stops it, and
 writes all events. Then in each round `rolloutd run` starts as a process on one core, without
 totals, and catches up, while it judges the rollouts, saves and serves as always. Before and after
@@ -10,9 +10,9 @@ own on the same core. Compared is the CPU time of an event: of the daemon from i
 that its start does not count. Totals and refusals are compared with a recount made while writing;
 the benchmark exits 1 when one differs.
 
-With thousands of flags the daemon has not taken over all of them when it has counted everything.
-`--held` measures one round without that: the events lie behind a transaction that is open until
-each flag has its worker, so that the broker does not give them out before.
+With thousands of flags the daemon has counted everything before it has taken over all of them.
+`--late` measures one round without that: the events are made before, and written once each flag has
+its worker, while the daemon counts them.
 
 `--beside-poison 0.1` compares two daemons on one core at the same time, one with events of which
 this share is refused: what a few percent are cannot be seen otherwise where the speed changes.
@@ -48,7 +48,6 @@ from schemas.terms import Arm, CommandVerb
 from tests.benchmarks.event_load import (
     FIELDS,
     PARTITIONS,
-    Barrier,
     LoadOptions,
     Recount,
     Spent,
@@ -57,6 +56,8 @@ from tests.benchmarks.event_load import (
     fill,
     measured_core,
     read_bare,
+    records,
+    write,
 )
 from tests.benchmarks.real_servers import run_on_real_servers
 from tests.brokers import create_topics_at
@@ -95,7 +96,7 @@ class Load:
     daemon: DaemonProcess
     recount: Recount
     rollout_ids: dict[str, str]
-    barrier: Barrier | None = None
+    late: Sequence[tuple[str, bytes, bytes]] = ()  # events that are not written yet
 
     @classmethod
     async def prepare(
@@ -105,11 +106,11 @@ class Load:
         redis_url: str,
         directory: Path,
         *,
-        is_held: bool = False,
+        is_late: bool = False,
     ) -> Load:
         """Start the rollouts, then write the events, which are later than all of them.
 
-        `is_held`: behind a barrier.
+        `is_late`: only make them.
         """
         prefix = f"d{uuid.uuid4().hex[:6]}."
         settings = KafkaSettings(
@@ -118,9 +119,12 @@ class Load:
         await create_topics_at(bootstrap, *settings.event_topics, partitions=PARTITIONS)
         daemon = DaemonProcess(bootstrap, redis_url, directory, prefix=prefix)
         rollout_ids = await _start_rollouts(daemon, options)
-        barrier = await asyncio.to_thread(Barrier, settings) if is_held else None
-        recount = await asyncio.to_thread(fill, settings, options)
-        return cls(options, settings, redis_url, daemon, recount, rollout_ids, barrier)
+        if not is_late:
+            recount = await asyncio.to_thread(fill, settings, options)
+            return cls(options, settings, redis_url, daemon, recount, rollout_ids)
+        recount = Recount()
+        late = list(records(options, recount))
+        return cls(options, settings, redis_url, daemon, recount, rollout_ids, late)
 
     @property
     def partition_keys(self) -> list[str]:
@@ -150,16 +154,16 @@ class Load:
             process = self.daemon.process
             assert process is not None
             sched_setaffinity(process.pid, measured_core())
-            if self.barrier is None:
-                first, last = await self._saved(client, 1), self.options.events
-            else:
+            first = 0
+            if self.late:
                 await self._taken_over(client)
-                await asyncio.to_thread(self.barrier.lift)
-                # The records of its transaction are read over.
-                first, last = self.barrier.records, self.options.events + self.barrier.records
+            else:
+                first = await self._saved(client, 1)
             began, cpu = time.perf_counter(), cpu_seconds_of(process.pid)
             memory = resident_bytes(process.pid)
-            await self._saved(client, last)
+            if self.late:
+                await asyncio.to_thread(write, self.settings, self.late)
+            await self._saved(client, self.options.events)
             seconds, end_cpu = time.perf_counter() - began, cpu_seconds_of(process.pid)
             held = [await client.memory_usage(key, samples=0) or 0 for key in self.redis_keys]
         counted = Spent(self.options.events - first, seconds, end_cpu - cpu)
@@ -259,7 +263,7 @@ async def _start_rollouts(daemon: DaemonProcess, options: LoadOptions) -> dict[s
 async def against_bare(load: Load, rounds: int) -> bool:
     """Compare the daemon with bare reading; print it and return whether every total was right."""
     ratios, microseconds = [], []
-    after = None if load.barrier else await load.read_bare()  # behind it there is nothing to read
+    after = None if load.late else await load.read_bare()
     for number in range(rounds):
         before = after
         done = await load.count()
@@ -329,7 +333,7 @@ async def measure(
     """Write the events, measure, and return whether every total was right."""
     poison = chosen.poison if chosen.beside_poison is None else 0.0
     options = LoadOptions(chosen.events, chosen.flags, chosen.contexts, poison, chosen.seed)
-    load = await Load.prepare(options, bootstrap, redis_url, directory, is_held=chosen.held)
+    load = await Load.prepare(options, bootstrap, redis_url, directory, is_late=chosen.late)
     print(
         f"{options.events} events of {load.recount.bytes / options.events:.0f} bytes, "
         f"{options.flags} flags, {options.contexts} users, {len(load.recount.exposed)} pairs of "
@@ -337,7 +341,7 @@ async def measure(
         flush=True,
     )
     if chosen.beside_poison is None:
-        return await against_bare(load, 1 if chosen.held else chosen.rounds)
+        return await against_bare(load, 1 if chosen.late else chosen.rounds)
     worse = replace(options, poison=chosen.beside_poison)
     bad = await Load.prepare(worse, bootstrap, redis_url, directory)
     return await beside_poison(load, bad, chosen.rounds)
@@ -355,7 +359,7 @@ def main() -> int:
     add("--poison", type=float, default=0.0, help="share of records that are refused")
     add("--beside-poison", type=float, help="compare with events of which this share is refused")
     add("--rounds", type=int, default=3)
-    add("--held", action="store_true", help="count once all flags are taken over; one round")
+    add("--late", action="store_true", help="write once all flags are taken over; one round")
     add("--seed", type=int, default=1)
     chosen = parser.parse_args()
     return run_on_real_servers(partial(measure, chosen))

@@ -17,7 +17,7 @@ import resource
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -98,7 +98,9 @@ def records(options: LoadOptions, recount: Recount) -> Iterator[tuple[str, bytes
         topic = "evaluations" if number % 2 == 0 else "outcomes"
         if chance.random() < options.poison:
             recount.poison += 1
-            yield topic, key.encode(), _cut_off(topic, number)
+            value = _cut_off(topic, number)
+            recount.bytes += len(value)
+            yield topic, key.encode(), value
             continue
         served = {"feature_flag.key": flag_key, "feature_flag.result.variant": variant}
         named: dict[str, Any] = {"feature_flag.context.id": key}
@@ -113,7 +115,9 @@ def records(options: LoadOptions, recount: Recount) -> Iterator[tuple[str, bytes
             recount.note_outcome(flag_key, arm, context, is_error=is_error)
         head = {"specversion": "1.0", "source": "/checkout-api", "id": f"{number:08x}"}
         event = {**head, "time": moment, "type": kind, "data": data}
-        yield topic, key.encode(), json.dumps(event, separators=(",", ":")).encode()
+        value = json.dumps(event, separators=(",", ":")).encode()
+        recount.bytes += len(value)
+        yield topic, key.encode(), value
 
 
 def _cut_off(topic: str, number: int) -> bytes:
@@ -124,6 +128,13 @@ def _cut_off(topic: str, number: int) -> bytes:
 
 def fill(settings: KafkaSettings, options: LoadOptions) -> Recount:
     """Write all events; return the recount."""
+    recount = Recount()
+    write(settings, records(options, recount))
+    return recount
+
+
+def write(settings: KafkaSettings, made: Iterable[tuple[str, bytes, bytes]]) -> None:
+    """Write records, as `records` yields them."""
     names = dict(zip(("evaluations", "outcomes"), settings.event_topics, strict=True))
     producer = Producer(
         {
@@ -133,49 +144,16 @@ def fill(settings: KafkaSettings, options: LoadOptions) -> Recount:
             "acks": "all",
         }
     )
-    recount = Recount()
-    for topic, key, value in records(options, recount):
-        recount.bytes += len(value)
+    for number, (topic, key, value) in enumerate(made):
         while True:
             try:
                 producer.produce(names[topic], value, key)
                 break
             except BufferError:
                 producer.poll(0.1)
-        producer.poll(0)
+        if number % 100 == 0:
+            producer.poll(0)
     producer.flush()
-    return recount
-
-
-class Barrier:
-    """An open transaction at the end of the event topics: what comes later is not given out.
-
-    That is so for consumers that read what is committed, as rolloutd does.
-    """
-
-    #: A broker ends a transaction that is open for longer.
-    _OPEN_MS = 900_000
-
-    def __init__(self, settings: KafkaSettings) -> None:
-        """Open it, with one record in each partition."""
-        self.records = PARTITIONS * len(settings.event_topics)
-        self._producer = Producer(
-            {
-                "bootstrap.servers": settings.bootstrap_servers,
-                "transactional.id": uuid.uuid4().hex,
-                "transaction.timeout.ms": self._OPEN_MS,
-            }
-        )
-        self._producer.init_transactions(60)
-        self._producer.begin_transaction()
-        for topic in settings.event_topics:
-            for partition in range(PARTITIONS):
-                self._producer.produce(topic, b"{}", partition=partition)
-        self._producer.flush()
-
-    def lift(self) -> None:
-        """End the transaction: its own records are never given out."""
-        self._producer.abort_transaction(60)
 
 
 class Spent(NamedTuple):
