@@ -23,6 +23,8 @@ from controller.ports import Clock
 
 #: Fields of one write.
 _MOST_FIELDS: Final = 1_500
+#: Emptied fields that are tried again.
+_MOST_EMPTIED: Final = 20_000
 
 log = structlog.get_logger(__name__)
 
@@ -73,7 +75,7 @@ class TurnStore(Protocol):
         """
 
     async def forget(self, fields: Sequence[str]) -> None:
-        """Delete fields that were emptied."""
+        """Delete fields, each if it is empty then."""
 
 
 def _ignore() -> None:
@@ -96,6 +98,7 @@ class Turns:
         self._saving = asyncio.Lock()
         # A write may rely on those before it: after one that failed there is none in this turn.
         self._is_incomplete = False
+        self._emptied: list[str] = []  # fields that are not deleted yet
 
     async def wait(self, elsewhere: Callable[[], object] = _ignore) -> Mapping[bytes, bytes]:
         """Return what is stored once it is this replica's turn.
@@ -122,7 +125,11 @@ class Turns:
             raise TurnLost("another replica was faster")
         self._is_incomplete = False
         log.info("turn_taken", what=self._what)
-        return await self._store.load()
+        stored = await self._store.load()
+        self._emptied = [
+            name.decode(errors="replace") for name, value in stored.items() if not value
+        ]
+        return stored
 
     async def save(self, fields: Mapping[str, bytes]) -> None:
         """Write fields in their order; an empty value means that the field is gone.
@@ -142,8 +149,20 @@ class Turns:
                     raise TurnLost("another replica has written")
                 self._version = version
             self._is_incomplete = False
-            if gone := [name for name, value in fields.items() if not value]:
-                await self._store.forget(gone)
+            self._emptied += [name for name, value in fields.items() if not value]
+            await self._forget()
+
+    async def _forget(self) -> None:
+        """Delete what was emptied. It is gone for every reader already: no turn ends for that."""
+        if not self._emptied:
+            return
+        try:
+            await self._store.forget(self._emptied)
+        except OperatingTrouble as trouble:
+            log.info("emptied_fields_wait", what=self._what, error=str(trouble))
+            del self._emptied[:-_MOST_EMPTIED]  # the next turn finds the others
+        else:
+            self._emptied = []
 
     async def give_back(self, fields: Mapping[str, bytes]) -> None:
         """Write what is left, and let another replica go on at once; within a second."""

@@ -328,3 +328,12 @@ async def test_a_crash_at_any_moment_loses_none(world: World, at: int) -> None:
             await until(lambda: len(service.shown) == 20, 60)
     numbers = [int(made["data"]["summary"].split()[-1]) for made in service.shown]
     assert numbers == list(range(1, 21))
+
+
+async def test_only_what_is_empty_still_is_deleted(world: World) -> None:
+    """A deletion that comes late takes nothing that was written again since."""
+    turn = await world.store.turn()
+    fields = {"delivery|1": b"", "delivery|2": b"again", "delivery|3": b""}
+    assert await world.store.save("r", turn.version, fields) is not None
+    await world.store.forget(["delivery|1", "delivery|2", "delivery|4"])
+    assert await world.store.load() == {b"delivery|2": b"again", b"delivery|3": b""}

@@ -18,6 +18,13 @@ from typing import Final
 from controller.adapters.redis.connection import FIELDS_PER_CALL, RedisConnection, chunks
 from controller.turns import Turn
 
+#: Only what is empty still: a call that comes late must not take what was written again since.
+_FORGET: Final = """#!lua
+for _, field in ipairs(ARGV) do
+  if redis.call('HGET', KEYS[1], field) == '' then redis.call('HDEL', KEYS[1], field) end
+end
+return 1
+"""
 _VERSION: Final = "version"
 _OWNER: Final = "owner"
 _OURS: Final = frozenset({b"version", b"owner", b"digest"})
@@ -69,10 +76,10 @@ class RedisTurnStore:
         return version if is_saved else None
 
     async def forget(self, fields: Sequence[str]) -> None:
-        """Delete fields that were emptied."""
+        """Delete fields that are empty."""
         for part in chunks(fields, FIELDS_PER_CALL):
             await self._connection.call(
                 f"drop fields of the {self._name}",
-                partial(self._connection.client.hdel, self._key, *part),
+                partial(self._connection.client.eval, _FORGET, 1, self._key, *part),
                 times_deadline=0.5,
             )

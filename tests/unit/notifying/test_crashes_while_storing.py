@@ -28,6 +28,7 @@ class Store:
         self.owner = ""
         self.fields: dict[bytes, bytes] = {}
         self.writes_left: int | None = None  # None: it stays
+        self.forgets = True
 
     async def turn(self) -> Turn:
         """Return who wrote last."""
@@ -51,9 +52,12 @@ class Store:
         return self.version
 
     async def forget(self, fields: Sequence[str]) -> None:
-        """Delete fields."""
+        """Delete fields that are empty."""
+        if not self.forgets:
+            raise StoreUnavailable("no answer within 0.3 s")
         for name in fields:
-            self.fields.pop(name.encode(), None)
+            if not self.fields.get(name.encode()):
+                self.fields.pop(name.encode(), None)
 
 
 class Clock:
@@ -177,3 +181,24 @@ async def test_nothing_is_stored_that_relies_on_a_write_that_failed() -> None:
     await made.wait()
     await made.save({"cursor|alerts/0": b"1"})
     assert store.fields == {b"cursor|alerts/0": b"1"}
+
+
+async def test_a_deletion_that_fails_ends_no_turn() -> None:
+    """What is empty is gone for every reader; it is deleted later, by this turn or the next."""
+    store = Store()
+    first = turns(store)
+    await first.wait()
+    store.forgets = False
+    await first.save({"delivery|1": b"{}", "delivery|2": b"{}"})
+    await first.save({"delivery|1": b"", "delivery|2": b""})
+    await first.save({"delivery|2": b"again"})
+    store.forgets = True
+    await first.save({"delivery|3": b"{}"})
+    assert set(store.fields) == {b"delivery|2", b"delivery|3"}
+    store.forgets = False
+    await first.save({"delivery|3": b""})
+    store.forgets = True
+    other = turns(store)
+    await other.wait()
+    await other.save({})
+    assert set(store.fields) == {b"delivery|2"}
