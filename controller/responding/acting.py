@@ -105,7 +105,10 @@ class Actor:
                 left.append((act, Intent(rule, meant, SignalAction(act.action))))
         intents = tuple(intent for _, intent in left)
         found = Response(tuple(one.rule for one in intents), intents, ())
-        return tuple([await self._do(act, intent, found, signal) for act, intent in left])
+        try:
+            return tuple([await self._do(act, intent, found, signal) for act, intent in left])
+        finally:
+            await self.end()  # what is handled again must not be told again
 
     async def end(self) -> None:
         """Remember that what was carried out is done, once Kafka has the alerts.

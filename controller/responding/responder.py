@@ -108,7 +108,6 @@ class Responder:
             case SignalStatus.FIRING:
                 goes_on = known is not None and known.is_firing
                 done = await self._actor.finish(signal)
-                await self._actor.end()
                 done += await self._fire(signal, occurrence, goes_on=goes_on)
             case SignalStatus.RESOLVED if is_late:
                 done = ("an earlier firing is over, and a later one goes on: nothing is let go",)

@@ -417,6 +417,21 @@ async def test_a_crash_between_command_and_alert_loses_no_alert() -> None:
     assert "stays at" in world.alerts[-1].summary
 
 
+async def test_what_is_finished_is_told_once_though_the_rest_cannot_be_sent() -> None:
+    """The signal is handled again each second, until the command of the last flag goes out."""
+    world = World(rollouts=(rollout("checkout-a"), rollout("checkout-b")))
+    world.trouble = {"checkout-a", "checkout-b"}
+    with pytest.raises(OperatingTrouble):
+        await world.tell(id="s")
+    world.trouble = {"checkout-b"}
+    for _ in range(5):
+        world.crash()
+        with pytest.raises(OperatingTrouble):
+            await world.tell(id="s")
+    assert [one.flag for one in world.commands] == ["checkout-a"]
+    assert len(world.alerts) == 1
+
+
 async def test_alerts_that_kafka_does_not_take_delay_no_command() -> None:
     """They are waited for once, after the last of many flags was lowered."""
     fleet = tuple(rollout(f"flag-{number}") for number in range(100))
