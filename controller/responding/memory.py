@@ -86,6 +86,7 @@ class Retry(msgspec.Struct, frozen=True):
     begun: datetime  # of the first try
     refused: int  # how often it was refused
     sent: int  # how often it was tried
+    begun_verb: str = ""  # the command that is given just now; empty: none is
 
 
 class Claim(msgspec.Struct, frozen=True):

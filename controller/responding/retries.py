@@ -114,7 +114,13 @@ class Retries:
         if known is not None and known.rollout_id == rollout.rollout_id:
             refused, sent = known.refused + refused, known.sent + 1
             return msgspec.structs.replace(
-                known, at=now, signal=written, begun=now, refused=refused, sent=sent
+                known,
+                at=now,
+                signal=written,
+                begun=now,
+                refused=refused,
+                sent=sent,
+                begun_verb="",
             )
         return Retry(now, rollout.flag_key, rollout.rollout_id, rule, written, now, refused, 1)
 
@@ -130,6 +136,19 @@ class Retries:
             return None
         intent = Intent(rule, suspect(rollout, began_at(signal), signal.service, None), rule.do)
         return None if verb_of(intent) is None else intent
+
+    def _begun(self, retry: Retry, signal: Signal) -> Intent | None:
+        """Return what a crash cut off while its command was given; None: nothing.
+
+        The command may have been carried out, so that the flag has nothing left that is meant.
+        """
+        rollout = self._rollouts().get(retry.flag)
+        rule = next((one for one in self._rules() if one.name == retry.rule), None)
+        if not retry.begun_verb or rule is None or rule.dry_run or rollout is None:
+            return None
+        if rollout.rollout_id != retry.rollout_id:
+            return None
+        return Intent(rule, suspect(rollout, began_at(signal), signal.service, None), rule.do)
 
     def _is_frozen(self, flag_key: str, rollout_id: str) -> bool:
         """Return whether a flag is frozen by a signal."""
@@ -195,8 +214,10 @@ class Retries:
             is_over = condition.is_firing or self._memory.holds_of(retry.flag)
             goes_on = not is_over and self._is_frozen(retry.flag, retry.rollout_id)
         else:
-            intent = self._intent(retry.rule, retry.flag, retry.rollout_id, signal)
-            goes_on = condition.is_firing and intent is not None
+            intent = self._begun(retry, signal) or self._intent(
+                retry.rule, retry.flag, retry.rollout_id, signal
+            )
+            goes_on = intent is not None and (condition.is_firing or bool(retry.begun_verb))
         if not goes_on:
             self._logger.info("signal_retry_ended", flag_key=retry.flag, rule=retry.rule)
             await self._tell_outcome(retry, signal)
@@ -217,8 +238,10 @@ class Retries:
             await self._memory.add_done(signal.id, words)
 
     async def _carry_out(self, retry: Retry, intent: Intent, signal: Signal) -> None:
-        verb = verb_of(intent)
+        verb = CommandVerb(retry.begun_verb) if retry.begun_verb else verb_of(intent)
         assert verb is not None  # `_intent` has asked
+        retry = msgspec.structs.replace(retry, begun_verb=verb.value)
+        await self._memory.keep_retry(retry)
         reason = reason_words(intent, signal)
         number = retry.refused + 1
         answer = await self._commander.give(
@@ -270,7 +293,7 @@ class Retries:
         )
         if isinstance(answer, str) or (is_refused(answer) and refused <= len(DELAYS)):
             again = msgspec.structs.replace(
-                retry, at=self._clock.now(), refused=refused, sent=retry.sent + 1
+                retry, at=self._clock.now(), refused=refused, sent=retry.sent + 1, begun_verb=""
             )
             await self._memory.keep_retry(again)
             return False

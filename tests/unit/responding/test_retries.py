@@ -205,6 +205,8 @@ async def test_a_crash_before_people_hear_of_a_try_repeats_it() -> None:
     with pytest.raises(Died):
         await world.wait(LONG)
     world.dies_before_alerts = False
+    one = world.rollouts["checkout-a"]
+    world.rollouts["checkout-a"] = replace(one, phase=RolledBack(BEGAN, "harm"), percent=0.0)
     world.crash()
     await world.memory.refresh()
     await world.wait(LONG)
