@@ -27,7 +27,7 @@ from controller.notifying.book import Book, ChannelState, Delivery, Thread
 from controller.notifying.words import Message, Words
 from controller.ports import Clock
 
-#: With more waiting, messages are put together.
+#: With more waiting, messages are put together: people read each of a few by itself.
 GROUPED_OVER: Final = 10
 #: A message that nobody took for so long is given up.
 GIVEN_UP: Final = timedelta(days=3)
@@ -51,6 +51,7 @@ class Limits:
     burst: int = 1  # at once, after a pause
     most_grouped: int = 1  # messages in one; 1: each is its own
     seconds: float = 10.0  # deadline of one message
+    grouped_over: int = GROUPED_OVER  # with more waiting
 
 
 class Channel(Protocol):
@@ -166,7 +167,7 @@ class Sender:
         """Return what is sent next, as one message."""
         name, limits = self._channel.name, self._channel.limits
         waits = len(self._book.queues.get(name, {}))
-        most = limits.most_grouped if waits > GROUPED_OVER else 1
+        most = limits.most_grouped if waits > limits.grouped_over else 1
         now = self._clock.now()
         # No further than needed: thousands may wait, and this is done for each message.
         due = (

@@ -40,7 +40,8 @@ class Alertmanager:
     def __init__(self, name: str, settings: ChannelSettings, clock: Clock) -> None:
         """Raises ConfigInvalid."""
         self.name = name
-        self.limits = Limits(settings.per_minute or 6_000, 100, 100, settings.timeout_seconds)
+        # In a group each alert is still its own, so whatever waits goes together.
+        self.limits = Limits(settings.per_minute or 60, 20, 100, settings.timeout_seconds, 1)
         self._clock = clock
         self._urls = [f"{one}/api/v2/alerts" for one in settings.addresses]
         self._headers: dict[str, str] = {}

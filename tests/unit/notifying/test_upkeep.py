@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 
 from controller.health import Faults
 from controller.notifying.book import MOST_WAITING, Book, Delivery, Purpose
 from controller.notifying.planner import Planner, Told
 from controller.notifying.rules import NotificationRules
-from controller.notifying.sending import Sender
+from controller.notifying.sending import GROUPED_OVER, Sender
 from controller.notifying.upkeep import REFRESH_EVERY, make_room
-from controller.notifying.words import plain_message
+from controller.notifying.words import Message, plain_message
 from schemas.terms import Severity
 from tests.builders import T0
 from tests.unit.notifying.news_of import news
@@ -30,6 +31,18 @@ class CountingBook(Book):
         for one in super().waiting(channel):
             self.seen += 1
             yield one
+
+
+def sender_of(channel: Mail, book: Book, clock: Clock) -> Sender:
+    """Return a sender that stores nothing."""
+
+    async def save() -> None:
+        """Keep nothing."""
+
+    def words(one: Delivery) -> Message:
+        return plain_message(one, "production", None)
+
+    return Sender(channel, book, words, save, clock, Faults(clock.now))
 
 
 def test_open_incidents_are_not_each_looked_for_among_all_that_waits() -> None:
@@ -66,23 +79,25 @@ def test_room_is_made_in_one_pass_from_the_least_urgent_of_the_longest_queue() -
     assert book.seen <= MOST_WAITING
 
 
+async def test_people_read_a_few_one_by_one_and_a_machine_gets_what_waits() -> None:
+    """An Alertmanager had a call for each of a thousand alerts that came one after the other."""
+    book, clock = Book(), Clock()
+    for number in range(GROUPED_OVER):
+        book.add("mail", news(number), Purpose.NEWS, T0)
+    found = []
+    for limits in (Mail.limits, replace(Mail.limits, grouped_over=1)):
+        channel = Mail()
+        channel.limits = limits
+        found.append(len(sender_of(channel, book, clock)._next()))
+    assert found == [1, GROUPED_OVER]
+
+
 async def test_what_is_sent_next_is_found_without_going_through_what_follows() -> None:
     """Each message would cost as much as thousands that wait behind it."""
     book, clock, channel = CountingBook(), Clock(), Mail()
     for number in range(COUNT):
         book.add("mail", news(number), Purpose.NEWS, T0)
-
-    async def save() -> None:
-        """Keep nothing."""
-
-    sender = Sender(
-        channel,
-        book,
-        lambda one: plain_message(one, "production", None),
-        save,
-        clock,
-        Faults(clock.now),
-    )
+    sender = sender_of(channel, book, clock)
     sender._give_up_old()
     assert len(sender._next()) == channel.limits.most_grouped
     assert book.seen <= channel.limits.most_grouped + 1
