@@ -19,10 +19,9 @@ import structlog
 from controller.core.rollout import Rollout
 from controller.ports import Clock
 from controller.responding.commanding import Commander, is_refused, verb_of
-from controller.responding.matching import Intent, Response, began_at
+from controller.responding.matching import Intent, Response, intent_of, still_there
 from controller.responding.memory import Act, Hold, SignalMemory, condition_name
 from controller.responding.retries import ALERT_SECONDS, AlertQueue, Retries
-from controller.responding.suspects import suspect
 from controller.responding.words import alert_of, done_words, reason_words
 from controller.settings.signal_rules import SignalRule
 from schemas.signal import Signal
@@ -94,15 +93,12 @@ class Actor:
         A rule that is there no more, or is tried dry by now, leaves its flag as it is. Raises
         OperatingTrouble as `carry_out`.
         """
-        rules, rollouts = {one.name: one for one in self._rules()}, self._rollouts()
+        rules, rollouts = self._rules(), self._rollouts()
         left: list[tuple[Act, Intent]] = []
         for act in self._memory.begun_by(signal.id):
-            rule, rollout = rules.get(act.rule), rollouts.get(act.flag)
-            if rule is None or rule.dry_run or rollout is None:
-                continue
-            if rollout.rollout_id == act.rollout_id:
-                meant = suspect(rollout, began_at(signal), signal.service, None)
-                left.append((act, Intent(rule, meant, SignalAction(act.action))))
+            there = still_there(rules, rollouts, act.rule, act.flag, act.rollout_id)
+            if there is not None:
+                left.append((act, intent_of(*there, signal, SignalAction(act.action))))
         intents = tuple(intent for _, intent in left)
         found = Response(tuple(one.rule for one in intents), intents, ())
         try:

@@ -135,6 +135,29 @@ def response(
     )
 
 
+def still_there(
+    rules: Iterable[SignalRule],
+    rollouts: Mapping[str, Rollout],
+    name: str,
+    flag_key: str,
+    rollout_id: str,
+) -> tuple[SignalRule, Rollout] | None:
+    """Return a rule and a rollout on which it acts, as they are now.
+
+    None: the rule is gone or tried dry by now, or the flag has another rollout.
+    """
+    rule = next((one for one in rules if one.name == name), None)
+    rollout = rollouts.get(flag_key)
+    if rule is None or rule.dry_run or rollout is None or rollout.rollout_id != rollout_id:
+        return None
+    return rule, rollout
+
+
+def intent_of(rule: SignalRule, rollout: Rollout, signal: Signal, action: SignalAction) -> Intent:
+    """Return what a rule intends for one flag; nothing is known of its evidence."""
+    return Intent(rule, suspect(rollout, began_at(signal), signal.service, None), action)
+
+
 def _both(strongest: Intent, hold: Intent | None) -> tuple[Intent, ...]:
     """Return the strongest intent for a flag, and what holds it besides.
 

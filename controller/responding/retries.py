@@ -24,9 +24,8 @@ from controller.core.rollout import RaiseAlert, Rollout
 from controller.errors import OperatingTrouble
 from controller.ports import Clock
 from controller.responding.commanding import ISSUER, Commander, is_refused, verb_of
-from controller.responding.matching import Intent, began_at, concerned
+from controller.responding.matching import Intent, concerned, intent_of, still_there
 from controller.responding.memory import Retry, SignalMemory
-from controller.responding.suspects import suspect
 from controller.responding.words import (
     given_up_alert,
     outcome_words,
@@ -126,15 +125,15 @@ class Retries:
 
     def _intent(self, name: str, flag_key: str, rollout_id: str, signal: Signal) -> Intent | None:
         """Return what a rule still intends for a flag as it is now; None: nothing."""
-        rollout = self._rollouts().get(flag_key)
-        rule = next((one for one in self._rules() if one.name == name), None)
-        if rule is None or rule.dry_run or rollout is None or rollout.rollout_id != rollout_id:
+        there = still_there(self._rules(), self._rollouts(), name, flag_key, rollout_id)
+        if there is None:
             return None
+        rule, rollout = there
         if not concerned([rule], signal, {flag_key: rollout}).get(name):
             return None
         if rule.do is SignalAction.HOLD and rollout.has_ended and not rollout.may_open_again:
             return None
-        intent = Intent(rule, suspect(rollout, began_at(signal), signal.service, None), rule.do)
+        intent = intent_of(rule, rollout, signal, rule.do)
         return None if verb_of(intent) is None else intent
 
     def _begun(self, retry: Retry, signal: Signal) -> Intent | None:
@@ -142,13 +141,13 @@ class Retries:
 
         The command may have been carried out, so that the flag has nothing left that is meant.
         """
-        rollout = self._rollouts().get(retry.flag)
-        rule = next((one for one in self._rules() if one.name == retry.rule), None)
-        if not retry.begun_verb or rule is None or rule.dry_run or rollout is None:
+        there = still_there(
+            self._rules(), self._rollouts(), retry.rule, retry.flag, retry.rollout_id
+        )
+        if not retry.begun_verb or there is None:
             return None
-        if rollout.rollout_id != retry.rollout_id:
-            return None
-        return Intent(rule, suspect(rollout, began_at(signal), signal.service, None), rule.do)
+        rule, rollout = there
+        return intent_of(rule, rollout, signal, rule.do)
 
     def _is_frozen(self, flag_key: str, rollout_id: str) -> bool:
         """Return whether a flag is frozen by a signal."""
