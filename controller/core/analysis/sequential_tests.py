@@ -11,9 +11,9 @@ import math
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -186,33 +186,34 @@ class SequentialTests:
         return any(one.is_suspicious for one in bets)
 
 
+#: Made anew at every look: by time alone, from others, or with equal contents.
+_MADE_ANEW: Final = frozenset({"judged_at", "gap_times", "latencies", "harm"})
+
+
 def differ_in_times_alone(tests: SequentialTests, later: SequentialTests) -> bool:
     """Return whether nothing but time has passed between two states of the same tests.
 
     Which gaps there are is the same then, and how long they have lasted is not.
     """
-    same = all(
-        getattr(tests, name) == getattr(later, name)
-        for name in ("identity", "visit", "batches", "closed_at", "event_count", "last_event_at")
-    )
     return (
-        same
-        and tests.srm is later.srm
+        all(
+            _is_same(getattr(tests, one.name), getattr(later, one.name))
+            for one in fields(SequentialTests)
+            if one.name not in _MADE_ANEW
+        )
         and tests.harm == later.harm
         and {kind: gap.gone > 0 for kind, gap in tests.gap_times.items()}
         == {kind: gap.gone > 0 for kind, gap in later.gap_times.items()}
-        and all(
-            _are_the_same(getattr(tests, name), getattr(later, name))
-            for name in ("used", "ratios", "limits", "floors", "shares", "looks", "counters")
-        )
     )
 
 
-def _are_the_same(one: Mapping[Any, object], other: Mapping[Any, object]) -> bool:
-    """Return whether two mappings hold the same objects: what has not changed is not made anew."""
-    return one is other or (
-        one.keys() == other.keys() and all(other[key] is value for key, value in one.items())
-    )
+def _is_same(one: object, other: object) -> bool:
+    """Return whether nothing has changed: a test that has not is the same object."""
+    if one is other:
+        return True
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(other[key] is one[key] for key in one)
+    return isinstance(one, str | int | datetime) and one == other
 
 
 def encode_tests(tests: SequentialTests) -> bytes:
