@@ -146,9 +146,9 @@ class FlagReconciler:
     def drift(self, rollout: Rollout) -> str | None:
         """Return in words which plane does not serve the decided percentage, None when all do."""
         mismatches = [
-            f"{plane}: {mismatch.why}, since {mismatch.since:%H:%M:%S}"
-            for (key, plane), mismatch in self._mismatches.items()
-            if key == rollout.flag_key
+            f"{plane.name}: {mismatch.why}, since {mismatch.since:%H:%M:%S}"
+            for plane in self._planes
+            if (mismatch := self._mismatches.get((rollout.flag_key, plane.name))) is not None
         ]
         return "; ".join(mismatches) or None
 

@@ -178,6 +178,8 @@ async def why_unmeasured(queries: Queries, plan: Plan, now: datetime) -> tuple[s
 
 def _watched(rollout: Rollout) -> tuple[ExternalMetric, ...]:
     """Return the external metrics that judge a rollout now."""
-    if rollout.has_ended or rollout.stage_index is None or not rollout.visits:
+    if not rollout.plan.external or rollout.has_ended or not rollout.visits:
+        return ()
+    if rollout.stage_index is None:
         return ()
     return rollout.plan.external_at(rollout.visits[-1].percent)

@@ -9,12 +9,14 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Protocol
 
 import structlog
 
 from controller.core.evidence import Evidence, PartitionProgress, VisitTotals
-from controller.core.rollout import Baking, Rollout
+from controller.core.judging.staleness import Age, ages
+from controller.core.rollout import Rollout
 from controller.deciding.event_partitions import EventPartitions
 from controller.deciding.evidence_reader import visits_to_read
 from controller.deciding.external_readings import ExternalReadings
@@ -31,18 +33,16 @@ from controller.ports import Clock, GateWebhooks, Queries, Totals
 READ_AT_MOST_EVERY_SECONDS = 0.1
 READ_EVERY_SECONDS = 1.0
 READ_TIME_SHARE = 0.1
-#: While nothing new is counted for a flag that bakes, only time can change what is judged: silence,
-#: lag, a gap that lasts. A look then comes after this part of the shorter of the plan's
-#: `fresh_within` and `health_grace`, at the latest after so many seconds. A look costs about a
-#: millisecond and a write to Redis, for each of ten thousand flags.
-QUIET_LOOK_PART = 0.1
-QUIET_LOOK_SECONDS = 8.0
+#: While no fence moves, nothing is counted. All totals are read again all the same so often: what
+#: moves no fence is somebody's repair.
+READ_ALL_EVERY_SECONDS = 30.0
 #: Flags whose totals are read together: what they get is fresh, also where there are thousands.
 FLAGS_PER_READ = 200
-#: Flags that get evidence before the event loop's others have their turn, for so long that looks
+#: Flags whose workers look before the event loop's others have their turn, for so long that looks
 #: take no more than a share of its time, and hold it for milliseconds. A partition with so many
 #: records to count is behind: what is counted is old, and harm is found soonest by catching up.
 FLAGS_PER_TURN = 20
+COMPARED_PER_TURN = 200  # flags that get nothing because nothing is new; a few microseconds each
 LOOK_SHARE = 0.5
 LOOK_SHARE_BEHIND = 0.1
 BEHIND_RECORDS = 50_000
@@ -60,47 +60,76 @@ class Actuation(Protocol):
         """Return which plane does not serve what was decided, None when all do."""
 
 
+class Progress:
+    """The event partitions as they were read together, and what of them is too old for a plan."""
+
+    def __init__(self, partitions: tuple[PartitionProgress, ...], at: datetime) -> None:
+        self.partitions = partitions
+        self.at = at
+        self.losses = tuple(partition.losses for partition in partitions)
+        self.fences = {one.topic_partition: one.next_offset for one in partitions}
+        self._ages: dict[timedelta, frozenset[tuple[str, Age]]] = {}
+
+    def ages(self, fresh_within: timedelta) -> frozenset[tuple[str, Age]]:
+        """Return what is too old, or of the future; most plans have the same `fresh_within`."""
+        if fresh_within not in self._ages:
+            self._ages[fresh_within] = ages(self.partitions, fresh_within, self.at)
+        return self._ages[fresh_within]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """All totals as they were read last, and where the fences stood before."""
+
+    read_at: float  # monotonic seconds
+    fences: Mapping[str, int]
+    wanted: Mapping[str, Visits]
+    totals: Mapping[str, Mapping[int, VisitTotals]]
+
+
 @dataclass(frozen=True, slots=True)
 class Given:
     """The evidence that a flag's worker got last."""
 
     rollout: Rollout
     evidence: Evidence
+    progress: Progress
     at: float  # monotonic seconds
 
     def is_enough(
-        self, rollout: Rollout, evidence: Evidence, handled_at: float | None, now: float
+        self,
+        rollout: Rollout,
+        evidence: Evidence,
+        progress: Progress,
+        worker: FlagWorker,
+        now: float,
     ) -> bool:
         """Return whether a look at `evidence` now would find the same, but for some time.
 
-        `handled_at` is when the worker last handled evidence: until it has this, it gets it again.
+        Until the worker has handled what it got last, it gets it again.
         """
         if evidence.visits != self.evidence.visits:
             return False
         if now - self.at < READ_EVERY_SECONDS:
             return True
+        within = rollout.plan.fresh_within
         return (
-            now - self.at < quiet_look_seconds(rollout)
-            and handled_at is not None
-            and handled_at >= self.at
-            and rollout is self.rollout
+            rollout is self.rollout
+            and worker.has_handled(self.at, evidence.at)
+            and progress.ages(within) == self.progress.ages(within)
+            and progress.losses == self.progress.losses
             and _beside_counts(evidence) == _beside_counts(self.evidence)
         )
 
 
 def _beside_counts(evidence: Evidence) -> tuple[object, ...]:
-    """Return all in evidence that decides something, without counts and without ages."""
-    losses = [partition.losses for partition in evidence.partitions]
-    return losses, evidence.actuation_drift, evidence.readings, evidence.replies
-
-
-def quiet_look_seconds(rollout: Rollout) -> float:
-    """Return the seconds after which a rollout is looked at again without new totals."""
-    if not isinstance(rollout.phase, Baking):
-        return READ_EVERY_SECONDS
-    plan = rollout.plan
-    part = QUIET_LOOK_PART * min(plan.fresh_within, plan.health_grace).total_seconds()
-    return min(max(part, READ_EVERY_SECONDS), QUIET_LOOK_SECONDS)
+    """Return what decides something beside counts and partitions."""
+    return (
+        evidence.expected_partitions,
+        evidence.actuation_drift,
+        evidence.readings,
+        evidence.replies,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +168,7 @@ class TotalsReader:
         self._clock = clock
         self._faults = faults
         self._saved = asyncio.Event()
+        self._known: Known | None = None
         self._given: dict[str, Given] = {}  # by flag
         #: By flag, the newest evidence, and when it was read (monotonic seconds).
         self._evidence: dict[str, tuple[Evidence, float]] = {}
@@ -184,6 +214,7 @@ class TotalsReader:
         """Forget all flags, as a run begins."""
         for flag_key in list(self._unread):
             self._clear_unread(flag_key)
+        self._known = None
         self._given.clear()
         self._evidence.clear()
 
@@ -195,10 +226,11 @@ class TotalsReader:
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(READ_EVERY_SECONDS - pause, 0)):
                     await self._saved.wait()
+            has_saved = self._saved.is_set()
             self._saved.clear()
             began = self._clock.monotonic()
             try:
-                await self._read()
+                await self._read(has_saved=has_saved)
                 self._faults.clear(Scope.PART, "totals")
             except OperatingTrouble as trouble:
                 self._logger.warning("totals_unavailable", error=str(trouble))
@@ -212,47 +244,90 @@ class TotalsReader:
             pause = min(seconds * (1 / READ_TIME_SHARE - 1), READ_EVERY_SECONDS)
             pause = max(pause, READ_AT_MOST_EVERY_SECONDS)
 
-    async def _read(self) -> None:
-        """Read the totals of all flags, many in one round trip per partition."""
+    async def _read(self, *, has_saved: bool) -> None:
+        """Read the totals of all flags, many in one round trip per partition.
+
+        Unless this replica `has_saved` some, the fences are read alone first: while they stand
+        where they stood, no total has changed.
+        """
         live = self.pool.rollouts
-        visits = {
+        wanted = {
             key: (rollout.rollout_id, visits_to_read(rollout))
             for key, rollout in live.items()
             if rollout.stage_index is not None
         }
         for flag_key in self._evidence.keys() - live.keys():
             del self._evidence[flag_key]
-        for flag_key in self._unread - visits.keys():
+        for flag_key in self._unread - wanted.keys():
             self._clear_unread(flag_key)
-        if not visits:
+        if not wanted:
             return
-        waiting = list(visits)
-        for at in range(0, len(waiting), FLAGS_PER_READ):
-            some = waiting[at : at + FLAGS_PER_READ]
-            await self._read_some({flag_key: visits[flag_key] for flag_key in some}, live)
-
-    async def _read_some(self, visits: Mapping[str, Visits], live: Mapping[str, Rollout]) -> None:
-        """Read the totals of some flags, and give them to their workers, some at a time."""
         keys = self.partitions.keys
+        known = None if has_saved else self._known
+        if known is not None:
+            progress = Progress(tuple(await self._totals.progress(keys)), self._clock.now())
+            if self._is_all_known(known, wanted, progress):
+                await self._give_all(live, known.totals, progress, [*wanted])
+                return
+        self._known = None
+        now = self._clock.monotonic()
+        fences: Mapping[str, int] | None = None
+        found: dict[str, Mapping[int, VisitTotals]] = {}
+        waiting = list(wanted)
+        for at in range(0, len(waiting), FLAGS_PER_READ):
+            some = {flag_key: wanted[flag_key] for flag_key in waiting[at : at + FLAGS_PER_READ]}
+            read = await self._read_some(keys, some, live)
+            if read is None:
+                return
+            totals, progress = read
+            fences = progress.fences if fences is None else fences
+            found |= totals
+        if fences is not None:
+            self._known = Known(now, fences, wanted, found)
+
+    def _is_all_known(self, known: Known, wanted: Mapping[str, Visits], progress: Progress) -> bool:
+        is_recent = self._clock.monotonic() - known.read_at < READ_ALL_EVERY_SECONDS
+        return is_recent and progress.fences == known.fences and wanted == known.wanted
+
+    async def _read_some(
+        self, keys: Sequence[str], wanted: Mapping[str, Visits], live: Mapping[str, Rollout]
+    ) -> tuple[Mapping[str, Mapping[int, VisitTotals]], Progress] | None:
+        """Read the totals of some flags, and give them to their workers, some at a time.
+
+        Return them, None where they had to be read one by one.
+        """
         try:
-            totals, progress = await self._totals.read(keys, visits)
+            totals, partitions = await self._totals.read(keys, wanted)
         except OperatingTrouble:
             raise
         except Exception as mistake:  # perhaps one flag's totals: the others must stay watched
             self._logger.warning("totals_unreadable", error=repr(mistake))
-            for flag_key, of_flag in visits.items():
+            for flag_key, of_flag in wanted.items():
                 await self._read_one(live[flag_key], keys, of_flag)
-            return
-        waiting, partitions = list(visits), tuple(progress)
-        lag = max((one.end_offset - one.next_offset for one in progress), default=0)
+            return None
+        progress = Progress(tuple(partitions), self._clock.now())
+        await self._give_all(live, totals, progress, [*wanted])
+        return totals, progress
+
+    async def _give_all(
+        self,
+        live: Mapping[str, Rollout],
+        totals: Mapping[str, Mapping[int, VisitTotals]],
+        progress: Progress,
+        waiting: Sequence[str],
+    ) -> None:
+        """Give totals to the workers of some flags, some at a time."""
+        lag = max((one.end_offset - one.next_offset for one in progress.partitions), default=0)
         share = LOOK_SHARE_BEHIND if lag > BEHIND_RECORDS else LOOK_SHARE
-        for at in range(0, len(waiting), FLAGS_PER_TURN):
-            began = self._clock.monotonic()
-            for flag_key in waiting[at : at + FLAGS_PER_TURN]:
-                self._give(live[flag_key], totals.get(flag_key, {}), partitions)
-            if len(visits) > FLAGS_PER_TURN:
+        given = compared = 0
+        began = self._clock.monotonic()
+        for flag_key in waiting:
+            given += self._give(live[flag_key], totals.get(flag_key, {}), progress)
+            compared += 1
+            if given >= FLAGS_PER_TURN or compared >= COMPARED_PER_TURN:
                 await asyncio.sleep(0)  # the workers look
                 await asyncio.sleep((self._clock.monotonic() - began) * (1 / share - 1))
+                given, compared, began = 0, 0, self._clock.monotonic()
 
     async def _read_one(self, rollout: Rollout, keys: Sequence[str], visits: Visits) -> None:
         """Read one flag's totals alone, because those of all could not be read."""
@@ -264,22 +339,23 @@ class TotalsReader:
         except Exception as mistake:  # this flag's alone
             self._report_unread(flag_key, mistake)
         else:
-            self._give(rollout, totals.get(flag_key, {}), tuple(progress))
+            read = Progress(tuple(progress), self._clock.now())
+            self._give(rollout, totals.get(flag_key, {}), read)
 
     def _give(
-        self,
-        rollout: Rollout,
-        visits: Mapping[int, VisitTotals],
-        partitions: tuple[PartitionProgress, ...],
-    ) -> None:
-        """Give a flag's worker its totals, unless it got what says the same a moment ago."""
-        flag_key, now = rollout.flag_key, self._clock.monotonic()
+        self, rollout: Rollout, visits: Mapping[int, VisitTotals], progress: Progress
+    ) -> bool:
+        """Give a flag's worker its totals, unless it got what says the same.
+
+        Return whether it did.
+        """
+        flag_key, now, is_given = rollout.flag_key, self._clock.monotonic(), False
         worker = self.pool.worker(flag_key)
         try:
             evidence = Evidence(
                 self._clock.now(),
                 visits,
-                partitions,
+                progress.partitions,
                 len(self.partitions.keys),
                 self._actuation.drift(rollout),
                 self.readings.of(rollout),
@@ -287,14 +363,16 @@ class TotalsReader:
             )
             if worker is not None:
                 given = self._given.get(flag_key)
-                if given is None or not given.is_enough(rollout, evidence, worker.handled_at, now):
+                if given is None or not given.is_enough(rollout, evidence, progress, worker, now):
+                    is_given = True
                     worker.inbox.put_totals(NewTotals(rollout.rollout_id, evidence))
-                    self._given[flag_key] = Given(rollout, evidence, now)
+                    self._given[flag_key] = Given(rollout, evidence, progress, now)
                 self._evidence[flag_key] = (evidence, now)
         except Exception as mistake:  # of what is given with it; other flags are watched
             self._report_unread(flag_key, mistake)
-            return
+            return False
         self._clear_unread(flag_key)
+        return is_given
 
     def _report_unread(self, flag_key: str, mistake: Exception) -> None:
         if flag_key not in self.pool:

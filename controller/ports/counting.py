@@ -179,6 +179,9 @@ class Totals(Protocol):
         neither raises.
         """
 
+    async def progress(self, partition_keys: Sequence[str]) -> Sequence[PartitionProgress]:
+        """Return the partitions' progress alone; one that cannot be read is missing."""
+
     async def discard(self, partition_key: str) -> bool:
         """Delete everything stored for one partition; return whether there was something.
 

@@ -40,15 +40,11 @@ def blindness_of(
     evidence: Evidence | None,
     seconds_since_read: float,
     expected_partitions: int,
-    now: datetime,
-    standing_seconds: Mapping[str, float],
-    waiting_seconds: Mapping[str, float] = _NOTHING,
+    partitions: Partitions,
 ) -> Blindness | None:
     """Return why guardrails cannot see, None while they can.
 
-    `evidence`: None before totals were read here. `standing_seconds`: by partition, for how long
-    its fence has stood while the log went on; `waiting_seconds`: for how long records have waited
-    there without a break.
+    `evidence`: None before totals were read here.
     """
     if seconds_since_read > READ_WITHIN_SECONDS:
         least = "at least " if evidence is None else ""
@@ -61,14 +57,45 @@ def blindness_of(
     if missing > 0:
         total = missing + len(evidence.partitions)
         reasons.append(Blindness(f"{missing} of {total} event partitions are not counted"))
-    for partition in evidence.partitions:
-        stands = standing_seconds.get(partition.topic_partition, 0.0)
-        waits = waiting_seconds.get(partition.topic_partition, 0.0)
-        if (found := _of_partition(partition, now, stands, waits)) is not None:
-            reasons.append(found)
+    reasons += partitions.reasons(evidence.partitions)
     if not reasons:
         return None
     return Blindness(_some([one.why for one in reasons]), max(one.seconds for one in reasons))
+
+
+class Partitions:
+    """What is wrong with event partitions at one moment, looked at once for all rollouts."""
+
+    def __init__(
+        self,
+        now: datetime,
+        standing_seconds: Mapping[str, float],
+        waiting_seconds: Mapping[str, float] = _NOTHING,
+    ) -> None:
+        """`standing_seconds`: by partition, for how long its fence has stood while the log went on.
+
+        `waiting_seconds`: for how long records have waited there without a break.
+        """
+        self._now = now
+        self._standing = standing_seconds
+        self._waiting = waiting_seconds
+        # By identity, with what was identified: partitions that were read together are one tuple.
+        self._found: dict[int, tuple[tuple[PartitionProgress, ...], Sequence[Blindness]]] = {}
+
+    def reasons(self, partitions: tuple[PartitionProgress, ...]) -> Sequence[Blindness]:
+        """Return what is wrong with each of some partitions."""
+        known = self._found.get(id(partitions))
+        if known is None:
+            found = [
+                reason for partition in partitions if (reason := self._of(partition)) is not None
+            ]
+            known = self._found[id(partitions)] = (partitions, found)
+        return known[1]
+
+    def _of(self, partition: PartitionProgress) -> Blindness | None:
+        stands = self._standing.get(partition.topic_partition, 0.0)
+        waits = self._waiting.get(partition.topic_partition, 0.0)
+        return _of_partition(partition, self._now, stands, waits)
 
 
 def _of_partition(

@@ -26,8 +26,8 @@ from controller.running.claims import replica_name
 from schemas.report import MAX_POINTS, LiveReport
 
 BEAT_SECONDS: Final = 1.0
-#: What is judged again, and says nothing but that time has passed, is written so often.
-QUIET_SECONDS: Final = 20.0
+#: What says nothing but that time has passed is written so often.
+QUIET_SECONDS: Final = 60.0
 #: Flags written at a time; counting and deciding use the same connections.
 AT_ONCE: Final = 4
 #: A rollout that has ended changes seldom: its planes are compared every so many beats.
@@ -56,6 +56,7 @@ class _Written:
     rollout: Rollout
     judgement: Judgement | None
     planes: Sequence[PlaneStanding]
+    at: float  # monotonic seconds
     course: CourseKey | None = None
     thinning: Thinning | None = None
 
@@ -133,8 +134,11 @@ class ReportWriter:
             return True
         if rollout.has_ended and not looks_at_ended:
             return False
-        judgement = self._running.judgement_of(flag_key)
-        return _says_more(written.judgement, judgement) or self._planes(flag_key) != written.planes
+        judgement, planes = self._running.judgement_of(flag_key), self._planes(flag_key)
+        is_old = self._clock.monotonic() - written.at >= QUIET_SECONDS
+        if is_old and (judgement is not written.judgement or planes != written.planes):
+            return True
+        return _says_more(written.judgement, judgement) or _say_more(written.planes, planes)
 
     def _report(
         self, rollout: Rollout, judgement: Judgement | None, planes: Sequence[PlaneStanding]
@@ -153,6 +157,7 @@ class ReportWriter:
             rollout,
             judgement,
             self._planes(flag_key),
+            self._clock.monotonic(),
             None if written is None else written.course,
             None if written is None else written.thinning,
         )
@@ -188,9 +193,16 @@ def _says_more(before: Judgement | None, now: Judgement | None) -> bool:
         return False
     if before is None or now is None:
         return True
-    if (now.at - before.at).total_seconds() >= QUIET_SECONDS:
-        return True
     return _without_times(before) != _without_times(now)
+
+
+def _say_more(before: Sequence[PlaneStanding], now: Sequence[PlaneStanding]) -> bool:
+    """Return whether planes stand otherwise, whenever they were looked at."""
+    return len(before) != len(now) or any(
+        (one.plane, one.percent, one.decided_percent, one.why)
+        != (other.plane, other.percent, other.decided_percent, other.why)
+        for one, other in zip(before, now, strict=False)
+    )
 
 
 def _without_times(judgement: Judgement) -> tuple[object, ...]:

@@ -23,7 +23,7 @@ from controller.core.evidence import Evidence
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.health import Faults, Scope
 from controller.ports import Clock
-from controller.running.blindness import Blindness, blindness_of
+from controller.running.blindness import Blindness, Partitions, blindness_of
 from controller.telemetry import Metrics
 from schemas.terms import AlertKind, Severity
 
@@ -170,9 +170,7 @@ class Visibility:
         self._faults = faults
         self._watched_since: dict[str, tuple[str, float]] = {}  # by flag: rollout, since when
         self._fences: dict[str, _FencePosition] = {}
-        #: By partition, the seconds for which its fence has stood, and records have waited.
-        self._stands: Mapping[str, float] = {}
-        self._waits: Mapping[str, float] = {}
+        self._partitions = Partitions(clock.now(), {})  # at the present check
         self._episodes: dict[str, _Episode] = {}
         self._seen_at: dict[str, tuple[str, float]] = {}  # by flag: rollout, seen watched last
         self._seen_here: frozenset[str] = frozenset()
@@ -273,9 +271,7 @@ class Visibility:
         if view.trouble:
             return Blindness(view.trouble)
         read_at = since if view.read_at is None else max(view.read_at, since)
-        found = blindness_of(
-            view.evidence, now - read_at, expected, self._clock.now(), self._stands, self._waits
-        )
+        found = blindness_of(view.evidence, now - read_at, expected, self._partitions)
         handled_at = since if view.handled_at is None else max(view.handled_at, since)
         unhandled = now - handled_at
         if found is None and unhandled > HANDLED_WITHIN_SECONDS:
@@ -322,8 +318,9 @@ class Visibility:
                 self._fences[partition] = _FencePosition(offset, now, now)
             elif fence.offset != offset:
                 self._fences[partition] = _FencePosition(offset, now, fence.waiting_since)
-        self._stands = {name: now - fence.since for name, fence in self._fences.items()}
-        self._waits = {name: now - fence.waiting_since for name, fence in self._fences.items()}
+        stands = {name: now - fence.since for name, fence in self._fences.items()}
+        waits = {name: now - fence.waiting_since for name, fence in self._fences.items()}
+        self._partitions = Partitions(self._clock.now(), stands, waits)
 
     def _follow(
         self,

@@ -157,6 +157,7 @@ class Load:
             first = 0
             if self.late:
                 await self._taken_over(client)
+                print(f"process {process.pid} has taken over all flags", flush=True)
             else:
                 first = await self._saved(client, 1)
             began, cpu = time.perf_counter(), cpu_seconds_of(process.pid)

@@ -295,6 +295,7 @@ async def test_a_damaged_partition_costs_itself(totals: Totals, damage: dict[str
     found, partitions = await totals.read([KEY, OTHER_KEY], {"new-checkout": ("start-1", [0])})
     assert [each.topic_partition for each in partitions] == ["flag.evaluations/4"]
     assert found["new-checkout"][0].treatment.exposures == 5
+    assert await totals.progress([KEY, OTHER_KEY]) == partitions
 
 
 async def test_a_log_made_again_has_a_fence_of_its_own(totals: Totals) -> None:

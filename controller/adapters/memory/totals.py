@@ -113,3 +113,10 @@ class MemoryTotals:
             reading.merge(visit)
         self._faults.note(reading.unreadable, reading.damaged)
         return reading.found, reading.progress
+
+    async def progress(self, partition_keys: Sequence[str]) -> Sequence[PartitionProgress]:
+        self.outage.before()
+        self.outage.after()
+        reading = Reading(self._merger, partition_keys, {})
+        reading.take_heads([self.hashes.get(key, {}) for key in partition_keys])
+        return reading.progress

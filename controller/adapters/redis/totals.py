@@ -49,6 +49,9 @@ VISITS_PER_TURN: Final = 20
 #: Fields that every read of totals begins with.
 _HEAD: Final = ("next", "format", *PROGRESS_FIELDS)
 
+_Row = list[bytes | None] | Exception
+"""The values of some fields of one hash, or what reading them raised."""
+
 
 class RedisTotals:
     """Implements `controller.ports.Totals`."""
@@ -150,10 +153,7 @@ class RedisTotals:
             names = fields_of(chunk)
             rows = await self._read_rows(partition_keys, [*_HEAD, *names])
             if number == 0:  # of the first round: never ahead of what later rounds read
-                reading.take_heads(
-                    row if isinstance(row, Exception) else dict(zip(_HEAD, row, strict=False))
-                    for row in rows
-                )
+                reading.take_heads(map(_head_of, rows))
             reading.begin_rows()
             for row in rows:
                 values = [] if isinstance(row, Exception) else row[len(_HEAD) :]
@@ -166,24 +166,30 @@ class RedisTotals:
         self._faults.note(reading.unreadable, reading.damaged)
         return reading.found, reading.progress
 
-    async def _read_rows(
-        self, partition_keys: Sequence[str], names: Sequence[str]
-    ) -> list[list[bytes | None] | Exception]:
+    async def progress(self, partition_keys: Sequence[str]) -> Sequence[PartitionProgress]:
+        reading = Reading(self._merger, partition_keys, {})
+        reading.take_heads(map(_head_of, await self._read_rows(partition_keys, _HEAD)))
+        return reading.progress
+
+    async def _read_rows(self, partition_keys: Sequence[str], names: Sequence[str]) -> list[_Row]:
         """Return one row of values per partition, all requested at once.
 
         A row is an exception where the key holds something other than a hash.
         """
 
-        async def read() -> list[list[bytes | None] | Exception]:
+        async def read() -> list[_Row]:
             async with self._connection.client.pipeline(transaction=False) as pipeline:
                 for key in partition_keys:
                     pipeline.hmget(self._key(key), names)
-                rows: list[list[bytes | None] | Exception] = await pipeline.execute(
-                    raise_on_error=False
-                )
+                rows: list[_Row] = await pipeline.execute(raise_on_error=False)
             for row in rows:
                 if isinstance(row, Exception) and not str(row).startswith("WRONGTYPE"):
                     raise row
             return rows
 
         return await self._connection.call("read totals", read) if partition_keys else []
+
+
+def _head_of(row: _Row) -> Mapping[str, bytes | None] | Exception:
+    """Return the fields of `_HEAD` that a row begins with."""
+    return row if isinstance(row, Exception) else dict(zip(_HEAD, row, strict=False))

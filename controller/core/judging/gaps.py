@@ -2,15 +2,15 @@
 
 Each check is named for what it detects. It returns the gaps it found, with the numbers in words.
 
-Belongs here: detection. Does not belong here: what a gap leads to, which the plan's policies and
-the state machine decide.
+Belongs here: detection. Does not belong here: the age of evidence (`staleness.py`), and what a gap
+leads to, which the plan's policies and the state machine decide.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Iterator
+from datetime import datetime
 
 from controller.core.analysis import drift
 from controller.core.analysis.latency import Ordered
@@ -18,15 +18,12 @@ from controller.core.analysis.proportion import rate_interval
 from controller.core.analysis.sample_ratio import ALPHA_SRM
 from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, VisitTotals
 from controller.core.judging.judgement import Gap
-from controller.core.plan import Guardrail, Plan, Stage
+from controller.core.plan import Guardrail, Stage
 from controller.core.rollout import Rollout
 from controller.core.serving import decided_share, share_before
 from controller.core.visits import Visit
 from schemas.terms import Arm, HealthGap
 
-#: A partition whose owner has not written for longer than this may have nobody counting it. Owners
-#: write every 100 ms under traffic, and as a heartbeat without.
-REPORT_WITHIN = timedelta(seconds=10)
 _NAMES_SHOWN = 3  # partitions named in a gap's detail
 #: Probability that one health question raises a false gap over a whole rollout. A gap holds, it
 #: does not roll back.
@@ -40,45 +37,6 @@ SWITCHED_ABOVE = 0.01
 #: producers that restart send a few twice. Verdicts hardly change, because they use distinct
 #: contexts; displayed rates and latencies do.
 REPEATED_ABOVE = 0.05
-
-
-def uncounted(
-    plan: Plan, visit: Visit, evidence: Evidence, fall: str | None, at: datetime
-) -> str | None:
-    """Return why less is counted of a visit than has happened in it, None where all is counted.
-
-    So it is while everything is counted again: the store has lost what it had, or some of it. What
-    is not counted may have happened all the same. `fall` is as in `staleness`.
-    """
-    reasons = (_missing_partitions(evidence), _counting_lag(plan, visit, evidence, at), fall)
-    return "; ".join(reason for reason in reasons if reason is not None) or None
-
-
-def _missing_partitions(evidence: Evidence) -> str | None:
-    reporting, expected = len(evidence.partitions), evidence.expected_partitions
-    return f"{reporting} of {expected} event partitions report" if reporting < expected else None
-
-
-def _counting_lag(plan: Plan, visit: Visit, evidence: Evidence, at: datetime) -> str | None:
-    """Return how far counting is behind, None where what is not counted did not happen.
-
-    A partition is behind if it has records to read, and the newest that it has counted is from
-    before the stage or too old.
-    """
-    behind = [
-        partition.end_offset - partition.next_offset
-        for partition in evidence.partitions
-        if partition.end_offset > partition.next_offset
-        and (
-            partition.freshest is None
-            or partition.freshest < visit.counts_from
-            or at - partition.freshest > plan.fresh_within
-        )
-    ]
-    if not behind:
-        return None
-    verb = "record is" if sum(behind) == 1 else "records are"
-    return f"counting lags, {sum(behind):,} {verb} not counted yet"
 
 
 def missing_data(
@@ -201,109 +159,7 @@ def _has_repeated_outcomes(counted: ArmTotals) -> bool:
     return rate_interval(repeated, checked, ALPHA_HEALTH)[0] > REPEATED_ABOVE
 
 
-# --- age and completeness
-
-
-def merged(found: Iterable[Gap]) -> Iterator[Gap]:
-    """Return the gaps with those of age in one, with every reason once."""
-    stale: list[str] = []
-    for gap in found:
-        if gap.kind is not HealthGap.STALE:
-            yield gap
-        elif gap.detail not in stale:
-            stale.append(gap.detail)
-    if stale:
-        yield Gap(HealthGap.STALE, "; ".join(stale))
-
-
-def staleness(
-    plan: Plan,
-    evidence: Evidence,
-    last_event_at: datetime,
-    fall: str | None,
-    at: datetime,
-) -> Iterator[Gap]:
-    """Return the gap of evidence that is older or less complete than it appears.
-
-    `last_event_at` is when the present visit's events were last seen to grow, `fall` the sentence
-    about totals that fell back. Evidence that is exactly `fresh_within` old is still fresh.
-    """
-    details = []
-    if (missing := _missing_partitions(evidence)) is not None:
-        details.append(missing)
-    delays = [
-        ", ".join(found)
-        for partition in evidence.partitions
-        if (found := list(_partition_delays(partition, plan.fresh_within, at)))
-    ]
-    details += _first(delays)
-    for topic, freshest in _freshest_by_topic(evidence.partitions).items():
-        details += _topic_age(topic, freshest, plan.fresh_within, at)
-    if not evidence.partitions and not evidence.expected_partitions:
-        details.append("no event partition is known")
-    if at - last_event_at > plan.fresh_within:
-        silence = (at - last_event_at).total_seconds()
-        details.append(f"nothing was counted for this stage for {silence:.0f} s")
-    if fall is not None:
-        details.append(fall)
-    unreadable = sorted({name for totals in evidence.visits.values() for name in totals.unreadable})
-    if unreadable:
-        details.append(f"stored totals cannot be read in {', '.join(_first(unreadable))}")
-    if details:
-        yield Gap(HealthGap.STALE, "; ".join(details))
-
-
-def _first(named: Sequence[str]) -> list[str]:
-    """Return the first of what is named, and how many more there are."""
-    more = len(named) - _NAMES_SHOWN
-    return [*named[:_NAMES_SHOWN], *([f"and {more} more"] if more > 0 else [])]
-
-
-def _partition_delays(
-    partition: PartitionProgress, fresh_within: timedelta, at: datetime
-) -> Iterator[str]:
-    """Yield what delays one partition.
-
-    Lag is judged by time: it is too long when there are records to read and the freshest counted
-    event is too old.
-    """
-    silence = at - partition.reported_at
-    if silence > REPORT_WITHIN:
-        seconds = silence.total_seconds()
-        yield f"{partition.topic_partition} was last reported {seconds:.0f} s ago"
-    elif -silence > REPORT_WITHIN:
-        ahead = f"{-silence.total_seconds():.0f} s ahead"
-        yield f"{partition.topic_partition} reports from a clock {ahead}"
-    lag = partition.end_offset - partition.next_offset
-    if lag > 0 and (partition.freshest is None or at - partition.freshest > fresh_within):
-        yield f"{partition.topic_partition} lags {lag:,} records behind"
-
-
-def _topic_age(
-    topic: str, freshest: datetime | None, fresh_within: timedelta, at: datetime
-) -> Iterator[str]:
-    """Yield what is wrong with the age of a topic's freshest counted event."""
-    if freshest is None:
-        yield f"no event was counted from {topic} yet"
-    elif at - freshest > fresh_within:
-        yield f"the freshest event of {topic} is {(at - freshest).total_seconds():.0f} s old"
-    elif freshest - at > fresh_within:
-        # It says nothing about the age of the others.
-        ahead = f"{(freshest - at).total_seconds():.0f} s ahead"
-        yield f"the freshest event of {topic} is {ahead} of this clock"
-
-
-def _freshest_by_topic(partitions: tuple[PartitionProgress, ...]) -> Mapping[str, datetime | None]:
-    """Return the greatest event time counted per topic.
-
-    Outcomes can stop while evaluations go on.
-    """
-    freshest: dict[str, datetime | None] = {}
-    for partition in partitions:
-        topic = partition.topic_partition.rpartition("/")[0]
-        times = [time for time in (freshest.get(topic), partition.freshest) if time is not None]
-        freshest[topic] = max(times, default=None)
-    return freshest
+# --- losses
 
 
 def lost_records(

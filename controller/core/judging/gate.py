@@ -18,7 +18,7 @@ from controller.core.analysis.counter_marks import CounterMarks
 from controller.core.analysis.latency import Ordered, ordered
 from controller.core.analysis.sequential_tests import GapTime, SequentialTests, VisitHarm
 from controller.core.evidence import Evidence, VisitTotals
-from controller.core.judging import gaps
+from controller.core.judging import gaps, staleness
 from controller.core.judging.batches import take_evidence
 from controller.core.judging.counters import (
     counted_metrics,
@@ -144,7 +144,7 @@ def _incomplete(
     rollout: Rollout, evidence: Evidence, observation: Observation, at: datetime
 ) -> str | None:
     """Return why less is counted than has happened in the present visit, None where all is."""
-    return gaps.uncounted(rollout.plan, observation.visit, evidence, observation.fall, at)
+    return staleness.uncounted(rollout.plan, observation.visit, evidence, observation.fall, at)
 
 
 def _gap_times(
@@ -176,8 +176,8 @@ def _gaps(
     """Yield every gap, in the order in which people read them."""
     plan, visit, totals = rollout.plan, observation.visit, observation.totals
     missing = gaps.missing_data(plan.stages[visit.stage], visit, totals, incomplete)
-    stale = gaps.staleness(plan, evidence, last_event_at, observation.fall, at)
-    yield from gaps.merged((*missing, *stale))
+    stale = staleness.stale(plan, evidence, last_event_at, observation.fall, at)
+    yield from staleness.merged((*missing, *stale))
     yield from gaps.sample_ratio(rollout, totals, srm_e_value)
     yield from gaps.multiple_exposure(totals)
     yield from gaps.repeated_outcomes(totals)

@@ -16,6 +16,7 @@ from controller.core.invariants import Step
 from controller.core.judging.carried_tests import carried_tests
 from controller.core.judging.gate import check_harm, judge
 from controller.core.judging.judgement import Judgement
+from controller.core.judging.quiet import quiet_until
 from controller.core.machine import decide, hold_back, with_evidence
 from controller.core.machine.health import is_alarming
 from controller.core.rollout import (
@@ -70,6 +71,8 @@ class EvidenceJudge:
         #: The newest full judgement, perhaps of an earlier rollout.
         self.judgement: Judgement | None = None
         self._rollout_id = ""  # of the rollout that it is about
+        #: Until when the same totals would lead to the same; None: they were not judged in full.
+        self.quiet_until: datetime | None = None
         #: Why no evidence could be had when a command needed it; None: it was not tried, or it was.
         self.trouble: str | None = None
 
@@ -85,8 +88,10 @@ class EvidenceJudge:
         if not is_new and since < JUDGED_EVERY_SECONDS and not isinstance(rollout.phase, Gating):
             signals, tests = check_harm(rollout, evidence, tests, now)
             if not any(signal.is_possible for signal in signals):
+                self.quiet_until = None
                 return None, tests
         self.judgement, tests = judge(rollout, evidence, tests, now)
+        self.quiet_until = quiet_until(rollout, tests, now)
         self._rollout_id = rollout.rollout_id
         self._judged_at = self._clock.monotonic()
         return self.judgement, tests

@@ -165,7 +165,7 @@ async def test_a_stopped_worker_takes_no_other_part_s_fault_away() -> None:
         assert worker is not None
         decider: Any = worker._decider
         real, decider.decide = decider.decide, None
-        await cluster.passes(10)  # nothing new is counted: the next look is seconds away
+        await cluster.passes(35)  # nothing new is counted: the next look is seconds away
         assert {fault.reporter for fault in replica.faults.current} == {"budget", "worker"}
         decider.decide = real
         await cluster.passes(60)

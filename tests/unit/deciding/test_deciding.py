@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from controller.codec.commands import to_command_received
+from controller.core.judging.quiet import LONGEST
 from controller.core.rollout import Baking, RolledBack
 from controller.deciding.commands import command_follower, command_partition
 from controller.deciding.flag.command_answers import digest_of, read_answer
 from controller.deciding.flag.flag_inbox import NewTotals
-from controller.deciding.totals_reader import quiet_look_seconds
 from controller.errors import CommandRefused
 from schemas.command import Command
 from tests.unit.deciding.cluster import FLAGS, PLAN, TOPIC, Cluster, Replica
@@ -266,8 +266,7 @@ async def test_totals_are_looked_at_without_news_too() -> None:
         worker = replica.pool.worker(flag)
         assert worker is not None
         assert worker.rollout is not None
-        every = quiet_look_seconds(worker.rollout)
-        assert every > 2
+        every = LONGEST.total_seconds()
         looks: list[float] = []
         inbox: Any = worker.inbox
         real = inbox.put_totals
@@ -278,10 +277,10 @@ async def test_totals_are_looked_at_without_news_too() -> None:
 
         inbox.put_totals = look
         await cluster.passes(10 * every)
-        assert 8 <= len(looks) <= 10
+        assert 10 <= len(looks) <= 12
         cluster.totals.outage.is_down = True
         await cluster.passes(3 * every)
-        assert len(looks) <= 11
+        assert len(looks) <= 13
         cluster.totals.outage.is_down = False
         await cluster.passes(2 * every)
         looks.clear()

@@ -16,6 +16,7 @@ from controller.core.rollout import Rollout
 from controller.deciding.totals_reader import (
     BEHIND_RECORDS,
     FLAGS_PER_TURN,
+    READ_ALL_EVERY_SECONDS,
     READ_EVERY_SECONDS,
     TotalsReader,
 )
@@ -24,6 +25,7 @@ from controller.health import Faults
 from tests.builders import T0, make_rollout
 from tests.gate_webhooks import Webhooks
 from tests.monitoring import Monitoring
+from tests.streams import make_arm
 from tests.virtual_time import LoopClock, in_virtual_time
 
 
@@ -44,6 +46,11 @@ class Store:
         if self.is_away:
             raise StoreUnavailable("away")
         return {}, ()
+
+    async def progress(self, partition_keys: Sequence[str]) -> Sequence[PartitionProgress]:
+        """Return none, counted as a read."""
+        await self.read(partition_keys, {})
+        return ()
 
 
 class Pool:
@@ -141,7 +148,7 @@ class ManyFlags(Pool):
 
     def worker(self, flag_key: str) -> Any:
         """Return a worker that looks at once."""
-        return SimpleNamespace(inbox=self, handled_at=None)
+        return SimpleNamespace(inbox=self, handled_at=None, has_handled=lambda *_: False)
 
     def put_totals(self, _totals: object) -> None:
         """Take the time of a look."""
@@ -160,7 +167,11 @@ class Lagging(Store):
         self, partition_keys: Sequence[str], wanted: Mapping[str, Any]
     ) -> tuple[Mapping[str, Mapping[int, VisitTotals]], Sequence[PartitionProgress]]:
         """Return no totals."""
-        return {}, [PartitionProgress("e/0", 7, 7 + self.lag, T0, T0)]
+        return {}, await self.progress(partition_keys)
+
+    async def progress(self, partition_keys: Sequence[str]) -> Sequence[PartitionProgress]:
+        """Return the one partition."""
+        return [PartitionProgress("e/0", 7, 7 + self.lag, T0, T0)]
 
 
 @pytest.mark.parametrize(("lag", "others"), [(0, 1), (BEHIND_RECORDS + 1, 9)])
@@ -188,3 +199,65 @@ async def test_looks_at_many_flags_leave_time_to_others(lag: int, others: int) -
     assert sum(pauses) >= 0.75 * others * clock.worked  # there is none after the last few
     longest = [number for number, pause in enumerate(pauses) if pause > 1]
     assert longest[:2] == [FLAGS_PER_TURN - 1, 2 * FLAGS_PER_TURN - 1]
+
+
+class Quiet(Store):
+    """Totals that change when the fence moves, and were read so often."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fence = 7
+        self.totals_read = 0
+
+    async def read(
+        self, partition_keys: Sequence[str], wanted: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Mapping[int, VisitTotals]], Sequence[PartitionProgress]]:
+        """Return one context for each record."""
+        self.totals_read += 1
+        totals = VisitTotals(make_arm(self.fence))
+        return {key: {0: totals} for key in wanted}, await self.progress(partition_keys)
+
+    async def progress(self, partition_keys: Sequence[str]) -> Sequence[PartitionProgress]:
+        """Return where the fence stands."""
+        now = LoopClock().now()
+        return [PartitionProgress("e/0", self.fence, self.fence, now, now)]
+
+
+@in_virtual_time
+async def test_totals_are_not_read_again_while_no_fence_moves() -> None:
+    """Thousands of quiet rollouts cost a look at the fences; a save elsewhere is read at once."""
+    clock, store, faults = LoopClock(), Quiet(), Faults(lambda: T0)
+    pool: Any = Pool()
+    given: list[int] = []
+    inbox = SimpleNamespace(
+        put_totals=lambda new: given.append(new.evidence.visits[0].treatment.exposures)
+    )
+    pool.worker = lambda _: SimpleNamespace(inbox=inbox, has_handled=lambda *_: True)
+    partitions: Any = SimpleNamespace(keys=["e/0/1"], counts={"e": 1})
+    reader = TotalsReader(
+        pool,
+        store,  # type: ignore[arg-type]
+        partitions,
+        SimpleNamespace(drift=lambda _: None),
+        Monitoring(),
+        Webhooks(),
+        clock=clock,
+        faults=faults,
+    )
+    async with asyncio.TaskGroup() as tasks:
+        reading = tasks.create_task(reader.run())
+        await asyncio.sleep(READ_ALL_EVERY_SECONDS)
+        assert (store.totals_read, given) == (1, [7])
+        store.fence = 8  # another replica counted
+        await asyncio.sleep(2 * READ_EVERY_SECONDS)
+        assert (store.totals_read, given) == (2, [7, 8])
+        reader.totals_saved(frozenset({"f"}))  # this one did, though no fence moved
+        await asyncio.sleep(READ_EVERY_SECONDS)
+        assert store.totals_read == 3
+        pool.rollouts = {"g": make_rollout(flag_key="g")}  # another rollout has begun
+        await asyncio.sleep(2 * READ_EVERY_SECONDS)
+        assert (store.totals_read, given) == (4, [7, 8, 8])
+        await asyncio.sleep(READ_ALL_EVERY_SECONDS + READ_EVERY_SECONDS)
+        assert store.totals_read == 5  # whatever was repaired by hand
+        assert faults.current == ()
+        reading.cancel()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from controller.core.evidence import Evidence, PartitionProgress
-from controller.running.blindness import Blindness, blindness_of
+from controller.running.blindness import Blindness, Partitions, blindness_of
 from tests.builders import T0
 
 NAME = "flag.evaluations/0"
@@ -22,32 +22,32 @@ def test_a_look_a_moment_ago_with_nothing_wrong_is_sight() -> None:
     now = T0
     progress = PartitionProgress("flag.evaluations/0", 5, 9, now, now - timedelta(seconds=7))
     evidence = Evidence(now, {}, (progress,), 1)
-    assert blindness_of(evidence, 5.0, 1, now, {"flag.evaluations/0": 7.0}) is None
-    assert blindness_of(evidence, 5.1, 1, now, {}) is not None
-    assert blindness_of(evidence, 1.0, 1, now, {"flag.evaluations/0": 7.1}) is not None
-    assert blindness_of(None, 5.0, 1, now, {}) is None
+    assert blindness_of(evidence, 5.0, 1, Partitions(now, {"flag.evaluations/0": 7.0})) is None
+    assert blindness_of(evidence, 5.1, 1, Partitions(now, {})) is not None
+    assert blindness_of(evidence, 1.0, 1, Partitions(now, {"flag.evaluations/0": 7.1})) is not None
+    assert blindness_of(None, 5.0, 1, Partitions(now, {})) is None
 
 
 def test_a_reason_says_for_how_long_it_already_lasts() -> None:
     """By its own age; what is only seen to be missing has none."""
-    assert blindness_of(evidence_of(0), 8.0, 1, T0, {}) == Blindness(
+    assert blindness_of(evidence_of(0), 8.0, 1, Partitions(T0, {})) == Blindness(
         "its totals have not been read for 8 s", 8.0
     )
-    assert blindness_of(evidence_of(9), 1.0, 1, T0, {}) == Blindness(
+    assert blindness_of(evidence_of(9), 1.0, 1, Partitions(T0, {})) == Blindness(
         f"{NAME} was last reported 9 s ago", 9.0
     )
-    stands = blindness_of(evidence_of(0), 1.0, 1, T0, {NAME: 12.0})
+    stands = blindness_of(evidence_of(0), 1.0, 1, Partitions(T0, {NAME: 12.0}))
     assert stands == Blindness(
         f"{NAME} has stood still for at least 12 s with 4 records waiting", 12.0
     )
-    missing = blindness_of(evidence_of(0, expected=3), 1.0, 3, T0, {})
+    missing = blindness_of(evidence_of(0, expected=3), 1.0, 3, Partitions(T0, {}))
     assert missing == Blindness("2 of 3 event partitions are not counted", 0.0)
-    both = blindness_of(evidence_of(9, expected=3), 1.0, 3, T0, {})
+    both = blindness_of(evidence_of(9, expected=3), 1.0, 3, Partitions(T0, {}))
     assert both is not None
     assert both.seconds == 9.0
 
 
 def test_totals_that_were_never_read_here_may_be_unread_for_longer() -> None:
     """A process that has just started does not know since when nobody reads them."""
-    found = blindness_of(None, 8.0, 1, T0, {})
+    found = blindness_of(None, 8.0, 1, Partitions(T0, {}))
     assert found == Blindness("its totals have not been read for at least 8 s", 8.0)

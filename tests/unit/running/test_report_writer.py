@@ -47,7 +47,8 @@ class Replica:
             await write(*arguments, **named)  # type: ignore[arg-type]
 
         store.write = counted  # type: ignore[method-assign]
-        self.writer = ReportWriter(self, self.standings, store, ManualClock(T0), self.faults)
+        self.clock = ManualClock(T0)
+        self.writer = ReportWriter(self, self.standings, store, self.clock, self.faults)
 
     @property
     def rollouts(self) -> Mapping[str, Rollout]:
@@ -101,16 +102,29 @@ async def test_a_report_is_written_when_something_is_new(replica: Replica) -> No
 
 
 async def test_what_says_nothing_new_is_written_seldom(replica: Replica) -> None:
-    """Of thousands of rollouts that bake in silence, each second some are judged."""
+    """Of thousands of rollouts that bake in silence, each second some are judged.
+
+    Their planes are looked at every few seconds, and stand as they stood.
+    """
     judged = make_judgement(at=T0)
+    standing = PlaneStanding("ofrep", True, 1.0, 1.0, None, None, T0)
     for second in range(2 * int(QUIET_SECONDS)):
-        replica.judgement = replace(judged, at=T0 + second * SECOND)
+        at = T0 + second * SECOND
+        replica.judgement = replace(judged, at=at)
+        replica.planes = [replace(standing, looked_at=at)]
         await replica.writer.beat()
+        replica.clock.advance(SECOND)
     assert replica.writes == 2
+    report = replica.writer.own_report(FLAG)
+    assert report is not None
+    assert report.planes[0].checked_at == replica.planes[0].looked_at
+    replica.planes = [replace(standing, is_converged=False, why="it serves 5 %")]
+    await replica.writer.beat()
+    assert replica.writes == 3
     gap = Gap(HealthGap.NO_TRAFFIC, "no context was exposed")
     replica.judgement = replace(judged, at=T0 + 2 * QUIET_SECONDS * SECOND, gaps=(gap,))
     await replica.writer.beat()
-    assert replica.writes == 3
+    assert replica.writes == 4
 
 
 async def test_a_course_has_a_bounded_number_of_points(replica: Replica) -> None:

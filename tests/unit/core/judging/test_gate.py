@@ -26,10 +26,10 @@ from controller.core.analysis.sequential_tests import (
 )
 from controller.core.evidence import ArmTotals, Loss, VisitTotals, bucket_of
 from controller.core.judging.batches import KEPT_VISITS, MAX_OPEN, MIN_BATCH
-from controller.core.judging.gaps import REPORT_WITHIN
 from controller.core.judging.gate import check_harm, judge
 from controller.core.judging.judgement import Judgement, MetricReport
 from controller.core.judging.questions import gate_bound, gate_margin, gate_margin_origin
+from controller.core.judging.staleness import REPORT_WITHIN
 from controller.core.plan import Guardrail, Plan
 from controller.core.rollout import Baking, Rollout
 from schemas.terms import Arm, HealthGap, MetricRole, Verdict

@@ -1,0 +1,65 @@
+"""For how long the same totals need not be judged again: what passing time alone changes, and when.
+
+While nothing new is counted, a judgement changes when something becomes too old, when a gap has
+lasted or has been gone for the plan's `health_grace`, when an open batch is closed by time, or when
+contexts have had their time to convert. These moments are known before. What depends on partitions
+is not in here: `staleness.ages` says of newer progress whether it is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Final
+
+from controller.core.analysis.sequential_tests import SequentialTests
+from controller.core.judging.batches import MAX_OPEN
+from controller.core.judging.floors import MOMENTS
+from controller.core.rollout import Baking, Paused, Rollout
+
+#: Phases in which nothing but the moments below follows from the same totals. At a gate a judgement
+#: is asked for all the time.
+_QUIET_PHASES: Final = (Baking, Paused)
+#: Conditions say "longer than", so they hold just after their moment.
+_JUST_AFTER: Final = timedelta(milliseconds=1)
+#: However far the next moment is: how long a gap has lasted is remembered so often, with less than
+#: `gap_times.LONGEST_BREAK` in between, also where the controller is restarted.
+LONGEST: Final = timedelta(seconds=30)
+SHORTEST: Final = timedelta(seconds=1)
+
+
+def quiet_until(rollout: Rollout, tests: SequentialTests, at: datetime) -> datetime:
+    """Return until when the same totals would lead to the same, but for seconds in texts.
+
+    `tests` are those after the totals were judged in full, at `at` (UTC). Never more than `LONGEST`
+    after that, and never less than `SHORTEST`.
+    """
+    if not isinstance(rollout.phase, _QUIET_PHASES) or not rollout.visits:
+        return at + SHORTEST
+    soonest = min((one for one in _moments(rollout, tests) if one >= at), default=at + LONGEST)
+    return min(max(soonest + _JUST_AFTER, at + SHORTEST), at + _longest(rollout))
+
+
+def _longest(rollout: Rollout) -> timedelta:
+    """Return `LONGEST`, or less where contexts become old enough for a floor by time alone."""
+    percent = rollout.visits[-1].percent
+    steps = [
+        guardrail.within / MOMENTS
+        for guardrail in rollout.plan.guardrails
+        if guardrail.has_floor and guardrail.is_watched_at(percent)
+    ]
+    return max(min((LONGEST, *steps)), SHORTEST)
+
+
+def _moments(rollout: Rollout, tests: SequentialTests) -> Iterator[datetime]:
+    """Yield when passing time changes something, perhaps long ago."""
+    plan = rollout.plan
+    yield rollout.visits[-1].counting_since
+    if tests.last_event_at is not None:
+        yield tests.last_event_at + plan.fresh_within
+    if tests.closed_at is not None:
+        yield tests.closed_at + MAX_OPEN
+    if tests.judged_at is not None:
+        for gap in tests.gap_times.values():
+            seconds = gap.gone or gap.lasted
+            yield tests.judged_at + plan.health_grace - timedelta(seconds=seconds)
