@@ -6,6 +6,7 @@
 mod arm_counts;
 mod events;
 mod joining;
+mod others;
 mod saves;
 
 use std::any::Any;

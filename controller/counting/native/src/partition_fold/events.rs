@@ -3,18 +3,22 @@
 use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyString, PyTuple};
+use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::joining::Joined;
+use super::others::Others;
 use super::PartitionFold;
 use crate::duplicates::{content_of, content_of_object, NOT_SAMPLED};
 use crate::fold::{Class, Counted, Fold, Outcome};
 use crate::hashing::digest_of;
-use crate::record_batches::Records;
+use crate::record_batches::{Parts, Records};
 use crate::scan;
 
 /// Furthest that an event's time may be ahead of its record's: `schemas.envelope.MAX_AHEAD_MS`.
 const MAX_AHEAD_MS: i64 = 5 * 60 * 1000;
+/// Records that are scanned before they are counted, so that Python reads those among them that are
+/// not plain in one call: one by one they cost three times as much.
+const AT_ONCE: usize = 512;
 
 /// When an outcome must wait: `PartitionTotals.fold_outcomes`.
 #[derive(Clone, Copy)]
@@ -77,10 +81,21 @@ impl PartitionFold {
         let records = native.get();
         self.fold.freshest_ms = 0;
         let mut counted = Counted::default();
-        for index in 0..records.len() {
-            if !self.count_evaluation_in(py, records, index, latest_ms, &mut counted)? {
-                let events = read_one(py, records, index, read, refuse, latest_ms)?;
-                self.count_evaluations_of(py, &events, &mut counted)?;
+        for begin in (0..records.len()).step_by(AT_ONCE) {
+            let end = records.len().min(begin + AT_ONCE);
+            let plain = |index| plain_evaluation(&records.parts(py, index), latest_ms);
+            let found: Vec<_> = (begin..end).map(plain).collect();
+            let mut others = Others::read(py, records, begin, &found, read, latest_ms)?;
+            for event in found {
+                if let Some(event) = event {
+                    let around = self.surroundings.bind(py);
+                    let PlainEvaluation { digest, flag_key, variant, time_ms } = event;
+                    let class =
+                        self.fold.count_evaluation(&around, digest, flag_key, variant, time_ms)?;
+                    counted.add(class);
+                } else if let Some(event) = others.next(py, refuse)? {
+                    self.count_evaluation_of(py, event.bind(py), &mut counted)?;
+                }
             }
         }
         self.counted(py, counted, None)
@@ -115,17 +130,25 @@ impl PartitionFold {
         let records = native.get();
         self.fold.freshest_ms = 0;
         let mut run = OutcomeRun::new(&self.fold, waiting);
-        for index in 0..records.len() {
-            let stopped_at = match self.count_outcome_in(py, records, index, latest_ms, &mut run)? {
-                Some(true) => None,
-                Some(false) => Some(Py::new(py, records.record(py, index)?)?.into_any()),
-                None => {
-                    let events = read_one(py, records, index, read, refuse, latest_ms)?;
-                    self.count_outcomes_of(py, &events, &mut run)?
+        for begin in (0..records.len()).step_by(AT_ONCE) {
+            let end = records.len().min(begin + AT_ONCE);
+            let plain = |index| plain_outcome(&records.parts(py, index), latest_ms);
+            let found: Vec<_> = (begin..end).map(plain).collect();
+            let mut others = Others::read(py, records, begin, &found, read, latest_ms)?;
+            for (index, event) in (begin..end).zip(found) {
+                let is_counted = match event {
+                    Some(event) => {
+                        self.count_plain_outcome(py, &event, &records.parts(py, index), &mut run)?
+                    }
+                    None => match others.next(py, refuse)? {
+                        Some(event) => self.count_outcome_of(py, event.bind(py), &mut run)?,
+                        None => true,
+                    },
+                };
+                if !is_counted {
+                    let stopped_at = Py::new(py, records.record(py, index)?)?.into_any();
+                    return self.counted(py, run.counted, Some(stopped_at));
                 }
-            };
-            if stopped_at.is_some() {
-                return self.counted(py, run.counted, stopped_at);
             }
         }
         self.counted(py, run.counted, None)
@@ -197,32 +220,6 @@ impl PartitionFold {
         Ok(())
     }
 
-    /// Count a record that is plain; return whether it is.
-    #[inline]
-    fn count_evaluation_in(
-        &mut self,
-        py: Python<'_>,
-        records: &Records,
-        index: usize,
-        latest_ms: i64,
-        counted: &mut Counted,
-    ) -> PyResult<bool> {
-        let parts = records.parts(py, index);
-        let Some(event) = parts.value.and_then(scan::evaluation) else { return Ok(false) };
-        let timestamp_ms = parts.place.timestamp;
-        let time_ms = event.time_ms.unwrap_or(timestamp_ms);
-        let context_id = event.context_id.or_else(|| parts.key.and_then(scan::context_of_key));
-        let Some(context_id) = context_id else { return Ok(false) };
-        if !is_plausible(time_ms, timestamp_ms, latest_ms) || parts.is_structured() != Some(true) {
-            return Ok(false);
-        }
-        let digest = digest_of(context_id.as_bytes());
-        let around = self.surroundings.bind(py);
-        let (flag_key, variant) = (event.flag_key, event.variant);
-        counted.add(self.fold.count_evaluation(&around, digest, flag_key, variant, time_ms)?);
-        Ok(true)
-    }
-
     // - one outcome -
 
     /// Count one that a reader of Python gave; return False when it must wait.
@@ -264,47 +261,34 @@ impl PartitionFold {
         Ok(true)
     }
 
-    /// Count a record that is plain: None when it is not, False when it must wait.
+    /// Count one that lies plain in its record; return False when it must wait.
     #[inline]
-    fn count_outcome_in(
+    fn count_plain_outcome(
         &mut self,
         py: Python<'_>,
-        records: &Records,
-        index: usize,
-        latest_ms: i64,
+        event: &PlainOutcome<'_>,
+        parts: &Parts<'_>,
         run: &mut OutcomeRun<'_, '_>,
-    ) -> PyResult<Option<bool>> {
-        let parts = records.parts(py, index);
-        let Some(event) = parts.value.and_then(scan::outcome) else { return Ok(None) };
+    ) -> PyResult<bool> {
+        let PlainOutcome { digest, time_ms, ref found } = *event;
+        let is_unnamed = found.flags.is_empty();
         let timestamp_ms = parts.place.timestamp;
-        let time_ms = event.time_ms.unwrap_or(timestamp_ms);
-        let context_id = match event.context_id {
-            Some(context_id) => Some(context_id),
-            None if event.is_known => parts.key.and_then(scan::context_of_key),
-            None => None,
-        };
-        let Some(context_id) = context_id else { return Ok(None) };
-        if !is_plausible(time_ms, timestamp_ms, latest_ms) || parts.is_structured() != Some(true) {
-            return Ok(None);
-        }
-        let digest = digest_of(context_id.as_bytes());
-        let is_unnamed = event.flags.is_empty();
         let Some(joined) = self.flags_of(py, digest, time_ms, timestamp_ms, is_unnamed, run)?
         else {
-            return Ok(Some(false));
+            return Ok(false);
         };
         let joined = borrowed(&joined);
         let outcome = Outcome {
             digest,
             time_ms,
-            flags: if is_unnamed { &joined } else { &event.flags },
-            is_error: event.has_error,
-            bucket: event.duration_seconds.map(|seconds| self.bucket_of(seconds * 1000.0)),
-            conversions: &event.conversions,
+            flags: if is_unnamed { &joined } else { &found.flags },
+            is_error: found.has_error,
+            bucket: found.duration_seconds.map(|seconds| self.bucket_of(seconds * 1000.0)),
+            conversions: &found.conversions,
         };
         let content = || Ok((content_of(parts.value, &[]), parts.place.offset));
         self.count_outcome(py, &outcome, run, content)?;
-        Ok(Some(true))
+        Ok(true)
     }
 
     /// Count one, and whether it came before: `content` gives its record's hash and offset.
@@ -326,6 +310,54 @@ impl PartitionFold {
         }
         Ok(())
     }
+}
+
+/// An evaluation that lies plain in its record.
+struct PlainEvaluation<'a> {
+    digest: u64, // of its context
+    flag_key: &'a str,
+    variant: &'a str,
+    time_ms: i64,
+}
+
+#[inline]
+fn plain_evaluation<'a>(parts: &Parts<'a>, latest_ms: i64) -> Option<PlainEvaluation<'a>> {
+    let event = scan::evaluation(parts.value?)?;
+    let timestamp_ms = parts.place.timestamp;
+    let time_ms = event.time_ms.unwrap_or(timestamp_ms);
+    let context_id = event.context_id.or_else(|| parts.key.and_then(scan::context_of_key))?;
+    let is_plain =
+        is_plausible(time_ms, timestamp_ms, latest_ms) && parts.is_structured() == Some(true);
+    let digest = digest_of(context_id.as_bytes());
+    is_plain.then_some(PlainEvaluation {
+        digest,
+        flag_key: event.flag_key,
+        variant: event.variant,
+        time_ms,
+    })
+}
+
+/// An outcome that lies plain in its record.
+struct PlainOutcome<'a> {
+    digest: u64, // of its context
+    time_ms: i64,
+    found: scan::Outcome<'a>,
+}
+
+#[inline]
+fn plain_outcome<'a>(parts: &Parts<'a>, latest_ms: i64) -> Option<PlainOutcome<'a>> {
+    let found = scan::outcome(parts.value?)?;
+    let timestamp_ms = parts.place.timestamp;
+    let time_ms = found.time_ms.unwrap_or(timestamp_ms);
+    let context_id = match found.context_id {
+        Some(context_id) => context_id,
+        None if found.is_known => parts.key.and_then(scan::context_of_key)?,
+        None => return None,
+    };
+    let is_plain =
+        is_plausible(time_ms, timestamp_ms, latest_ms) && parts.is_structured() == Some(true);
+    let digest = digest_of(context_id.as_bytes());
+    is_plain.then_some(PlainOutcome { digest, time_ms, found })
 }
 
 fn borrowed(flags: &[(String, String)]) -> Vec<(&str, &str)> {
@@ -350,7 +382,7 @@ fn native<'a, 'py>(
 }
 
 /// The events of records, as a reader of Python gives them.
-fn read_all<'py>(
+pub fn read_all<'py>(
     records: &Bound<'py, PyAny>,
     read: &Bound<'py, PyAny>,
     refuse: &Bound<'py, PyAny>,
@@ -360,19 +392,6 @@ fn read_all<'py>(
     let named = PyDict::new(py);
     named.set_item(intern!(py, "latest_ms"), latest_ms)?;
     read.call((records, refuse), Some(&named))
-}
-
-/// The same of one record.
-fn read_one<'py>(
-    py: Python<'py>,
-    records: &Records,
-    index: usize,
-    read: &Bound<'py, PyAny>,
-    refuse: &Bound<'py, PyAny>,
-    latest_ms: i64,
-) -> PyResult<Bound<'py, PyAny>> {
-    let one = PyList::new(py, [records.record(py, index)?])?;
-    read_all(one.as_any(), read, refuse, latest_ms)
 }
 
 fn text<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {
