@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from operator import attrgetter
 
 import structlog
 
@@ -33,19 +34,24 @@ _REMEDY = (
     "check that the quarantine topic exists, takes writes, and has min.insync.replicas in sync"
 )
 _MISTAKES = 3  # of ours with one batch; then its details are given up
+_body_of, _detail_of = attrgetter("body"), attrgetter("detail")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Batch:
-    """Refusals of one save of one partition, in the order of their offsets."""
+    """Refusals of one save of one partition, as many as one record of the topic holds, in order."""
 
     topic: str
     partition: int
-    refusals: list[Refusal]
-    size: int = field(init=False)
+    refusals: Sequence[Refusal]
+    size: int  # in memory
 
-    def __post_init__(self) -> None:
-        self.size = sum(_OTHER_BYTES + len(one.body) + len(one.detail) for one in self.refusals)
+    @classmethod
+    def of(cls, topic: str, partition: int, refusals: Sequence[Refusal]) -> _Batch:
+        bodies = sum(map(len, map(_body_of, refusals)))
+        details = sum(map(len, map(_detail_of, refusals)))
+        size = len(refusals) * _OTHER_BYTES + bodies + details
+        return cls(topic, partition, refusals, size)
 
 
 class RefusalBacklog:
@@ -71,11 +77,12 @@ class RefusalBacklog:
 
     def add(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
         """Have refusals published; when too many wait, the details of the oldest are dropped."""
-        batch = _Batch(topic, partition, list(refusals))
-        self._added += len(batch.refusals)
-        self._batches.append(batch)
-        self.waiting += len(batch.refusals)
-        self.waiting_bytes += batch.size
+        for begin in range(0, len(refusals), MAX_REFUSALS):
+            batch = _Batch.of(topic, partition, refusals[begin : begin + MAX_REFUSALS])
+            self._added += len(batch.refusals)
+            self._batches.append(batch)
+            self.waiting += len(batch.refusals)
+            self.waiting_bytes += batch.size
         while len(self._batches) > 1 and self._is_full():
             self._drop(self._batches.popleft())
         self._arrived.set()
@@ -107,9 +114,8 @@ class RefusalBacklog:
                 self._arrived.clear()
                 await self._arrived.wait()
             batch = self._batches[0]
-            head = batch.refusals[:MAX_REFUSALS]
             try:
-                await self._quarantine(batch.topic, batch.partition, head)
+                await self._quarantine(batch.topic, batch.partition, batch.refusals)
             except EventLogUnavailable as trouble:
                 await self._wait(trouble)
                 continue
@@ -119,10 +125,10 @@ class RefusalBacklog:
                     await self._wait(mistake)
                     continue
                 self._logger.exception("refusals_unwritable")
-                if self._remove(batch, head):
-                    self._record_dropped(batch.topic, batch.partition, head)
+                if self._remove(batch):
+                    self._record_dropped(batch)
             else:
-                self._remove(batch, head)
+                self._remove(batch)
             mistakes = 0
             if self.is_away:
                 self.is_away = False
@@ -140,38 +146,34 @@ class RefusalBacklog:
         self._faults.report(Scope.DEPENDENCY, _NAME, why, _REMEDY)
         await asyncio.sleep(self._retry_seconds)
 
-    def _remove(self, batch: _Batch, head: Sequence[Refusal]) -> bool:
-        """Remove refusals from the head of a batch; return False when it was dropped meanwhile."""
+    def _remove(self, batch: _Batch) -> bool:
+        """Remove the batch at the head; return False when it was dropped meanwhile."""
         if not self._batches or self._batches[0] is not batch:
             return False
-        self.waiting -= len(batch.refusals)
-        self.waiting_bytes -= batch.size
         self._batches.popleft()
-        self._settle(len(head))
-        rest = batch.refusals[len(head) :]
-        if rest:
-            left = _Batch(batch.topic, batch.partition, rest)
-            self._batches.appendleft(left)
-            self.waiting += len(rest)
-            self.waiting_bytes += left.size
+        self._forget(batch)
         return True
 
     def _is_full(self) -> bool:
         return self.waiting > MOST_REFUSALS or self.waiting_bytes > MOST_BYTES
 
     def _drop(self, batch: _Batch) -> None:
+        self._forget(batch)
+        self._record_dropped(batch)
+
+    def _forget(self, batch: _Batch) -> None:
+        """Count a batch as waiting no longer."""
         self.waiting -= len(batch.refusals)
         self.waiting_bytes -= batch.size
         self._settle(len(batch.refusals))
-        self._record_dropped(batch.topic, batch.partition, batch.refusals)
 
-    def _record_dropped(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
-        self.dropped += len(refusals)
+    def _record_dropped(self, batch: _Batch) -> None:
+        self.dropped += len(batch.refusals)
         self._logger.error(
             "refusals_dropped",
-            topic=topic,
-            partition=partition,
-            from_offset=refusals[0].offset,
-            to_offset=refusals[-1].offset,
-            refusals=len(refusals),
+            topic=batch.topic,
+            partition=batch.partition,
+            from_offset=batch.refusals[0].offset,
+            to_offset=batch.refusals[-1].offset,
+            refusals=len(batch.refusals),
         )

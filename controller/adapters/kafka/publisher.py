@@ -7,7 +7,6 @@ belong here: how an event is trimmed (`trimming.py`), which topics exist (`topic
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 import structlog
+import xxhash
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
 
@@ -90,7 +90,7 @@ class KafkaPublisher:
         return self._settings.max_record_bytes - len(key.encode()) - _HEADER_BYTES
 
     async def publish(self, entries: Sequence[OutboxEntry]) -> None:
-        identities = [(entry.effect_id, hashlib.sha256(entry.value).digest()) for entry in entries]
+        identities = [(entry.effect_id, xxhash.xxh3_128_digest(entry.value)) for entry in entries]
         records: list[TopicRecord] = []
         headers: dict[int, Headers] = {}
         sent: list[tuple[OutboxEntry, _Identity]] = []

@@ -115,7 +115,7 @@ async def test_a_backlog_is_bounded_and_says_what_it_dropped() -> None:
     assert backlog.dropped == 30_000 - MOST_REFUSALS
     dropped = [log for log in logs if log["event"] == "refusals_dropped"]
     assert [(log["from_offset"], log["to_offset"]) for log in dropped] == [
-        (1000 * lot, 1000 * lot + 999) for lot in range(10)
+        (MAX_REFUSALS * lot, MAX_REFUSALS * lot + MAX_REFUSALS - 1) for lot in range(20)
     ]
     offsets = [offset for _, _, some in bench.published for offset in some]
     assert offsets == list(range(10_000, 30_000))

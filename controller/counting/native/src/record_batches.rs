@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList, PySlice, PyTuple};
+use pyo3::types::{PyBytes, PySlice, PyTuple};
 
 const HEADER: usize = 61;
 const LOG_OVERHEAD: usize = 12; // offset and length
@@ -110,7 +110,7 @@ impl Records {
 
     pub fn record(&self, py: Python<'_>, index: usize) -> PyResult<Record> {
         let parts = self.parts(py, index);
-        let headers = PyList::empty(py);
+        let mut headers = Vec::new();
         let mut at = parts.place.headers.0 as usize;
         for _ in 0..parts.place.headers.1 {
             let (Some(Some(name)), Some(content)) =
@@ -119,7 +119,7 @@ impl Records {
                 return Err(PyValueError::new_err("a header ends behind its record"));
             };
             let name = String::from_utf8_lossy(name);
-            headers.append((name, content.map(|content| PyBytes::new(py, content))))?;
+            headers.push((name, content.map(|content| PyBytes::new(py, content))));
         }
         let owned = |part: Option<&[u8]>| part.map(|part| PyBytes::new(py, part).unbind());
         Ok(Record {
@@ -127,7 +127,7 @@ impl Records {
             timestamp: parts.place.timestamp,
             key: owned(parts.key),
             value: owned(parts.value),
-            headers: PyTuple::new(py, headers.iter())?.into_any().unbind(),
+            headers: PyTuple::new(py, headers)?.into_any().unbind(),
         })
     }
 
