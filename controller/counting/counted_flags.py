@@ -204,10 +204,8 @@ class CountedFlags:
         flag_keys = set()
         for begin in range(0, len(difference.arms), _ENCODED_PER_TURN):
             yield
-            for arm in difference.arms[begin : begin + _ENCODED_PER_TURN]:
-                totals = self.fold.take_totals(arm)
-                if totals is None:
-                    continue  # dropped meanwhile
+            arms = difference.arms[begin : begin + _ENCODED_PER_TURN]
+            for totals in self.fold.take_totals(arms):
                 flag_keys.add(totals.flag_key)
                 if totals.evaluations:
                     hours.add(totals.flag_key, totals.arm, totals.evaluations, last_ms)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from controller.counting.folding.evaluation_hours import FlagArm
 from schemas.terms import Arm
-from schemas.totals import ArmCounts
 
 
 class SealedSet(NamedTuple):
@@ -28,12 +27,12 @@ class ArmTotals(NamedTuple):
     arm: Arm
     is_bundled: bool  # it is stored together with other flags' arms
     evaluations: int  # those since the last save
-    counts: ArmCounts
+    value: bytes  # all of them, as they are stored: `schemas.totals.encode_arm`
 
 
 @dataclass(slots=True)
 class Difference:
-    """Everything that has changed but the totals of arms, which are taken one by one.
+    """Everything that has changed but the totals of arms, which are taken some at a time.
 
     Entries are as in the journal: set number (u32) and context digest (u64), little-endian.
     """

@@ -18,7 +18,6 @@ from controller.counting.folding.events import Counted
 from controller.counting.native_place import native_place
 from controller.ports import Record
 from schemas.terms import Arm, EventFormat
-from schemas.totals import ArmCounts
 from schemas.wire import read_evaluations, read_outcomes
 
 
@@ -41,7 +40,6 @@ def native_fold(module: Any) -> Callable[..., Fold]:
             "difference": Difference,
             "arm_totals": ArmTotals,
             "sealed_set": SealedSet,
-            "arm_counts": ArmCounts,
         },
         arms=[Arm.TREATMENT, Arm.CONTROL],
         fault_type=NativeFault,

@@ -20,7 +20,7 @@ from controller.counting.folding.recent_exposures import RecentExposures
 from controller.ports import Record
 from schemas.events import EvaluationFields, EvaluationReader, OutcomeReader
 from schemas.terms import Arm
-from schemas.totals import ArmCounts, TotalsField
+from schemas.totals import ArmCounts, TotalsField, encode_arm
 
 
 class PartitionFold:
@@ -273,7 +273,7 @@ class PartitionFold:
     def drain(self) -> Difference:
         """Return what has changed since the last save; it counts as saved from now on.
 
-        The totals of `arms` are taken one by one afterwards. Nothing may be counted before the end;
+        The totals of `arms` are taken afterwards. Nothing may be counted before the end;
         rollouts may be applied and dropped.
         """
         arms = self._arms
@@ -287,18 +287,18 @@ class PartitionFold:
         exposures, forgotten = ({}, []) if self._recent is None else self._recent.drain()
         return Difference(changed, evaluations, names, members, exposures, forgotten)
 
-    def take_totals(self, arm: ArmCounter) -> ArmTotals | None:
-        """Return the totals of a changed arm, None when its rollout was dropped meanwhile."""
+    def take_totals(self, arms: Sequence[ArmCounter]) -> Sequence[ArmTotals]:
+        """Return the totals of changed arms, but of those whose rollout was dropped meanwhile."""
+        return [self._totals_of(arm) for arm in arms if arm.is_counting]
+
+    def _totals_of(self, arm: ArmCounter) -> ArmTotals:
         arm.is_changed = False
         arm.batch_contexts = NO_CONTEXTS
-        if not arm.is_counting:
-            return None
         evaluations = arm.evaluations - arm.noted
         arm.noted = arm.evaluations
         assert arm.arm is not None
-        return ArmTotals(
-            arm.field, arm.flag_key, arm.arm, arm.is_bundled, evaluations, arm.counts()
-        )
+        value = encode_arm(arm.counts())
+        return ArmTotals(arm.field, arm.flag_key, arm.arm, arm.is_bundled, evaluations, value)
 
     def give_own_field(self, place: TotalsField) -> None:
         """Note that an arm, which was stored in a bundle, is stored in a field of its own."""

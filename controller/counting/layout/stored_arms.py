@@ -18,7 +18,6 @@ from schemas.totals import (
     bundle_field,
     decode_arm,
     decode_bundle,
-    encode_arm,
     encode_bundle,
     is_bundle_field,
     parse_field,
@@ -91,13 +90,13 @@ class StoredArms:
 
     def put(self, totals: ArmTotals, fields: dict[str, bytes]) -> None:
         """Put the totals of one arm into its own field, or into its bundle for later."""
-        value, name = encode_arm(totals.counts), totals.field
+        name = totals.field
         if totals.is_bundled:
             bundle_name, head = self._heads[name]
-            self._bundles[bundle_name][name] = head + value
+            self._bundles[bundle_name][name] = head + totals.value
             self._rewritten.add(bundle_name)
         else:
-            fields[name] = value
+            fields[name] = totals.value
             self._own.setdefault((totals.flag_key, name.split("|")[1]), set()).add(name)
 
     def write_bundles(

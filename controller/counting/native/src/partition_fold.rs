@@ -1,7 +1,7 @@
 //! The fold as Python has it: `controller.counting.folding.engine.Fold`.
 //!
 //! Here is each method, in a few lines, and where a panic ends. What the longer ones do is in
-//! `events.rs`, `joining.rs` and `saves.rs`; `arm_counts.rs` takes totals over and hands them out.
+//! `events.rs`, `joining.rs` and `saves.rs`; `arm_counts.rs` takes totals over and writes them.
 
 mod arm_counts;
 mod events;
@@ -330,8 +330,8 @@ impl PartitionFold {
         self.contain(|this| this.difference(py))
     }
 
-    fn take_totals(&mut self, py: Python<'_>, place: usize) -> PyResult<Option<Py<PyAny>>> {
-        self.contain(|this| this.totals_of(py, place))
+    fn take_totals(&mut self, py: Python<'_>, places: Vec<usize>) -> PyResult<Vec<Py<PyAny>>> {
+        self.contain(|this| this.totals_of(py, &places))
     }
 
     fn give_own_field(&mut self, py: Python<'_>, place: &Bound<'_, PyAny>) -> PyResult<()> {

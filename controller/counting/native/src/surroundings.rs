@@ -18,7 +18,6 @@ pub struct Types {
     pub difference: Py<PyAny>,
     pub arm_totals: Py<PyAny>,
     pub sealed_set: Py<PyAny>,
-    pub arm_counts: Py<PyAny>,
 }
 
 /// Those whose records are read natively.

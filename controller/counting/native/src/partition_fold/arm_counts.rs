@@ -1,7 +1,7 @@
-//! The totals of an arm, `schemas.totals.ArmCounts`, taken over and handed out.
+//! The totals of an arm, `schemas.totals.ArmCounts`: taken over, and written as they are stored.
 
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::PyDict;
 
 use crate::arms::{Counts, Histogram};
 
@@ -44,41 +44,104 @@ pub fn taken_over(counts: &Bound<'_, PyAny>) -> PyResult<Counts> {
     })
 }
 
-/// Make an `ArmCounts`, in the order of its fields.
-pub fn handed_out(py: Python<'_>, counts: &Counts, of_type: &Py<PyAny>) -> PyResult<Py<PyAny>> {
-    let latency = dict_of(py, &counts.latency.counts)?;
-    let latency_all = match counts.latency_again.counts.is_empty() {
-        true => latency.clone(),
-        false => dict_of(py, &counts.latency_all().counts)?,
-    };
-    let converted = PyDict::new(py);
-    for (name, count) in &counts.converted {
-        converted.set_item(&**name, count)?;
+/// The bytes of an arm's field: `schemas.totals.encode_arm`, to the byte. What is zero or empty is
+/// left out, and the rest is in the order of the table.
+pub fn as_stored(counts: &Counts) -> Vec<u8> {
+    let mut json = Json { bytes: Vec::with_capacity(256) };
+    json.number("evaluations", counts.evaluations);
+    json.number("exposures", counts.exposures);
+    json.number("switched", counts.switched);
+    json.number("outcomes", counts.outcomes);
+    json.number("errors", counts.errors);
+    json.number("at_risk", counts.at_risk);
+    json.number("first_errors", counts.first_errors);
+    // Names of conversions need no escapes: `schemas.terms.NAME`.
+    json.object("converted", counts.converted.iter(), |bytes, name| {
+        bytes.extend_from_slice(name.as_bytes());
+    });
+    let latency = &counts.latency.counts;
+    json.object("latency", latency.iter(), |bytes, bucket| digits(bytes, i64::from(*bucket)));
+    if counts.latency_again.counts.is_empty() {
+        json.object("latency_all", latency.iter(), |bytes, bucket| {
+            digits(bytes, i64::from(*bucket));
+        });
+    } else {
+        let all = counts.latency_all();
+        json.object("latency_all", all.counts.iter(), |bytes, bucket| {
+            digits(bytes, i64::from(*bucket));
+        });
     }
-    let values = PyTuple::new(
-        py,
-        [
-            counts.evaluations.into_pyobject(py)?.into_any(),
-            counts.exposures.into_pyobject(py)?.into_any(),
-            counts.switched.into_pyobject(py)?.into_any(),
-            counts.outcomes.into_pyobject(py)?.into_any(),
-            counts.errors.into_pyobject(py)?.into_any(),
-            counts.at_risk.into_pyobject(py)?.into_any(),
-            counts.first_errors.into_pyobject(py)?.into_any(),
-            converted.into_any(),
-            latency.into_any(),
-            latency_all.into_any(),
-            counts.checked.into_pyobject(py)?.into_any(),
-            counts.repeated.into_pyobject(py)?.into_any(),
-        ],
-    )?;
-    of_type.call1(py, values)
+    json.number("checked", counts.checked);
+    json.number("repeated", counts.repeated);
+    json.end()
 }
 
-fn dict_of<'py>(py: Python<'py>, counts: &[(i32, i64)]) -> PyResult<Bound<'py, PyDict>> {
-    let dict = PyDict::new(py);
-    for (bucket, count) in counts {
-        dict.set_item(bucket, count)?;
+/// One JSON object that is being written.
+struct Json {
+    bytes: Vec<u8>,
+}
+
+impl Json {
+    fn name(&mut self, name: &str) {
+        self.bytes.push(if self.bytes.is_empty() { b'{' } else { b',' });
+        self.bytes.push(b'"');
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.extend_from_slice(b"\":");
     }
-    Ok(dict)
+
+    fn number(&mut self, name: &str, number: i64) {
+        if number != 0 {
+            self.name(name);
+            digits(&mut self.bytes, number);
+        }
+    }
+
+    fn object<'a, K: 'a>(
+        &mut self,
+        name: &str,
+        counts: impl Iterator<Item = &'a (K, i64)>,
+        write: impl Fn(&mut Vec<u8>, &K),
+    ) {
+        let mut is_first = true;
+        for (key, count) in counts {
+            if is_first {
+                self.name(name);
+            }
+            self.bytes.extend_from_slice(if is_first { b"{\"" } else { b",\"" });
+            is_first = false;
+            write(&mut self.bytes, key);
+            self.bytes.extend_from_slice(b"\":");
+            digits(&mut self.bytes, *count);
+        }
+        if !is_first {
+            self.bytes.push(b'}');
+        }
+    }
+
+    fn end(mut self) -> Vec<u8> {
+        if self.bytes.is_empty() {
+            self.bytes.push(b'{');
+        }
+        self.bytes.push(b'}');
+        self.bytes
+    }
+}
+
+/// Write a number; formatting by `core::fmt` would take most of a save.
+fn digits(bytes: &mut Vec<u8>, number: i64) {
+    let mut found = [0; 20];
+    let mut at = found.len();
+    let mut rest = number.unsigned_abs();
+    loop {
+        at -= 1;
+        found[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    if number < 0 {
+        bytes.push(b'-');
+    }
+    bytes.extend_from_slice(&found[at..]);
 }

@@ -65,19 +65,24 @@ impl PartitionFold {
         Ok(difference)
     }
 
-    pub fn totals_of(&mut self, py: Python<'_>, place: usize) -> PyResult<Option<Py<PyAny>>> {
-        let Some(arm) = self.fold.arms.get_mut(place).and_then(Option::as_mut) else {
-            return Ok(None);
-        };
-        arm.is_changed = false;
-        arm.end_batch();
-        let evaluations = arm.counts.evaluations - arm.noted;
-        arm.noted = arm.counts.evaluations;
-        let arm = self.fold.arm(place);
-        let counts = arm_counts::handed_out(py, &arm.counts, &self.types.arm_counts)?;
-        let kind = self.arm_of(py, arm.kind);
-        let totals = (&*arm.field, &*arm.flag_key, kind, arm.is_bundled, evaluations, counts);
-        Ok(Some(self.types.arm_totals.call1(py, totals)?))
+    /// The totals of changed arms, but of those whose rollout was dropped meanwhile.
+    pub fn totals_of(&mut self, py: Python<'_>, places: &[usize]) -> PyResult<Vec<Py<PyAny>>> {
+        let mut taken = Vec::with_capacity(places.len());
+        for &place in places {
+            let Some(arm) = self.fold.arms.get_mut(place).and_then(Option::as_mut) else {
+                continue;
+            };
+            arm.is_changed = false;
+            arm.end_batch();
+            let evaluations = arm.counts.evaluations - arm.noted;
+            arm.noted = arm.counts.evaluations;
+            let arm = self.fold.arm(place);
+            let value = PyBytes::new(py, &arm_counts::as_stored(&arm.counts));
+            let kind = self.arm_of(py, arm.kind);
+            let totals = (&*arm.field, &*arm.flag_key, kind, arm.is_bundled, evaluations, value);
+            taken.push(self.types.arm_totals.call1(py, totals)?);
+        }
+        Ok(taken)
     }
 
     pub fn note_own_field(&mut self, py: Python<'_>, place: &Bound<'_, PyAny>) -> PyResult<()> {
