@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import structlog
 
@@ -132,8 +132,7 @@ def _beside_counts(evidence: Evidence) -> tuple[object, ...]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class WatchView:
+class WatchView(NamedTuple):
     """Whether a live rollout of this replica is watched."""
 
     flag_key: str

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -57,6 +58,9 @@ class WorkerPool:
         self._dependencies = dependencies
         self._clock = dependencies.clock
         self._runs: dict[str, WorkerRun] = {}
+        #: Kept up to date by the workers: several loops ask for them each second.
+        self._rollouts: dict[str, Rollout] = {}
+        self._at_asking_gates: set[str] = set()
         self._broken: dict[str, str] = {}
         self._group: asyncio.TaskGroup | None = None
         self._stop_listeners: list[Callable[[str], None]] = []
@@ -87,12 +91,7 @@ class WorkerPool:
     @property
     def rollouts(self) -> Mapping[str, Rollout]:
         """The rollouts that run here, without those of flags that were retired."""
-        rollouts = ((key, run.worker.rollout) for key, run in self._runs.items())
-        return {
-            key: rollout
-            for key, rollout in rollouts
-            if rollout is not None and not isinstance(rollout.phase, Retired)
-        }
+        return dict(self._rollouts)
 
     @property
     def judgements(self) -> Mapping[str, tuple[Rollout, Judgement]]:
@@ -102,13 +101,7 @@ class WorkerPool:
     @property
     def judged_gates(self) -> Mapping[str, tuple[Rollout, Judgement]]:
         """Those of rollouts with gate webhooks that wait at a gate."""
-        return self._judged(
-            key
-            for key, run in self._runs.items()
-            if (rollout := run.worker.rollout) is not None
-            and isinstance(rollout.phase, Gating)
-            and rollout.plan.gate_webhooks
-        )
+        return self._judged(self._at_asking_gates)
 
     def _judged(self, flag_keys: Iterable[str]) -> Mapping[str, tuple[Rollout, Judgement]]:
         present = {}
@@ -182,7 +175,9 @@ class WorkerPool:
         run = self._runs.get(flag_key)
         if run is None:
             assert self._group is not None
-            run = self._runs[flag_key] = WorkerRun(FlagWorker(flag_key, self._dependencies))
+            follow = partial(self._follow, flag_key)
+            worker = FlagWorker(flag_key, self._dependencies, follow)
+            run = self._runs[flag_key] = WorkerRun(worker)
             work = self._keep_running(flag_key, run)
             run.task = self._group.create_task(work, name=f"worker:{flag_key}")
         return run
@@ -196,9 +191,21 @@ class WorkerPool:
             run.task = None  # it ends in an error whose frames hold the run: again a cycle
         self._leave(flag_key, run)
 
+    def _follow(self, flag_key: str, rollout: Rollout | None) -> None:
+        """Note the rollout that a worker has saved or loaded."""
+        if rollout is None or isinstance(rollout.phase, Retired):
+            self._rollouts.pop(flag_key, None)
+        else:
+            self._rollouts[flag_key] = rollout
+        if rollout is not None and isinstance(rollout.phase, Gating) and rollout.plan.gate_webhooks:
+            self._at_asking_gates.add(flag_key)
+        else:
+            self._at_asking_gates.discard(flag_key)
+
     def _leave(self, flag_key: str, run: WorkerRun) -> None:
         """Clear what was reported about a flag that runs here no longer."""
         run.worker.abandon()
+        self._follow(flag_key, None)
         self._broken.pop(flag_key, None)
         self._dependencies.faults.clear(Scope.FLAG, flag_key, reporter=_WORKER)
         for listener in self._stop_listeners:

@@ -116,6 +116,7 @@ class RolloutViews:
     def holders(self) -> Sequence[Holder]:
         """Return, for every live rollout that needs watching, which replica runs it."""
         owned = {number for _, number in self._deciding.follower.owned}
+        judged: dict[int, tuple[bool, str | None]] = {}  # by command partition
         holders = []
         for flag_key, rollout in self._registry.rollouts.items():
             if not needs_watching(rollout):
@@ -124,7 +125,9 @@ class RolloutViews:
                 number = self._deciding.topic.home_of(flag_key)
             except KeyError:  # the number of partitions is not known yet
                 continue
-            is_claimed, why = self._claims.judge(number, is_owned=number in owned)
+            if number not in judged:
+                judged[number] = self._claims.judge(number, is_owned=number in owned)
+            is_claimed, why = judged[number]
             is_watched = is_claimed and self._claims.is_seen(number, flag_key)
             holders.append(Holder(flag_key, rollout, is_claimed, why, is_watched))
         return holders

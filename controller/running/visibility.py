@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import structlog
 
@@ -66,8 +66,7 @@ class View(Protocol):
     def trouble(self) -> str: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Unseen:
+class Unseen(NamedTuple):
     """A rollout of which this replica has only the document: no worker runs it here yet."""
 
     flag_key: str
@@ -78,8 +77,7 @@ class Unseen:
     trouble: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(NamedTuple):
     """Which replica runs a live rollout, as far as the claims of all replicas say."""
 
     flag_key: str
@@ -118,7 +116,7 @@ class WatchedRollouts(Protocol):
         """Return the rollouts that this replica should watch."""
 
     def holders(self) -> Iterable[Holder]:
-        """Return which replica runs each live rollout."""
+        """Return which replica runs each live rollout that needs watching."""
 
 
 class AlertQueue(Protocol):
@@ -204,11 +202,7 @@ class Visibility:
         now = self._clock.monotonic()
         self._cause = None
         views = [view for view in self._rollouts.views() if needs_watching(view.rollout)]
-        holders = {
-            holder.flag_key: holder
-            for holder in self._rollouts.holders()
-            if needs_watching(holder.rollout)
-        }
+        holders = {holder.flag_key: holder for holder in self._rollouts.holders()}
         here = {view.flag_key for view in views}
         self._unheld = frozenset(key for key, one in holders.items() if one.why is not None)
         for flag_key in self._watched_since.keys() - here:

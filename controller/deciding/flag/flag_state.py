@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -78,13 +78,16 @@ class FlagState:
         outbox: Outbox,
         encoder: EffectEncoder,
         store: StoreTrouble,
+        on_rollout: Callable[[Rollout | None], None],
     ) -> None:
+        """`on_rollout` is called with each rollout that is saved or loaded."""
         self._flag_key = flag_key
         self._dependencies = dependencies
         self._outbox = outbox
         self._encoder = encoder
         self._store = store
-        self.rollout: Rollout | None = None
+        self._rollout: Rollout | None = None
+        self._on_rollout = on_rollout
         self.tests = SequentialTests()
         self.bake = BakeClock(dependencies.clock)
         self._token = 0  # of the last save; the store compares it
@@ -93,6 +96,15 @@ class FlagState:
         self._tests_saved_at = 0.0
         self._saved_tests = self.tests
         self._logger = structlog.get_logger().bind(flag_key=flag_key)
+
+    @property
+    def rollout(self) -> Rollout | None:
+        """The rollout as saved last."""
+        return self._rollout
+
+    def _take(self, rollout: Rollout | None) -> None:
+        self._rollout = rollout
+        self._on_rollout(rollout)
 
     # --- saving ---
 
@@ -139,7 +151,9 @@ class FlagState:
         if not is_saved:
             self._logger.warning("save_overtaken", token=self._token)
             return None
-        self.rollout, self.tests = after, tests
+        if is_changed:
+            self._take(after)
+        self.tests = tests
         self._token, self._tests_saved_at, self._saved_tests = self._token + 1, now, tests
         if after is not None:
             self.bake.follow(after, after.updated_at)
@@ -240,11 +254,12 @@ class FlagState:
             what_happened = what_happened or "lost"
             stored = await self.read()
             lost = self._lost(stored, newest)
-        self.rollout, self._token = stored.rollout, stored.token
+        rollout, self._token = stored.rollout, stored.token
         self._last_revision, self._is_loaded = stored.last_revision, True
-        if self.rollout is not None:
+        if rollout is not None:
             # This replica's settings count, not those of the replica that saved it.
-            self.rollout = replace(self.rollout, has_advisor=self._dependencies.has_advisor)
+            rollout = replace(rollout, has_advisor=self._dependencies.has_advisor)
+        self._take(rollout)
         self.tests = self._saved_tests = self._decoded(stored.tests)
         self.bake.follow(stored.rollout, self._dependencies.clock.now())
         self._outbox.reload(stored.outbox, lost)

@@ -16,6 +16,7 @@ replica (`worker_pool.py`).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
@@ -62,7 +63,13 @@ START_UP = "start-up"
 class FlagWorker:
     """Runs one flag."""
 
-    def __init__(self, flag_key: str, dependencies: WorkerDependencies) -> None:
+    def __init__(
+        self,
+        flag_key: str,
+        dependencies: WorkerDependencies,
+        on_rollout: Callable[[Rollout | None], None] = lambda _: None,
+    ) -> None:
+        """`on_rollout` is called with each rollout that is saved or loaded."""
         self.flag_key = flag_key
         self.inbox = FlagInbox()
         self._dependencies = dependencies
@@ -70,7 +77,9 @@ class FlagWorker:
         self._encoder = EffectEncoder(flag_key, dependencies.clock, dependencies.source)
         self._store = StoreTrouble(flag_key, dependencies)
         self.outbox = Outbox(flag_key, dependencies, self._encoder)
-        self._state = FlagState(flag_key, dependencies, self.outbox, self._encoder, self._store)
+        self._state = FlagState(
+            flag_key, dependencies, self.outbox, self._encoder, self._store, on_rollout
+        )
         self._answers = CommandAnswers(flag_key, dependencies, self.outbox, self._store)
         self._judge = EvidenceJudge(dependencies.clock)
         self._safeguards = Safeguards(flag_key, dependencies, self._state, self.outbox)

@@ -15,7 +15,7 @@ from controller.deciding.totals_reader import WatchView
 from controller.errors import StoreUnavailable
 from controller.health import Faults, Scope
 from controller.running.claims import Claims, Knowledge
-from controller.running.visibility import Holder, View, Visibility
+from controller.running.visibility import Holder, View, Visibility, needs_watching
 from controller.telemetry import Metrics
 from schemas.terms import Severity
 from tests.builders import T0, make_rollout
@@ -104,6 +104,8 @@ class Replica:
 
     def holders(self) -> Sequence[Holder]:
         """Return what is known of who runs the flag."""
+        if not needs_watching(self.rollout):
+            return []
         is_claimed, why = self.claims.judge(3, is_owned=3 in self.owned)
         flag_key = self.rollout.flag_key
         is_watched = is_claimed and self.claims.is_seen(3, flag_key)

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 
 import pytest
@@ -164,7 +164,7 @@ class Bench:
                 self.rollout.flag_key, self.rollout, evidence, read_at, handled_at, self.trouble
             )
         view = self._view or WatchView(self.rollout.flag_key, self.rollout, None, None)
-        return [replace(view, rollout=self.rollout)]
+        return [view._replace(rollout=self.rollout)]
 
     def passes(self, seconds: int) -> None:
         """Look once a second."""
