@@ -479,7 +479,7 @@ async def test_what_fails_beside_the_planes_ends_no_plane() -> None:
     def fail(flag_key: str, alert: RaiseAlert) -> None:
         raise KeyError(flag_key)
 
-    told.alert = fail  # type: ignore[method-assign, assignment]
+    told.alert = fail  # type: ignore[method-assign]
     async with told.running(plane) as actuation:
         actuation.request(decided())
         await settled()
