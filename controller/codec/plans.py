@@ -107,12 +107,15 @@ def _for_document(core: object, fields: _Fields) -> dict[str, Any]:
 # --- from the document ---
 
 
-def to_core_plan(document: PlanDocument) -> Plan:
-    """Return the plan in the core's units, every default filled in, with the hash as version."""
+def to_core_plan(document: PlanDocument, *, version: str | None = None) -> Plan:
+    """Return the plan in the core's units, every default filled in.
+
+    `version` is the one that is stored with it; None: its hash, which takes longer than all else.
+    """
     shares_with_control = [stage.percent for stage in document.stages if stage.percent < 100]
     last_with_control = max(shares_with_control, default=100.0)
     plan = Plan(
-        version="",
+        version=version or "",
         **_for_core(document, _PLAN_FIELDS),
         **_for_core(document.variants, _VARIANT_FIELDS),
         stages=tuple(
@@ -145,7 +148,7 @@ def to_core_plan(document: PlanDocument) -> Plan:
         split=tuple((share.name, share.weight) for share in document.variants.split),
         values=_with_one_number_type(document.variants.values),
     )
-    return replace(plan, version=plan_version(plan))
+    return plan if version is not None else replace(plan, version=plan_version(plan))
 
 
 def plan_version(plan: Plan) -> str:

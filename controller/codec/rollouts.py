@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import replace
 from datetime import datetime
 from functools import cache
 from typing import Any, Final, TypeVar
@@ -194,7 +193,7 @@ def _from_indexed(document: state.RolloutState) -> Rollout:
         flag_key=document.flag,
         rollout_id=document.rollout_id,
         revision=document.revision,
-        plan=replace(to_core_plan(document.plan), version=document.plan_version),
+        plan=to_core_plan(document.plan, version=document.plan_version),
         phase=_core_phase(document.phase),
         percent=document.percent if document.stage_percent is None else document.stage_percent,
         visits=tuple(map(_core_visit, document.visits)),

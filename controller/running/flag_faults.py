@@ -133,6 +133,7 @@ class LargeStates:
         self._faults = faults
         self._most_bytes = most_bytes
         self._reasons: dict[str, str] = {}
+        self._measured: dict[str, tuple[str, int, int]] = {}  # by flag: which document
 
     @property
     def reasons(self) -> Mapping[str, str]:
@@ -142,6 +143,10 @@ class LargeStates:
     def update(self, rollout: Rollout) -> None:
         """Measure the newest rollout of a flag: a listener of the registry."""
         flag_key = rollout.flag_key
+        document = rollout.rollout_id, rollout.revision, len(rollout.visits)
+        if self._measured.get(flag_key) == document:
+            return  # it came from the state topic, and now from its worker, or the other way round
+        self._measured[flag_key] = document
         effect_id = f"{flag_key}/{rollout.revision}/0"
         size = len(state_event(rollout, effect_id, rollout.updated_at))
         most = self._most_bytes(flag_key)
