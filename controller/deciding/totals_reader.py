@@ -46,6 +46,10 @@ COMPARED_PER_TURN = 200  # flags that get nothing because nothing is new; a few 
 LOOK_SHARE = 0.5
 LOOK_SHARE_BEHIND = 0.1
 BEHIND_RECORDS = 50_000
+#: Where there are so many flags, or so much to count, that each is looked at less often than this,
+#: people are told once. It is no fault of any of them.
+TOLD_FROM_SECONDS = 5.0
+_LOOKS = "looks"
 #: The reporter of flags whose totals cannot be read, which alone clears them.
 _SHOWING = "showing evidence"
 
@@ -168,12 +172,23 @@ class TotalsReader:
         self._faults = faults
         self._saved = asyncio.Event()
         self._known: Known | None = None
+        #: For how long each flag waited for its turn in the last pass, and in the present one.
+        self._turn_seconds = 0.0
+        self._present_turn_seconds = 0.0
         self._given: dict[str, Given] = {}  # by flag
         #: By flag, the newest evidence, and when it was read (monotonic seconds).
         self._evidence: dict[str, tuple[Evidence, float]] = {}
         self._unread: set[str] = set()  # flags whose totals could not be read or used
         self._logger = structlog.get_logger()
         pool.on_stop(self.forget)
+
+    @property
+    def turn_seconds(self) -> float:
+        """How long a flag waits for its turn while all is well: the time between two looks at it.
+
+        Time in which nothing gets on, as while Redis hangs, is no part of it.
+        """
+        return max(self._turn_seconds, self._present_turn_seconds)
 
     def views(self) -> Sequence[WatchView]:
         """Return how well each rollout that runs here and has not ended is watched."""
@@ -231,6 +246,7 @@ class TotalsReader:
             try:
                 await self._read(has_saved=has_saved)
                 self._faults.clear(Scope.PART, "totals")
+                self._end_turn()
             except OperatingTrouble as trouble:
                 self._logger.warning("totals_unavailable", error=str(trouble))
             except Exception as mistake:  # ours: totals must go on being read
@@ -242,6 +258,22 @@ class TotalsReader:
             # Bounded: after a read that Redis did not answer, harm must not wait for ten more.
             pause = min(seconds * (1 / READ_TIME_SHARE - 1), READ_EVERY_SECONDS)
             pause = max(pause, READ_AT_MOST_EVERY_SECONDS)
+
+    def _end_turn(self) -> None:
+        """Note that all flags had their turn, and tell people where that took long."""
+        self._turn_seconds, self._present_turn_seconds = self._present_turn_seconds, 0.0
+        if self._turn_seconds <= TOLD_FROM_SECONDS:
+            self._faults.clear(Scope.PART, _LOOKS)
+            return
+        why = (
+            f"each of {len(self._evidence):,} rollouts is looked at only every "
+            f"{self._turn_seconds:.0f} s, so harm is found that much later"
+        )
+        fix = (
+            "wait where events are caught up with; else add a replica, or end rollouts that nobody "
+            "needs any more"
+        )
+        self._faults.report(Scope.PART, _LOOKS, why, fix)
 
     async def _read(self, *, has_saved: bool) -> None:
         """Read the totals of all flags, many in one round trip per partition.
@@ -268,7 +300,7 @@ class TotalsReader:
             if self._is_all_known(known, wanted, progress):
                 await self._give_all(live, known.totals, progress, [*wanted])
                 return
-        self._known = None
+        self._known, self._present_turn_seconds = None, 0.0
         now = self._clock.monotonic()
         fences: Mapping[str, int] | None = None
         found: dict[str, Mapping[int, VisitTotals]] = {}
@@ -295,6 +327,7 @@ class TotalsReader:
 
         Return them, None where they had to be read one by one.
         """
+        began = self._clock.monotonic()
         try:
             totals, partitions = await self._totals.read(keys, wanted)
         except OperatingTrouble:
@@ -304,6 +337,7 @@ class TotalsReader:
             for flag_key, of_flag in wanted.items():
                 await self._read_one(live[flag_key], keys, of_flag)
             return None
+        self._present_turn_seconds += self._clock.monotonic() - began
         progress = Progress(tuple(partitions), self._clock.now())
         await self._give_all(live, totals, progress, [*wanted])
         return totals, progress
@@ -326,6 +360,7 @@ class TotalsReader:
             if given >= FLAGS_PER_TURN or compared >= COMPARED_PER_TURN:
                 await asyncio.sleep(0)  # the workers look
                 await asyncio.sleep((self._clock.monotonic() - began) * (1 / share - 1))
+                self._present_turn_seconds += self._clock.monotonic() - began
                 given, compared, began = 0, 0, self._clock.monotonic()
 
     async def _read_one(self, rollout: Rollout, keys: Sequence[str], visits: Visits) -> None:

@@ -6,7 +6,7 @@ follows from it (`visibility.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -41,12 +41,14 @@ def blindness_of(
     seconds_since_read: float,
     expected_partitions: int,
     partitions: Partitions,
+    turn_seconds: float = 0.0,
 ) -> Blindness | None:
     """Return why guardrails cannot see, None while they can.
 
-    `evidence`: None before totals were read here.
+    `evidence`: None before totals were read here. `turn_seconds`: for how long a rollout waits for
+    its turn to be read, while all is well.
     """
-    if seconds_since_read > READ_WITHIN_SECONDS:
+    if seconds_since_read > READ_WITHIN_SECONDS + turn_seconds:
         least = "at least " if evidence is None else ""
         why = f"its totals have not been read for {least}{seconds_since_read:.0f} s"
         return Blindness(why, seconds_since_read)
@@ -71,11 +73,14 @@ class Partitions:
         now: datetime,
         standing_seconds: Mapping[str, float],
         waiting_seconds: Mapping[str, float] = _NOTHING,
+        newest: Iterable[PartitionProgress] = (),
     ) -> None:
         """`standing_seconds`: by partition, for how long its fence has stood while the log went on.
 
-        `waiting_seconds`: for how long records have waited there without a break.
+        `waiting_seconds`: for how long records have waited there without a break. `newest`: what
+        was read last of each partition; a rollout that waits for its turn has older evidence.
         """
+        self._newest = {one.topic_partition: one for one in newest}
         self._now = now
         self._standing = standing_seconds
         self._waiting = waiting_seconds
@@ -95,7 +100,8 @@ class Partitions:
     def _of(self, partition: PartitionProgress) -> Blindness | None:
         stands = self._standing.get(partition.topic_partition, 0.0)
         waits = self._waiting.get(partition.topic_partition, 0.0)
-        return _of_partition(partition, self._now, stands, waits)
+        newest = self._newest.get(partition.topic_partition, partition)
+        return _of_partition(newest, self._now, stands, waits)
 
 
 def _of_partition(

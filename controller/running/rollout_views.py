@@ -68,6 +68,11 @@ class RolloutViews:
         return sum(self._deciding.totals.partitions.counts.values())
 
     @property
+    def turn_seconds(self) -> float:
+        """How long a rollout that runs here waits for its turn while all is well."""
+        return self._deciding.totals.turn_seconds
+
+    @property
     def store_trouble(self) -> str | None:
         """Why the store cannot be used."""
         return self._claims.trouble

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, Protocol
 
 import structlog
 
-from controller.core.evidence import Evidence
+from controller.core.evidence import Evidence, PartitionProgress
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.health import Faults, Scope
 from controller.ports import Clock
@@ -30,6 +30,9 @@ from schemas.terms import AlertKind, Severity
 CHECK_EVERY_SECONDS: Final = 1.0
 #: A worker gets totals every second, and saves what follows from them in milliseconds.
 HANDLED_WITHIN_SECONDS: Final = 5.0
+#: With very many rollouts, or far behind the log, each waits for its turn. Beyond this nobody can
+#: speak of watching.
+MOST_TURN_SECONDS: Final = 60.0
 #: A reason has to last: a partition that moves between replicas has no owner for a moment.
 CONFIRMED_AFTER_SECONDS: Final = 2.0
 #: A replica that has just begun to watch a rollout waits this long before it alerts.
@@ -98,6 +101,10 @@ class WatchedRollouts(Protocol):
     @property
     def expected_partitions(self) -> int:
         """How many event partitions there are."""
+
+    @property
+    def turn_seconds(self) -> float:
+        """How long a rollout that runs here waits for its turn while all is well."""
 
     @property
     def store_trouble(self) -> str | None:
@@ -169,6 +176,7 @@ class Visibility:
         self._watched_since: dict[str, tuple[str, float]] = {}  # by flag: rollout, since when
         self._fences: dict[str, _FencePosition] = {}
         self._partitions = Partitions(clock.now(), {})  # at the present check
+        self._turn_seconds = 0.0  # for which a rollout may wait for its turn
         self._episodes: dict[str, _Episode] = {}
         self._seen_at: dict[str, tuple[str, float]] = {}  # by flag: rollout, seen watched last
         self._seen_here: frozenset[str] = frozenset()
@@ -225,6 +233,8 @@ class Visibility:
         blind, expected = self._rollouts.why_all_blind(), self._rollouts.expected_partitions
         # A takeover needs time. It is not what is waited for while the store says nothing.
         has_grace = self._rollouts.why_store_silent() is None
+        turn = self._rollouts.turn_seconds if has_grace else 0.0
+        self._turn_seconds = min(turn, MOST_TURN_SECONDS)
         seen = []
         for view in views:
             rollout, holder = view.rollout, holders.get(view.flag_key)
@@ -265,10 +275,12 @@ class Visibility:
         if view.trouble:
             return Blindness(view.trouble)
         read_at = since if view.read_at is None else max(view.read_at, since)
-        found = blindness_of(view.evidence, now - read_at, expected, self._partitions)
+        found = blindness_of(
+            view.evidence, now - read_at, expected, self._partitions, self._turn_seconds
+        )
         handled_at = since if view.handled_at is None else max(view.handled_at, since)
         unhandled = now - handled_at
-        if found is None and unhandled > HANDLED_WITHIN_SECONDS:
+        if found is None and unhandled > HANDLED_WITHIN_SECONDS + self._turn_seconds:
             least = "at least " if view.handled_at is None else ""
             why = f"its worker has handled no totals for {least}{unhandled:.0f} s"
             return Blindness(why, unhandled)
@@ -297,9 +309,13 @@ class Visibility:
     def _follow_fences(self, views: Sequence[View], now: float) -> None:
         """Note where each partition's fence stands, by the newest evidence of all rollouts."""
         newest: dict[str, tuple[int, bool]] = {}
+        read_last: dict[str, PartitionProgress] = {}
         found = [view.evidence.partitions for view in views if view.evidence is not None]
         for partitions in {id(each): each for each in found}.values():  # what was read together
             for one in partitions:
+                last = read_last.get(one.topic_partition)
+                if last is None or one.reported_at >= last.reported_at:
+                    read_last[one.topic_partition] = one
                 offset, _ = newest.get(one.topic_partition, (-1, False))
                 if one.next_offset >= offset:
                     has_more = one.end_offset > one.next_offset
@@ -314,7 +330,7 @@ class Visibility:
                 self._fences[partition] = _FencePosition(offset, now, fence.waiting_since)
         stands = {name: now - fence.since for name, fence in self._fences.items()}
         waits = {name: now - fence.waiting_since for name, fence in self._fences.items()}
-        self._partitions = Partitions(self._clock.now(), stands, waits)
+        self._partitions = Partitions(self._clock.now(), stands, waits, read_last.values())
 
     def _follow(
         self,

@@ -180,6 +180,7 @@ class OwnViews:
 
     expected_partitions = 1
     store_trouble = None
+    turn_seconds = 0.0
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica

@@ -21,7 +21,7 @@ from controller.deciding.totals_reader import (
     TotalsReader,
 )
 from controller.errors import StoreUnavailable
-from controller.health import Faults
+from controller.health import Faults, Scope
 from tests.builders import T0, make_rollout
 from tests.gate_webhooks import Webhooks
 from tests.monitoring import Monitoring
@@ -189,11 +189,15 @@ async def test_looks_at_many_flags_leave_time_to_others(lag: int, others: int) -
         Monitoring(),
         Webhooks(),
         clock=clock,
-        faults=Faults(lambda: T0),
+        faults=(faults := Faults(lambda: T0)),
     )
     with suppress(TimeoutError):
-        async with asyncio.timeout(10 * others):
+        async with asyncio.timeout(10 * others + 1.5):
             await reader.run()
+    assert reader.turn_seconds > 0.75 * (others + 1) * clock.worked
+    fault = faults.of(Scope.PART, "looks")
+    assert fault is not None
+    assert fault.why.startswith("each of 100 rollouts is looked at only every")
     pauses = [later - at - 0.1 for at, later in pairwise(pool.looks)]
     assert len(pool.looks) >= 100
     assert sum(pauses) >= 0.75 * others * clock.worked  # there is none after the last few

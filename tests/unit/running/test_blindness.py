@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 from controller.core.evidence import Evidence, PartitionProgress
@@ -51,3 +52,13 @@ def test_totals_that_were_never_read_here_may_be_unread_for_longer() -> None:
     """A process that has just started does not know since when nobody reads them."""
     found = blindness_of(None, 8.0, 1, Partitions(T0, {}))
     assert found == Blindness("its totals have not been read for at least 8 s", 8.0)
+
+
+def test_older_evidence_is_judged_by_what_was_read_last() -> None:
+    """A rollout that waits for its turn must not take its partitions for silent."""
+    old, new = evidence_of(0), evidence_of(0)
+    now = T0 + timedelta(seconds=20)
+    newest = [replace(one, reported_at=now) for one in new.partitions]
+    assert blindness_of(old, 20.0, 1, Partitions(now, {}, {}, newest), 30.0) is None
+    assert blindness_of(old, 20.0, 1, Partitions(now, {}), 30.0) is not None
+    assert blindness_of(old, 36.0, 1, Partitions(now, {}, {}, newest), 30.0) is not None

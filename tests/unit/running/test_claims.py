@@ -77,6 +77,7 @@ class Replica:
 
     expected_partitions = 0
     store_trouble = None
+    turn_seconds = 0.0
 
     def unseen(self) -> Mapping[int, Sequence[str]]:
         """Return the flag, unless its guardrails see here."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import structlog
@@ -77,6 +78,11 @@ class Watched:
         return self._bench.expected
 
     @property
+    def turn_seconds(self) -> float:
+        """How long a rollout waits for its turn."""
+        return self._bench.turn_seconds
+
+    @property
     def store_trouble(self) -> str | None:
         """Why the store cannot be used."""
         return self._bench.store_trouble
@@ -119,6 +125,7 @@ class Bench:
         self.holders: list[Holder] = []
         self.store_trouble: str | None = None
         self.store_silent: str | None = None
+        self.turn_seconds = 0.0
         self.faults = Faults(self.clock.now)
         self._progress: dict[str, PartitionProgress] = {}
         self._view: WatchView | None = None
@@ -492,3 +499,28 @@ def test_old_events_of_a_log_that_is_counted_to_its_end_are_no_lag() -> None:
     bench.partitions["request.outcomes/1"].lag = timedelta(hours=1)
     bench.passes(300)
     assert bench.raised == []
+
+
+@pytest.mark.parametrize(
+    ("turn", "silent", "earliest", "latest"),
+    [
+        (30.0, None, 36, 39),  # five seconds after its turn was due, confirmed for two
+        (600.0, None, 66, 69),  # no turn is longer than a minute
+        (30.0, "Redis has not answered for 9 s", 6, 9),  # that is no turn to wait for
+    ],
+)
+def test_a_rollout_that_waits_for_its_turn_among_thousands_is_watched(
+    turn: float, silent: str | None, earliest: int, latest: int
+) -> None:
+    """It is looked at seldom, and nothing is broken: thousands of alerts would say nothing more."""
+    bench = Bench()
+    bench.passes(20)
+    read_at = bench.clock.monotonic()
+    watched: Any = bench.visibility._rollouts
+    seen: Any = bench.views
+    watched.views = lambda: [view._replace(read_at=read_at, handled_at=read_at) for view in seen()]
+    bench.turn_seconds, bench.store_silent = turn, silent
+    bench.passes(earliest - 1)
+    assert bench.raised == []
+    bench.passes(latest - earliest + 1)
+    assert len(bench.raised) == 1
