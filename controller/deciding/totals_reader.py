@@ -8,14 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import NamedTuple, Protocol
 
 import structlog
 
-from controller.core.evidence import Evidence, PartitionProgress, VisitTotals
-from controller.core.judging.staleness import Age, ages
+from controller.core.evidence import Evidence, VisitTotals
 from controller.core.rollout import Rollout
 from controller.deciding.event_partitions import EventPartitions
 from controller.deciding.evidence_reader import visits_to_read
@@ -23,6 +20,7 @@ from controller.deciding.external_readings import ExternalReadings
 from controller.deciding.flag.flag_inbox import NewTotals
 from controller.deciding.flag.flag_worker import FlagWorker
 from controller.deciding.gate_questions import GateQuestions
+from controller.deciding.given_evidence import READ_EVERY_SECONDS, Given, Known, Progress, Visits
 from controller.deciding.worker_pool import WorkerPool
 from controller.errors import OperatingTrouble
 from controller.health import Faults, Scope
@@ -31,7 +29,6 @@ from controller.ports import Clock, GateWebhooks, Queries, Totals
 #: Totals are read this often at most, and at least every `READ_EVERY_SECONDS`. In between, reading
 #: takes no more than this share of the time, as far as that leaves one read a second.
 READ_AT_MOST_EVERY_SECONDS = 0.1
-READ_EVERY_SECONDS = 1.0
 READ_TIME_SHARE = 0.1
 #: While no fence moves, nothing is counted. All totals are read again all the same so often: what
 #: moves no fence is somebody's repair.
@@ -53,87 +50,12 @@ _LOOKS = "looks"
 #: The reporter of flags whose totals cannot be read, which alone clears them.
 _SHOWING = "showing evidence"
 
-Visits = tuple[str, Sequence[int]]
-"""A rollout's id and the numbers of its visits."""
-
 
 class Actuation(Protocol):
     """What the flag planes serve, as far as evidence has to say it."""
 
     def drift(self, rollout: Rollout) -> str | None:
         """Return which plane does not serve what was decided, None when all do."""
-
-
-class Progress:
-    """The event partitions as they were read together, and what of them is too old for a plan."""
-
-    def __init__(self, partitions: tuple[PartitionProgress, ...], at: datetime) -> None:
-        self.partitions = partitions
-        self.at = at
-        self.losses = tuple(partition.losses for partition in partitions)
-        self.fences = {one.topic_partition: one.next_offset for one in partitions}
-        self._ages: dict[timedelta, frozenset[tuple[str, Age]]] = {}
-
-    def ages(self, fresh_within: timedelta) -> frozenset[tuple[str, Age]]:
-        """Return what is too old, or of the future; most plans have the same `fresh_within`."""
-        if fresh_within not in self._ages:
-            self._ages[fresh_within] = ages(self.partitions, fresh_within, self.at)
-        return self._ages[fresh_within]
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """All totals as they were read last, and where the fences stood before."""
-
-    read_at: float  # monotonic seconds
-    fences: Mapping[str, int]
-    wanted: Mapping[str, Visits]
-    totals: Mapping[str, Mapping[int, VisitTotals]]
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """The evidence that a flag's worker got last."""
-
-    rollout: Rollout
-    evidence: Evidence
-    progress: Progress
-    at: float  # monotonic seconds
-
-    def is_enough(
-        self,
-        rollout: Rollout,
-        evidence: Evidence,
-        progress: Progress,
-        worker: FlagWorker,
-        now: float,
-    ) -> bool:
-        """Return whether a look at `evidence` now would find the same, but for some time.
-
-        Until the worker has handled what it got last, it gets it again.
-        """
-        if evidence.visits != self.evidence.visits:
-            return False
-        if now - self.at < READ_EVERY_SECONDS:
-            return True
-        within = rollout.plan.fresh_within
-        return (
-            rollout is self.rollout
-            and worker.has_handled(self.at, evidence.at)
-            and progress.ages(within) == self.progress.ages(within)
-            and progress.losses == self.progress.losses
-            and _beside_counts(evidence) == _beside_counts(self.evidence)
-        )
-
-
-def _beside_counts(evidence: Evidence) -> tuple[object, ...]:
-    """Return what decides something beside counts and partitions."""
-    return (
-        evidence.expected_partitions,
-        evidence.actuation_drift,
-        evidence.readings,
-        evidence.replies,
-    )
 
 
 class WatchView(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 import pytest
 
@@ -488,55 +487,3 @@ async def test_what_fails_beside_the_planes_ends_no_plane() -> None:
         actuation.request(decided(percent=50, revision=2))
         await asyncio.sleep(5.1)
         assert await served(plane) == 50
-
-
-class CountingPlane(MemoryFlagPlane):
-    """Counts how often it is asked."""
-
-    def __init__(self) -> None:
-        super().__init__("counting")
-        self.looks = 0
-
-    async def look(self, rollout: Rollout) -> Served:
-        self.looks += 1
-        return await super().look(rollout)
-
-
-@in_virtual_time
-async def test_a_decision_costs_its_own_flag_however_many_there_are() -> None:
-    """Thousands of flags are taken over one by one: each time all would be a quadratic number."""
-    plane, flags = CountingPlane(), 1_000
-    async with Told().running(plane) as actuation:
-        turns = 0
-        real = actuation._turn
-
-        def turn(*arguments: Any) -> tuple[bool, float]:
-            nonlocal turns
-            turns += 1
-            return real(*arguments)
-
-        actuation._turn = turn  # type: ignore[method-assign, assignment]
-        for number in range(flags):
-            actuation.request(decided(f"flag-{number}"))
-            await asyncio.sleep(0)
-        await settled()
-        assert turns == flags
-        assert plane.looks == 2 * flags  # before and after it serves
-        actuation.request(decided("flag-7", percent=50, revision=2))
-        await settled()
-        assert plane.looks == 2 * flags + 2
-        await asyncio.sleep(6)
-        assert plane.looks == 3 * flags + 2  # the next round compares all
-
-
-@in_virtual_time
-async def test_a_round_leaves_turns_to_others() -> None:
-    """A plane in memory answers without a pause, for thousands of flags."""
-    plane, turns = CountingPlane(), 0
-    async with Told().running(plane) as actuation:
-        for number in range(1_000):
-            actuation.request(decided(f"flag-{number}"))
-        while plane.looks < 2_000:
-            await asyncio.sleep(0)
-            turns += 1
-    assert turns >= 10

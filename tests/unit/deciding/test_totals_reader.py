@@ -13,11 +13,11 @@ import pytest
 
 from controller.core.evidence import PartitionProgress, VisitTotals
 from controller.core.rollout import Rollout
+from controller.deciding.given_evidence import READ_EVERY_SECONDS
 from controller.deciding.totals_reader import (
     BEHIND_RECORDS,
     FLAGS_PER_TURN,
     READ_ALL_EVERY_SECONDS,
-    READ_EVERY_SECONDS,
     TotalsReader,
 )
 from controller.errors import StoreUnavailable

@@ -7,15 +7,13 @@ use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::joining::Joined;
 use super::others::Others;
+use super::plain::{plain_evaluation, plain_outcome, PlainEvaluation, PlainOutcome};
 use super::PartitionFold;
 use crate::duplicates::{content_of, content_of_object, NOT_SAMPLED};
 use crate::fold::{Class, Counted, Fold, Outcome};
 use crate::hashing::digest_of;
 use crate::record_batches::{Parts, Records};
-use crate::scan;
 
-/// Furthest that an event's time may be ahead of its record's: `schemas.envelope.MAX_AHEAD_MS`.
-const MAX_AHEAD_MS: i64 = 5 * 60 * 1000;
 /// Records that are scanned before they are counted, so that Python reads those among them that are
 /// not plain in one call: one by one they cost three times as much.
 const AT_ONCE: usize = 512;
@@ -312,64 +310,8 @@ impl PartitionFold {
     }
 }
 
-/// An evaluation that lies plain in its record.
-struct PlainEvaluation<'a> {
-    digest: u64, // of its context
-    flag_key: &'a str,
-    variant: &'a str,
-    time_ms: i64,
-}
-
-#[inline]
-fn plain_evaluation<'a>(parts: &Parts<'a>, latest_ms: i64) -> Option<PlainEvaluation<'a>> {
-    let event = scan::evaluation(parts.value?)?;
-    let timestamp_ms = parts.place.timestamp;
-    let time_ms = event.time_ms.unwrap_or(timestamp_ms);
-    let context_id = event.context_id.or_else(|| parts.key.and_then(scan::context_of_key))?;
-    let is_plain =
-        is_plausible(time_ms, timestamp_ms, latest_ms) && parts.is_structured() == Some(true);
-    let digest = digest_of(context_id.as_bytes());
-    is_plain.then_some(PlainEvaluation {
-        digest,
-        flag_key: event.flag_key,
-        variant: event.variant,
-        time_ms,
-    })
-}
-
-/// An outcome that lies plain in its record.
-struct PlainOutcome<'a> {
-    digest: u64, // of its context
-    time_ms: i64,
-    found: scan::Outcome<'a>,
-}
-
-#[inline]
-fn plain_outcome<'a>(parts: &Parts<'a>, latest_ms: i64) -> Option<PlainOutcome<'a>> {
-    let found = scan::outcome(parts.value?)?;
-    let timestamp_ms = parts.place.timestamp;
-    let time_ms = found.time_ms.unwrap_or(timestamp_ms);
-    let context_id = match found.context_id {
-        Some(context_id) => context_id,
-        None if found.is_known => parts.key.and_then(scan::context_of_key)?,
-        None => return None,
-    };
-    let is_plain =
-        is_plausible(time_ms, timestamp_ms, latest_ms) && parts.is_structured() == Some(true);
-    let digest = digest_of(context_id.as_bytes());
-    is_plain.then_some(PlainOutcome { digest, time_ms, found })
-}
-
 fn borrowed(flags: &[(String, String)]) -> Vec<(&str, &str)> {
     flags.iter().map(|(flag_key, variant)| (flag_key.as_str(), variant.as_str())).collect()
-}
-
-#[inline]
-fn is_plausible(time_ms: i64, timestamp_ms: i64, latest_ms: i64) -> bool {
-    time_ms >= 0
-        && (0..=latest_ms).contains(&timestamp_ms)
-        && time_ms <= latest_ms
-        && time_ms <= timestamp_ms.saturating_add(MAX_AHEAD_MS)
 }
 
 /// Records that are read natively, None for those that Python reads.

@@ -1,0 +1,64 @@
+//! Events that lie plain in their records, as `scan.rs` reads them: with context, time and headers.
+
+use crate::hashing::digest_of;
+use crate::record_batches::Parts;
+use crate::scan;
+
+/// Furthest that an event's time may be ahead of its record's: `schemas.envelope.MAX_AHEAD_MS`.
+const MAX_AHEAD_MS: i64 = 5 * 60 * 1000;
+
+/// An evaluation that lies plain in its record.
+pub struct PlainEvaluation<'a> {
+    pub digest: u64, // of its context
+    pub flag_key: &'a str,
+    pub variant: &'a str,
+    pub time_ms: i64,
+}
+
+#[inline]
+pub fn plain_evaluation<'a>(parts: &Parts<'a>, latest_ms: i64) -> Option<PlainEvaluation<'a>> {
+    let event = scan::evaluation(parts.value?)?;
+    let timestamp_ms = parts.place.timestamp;
+    let time_ms = event.time_ms.unwrap_or(timestamp_ms);
+    let context_id = event.context_id.or_else(|| parts.key.and_then(scan::context_of_key))?;
+    let is_plain =
+        is_plausible(time_ms, timestamp_ms, latest_ms) && parts.is_structured() == Some(true);
+    let digest = digest_of(context_id.as_bytes());
+    is_plain.then_some(PlainEvaluation {
+        digest,
+        flag_key: event.flag_key,
+        variant: event.variant,
+        time_ms,
+    })
+}
+
+/// An outcome that lies plain in its record.
+pub struct PlainOutcome<'a> {
+    pub digest: u64, // of its context
+    pub time_ms: i64,
+    pub found: scan::Outcome<'a>,
+}
+
+#[inline]
+pub fn plain_outcome<'a>(parts: &Parts<'a>, latest_ms: i64) -> Option<PlainOutcome<'a>> {
+    let found = scan::outcome(parts.value?)?;
+    let timestamp_ms = parts.place.timestamp;
+    let time_ms = found.time_ms.unwrap_or(timestamp_ms);
+    let context_id = match found.context_id {
+        Some(context_id) => context_id,
+        None if found.is_known => parts.key.and_then(scan::context_of_key)?,
+        None => return None,
+    };
+    let is_plain =
+        is_plausible(time_ms, timestamp_ms, latest_ms) && parts.is_structured() == Some(true);
+    let digest = digest_of(context_id.as_bytes());
+    is_plain.then_some(PlainOutcome { digest, time_ms, found })
+}
+
+#[inline]
+fn is_plausible(time_ms: i64, timestamp_ms: i64, latest_ms: i64) -> bool {
+    time_ms >= 0
+        && (0..=latest_ms).contains(&timestamp_ms)
+        && time_ms <= latest_ms
+        && time_ms <= timestamp_ms.saturating_add(MAX_AHEAD_MS)
+}
