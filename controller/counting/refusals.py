@@ -25,7 +25,8 @@ from schemas.quarantine import MAX_REFUSALS, Refusal
 #: acknowledged. Raises EventLogUnavailable; a repeat is harmless.
 Quarantine = Callable[[str, int, Sequence[Refusal]], Awaitable[None]]
 
-# What waits at most, of all partitions together: a minute of a flood of which a tenth is refused.
+# What waits at most, of all partitions together: a minute of 3,300 events a second of which a tenth
+# is refused.
 MOST_REFUSALS = 20_000
 MOST_BYTES = 16 * 1024 * 1024
 _OTHER_BYTES = 400  # of a refusal, beside its body and detail

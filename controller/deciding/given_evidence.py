@@ -1,4 +1,4 @@
-"""What of the totals was read and given last, so that nobody reads or looks again for nothing.
+"""Remembers which totals were read and given last, to avoid repeated work.
 
 Pure but for the worker that is asked. Does not belong here: reading, and when workers get what
 (`totals_reader.py`).
@@ -12,11 +12,12 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from controller.core.evidence import Evidence, PartitionProgress, VisitTotals
-from controller.core.judging.staleness import Age, ages
+from controller.core.judging.staleness import Age, ages, uncounted
 from controller.core.rollout import Rollout
 from controller.deciding.flag.flag_worker import FlagWorker
 
-#: Totals are read so often at least, and what a worker got less than so long ago is new enough.
+#: The fences are read so often at least, and the totals where one has moved. What a worker got less
+#: than so long ago is new enough.
 READ_EVERY_SECONDS: Final = 1.0
 
 Visits = tuple[str, Sequence[int]]
@@ -31,6 +32,10 @@ class Progress:
         self.at = at
         self.losses = tuple(partition.losses for partition in partitions)
         self.fences = {one.topic_partition: one.next_offset for one in partitions}
+        #: Partitions with records to count.
+        self.lagging = frozenset(
+            one.topic_partition for one in partitions if one.end_offset > one.next_offset
+        )
         self._ages: dict[timedelta, frozenset[tuple[str, Age]]] = {}
 
     def ages(self, fresh_within: timedelta) -> frozenset[tuple[str, Age]]:
@@ -66,10 +71,12 @@ class Given:
         progress: Progress,
         worker: FlagWorker,
         now: float,
+        turn: timedelta = timedelta(0),
     ) -> bool:
         """Return whether a look at `evidence` now would find the same, but for some time.
 
-        Until the worker has handled what it got last, it gets it again.
+        `now` is in monotonic seconds, `turn` the time until the flag has its next turn.
+        Until the worker has handled what it got last, it gets the totals again.
         """
         if evidence.visits != self.evidence.visits:
             return False
@@ -78,11 +85,20 @@ class Given:
         within = rollout.plan.fresh_within
         return (
             rollout is self.rollout
-            and worker.has_handled(self.at, evidence.at)
+            and worker.has_handled(self.at, evidence.at + turn)
             and progress.ages(within) == self.progress.ages(within)
             and progress.losses == self.progress.losses
+            and (
+                progress.lagging == self.progress.lagging
+                or _is_all_counted(rollout, evidence) == _is_all_counted(rollout, self.evidence)
+            )
             and _beside_counts(evidence) == _beside_counts(self.evidence)
         )
+
+
+def _is_all_counted(rollout: Rollout, evidence: Evidence) -> bool:
+    """Return whether all is counted that has happened in the present visit, as a gap would say."""
+    return uncounted(rollout.plan, rollout.visits[-1], evidence, None, evidence.at) is None
 
 
 def _beside_counts(evidence: Evidence) -> tuple[object, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from typing import NamedTuple, Protocol
 
 import structlog
@@ -30,14 +31,15 @@ from controller.ports import Clock, GateWebhooks, Queries, Totals
 #: takes no more than this share of the time, as far as that leaves one read a second.
 READ_AT_MOST_EVERY_SECONDS = 0.1
 READ_TIME_SHARE = 0.1
-#: While no fence moves, nothing is counted. All totals are read again all the same so often: what
-#: moves no fence is somebody's repair.
+#: While no fence moves, nothing is counted, and only the fences are read. All totals are read again
+#: so often all the same: a manual repair changes totals without moving a fence.
 READ_ALL_EVERY_SECONDS = 30.0
 #: Flags whose totals are read together: what they get is fresh, also where there are thousands.
 FLAGS_PER_READ = 200
-#: Flags whose workers look before the event loop's others have their turn, for so long that looks
-#: take no more than a share of its time, and hold it for milliseconds. A partition with so many
-#: records to count is behind: what is counted is old, and harm is found soonest by catching up.
+#: Flags whose workers look before the event loop's others have their turn. The pause after them is
+#: so long that looks take no more than a share of the loop's time. The share is smaller where a
+#: partition has so many records to count: what is counted is old, and harm is found soonest by
+#: catching up.
 FLAGS_PER_TURN = 20
 COMPARED_PER_TURN = 200  # flags that get nothing because nothing is new; a few microseconds each
 LOOK_SHARE = 0.5
@@ -46,6 +48,8 @@ BEHIND_RECORDS = 50_000
 #: Where there are so many flags, or so much to count, that each is looked at less often than this,
 #: people are told once. It is no fault of any of them.
 TOLD_FROM_SECONDS = 5.0
+#: Where nothing was read or looked at for so long, nobody waits for a turn.
+STUCK_AFTER_SECONDS = 10.0
 _LOOKS = "looks"
 #: The reporter of flags whose totals cannot be read, which alone clears them.
 _SHOWING = "showing evidence"
@@ -63,7 +67,7 @@ class WatchView(NamedTuple):
 
     flag_key: str
     rollout: Rollout
-    evidence: Evidence | None  # the newest that its worker got; None: none yet
+    evidence: Evidence | None  # the newest that was read, given to its worker or not; None: none
     read_at: float | None  # monotonic seconds of it
     handled_at: float | None = None  # when its worker last had handled all it got, saved
     trouble: str = ""  # why its worker handles none: stopped by a mistake, or nothing is saved
@@ -97,6 +101,8 @@ class TotalsReader:
         #: For how long each flag waited for its turn in the last pass, and in the present one.
         self._turn_seconds = 0.0
         self._present_turn_seconds = 0.0
+        self._flags_read = 0  # in the last pass
+        self._got_on_at = clock.monotonic()  # when something was read last
         self._given: dict[str, Given] = {}  # by flag
         #: By flag, the newest evidence, and when it was read (monotonic seconds).
         self._evidence: dict[str, tuple[Evidence, float]] = {}
@@ -110,6 +116,8 @@ class TotalsReader:
 
         Time in which nothing gets on, as while Redis hangs, is no part of it.
         """
+        if self._clock.monotonic() - self._got_on_at > STUCK_AFTER_SECONDS:
+            return 0.0
         return max(self._turn_seconds, self._present_turn_seconds)
 
     def views(self) -> Sequence[WatchView]:
@@ -151,6 +159,7 @@ class TotalsReader:
         for flag_key in list(self._unread):
             self._clear_unread(flag_key)
         self._known = None
+        self._turn_seconds = self._present_turn_seconds = 0.0
         self._given.clear()
         self._evidence.clear()
 
@@ -188,11 +197,11 @@ class TotalsReader:
             self._faults.clear(Scope.PART, _LOOKS)
             return
         why = (
-            f"each of {len(self._evidence):,} rollouts is looked at only every "
+            f"each of {self._flags_read:,} rollouts is looked at only every "
             f"{self._turn_seconds:.0f} s, so harm is found that much later"
         )
         fix = (
-            "wait where events are caught up with; else add a replica, or end rollouts that nobody "
+            "wait while a backlog is counted; else add a replica, or end rollouts that nobody "
             "needs any more"
         )
         self._faults.report(Scope.PART, _LOOKS, why, fix)
@@ -213,6 +222,7 @@ class TotalsReader:
             del self._evidence[flag_key]
         for flag_key in self._unread - wanted.keys():
             self._clear_unread(flag_key)
+        self._flags_read = len(wanted)
         if not wanted:
             return
         keys = self.partitions.keys
@@ -226,16 +236,18 @@ class TotalsReader:
         now = self._clock.monotonic()
         fences: Mapping[str, int] | None = None
         found: dict[str, Mapping[int, VisitTotals]] = {}
+        is_complete = True
         waiting = list(wanted)
         for at in range(0, len(waiting), FLAGS_PER_READ):
             some = {flag_key: wanted[flag_key] for flag_key in waiting[at : at + FLAGS_PER_READ]}
             read = await self._read_some(keys, some, live)
             if read is None:
-                return
+                is_complete = False
+                continue
             totals, progress = read
             fences = progress.fences if fences is None else fences
             found |= totals
-        if fences is not None:
+        if fences is not None and is_complete:
             self._known = Known(now, fences, wanted, found)
 
     def _is_all_known(self, known: Known, wanted: Mapping[str, Visits], progress: Progress) -> bool:
@@ -249,7 +261,6 @@ class TotalsReader:
 
         Return them, None where they had to be read one by one.
         """
-        began = self._clock.monotonic()
         try:
             totals, partitions = await self._totals.read(keys, wanted)
         except OperatingTrouble:
@@ -259,7 +270,6 @@ class TotalsReader:
             for flag_key, of_flag in wanted.items():
                 await self._read_one(live[flag_key], keys, of_flag)
             return None
-        self._present_turn_seconds += self._clock.monotonic() - began
         progress = Progress(tuple(partitions), self._clock.now())
         await self._give_all(live, totals, progress, [*wanted])
         return totals, progress
@@ -275,7 +285,7 @@ class TotalsReader:
         lag = max((one.end_offset - one.next_offset for one in progress.partitions), default=0)
         share = LOOK_SHARE_BEHIND if lag > BEHIND_RECORDS else LOOK_SHARE
         given = compared = 0
-        began = self._clock.monotonic()
+        began = self._got_on_at = self._clock.monotonic()
         for flag_key in waiting:
             given += self._give(live[flag_key], totals.get(flag_key, {}), progress)
             compared += 1
@@ -284,6 +294,7 @@ class TotalsReader:
                 await asyncio.sleep((self._clock.monotonic() - began) * (1 / share - 1))
                 self._present_turn_seconds += self._clock.monotonic() - began
                 given, compared, began = 0, 0, self._clock.monotonic()
+                self._got_on_at = began
 
     async def _read_one(self, rollout: Rollout, keys: Sequence[str], visits: Visits) -> None:
         """Read one flag's totals alone, because those of all could not be read."""
@@ -319,7 +330,10 @@ class TotalsReader:
             )
             if worker is not None:
                 given = self._given.get(flag_key)
-                if given is None or not given.is_enough(rollout, evidence, progress, worker, now):
+                turn = timedelta(seconds=self.turn_seconds)
+                if given is None or not given.is_enough(
+                    rollout, evidence, progress, worker, now, turn
+                ):
                     is_given = True
                     worker.inbox.put_totals(NewTotals(rollout.rollout_id, evidence))
                     self._given[flag_key] = Given(rollout, evidence, progress, now)

@@ -106,7 +106,9 @@ class WorkerPool:
     def _judged(self, flag_keys: Iterable[str]) -> Mapping[str, tuple[Rollout, Judgement]]:
         present = {}
         for key in flag_keys:
-            worker = self._runs[key].worker
+            worker = self.worker(key)
+            if worker is None:
+                continue
             rollout, judgement = worker.rollout, worker.judgement
             if rollout is None or judgement is None or rollout.stage_index is None:
                 continue
@@ -167,6 +169,7 @@ class WorkerPool:
         """Start workers in this group from now on. Those of a group before are gone."""
         for flag_key, run in list(self._runs.items()):
             del self._runs[flag_key]
+            self._follow(flag_key, None)
             self._leave(flag_key, run)
         self._group = group
 
@@ -185,6 +188,7 @@ class WorkerPool:
     async def stop(self, flag_key: str) -> None:
         """Stop a worker: another replica runs the flag now."""
         run = self._runs.pop(flag_key)
+        self._follow(flag_key, None)
         if run.task is not None:
             run.task.cancel()
             await asyncio.wait([run.task])
@@ -193,6 +197,8 @@ class WorkerPool:
 
     def _follow(self, flag_key: str, rollout: Rollout | None) -> None:
         """Note the rollout that a worker has saved or loaded."""
+        if flag_key not in self._runs:
+            rollout = None  # its worker is being stopped, and saved once more
         if rollout is None or isinstance(rollout.phase, Retired):
             self._rollouts.pop(flag_key, None)
         else:
@@ -205,7 +211,6 @@ class WorkerPool:
     def _leave(self, flag_key: str, run: WorkerRun) -> None:
         """Clear what was reported about a flag that runs here no longer."""
         run.worker.abandon()
-        self._follow(flag_key, None)
         self._broken.pop(flag_key, None)
         self._dependencies.faults.clear(Scope.FLAG, flag_key, reporter=_WORKER)
         for listener in self._stop_listeners:

@@ -3,7 +3,8 @@
 A rollout is unwatched while its guardrails cannot see: totals cannot be read, partitions are not
 counted or stand still, saves fail. A gate notices that at the end of a bake; here it is noticed
 during the bake. Nothing is changed by it, because an unwatched flag stays where it is, but people
-are alerted within ten seconds after one of these conditions holds.
+are alerted within ten seconds after one of these conditions holds, and within about a minute where
+each of thousands of rollouts waits for its turn to be looked at.
 
 Belongs here: when people are alerted, and the loop that checks. Does not belong here: what blinds
 guardrails (`blindness.py`), where the evidence comes from (`rollout_views.py`), and how an alert is
@@ -30,8 +31,8 @@ from schemas.terms import AlertKind, Severity
 CHECK_EVERY_SECONDS: Final = 1.0
 #: A worker gets totals every second, and saves what follows from them in milliseconds.
 HANDLED_WITHIN_SECONDS: Final = 5.0
-#: With very many rollouts, or far behind the log, each waits for its turn. Beyond this nobody can
-#: speak of watching.
+#: With very many rollouts, or far behind the log, each waits for its turn. A longer wait counts as
+#: unwatched.
 MOST_TURN_SECONDS: Final = 60.0
 #: A reason has to last: a partition that moves between replicas has no owner for a moment.
 CONFIRMED_AFTER_SECONDS: Final = 2.0
@@ -307,22 +308,21 @@ class Visibility:
             self._end(episode, now, "another replica runs it now, and its guardrails see")
 
     def _follow_fences(self, views: Sequence[View], now: float) -> None:
-        """Note where each partition's fence stands, by the newest evidence of all rollouts."""
-        newest: dict[str, tuple[int, bool]] = {}
-        read_last: dict[str, PartitionProgress] = {}
+        """Note where each partition's fence stands, by what was reported last of it.
+
+        A rollout that waits for its turn has older evidence.
+        """
+        newest: dict[str, PartitionProgress] = {}
         found = [view.evidence.partitions for view in views if view.evidence is not None]
         for partitions in {id(each): each for each in found}.values():  # what was read together
             for one in partitions:
-                last = read_last.get(one.topic_partition)
-                if last is None or one.reported_at >= last.reported_at:
-                    read_last[one.topic_partition] = one
-                offset, _ = newest.get(one.topic_partition, (-1, False))
-                if one.next_offset >= offset:
-                    has_more = one.end_offset > one.next_offset
-                    newest[one.topic_partition] = (one.next_offset, has_more)
+                known = newest.get(one.topic_partition)
+                if known is None or one.reported_at >= known.reported_at:
+                    newest[one.topic_partition] = one
         for gone in self._fences.keys() - newest.keys():
             del self._fences[gone]
-        for partition, (offset, has_more) in newest.items():
+        for partition, one in newest.items():
+            offset, has_more = one.next_offset, one.end_offset > one.next_offset
             fence = self._fences.get(partition)
             if fence is None or not has_more:
                 self._fences[partition] = _FencePosition(offset, now, now)
@@ -330,7 +330,7 @@ class Visibility:
                 self._fences[partition] = _FencePosition(offset, now, fence.waiting_since)
         stands = {name: now - fence.since for name, fence in self._fences.items()}
         waits = {name: now - fence.waiting_since for name, fence in self._fences.items()}
-        self._partitions = Partitions(self._clock.now(), stands, waits, read_last.values())
+        self._partitions = Partitions(self._clock.now(), stands, waits, newest.values())
 
     def _follow(
         self,

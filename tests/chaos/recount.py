@@ -31,7 +31,8 @@ EVALUATIONS, OUTCOMES = "flag.evaluations", "request.outcomes"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}\Z")
 _LOG_BASE = math.log(1.02)
 #: What lasts longer than so many readings is a finding.
-_MOST_READINGS = 5
+_MOST_READINGS = 20
+_SAID = ("commands", "results", "decisions", "state", "quarantine")
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 Place = tuple[str, int]  # topic without prefix, partition
@@ -111,39 +112,32 @@ class World:
 async def read_world(bootstrap: str, redis_url: str, prefix: str, settle: timedelta) -> World:
     """Return what the brokers and Redis hold. To be called when nothing is sent any more.
 
-    A rollout may still pause by itself, for want of events. Then topics and Redis are of different
-    moments, and both are read again.
+    A rollout may still move by itself: pause for want of events, or pass a gate. Then what was said
+    and Redis are of different moments, and both are read again; the events, which are many, are
+    not.
     """
     store: Any = redis.Redis.from_url(redis_url)
+    said: dict[str, Mapping[int, Sequence[Read]]] = {}
     try:
-        before = _rollouts(store, prefix)
-        world = await _read_once(bootstrap, store, prefix, settle)
-        for _ in range(_MOST_READINGS - 1):
-            if _documents(before) == world.documents and not any(_outboxes(before).values()):
+        events = {
+            topic: await read_topic(bootstrap, prefix + topic) for topic in (EVALUATIONS, OUTCOMES)
+        }
+        hashes = {
+            (topic, number): _words(store.hgetall(f"{prefix}agg:{{{prefix}{topic}/{number}/1}}"))
+            for topic, partitions in events.items()
+            for number in partitions
+        }
+        after = _rollouts(store, prefix)
+        for _ in range(_MOST_READINGS):
+            before = after
+            said = {name: await read_topic(bootstrap, f"{prefix}rollout.{name}") for name in _SAID}
+            after = _rollouts(store, prefix)
+            is_still = _documents(before) == _documents(after)
+            if is_still and not any((*_outboxes(before).values(), *_outboxes(after).values())):
                 break
-            before = _rollouts(store, prefix)
-            world = await _read_once(bootstrap, store, prefix, settle)
     finally:
         store.close()
-    return world
-
-
-async def _read_once(bootstrap: str, store: Any, prefix: str, settle: timedelta) -> World:
-    """Return what the topics hold, and Redis right after."""
-    events = {
-        topic: await read_topic(bootstrap, prefix + topic) for topic in (EVALUATIONS, OUTCOMES)
-    }
-    said = {
-        name: await read_topic(bootstrap, f"{prefix}rollout.{name}")
-        for name in ("commands", "results", "decisions", "state", "quarantine")
-    }
-    hashes = {
-        (topic, number): _words(store.hgetall(f"{prefix}agg:{{{prefix}{topic}/{number}/1}}"))
-        for topic, partitions in events.items()
-        for number in partitions
-    }
-    rollouts = _rollouts(store, prefix)
-    return World(prefix, settle, events, said, hashes, _documents(rollouts), _outboxes(rollouts))
+    return World(prefix, settle, events, said, hashes, _documents(after), _outboxes(after))
 
 
 Rollouts = Mapping[str, Mapping[str, bytes]]  # flag -> fields in Redis

@@ -13,9 +13,12 @@ from datetime import timedelta
 from controller.core.analysis.sequential_tests import GapTime
 from schemas.terms import HealthGap
 
-#: The daemon judges about once a second. After a longer break of ours nobody knows whether a gap
-#: lasted through it, so that time counts neither as lasting nor as over.
+#: The daemon judges about once a second, and twice a minute where nothing is counted. After a
+#: longer break of ours nobody knows whether a gap lasted through it, so that time counts neither as
+#: lasting nor as over.
 LONGEST_BREAK = timedelta(minutes=1)
+#: For so long a gap has been gone at most when it is not found for the first time.
+JUST_GONE_SECONDS = 1.0
 
 
 def follow(
@@ -41,6 +44,9 @@ def follow(
                 after[kind] = GapTime()
             else:
                 after[kind] = GapTime(before.lasted + (0.0 if before.gone else step))
-        elif before is not None and before.gone + step < limit:
-            after[kind] = replace(before, gone=before.gone + step)
+        elif before is not None:
+            # Just gone, it may have been there until a moment ago.
+            gone = before.gone + (step if before.gone else min(step, JUST_GONE_SECONDS))
+            if gone < limit:
+                after[kind] = replace(before, gone=gone)
     return after

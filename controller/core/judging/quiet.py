@@ -2,8 +2,8 @@
 
 While nothing new is counted, a judgement changes when something becomes too old, when a gap has
 lasted or has been gone for the plan's `health_grace`, when an open batch is closed by time, or when
-contexts have had their time to convert. These moments are known before. What depends on partitions
-is not in here: `staleness.ages` says of newer progress whether it is the same.
+contexts have had their time to convert. These moments can be computed in advance. What depends on
+partitions is not in here: `staleness.ages` says of newer progress whether it is the same.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _longest(rollout: Rollout) -> timedelta:
 
 
 def _moments(rollout: Rollout, tests: SequentialTests) -> Iterator[datetime]:
-    """Yield when passing time changes something, perhaps long ago."""
+    """Yield when passing time changes something; it may be in the past."""
     plan = rollout.plan
     yield rollout.visits[-1].counting_since
     if tests.last_event_at is not None:

@@ -1,7 +1,7 @@
 """Staleness: evidence that is older or less complete than it appears.
 
-Each condition is stated once, as an `Age`. The words of a gap are made from it, and whoever asks
-whether passing time has changed something compares ages.
+What passing time does to partitions and topics is stated once, as an `Age`. The words of a gap are
+made from it, and whoever asks whether passing time has changed something compares ages.
 
 Belongs here: detection. Does not belong here: the other gaps (`gaps.py`).
 """

@@ -2,7 +2,7 @@
 
 Belongs here: the parts put together, joins, the memory budget, and what has changed since the last
 save. Does not belong here: what an event adds (`events.py`), records and offsets
-(`partition_totals.py`), bytes (`layout/`).
+(`partition_totals.py`), which field holds what (`layout/`).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 from controller.adapters.memory import MemoryFlagPlane
 from controller.core.rollout import Rollout
 from controller.ports import Served
-from tests.unit.actuating.test_reconciler import Told, decided
+from tests.unit.actuating.test_reconciler import SlowPlane, Told, decided
 from tests.virtual_time import in_virtual_time, settled
 
 
@@ -62,3 +62,19 @@ async def test_a_round_leaves_turns_to_others() -> None:
             await asyncio.sleep(0)
             turns += 1
     assert turns >= 10
+
+
+@in_virtual_time
+async def test_a_decision_that_was_overtaken_is_not_served_any_more() -> None:
+    """Lowered during a slow call about another flag: the older, higher one must not come after."""
+    plane = SlowPlane(1.0)
+    async with Told().running(plane) as actuation:
+        actuation.request(decided("other", percent=1))
+        await asyncio.sleep(0.5)  # its call lasts
+        actuation.request(decided("flag", percent=50, revision=1))
+        actuation.request(decided("flag", percent=5, revision=2))
+        await asyncio.sleep(1.0)
+        actuation.request(decided("flag", percent=0, revision=3))
+        await asyncio.sleep(4.0)
+        assert (await plane.look(decided("flag"))).percent == 0
+    assert plane.served == ["other 1", "flag 5", "flag 0"]

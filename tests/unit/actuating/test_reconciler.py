@@ -92,8 +92,10 @@ class SlowPlane(MemoryFlagPlane):
     def __init__(self, seconds: float) -> None:
         super().__init__("slow")
         self.seconds = seconds
+        self.served: list[str] = []
 
     async def serve(self, rollout: Rollout) -> None:
+        self.served.append(f"{rollout.flag_key} {rollout.percent:g}")
         await asyncio.sleep(self.seconds)
         await super().serve(rollout)
 

@@ -16,8 +16,10 @@ from controller.core.rollout import Rollout
 from controller.deciding.given_evidence import READ_EVERY_SECONDS
 from controller.deciding.totals_reader import (
     BEHIND_RECORDS,
+    FLAGS_PER_READ,
     FLAGS_PER_TURN,
     READ_ALL_EVERY_SECONDS,
+    STUCK_AFTER_SECONDS,
     TotalsReader,
 )
 from controller.errors import StoreUnavailable
@@ -59,6 +61,10 @@ class Pool:
     def __init__(self) -> None:
         self.rollouts: Mapping[str, Rollout] = {"f": make_rollout(flag_key="f")}
         self.broken: Mapping[str, str] = {}
+
+    def __contains__(self, flag_key: str) -> bool:
+        """Return whether a flag runs here."""
+        return flag_key in self.rollouts
 
     def on_stop(self, listener: object) -> None:
         """Take a listener."""
@@ -264,4 +270,71 @@ async def test_totals_are_not_read_again_while_no_fence_moves() -> None:
         await asyncio.sleep(READ_ALL_EVERY_SECONDS + READ_EVERY_SECONDS)
         assert store.totals_read == 5  # whatever was repaired by hand
         assert faults.current == ()
+        reading.cancel()
+
+
+@in_virtual_time
+async def test_totals_that_cannot_be_read_keep_no_flag_behind_them_unread() -> None:
+    """Flags are read two hundred at a time; one of the first is damaged."""
+    store = Quiet()
+    real = store.read
+
+    async def read(keys: Sequence[str], wanted: Mapping[str, Any]) -> Any:
+        if "f0" in wanted:
+            raise ValueError("damaged")
+        return await real(keys, wanted)
+
+    store.read = read  # type: ignore[method-assign, assignment]
+    pool: Any = Pool()
+    pool.rollouts = {f"f{n}": make_rollout(flag_key=f"f{n}") for n in range(2 * FLAGS_PER_READ)}
+    given: set[str] = set()
+
+    def worker(flag_key: str) -> Any:
+        inbox = SimpleNamespace(put_totals=lambda _: given.add(flag_key))
+        return SimpleNamespace(inbox=inbox, has_handled=lambda *_: True)
+
+    pool.worker = worker
+    reader = TotalsReader(
+        pool,
+        store,  # type: ignore[arg-type]
+        SimpleNamespace(keys=["e/0/1"], counts={"e": 1}),  # type: ignore[arg-type]
+        SimpleNamespace(drift=lambda _: None),
+        Monitoring(),
+        Webhooks(),
+        clock=LoopClock(),
+        faults=Faults(lambda: T0),
+    )
+    with suppress(TimeoutError):
+        async with asyncio.timeout(3 * READ_EVERY_SECONDS):
+            await reader.run()
+    assert given == pool.rollouts.keys() - {"f0"}
+
+
+@in_virtual_time
+async def test_nobody_waits_for_a_turn_where_nothing_gets_on() -> None:
+    """Turns were long; then reads fail: whoever is not watched must be told of soon."""
+    clock, faults = BusyClock(), Faults(lambda: T0)
+    pool: Any = ManyFlags(100, clock)
+    store = Lagging(0)
+    reader = TotalsReader(
+        pool,
+        store,  # type: ignore[arg-type]
+        SimpleNamespace(keys=["e/0/1"], counts={"e": 1}),  # type: ignore[arg-type]
+        SimpleNamespace(drift=lambda _: None),
+        Monitoring(),
+        Webhooks(),
+        clock=clock,
+        faults=faults,
+    )
+    async with asyncio.TaskGroup() as tasks:
+        reading = tasks.create_task(reader.run())
+        await asyncio.sleep(15)
+        assert reader.turn_seconds > 15
+
+        async def away(*_: object) -> Any:
+            raise StoreUnavailable("away")
+
+        store.read = store.progress = away  # type: ignore[method-assign, assignment]
+        await asyncio.sleep(2 * STUCK_AFTER_SECONDS)
+        assert reader.turn_seconds == 0
         reading.cancel()

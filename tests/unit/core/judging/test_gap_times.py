@@ -11,7 +11,7 @@ from controller.core.analysis.sequential_tests import (
     decode_tests,
     encode_tests,
 )
-from controller.core.judging.gap_times import follow
+from controller.core.judging.gap_times import JUST_GONE_SECONDS, follow
 from schemas.terms import HealthGap
 
 GRACE = timedelta(minutes=5)
@@ -65,3 +65,13 @@ def test_times_are_stored() -> None:
     """A restart forgets no time, and what an earlier release stored has none."""
     times = {STALE: GapTime(12.5), SILENT: GapTime(300, gone=3)}
     assert decode_tests(encode_tests(SequentialTests(gap_times=times))).gap_times == times
+
+
+def test_a_gap_that_is_just_gone_may_have_been_there_until_a_moment_ago() -> None:
+    """Quiet rollouts are judged twice a minute: that half minute is no time without the gap."""
+    grace = timedelta(seconds=20)
+    lasting = {HealthGap.STALE: GapTime(lasted=300)}
+    gone = follow(lasting, (), timedelta(seconds=30), grace)
+    assert gone == {HealthGap.STALE: GapTime(lasted=300, gone=JUST_GONE_SECONDS)}
+    assert follow(gone, (), timedelta(seconds=18), grace) != {}
+    assert follow(gone, (), timedelta(seconds=19), grace) == {}

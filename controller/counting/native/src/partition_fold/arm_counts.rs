@@ -47,21 +47,36 @@ pub fn taken_over(counts: &Bound<'_, PyAny>) -> PyResult<Counts> {
 /// The bytes of an arm's field: `schemas.totals.encode_arm`, to the byte. What is zero or empty is
 /// left out, and the rest is in the order of the table.
 pub fn as_stored(counts: &Counts) -> Vec<u8> {
+    // Each by its name, so that the compiler asks for a new one.
+    let Counts {
+        evaluations,
+        exposures,
+        switched,
+        outcomes,
+        errors,
+        at_risk,
+        first_errors,
+        converted,
+        latency,
+        latency_again,
+        checked,
+        repeated,
+    } = counts;
     let mut json = Json { bytes: Vec::with_capacity(256) };
-    json.number("evaluations", counts.evaluations);
-    json.number("exposures", counts.exposures);
-    json.number("switched", counts.switched);
-    json.number("outcomes", counts.outcomes);
-    json.number("errors", counts.errors);
-    json.number("at_risk", counts.at_risk);
-    json.number("first_errors", counts.first_errors);
+    json.number("evaluations", *evaluations);
+    json.number("exposures", *exposures);
+    json.number("switched", *switched);
+    json.number("outcomes", *outcomes);
+    json.number("errors", *errors);
+    json.number("at_risk", *at_risk);
+    json.number("first_errors", *first_errors);
     // Names of conversions need no escapes: `schemas.terms.NAME`.
-    json.object("converted", counts.converted.iter(), |bytes, name| {
+    json.object("converted", converted.iter(), |bytes, name| {
         bytes.extend_from_slice(name.as_bytes());
     });
-    let latency = &counts.latency.counts;
+    let latency = &latency.counts;
     json.object("latency", latency.iter(), |bytes, bucket| digits(bytes, i64::from(*bucket)));
-    if counts.latency_again.counts.is_empty() {
+    if latency_again.counts.is_empty() {
         json.object("latency_all", latency.iter(), |bytes, bucket| {
             digits(bytes, i64::from(*bucket));
         });
@@ -71,8 +86,8 @@ pub fn as_stored(counts: &Counts) -> Vec<u8> {
             digits(bytes, i64::from(*bucket));
         });
     }
-    json.number("checked", counts.checked);
-    json.number("repeated", counts.repeated);
+    json.number("checked", *checked);
+    json.number("repeated", *repeated);
     json.end()
 }
 

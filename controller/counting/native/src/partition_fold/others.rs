@@ -1,5 +1,6 @@
 //! Records that are not plain: read by Python together, and taken one by one where they lie.
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
@@ -49,12 +50,16 @@ impl Others {
         let events = read_all(list.as_any(), read, refused.as_any(), latest_ms)?;
         let mut events = events.try_iter()?.collect::<PyResult<Vec<_>>>()?.into_iter();
         let mut refused = std::mem::take(&mut refused.borrow_mut().found).into_iter().peekable();
-        let mut read = Vec::with_capacity(others.len());
+        let expected = others.len();
+        let mut read = Vec::with_capacity(expected);
         for record in others {
             match refused.next_if(|(of, _)| of.is(&record)) {
                 Some(refused) => read.push(Err(refused)),
                 None => read.extend(events.next().map(|event| Ok(event.unbind()))),
             }
+        }
+        if read.len() < expected || events.next().is_some() || refused.next().is_some() {
+            return Err(PyValueError::new_err("a reader gives one event or one refusal a record"));
         }
         Ok(Self { read: read.into_iter() })
     }
