@@ -147,15 +147,22 @@ BUGS = (
     Bug(
         "a plane's slow round keeps a rolled-back flag up",
         ACTUATION,
-        "            if wake.is_set():\n                return False\n",
-        "",
+        "heapq.heappop(waiting)",
+        "waiting.pop()",
         ACTUATION_TESTS,
+    ),
+    Bug(
+        "an overtaken decision is served after a newer one",
+        ACTUATION,
+        "            if self._decided.get(rollout.flag_key) is rollout:",
+        "            if rollout.flag_key in self._decided:",
+        "tests/unit/actuating/test_many_flags.py",
     ),
     Bug(
         "a gap of a flag that went away stays",
         ACTUATION,
-        "            if rollout.flag_key not in self._decided:\n                continue",
-        "            if False:\n                continue",
+        "        if rollout.flag_key not in self._decided:\n            return  # another",
+        "        if False:\n            return  # another",
         ACTUATION_TESTS,
     ),
 )

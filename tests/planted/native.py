@@ -52,7 +52,7 @@ BUGS = (
     ),
     Bug(
         "an event may be years ahead of its record",
-        f"{SOURCE}/partition_fold/events.rs",
+        f"{SOURCE}/partition_fold/plain.rs",
         "        && time_ms <= timestamp_ms.saturating_add(MAX_AHEAD_MS)\n",
         "",
         BOTH_FOLDS,
@@ -60,9 +60,23 @@ BUGS = (
     Bug(
         "evaluations are passed on with every save again",
         f"{SOURCE}/partition_fold/saves.rs",
-        "        let evaluations = arm.counts.evaluations - arm.noted;\n"
-        "        arm.noted = arm.counts.evaluations;\n",
-        "        let evaluations = arm.counts.evaluations - arm.noted;\n",
+        "            let evaluations = arm.counts.evaluations - arm.noted;\n"
+        "            arm.noted = arm.counts.evaluations;\n",
+        "            let evaluations = arm.counts.evaluations - arm.noted;\n",
+        BOTH_FOLDS,
+    ),
+    Bug(
+        "repeated outcomes are not stored",
+        f"{SOURCE}/partition_fold/arm_counts.rs",
+        '    json.number("repeated", *repeated);\n',
+        "    let _ = repeated;\n",
+        BOTH_FOLDS,
+    ),
+    Bug(
+        "an event after a refused record takes the place of another",
+        f"{SOURCE}/partition_fold/others.rs",
+        "Some(refused) => read.push(Err(refused)),",
+        "Some(refused) => read.insert(0, Err(refused)),",
         BOTH_FOLDS,
     ),
     Bug(
