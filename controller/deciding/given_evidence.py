@@ -85,7 +85,7 @@ class Given:
         within = rollout.plan.fresh_within
         return (
             rollout is self.rollout
-            and worker.has_handled(self.at, evidence.at + turn)
+            and worker.needs_no_totals(self.at, evidence.at + turn)
             and progress.ages(within) == self.progress.ages(within)
             and progress.losses == self.progress.losses
             and (

@@ -60,7 +60,7 @@ class WorkerPool:
         self._runs: dict[str, WorkerRun] = {}
         #: Kept up to date by the workers: several loops ask for them each second.
         self._rollouts: dict[str, Rollout] = {}
-        self._at_asking_gates: set[str] = set()
+        self._at_gates_with_webhooks: set[str] = set()
         self._broken: dict[str, str] = {}
         self._group: asyncio.TaskGroup | None = None
         self._stop_listeners: list[Callable[[str], None]] = []
@@ -101,7 +101,7 @@ class WorkerPool:
     @property
     def judged_gates(self) -> Mapping[str, tuple[Rollout, Judgement]]:
         """Those of rollouts with gate webhooks that wait at a gate."""
-        return self._judged(self._at_asking_gates)
+        return self._judged(self._at_gates_with_webhooks)
 
     def _judged(self, flag_keys: Iterable[str]) -> Mapping[str, tuple[Rollout, Judgement]]:
         present = {}
@@ -204,9 +204,9 @@ class WorkerPool:
         else:
             self._rollouts[flag_key] = rollout
         if rollout is not None and isinstance(rollout.phase, Gating) and rollout.plan.gate_webhooks:
-            self._at_asking_gates.add(flag_key)
+            self._at_gates_with_webhooks.add(flag_key)
         else:
-            self._at_asking_gates.discard(flag_key)
+            self._at_gates_with_webhooks.discard(flag_key)
 
     def _leave(self, flag_key: str, run: WorkerRun) -> None:
         """Clear what was reported about a flag that runs here no longer."""

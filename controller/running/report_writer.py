@@ -138,7 +138,9 @@ class ReportWriter:
         is_old = self._clock.monotonic() - written.at >= QUIET_SECONDS
         if is_old and (judgement is not written.judgement or planes != written.planes):
             return True
-        return _says_more(written.judgement, judgement) or _say_more(written.planes, planes)
+        return _has_judgement_changed(written.judgement, judgement) or _have_planes_changed(
+            written.planes, planes
+        )
 
     def _report(
         self, rollout: Rollout, judgement: Judgement | None, planes: Sequence[PlaneStanding]
@@ -187,7 +189,7 @@ class ReportWriter:
         return now.thinning
 
 
-def _says_more(before: Judgement | None, now: Judgement | None) -> bool:
+def _has_judgement_changed(before: Judgement | None, now: Judgement | None) -> bool:
     """Return whether a judgement is to be written after the one that was written last."""
     if before is now:
         return False
@@ -196,7 +198,7 @@ def _says_more(before: Judgement | None, now: Judgement | None) -> bool:
     return _without_times(before) != _without_times(now)
 
 
-def _say_more(before: Sequence[PlaneStanding], now: Sequence[PlaneStanding]) -> bool:
+def _have_planes_changed(before: Sequence[PlaneStanding], now: Sequence[PlaneStanding]) -> bool:
     """Return whether planes stand otherwise, whenever they were looked at."""
     return len(before) != len(now) or any(
         (one.plane, one.percent, one.decided_percent, one.why)

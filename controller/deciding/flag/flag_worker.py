@@ -105,11 +105,11 @@ class FlagWorker:
         """The newest judgement, perhaps of an earlier rollout."""
         return self._judge.judgement
 
-    def has_handled(self, given_at: float, now: datetime) -> bool:
+    def needs_no_totals(self, given_at: float, now: datetime) -> bool:
         """Return whether totals given at `given_at` are handled, and need not be again by `now`.
 
-        `given_at` is in monotonic seconds. Totals need not be handled again where nothing follows
-        from the same ones but what followed already.
+        `given_at` is in monotonic seconds, `now` is UTC. Totals need not be handled again where
+        nothing follows from the same ones but what followed already.
         """
         is_handled = self.handled_at is not None and self.handled_at >= given_at
         until = self._judge.quiet_until

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Self
@@ -12,6 +13,7 @@ from typing import Self
 import pytest
 from typer.testing import CliRunner, Result
 
+from controller.cli import status as status_command
 from controller.cli.common import EXIT_REJECTED, EXIT_UNREACHABLE, EXIT_USAGE
 from controller.cli.daemon_answers import (
     API,
@@ -24,7 +26,9 @@ from controller.cli.operator import app
 from controller.cli.operator_client import NewestRollouts
 from controller.codec.decisions import decision_event, to_judgement_record
 from controller.codec.rollouts import rollout_to_json
+from controller.core.judging.quiet import LONGEST
 from controller.core.rollout import PublishDecision, RolledBack
+from controller.running.report_writer import QUIET_SECONDS
 from schemas.api import BASE
 from schemas.terms import DecisionKind
 from tests.builders import T0, make_judgement, make_rollout
@@ -377,3 +381,8 @@ def without_kafka(*arguments: str) -> Result:
 def test_the_address_of_the_api_is_that_of_its_contract() -> None:
     """It is written twice, because the contract is slow to import."""
     assert API == BASE
+
+
+def test_evidence_is_old_where_a_quiet_rollout_should_have_been_judged_and_reported_again() -> None:
+    """Not before that: a quiet rollout is judged and reported seldom."""
+    assert LONGEST + timedelta(seconds=QUIET_SECONDS) < status_command._FRESH_EVIDENCE

@@ -20,7 +20,7 @@ async def test_a_worker_that_is_being_stopped_is_asked_nothing_any_more() -> Non
         await cluster.passes(5)
         pool = replica.pool
         rollout = pool.rollouts[flag]
-        pool._at_asking_gates.add(flag)
+        pool._at_gates_with_webhooks.add(flag)
         assert flag in pool.judged_gates
         stopping = asyncio.create_task(pool.stop(flag))
         while not stopping.done():

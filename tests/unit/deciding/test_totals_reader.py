@@ -154,7 +154,7 @@ class ManyFlags(Pool):
 
     def worker(self, flag_key: str) -> Any:
         """Return a worker that looks at once."""
-        return SimpleNamespace(inbox=self, handled_at=None, has_handled=lambda *_: False)
+        return SimpleNamespace(inbox=self, handled_at=None, needs_no_totals=lambda *_: False)
 
     def put_totals(self, _totals: object) -> None:
         """Take the time of a look."""
@@ -242,7 +242,7 @@ async def test_totals_are_not_read_again_while_no_fence_moves() -> None:
     inbox = SimpleNamespace(
         put_totals=lambda new: given.append(new.evidence.visits[0].treatment.exposures)
     )
-    pool.worker = lambda _: SimpleNamespace(inbox=inbox, has_handled=lambda *_: True)
+    pool.worker = lambda _: SimpleNamespace(inbox=inbox, needs_no_totals=lambda *_: True)
     partitions: Any = SimpleNamespace(keys=["e/0/1"], counts={"e": 1})
     reader = TotalsReader(
         pool,
@@ -291,7 +291,7 @@ async def test_totals_that_cannot_be_read_keep_no_flag_behind_them_unread() -> N
 
     def worker(flag_key: str) -> Any:
         inbox = SimpleNamespace(put_totals=lambda _: given.add(flag_key))
-        return SimpleNamespace(inbox=inbox, has_handled=lambda *_: True)
+        return SimpleNamespace(inbox=inbox, needs_no_totals=lambda *_: True)
 
     pool.worker = worker
     reader = TotalsReader(
