@@ -96,6 +96,17 @@ def faults_of(channel: Channel) -> tuple[str, ...]:
     return tuple(f"{kind}/{channel.name}" for kind in kinds)
 
 
+def _end_if_cancelled() -> None:
+    """Raise CancelledError where a library lost one.
+
+    `asyncio.wait_for` loses it, before Python 3.12, where its answer comes at the same moment: mail
+    is sent with it. What waits for this task to end would wait for ever.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 class Pace:
     """Says when the next message may go. Pure: monotonic seconds are arguments."""
 
@@ -151,6 +162,7 @@ class Sender:
         """Send until cancelled. Raises what `save` raises."""
         self._tell_of_refused()
         while True:
+            _end_if_cancelled()
             self.news.clear()
             self._give_up_old()
             deliveries = self._next()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
@@ -162,3 +164,24 @@ async def test_who_is_missed_for_days_is_given_up() -> None:
     await desk.send_due()
     assert desk.book.waits == 0
     assert [one.delivery.only for one in desk.book.dead.values()] == [("boss",)]
+
+
+async def test_a_cancellation_that_a_library_loses_ends_the_sender_all_the_same() -> None:
+    """`asyncio.wait_for` of Python 3.11 does: the turn's end, and a stop, waited for ever."""
+    desk = Desk()
+
+    class Losing(Mail):
+        """Answers as it is cancelled, and says nothing of it."""
+
+        async def send_group(self, messages: Sequence[Message]) -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+
+    desk.sender._channel = Losing()
+    desk.add(1)
+    sending = asyncio.create_task(desk.sender.run())
+    await asyncio.sleep(0.01)
+    sending.cancel()
+    done, _ = await asyncio.wait([sending], timeout=5)
+    assert done
+    assert sending.cancelled()
