@@ -70,7 +70,7 @@ BUGS = (
         f"{SOURCE}/partition_fold/arm_counts.rs",
         '    json.number("repeated", *repeated);\n',
         "    let _ = repeated;\n",
-        BOTH_FOLDS,
+        "tests/property/test_native_fold.py",
     ),
     Bug(
         "an event after a refused record takes the place of another",

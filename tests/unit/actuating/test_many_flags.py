@@ -66,15 +66,15 @@ async def test_a_round_leaves_turns_to_others() -> None:
 
 @in_virtual_time
 async def test_a_decision_that_was_overtaken_is_not_served_any_more() -> None:
-    """Lowered during a slow call about another flag: the older, higher one must not come after."""
+    """Lowered while it waits behind a slow call: the older, higher one must not come after."""
     plane = SlowPlane(1.0)
     async with Told().running(plane) as actuation:
         actuation.request(decided("other", percent=1))
         await asyncio.sleep(0.5)  # its call lasts
-        actuation.request(decided("flag", percent=50, revision=1))
-        actuation.request(decided("flag", percent=5, revision=2))
-        await asyncio.sleep(1.0)
-        actuation.request(decided("flag", percent=0, revision=3))
+        actuation.request(decided("first", percent=50, revision=1))
+        actuation.request(decided("flag", percent=60, revision=1))
+        await asyncio.sleep(1.0)  # that of the first lasts, and the flag waits
+        actuation.request(decided("flag", percent=0, revision=2))
         await asyncio.sleep(4.0)
         assert (await plane.look(decided("flag"))).percent == 0
-    assert plane.served == ["other 1", "flag 5", "flag 0"]
+    assert plane.served == ["other 1", "first 50", "flag 0"]
