@@ -24,6 +24,7 @@ from controller.deciding.totals_reader import (
 )
 from controller.errors import StoreUnavailable
 from controller.health import Faults, Scope
+from controller.ports import Clock
 from tests.builders import T0, make_rollout
 from tests.gate_webhooks import Webhooks
 from tests.monitoring import Monitoring
@@ -76,20 +77,27 @@ class Pool:
         """Do nothing."""
 
 
-async def reads(store: Store, *, for_seconds: float, then: Any = None) -> list[float]:
-    """Return when the store was read, while new totals arrive all the time."""
-    pool: Any = Pool()
+def reader_of(
+    pool: Any, store: Any, *, clock: Clock | None = None, faults: Faults | None = None
+) -> TotalsReader:
+    """Return a reader of one event partition, with planes that serve and nobody to ask."""
     partitions: Any = SimpleNamespace(keys=["e/0/1"], counts={"e": 1})
-    reader = TotalsReader(
+    return TotalsReader(
         pool,
-        store,  # type: ignore[arg-type]
+        store,
         partitions,
         SimpleNamespace(drift=lambda _: None),
         Monitoring(),
         Webhooks(),
-        clock=LoopClock(),
-        faults=Faults(lambda: T0),
+        clock=clock or LoopClock(),
+        faults=faults or Faults(lambda: T0),
     )
+
+
+async def reads(store: Store, *, for_seconds: float, then: Any = None) -> list[float]:
+    """Return when the store was read, while new totals arrive all the time."""
+    pool: Any = Pool()
+    reader = reader_of(pool, store)
 
     async def save() -> None:
         while True:
@@ -184,19 +192,9 @@ class Lagging(Store):
 @in_virtual_time
 async def test_looks_at_many_flags_leave_time_to_others(lag: int, others: int) -> None:
     """After each few flags the loop is everybody else's, longer while counting is behind."""
-    clock = BusyClock()
+    clock, faults = BusyClock(), Faults(lambda: T0)
     pool: Any = ManyFlags(100, clock)
-    partitions: Any = SimpleNamespace(keys=["e/0/1"], counts={"e": 1})
-    reader = TotalsReader(
-        pool,
-        Lagging(lag),  # type: ignore[arg-type]
-        partitions,
-        SimpleNamespace(drift=lambda _: None),
-        Monitoring(),
-        Webhooks(),
-        clock=clock,
-        faults=(faults := Faults(lambda: T0)),
-    )
+    reader = reader_of(pool, Lagging(lag), clock=clock, faults=faults)
     with suppress(TimeoutError):
         async with asyncio.timeout(10 * others + 1.5):
             await reader.run()
@@ -243,17 +241,7 @@ async def test_totals_are_not_read_again_while_no_fence_moves() -> None:
         put_totals=lambda new: given.append(new.evidence.visits[0].treatment.exposures)
     )
     pool.worker = lambda _: SimpleNamespace(inbox=inbox, needs_no_totals=lambda *_: True)
-    partitions: Any = SimpleNamespace(keys=["e/0/1"], counts={"e": 1})
-    reader = TotalsReader(
-        pool,
-        store,  # type: ignore[arg-type]
-        partitions,
-        SimpleNamespace(drift=lambda _: None),
-        Monitoring(),
-        Webhooks(),
-        clock=clock,
-        faults=faults,
-    )
+    reader = reader_of(pool, store, clock=clock, faults=faults)
     async with asyncio.TaskGroup() as tasks:
         reading = tasks.create_task(reader.run())
         await asyncio.sleep(READ_ALL_EVERY_SECONDS)
@@ -294,16 +282,7 @@ async def test_totals_that_cannot_be_read_keep_no_flag_behind_them_unread() -> N
         return SimpleNamespace(inbox=inbox, needs_no_totals=lambda *_: True)
 
     pool.worker = worker
-    reader = TotalsReader(
-        pool,
-        store,  # type: ignore[arg-type]
-        SimpleNamespace(keys=["e/0/1"], counts={"e": 1}),  # type: ignore[arg-type]
-        SimpleNamespace(drift=lambda _: None),
-        Monitoring(),
-        Webhooks(),
-        clock=LoopClock(),
-        faults=Faults(lambda: T0),
-    )
+    reader = reader_of(pool, store)
     with suppress(TimeoutError):
         async with asyncio.timeout(3 * READ_EVERY_SECONDS):
             await reader.run()
@@ -316,16 +295,7 @@ async def test_nobody_waits_for_a_turn_where_nothing_gets_on() -> None:
     clock, faults = BusyClock(), Faults(lambda: T0)
     pool: Any = ManyFlags(100, clock)
     store = Lagging(0)
-    reader = TotalsReader(
-        pool,
-        store,  # type: ignore[arg-type]
-        SimpleNamespace(keys=["e/0/1"], counts={"e": 1}),  # type: ignore[arg-type]
-        SimpleNamespace(drift=lambda _: None),
-        Monitoring(),
-        Webhooks(),
-        clock=clock,
-        faults=faults,
-    )
+    reader = reader_of(pool, store, clock=clock, faults=faults)
     async with asyncio.TaskGroup() as tasks:
         reading = tasks.create_task(reader.run())
         await asyncio.sleep(15)
