@@ -74,17 +74,12 @@ pub fn as_stored(counts: &Counts) -> Vec<u8> {
     json.object("converted", converted.iter(), |bytes, name| {
         bytes.extend_from_slice(name.as_bytes());
     });
-    let latency = &latency.counts;
-    json.object("latency", latency.iter(), |bytes, bucket| digits(bytes, i64::from(*bucket)));
+    let bucket = |bytes: &mut Vec<u8>, bucket: &i32| digits(bytes, i64::from(*bucket));
+    json.object("latency", latency.counts.iter(), bucket);
     if latency_again.counts.is_empty() {
-        json.object("latency_all", latency.iter(), |bytes, bucket| {
-            digits(bytes, i64::from(*bucket));
-        });
+        json.object("latency_all", latency.counts.iter(), bucket);
     } else {
-        let all = counts.latency_all();
-        json.object("latency_all", all.counts.iter(), |bytes, bucket| {
-            digits(bytes, i64::from(*bucket));
-        });
+        json.object("latency_all", counts.latency_all().counts.iter(), bucket);
     }
     json.number("checked", *checked);
     json.number("repeated", *repeated);
