@@ -124,6 +124,8 @@ class FlagReconciler:
         self._readings: dict[
             tuple[str, str], tuple[float | None, datetime]
         ] = {}  # percentage read, and when
+        #: By flag, `standings` until one of them changes: each flag's are asked for every second.
+        self._standings: dict[str, Sequence[PlaneStanding]] = {}
         #: By plane, what was decided since its flags were compared last.
         self._requested: dict[str, dict[str, Rollout]] = {plane.name: {} for plane in self._planes}
         self._wakes = {plane.name: asyncio.Event() for plane in self._planes}
@@ -140,6 +142,7 @@ class FlagReconciler:
         known = self._decided.get(rollout.flag_key)
         if known is None or rollout.revision > known.revision:
             self._decided[rollout.flag_key] = rollout
+            self._standings.pop(rollout.flag_key, None)
             for name, wake in self._wakes.items():
                 self._requested[name][rollout.flag_key] = rollout
                 wake.set()
@@ -148,6 +151,7 @@ class FlagReconciler:
         """Leave flags to the replica that runs them now."""
         for flag_key in flag_keys:
             self._decided.pop(flag_key, None)
+            self._standings.pop(flag_key, None)
             for plane in self._planes:
                 self._mismatches.pop((flag_key, plane.name), None)
                 self._edits.pop((flag_key, plane.name), None)
@@ -171,11 +175,13 @@ class FlagReconciler:
     def standings(self, flag_key: str) -> Sequence[PlaneStanding] | None:
         """Return whether each plane serves what was decided, None when it runs elsewhere."""
         wanted = self._decided.get(flag_key)
-        return (
-            None
-            if wanted is None
-            else [self._standing(wanted, plane.name) for plane in self._planes]
-        )
+        if wanted is None:
+            return None
+        known = self._standings.get(flag_key)
+        if known is None:
+            known = [self._standing(wanted, plane.name) for plane in self._planes]
+            self._standings[flag_key] = known
+        return known
 
     def converged(self) -> Mapping[tuple[str, str], bool]:
         """Return for each (flag key, plane) whether it serves what was decided.
@@ -295,6 +301,7 @@ class FlagReconciler:
         why, is_trouble = await self._make_serve(plane, rollout)
         if rollout.flag_key not in self._decided:
             return  # another replica's now, and so are its mismatches
+        self._standings.pop(rollout.flag_key, None)
         key = (rollout.flag_key, plane.name)
         if why is not None:
             mismatch = self._mismatches.setdefault(key, _Mismatch(self._clock.now(), why))
@@ -380,6 +387,7 @@ class FlagReconciler:
         served = await plane.look(rollout)
         if rollout.flag_key in self._decided:
             self._readings[rollout.flag_key, plane.name] = (served.percent, self._clock.now())
+            self._standings.pop(rollout.flag_key, None)
         return served
 
     def _stays(self, plane: FlagPlane, rollout: Rollout, served: Served) -> bool:

@@ -9,9 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
-from controller.core.evidence import Evidence, PartitionProgress, VisitTotals
+from controller.core.evidence import (
+    Evidence,
+    PartitionProgress,
+    Reading,
+    VisitTotals,
+    WebhookReply,
+)
 from controller.core.judging.staleness import Age, ages, uncounted
 from controller.core.rollout import Rollout
 from controller.deciding.flag.flag_worker import FlagWorker
@@ -27,8 +33,12 @@ Visits = tuple[str, Sequence[int]]
 class Progress:
     """The event partitions as they were read together, and what of them is too old for a plan."""
 
-    def __init__(self, partitions: tuple[PartitionProgress, ...], at: datetime) -> None:
+    def __init__(
+        self, partitions: tuple[PartitionProgress, ...], expected_partitions: int, at: datetime
+    ) -> None:
+        """`expected_partitions` is how many event partitions there are."""
         self.partitions = partitions
+        self.expected_partitions = expected_partitions
         self.at = at
         self.losses = tuple(partition.losses for partition in partitions)
         self.fences = {one.topic_partition: one.next_offset for one in partitions}
@@ -55,57 +65,81 @@ class Known:
     totals: Mapping[str, Mapping[int, VisitTotals]]
 
 
+class Facts(NamedTuple):
+    """What is known of one rollout, without the event partitions: the other fields of `Evidence`.
+
+    Most times these are the same as before, and no evidence is made of them.
+    """
+
+    visits: Mapping[int, VisitTotals]
+    actuation_drift: str | None
+    readings: Mapping[str, Reading]
+    replies: Mapping[str, WebhookReply]
+
+    def evidence(self, progress: Progress, at: datetime) -> Evidence:
+        """Return these facts with the event partitions, as evidence at a time."""
+        return Evidence(
+            at,
+            self.visits,
+            progress.partitions,
+            progress.expected_partitions,
+            self.actuation_drift,
+            self.readings,
+            self.replies,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Given:
-    """The evidence that a flag's worker got last."""
+    """What a flag's worker got last."""
 
     rollout: Rollout
-    evidence: Evidence
+    facts: Facts
     progress: Progress
     at: float  # monotonic seconds
 
     def is_enough(
         self,
         rollout: Rollout,
-        evidence: Evidence,
+        facts: Facts,
         progress: Progress,
         worker: FlagWorker,
         now: float,
-        turn: timedelta = timedelta(0),
+        next_turn: datetime,
     ) -> bool:
-        """Return whether a look at `evidence` now would find the same, but for some time.
+        """Return whether a look at newer facts now would find the same, but for some time.
 
-        `now` is in monotonic seconds, `turn` the time until the flag has its next turn.
+        `now` is in monotonic seconds, `next_turn` is when the flag can get totals again (UTC).
         Until the worker has handled what it got last, it gets the totals again.
         """
-        if evidence.visits != self.evidence.visits:
+        if facts.visits != self.facts.visits:
             return False
         if now - self.at < READ_EVERY_SECONDS:
             return True
-        within = rollout.plan.fresh_within
         return (
             rollout is self.rollout
-            and worker.needs_no_totals(self.at, evidence.at + turn)
-            and progress.ages(within) == self.progress.ages(within)
-            and progress.losses == self.progress.losses
+            and worker.needs_no_totals(self.at, next_turn)
+            and facts == self.facts
+            and self._is_progress_enough(rollout, facts, progress)
+        )
+
+    def _is_progress_enough(self, rollout: Rollout, facts: Facts, progress: Progress) -> bool:
+        """Return whether newer partitions say the same of this rollout."""
+        before, within = self.progress, rollout.plan.fresh_within
+        return (
+            progress.expected_partitions == before.expected_partitions
+            and progress.ages(within) == before.ages(within)
+            and progress.losses == before.losses
             and (
-                progress.lagging == self.progress.lagging
-                or _is_all_counted(rollout, evidence) == _is_all_counted(rollout, self.evidence)
+                progress.lagging == before.lagging
+                or _is_all_counted(rollout, facts, progress)
+                == _is_all_counted(rollout, self.facts, before)
             )
-            and _beside_counts(evidence) == _beside_counts(self.evidence)
         )
 
 
-def _is_all_counted(rollout: Rollout, evidence: Evidence) -> bool:
+def _is_all_counted(rollout: Rollout, facts: Facts, progress: Progress) -> bool:
     """Return whether all is counted that has happened in the present visit, as a gap would say."""
-    return uncounted(rollout.plan, rollout.visits[-1], evidence, None, evidence.at) is None
-
-
-def _beside_counts(evidence: Evidence) -> tuple[object, ...]:
-    """Return what decides something beside counts and partitions."""
-    return (
-        evidence.expected_partitions,
-        evidence.actuation_drift,
-        evidence.readings,
-        evidence.replies,
-    )
+    at = progress.at
+    evidence = facts.evidence(progress, at)
+    return uncounted(rollout.plan, rollout.visits[-1], evidence, None, at) is None

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple, Protocol
 
 import structlog
 
-from controller.core.evidence import Evidence, VisitTotals
+from controller.core.evidence import VisitTotals
 from controller.core.rollout import Rollout
 from controller.deciding.event_partitions import EventPartitions
 from controller.deciding.evidence_reader import visits_to_read
@@ -21,7 +21,14 @@ from controller.deciding.external_readings import ExternalReadings
 from controller.deciding.flag.flag_inbox import NewTotals
 from controller.deciding.flag.flag_worker import FlagWorker
 from controller.deciding.gate_questions import GateQuestions
-from controller.deciding.given_evidence import READ_EVERY_SECONDS, Given, Known, Progress, Visits
+from controller.deciding.given_evidence import (
+    READ_EVERY_SECONDS,
+    Facts,
+    Given,
+    Known,
+    Progress,
+    Visits,
+)
 from controller.deciding.worker_pool import WorkerPool
 from controller.errors import OperatingTrouble
 from controller.health import Faults, Scope
@@ -67,10 +74,20 @@ class WatchView(NamedTuple):
 
     flag_key: str
     rollout: Rollout
-    evidence: Evidence | None  # the newest that was read, given to its worker or not; None: none
-    read_at: float | None  # monotonic seconds of it
+    progress: Progress | None  # of the event partitions, as read with its totals; None: not yet
+    read_at: float | None  # monotonic seconds of that
     handled_at: float | None = None  # when its worker last had handled all it got, saved
     trouble: str = ""  # why its worker handles none: stopped by a mistake, or nothing is saved
+
+
+class _Turn(NamedTuple):
+    """What the flags have in common that are looked at without a pause."""
+
+    began: float  # monotonic seconds
+    at: datetime  # the same in UTC
+    next_at: datetime  # when they have their next turn
+    progress: Progress
+    read: tuple[Progress, float]  # `progress` and `began`
 
 
 class TotalsReader:
@@ -104,8 +121,8 @@ class TotalsReader:
         self._flags_read = 0  # in the last pass
         self._got_on_at = clock.monotonic()  # when something was read last
         self._given: dict[str, Given] = {}  # by flag
-        #: By flag, the newest evidence, and when it was read (monotonic seconds).
-        self._evidence: dict[str, tuple[Evidence, float]] = {}
+        #: By flag, what was read with its newest totals, and when (monotonic seconds).
+        self._read_last: dict[str, tuple[Progress, float]] = {}
         self._unread: set[str] = set()  # flags whose totals could not be read or used
         self._logger = structlog.get_logger()
         pool.on_stop(self.forget)
@@ -128,12 +145,12 @@ class TotalsReader:
             worker = self.pool.worker(flag_key)
             if rollout.has_ended or worker is None:
                 continue
-            evidence, read_at = self._evidence.get(flag_key, (None, None))
+            progress, read_at = self._read_last.get(flag_key, (None, None))
             trouble = worker.unsaved or ""
             if flag_key in broken:
                 trouble = f"its worker stopped: {broken[flag_key]}"
             handled_at = self._handled_at(flag_key, worker, read_at)
-            views.append(WatchView(flag_key, rollout, evidence, read_at, handled_at, trouble))
+            views.append(WatchView(flag_key, rollout, progress, read_at, handled_at, trouble))
         return views
 
     def _handled_at(self, flag_key: str, worker: FlagWorker, read_at: float | None) -> float | None:
@@ -151,7 +168,7 @@ class TotalsReader:
     def forget(self, flag_key: str) -> None:
         """Forget a flag that runs here no longer; its next owner reads for itself."""
         self._given.pop(flag_key, None)
-        self._evidence.pop(flag_key, None)
+        self._read_last.pop(flag_key, None)
         self._clear_unread(flag_key)
 
     def reset(self) -> None:
@@ -161,7 +178,7 @@ class TotalsReader:
         self._known = None
         self._turn_seconds = self._present_turn_seconds = 0.0
         self._given.clear()
-        self._evidence.clear()
+        self._read_last.clear()
 
     async def run(self) -> None:
         """Read when new totals were saved, and once a second, until cancelled."""
@@ -218,8 +235,8 @@ class TotalsReader:
             for key, rollout in live.items()
             if rollout.stage_index is not None
         }
-        for flag_key in self._evidence.keys() - live.keys():
-            del self._evidence[flag_key]
+        for flag_key in self._read_last.keys() - live.keys():
+            del self._read_last[flag_key]
         for flag_key in self._unread - wanted.keys():
             self._clear_unread(flag_key)
         self._flags_read = len(wanted)
@@ -228,7 +245,8 @@ class TotalsReader:
         keys = self.partitions.keys
         known = None if has_saved else self._known
         if known is not None:
-            progress = Progress(tuple(await self._totals.progress(keys)), self._clock.now())
+            partitions = tuple(await self._totals.progress(keys))
+            progress = Progress(partitions, len(keys), self._clock.now())
             if self._is_all_known(known, wanted, progress):
                 await self._give_all(live, known.totals, progress, [*wanted])
                 return
@@ -270,7 +288,7 @@ class TotalsReader:
             for flag_key, of_flag in wanted.items():
                 await self._read_one(live[flag_key], keys, of_flag)
             return None
-        progress = Progress(tuple(partitions), self._clock.now())
+        progress = Progress(tuple(partitions), len(keys), self._clock.now())
         await self._give_all(live, totals, progress, [*wanted])
         return totals, progress
 
@@ -285,16 +303,21 @@ class TotalsReader:
         lag = max((one.end_offset - one.next_offset for one in progress.partitions), default=0)
         share = LOOK_SHARE_BEHIND if lag > BEHIND_RECORDS else LOOK_SHARE
         given = compared = 0
-        began = self._got_on_at = self._clock.monotonic()
+        moment = self._begin_turn(progress)
         for flag_key in waiting:
-            given += self._give(live[flag_key], totals.get(flag_key, {}), progress)
+            given += self._give(live[flag_key], totals.get(flag_key, {}), moment)
             compared += 1
             if given >= FLAGS_PER_TURN or compared >= COMPARED_PER_TURN:
                 await asyncio.sleep(0)  # the workers look
-                await asyncio.sleep((self._clock.monotonic() - began) * (1 / share - 1))
-                self._present_turn_seconds += self._clock.monotonic() - began
-                given, compared, began = 0, 0, self._clock.monotonic()
-                self._got_on_at = began
+                await asyncio.sleep((self._clock.monotonic() - moment.began) * (1 / share - 1))
+                self._present_turn_seconds += self._clock.monotonic() - moment.began
+                given, compared, moment = 0, 0, self._begin_turn(progress)
+
+    def _begin_turn(self, progress: Progress) -> _Turn:
+        """Return what the flags of one turn have in common."""
+        now = self._got_on_at = self._clock.monotonic()
+        at = self._clock.now()
+        return _Turn(now, at, at + timedelta(seconds=self.turn_seconds), progress, (progress, now))
 
     async def _read_one(self, rollout: Rollout, keys: Sequence[str], visits: Visits) -> None:
         """Read one flag's totals alone, because those of all could not be read."""
@@ -306,38 +329,29 @@ class TotalsReader:
         except Exception as mistake:  # this flag's alone
             self._report_unread(flag_key, mistake)
         else:
-            read = Progress(tuple(progress), self._clock.now())
-            self._give(rollout, totals.get(flag_key, {}), read)
+            read = Progress(tuple(progress), len(keys), self._clock.now())
+            self._give(rollout, totals.get(flag_key, {}), self._begin_turn(read))
 
-    def _give(
-        self, rollout: Rollout, visits: Mapping[int, VisitTotals], progress: Progress
-    ) -> bool:
+    def _give(self, rollout: Rollout, visits: Mapping[int, VisitTotals], turn: _Turn) -> bool:
         """Give a flag's worker its totals, unless it got what says the same.
 
         Return whether it did.
         """
-        flag_key, now, is_given = rollout.flag_key, self._clock.monotonic(), False
-        worker = self.pool.worker(flag_key)
+        flag_key, is_given = rollout.flag_key, False
         try:
-            evidence = Evidence(
-                self._clock.now(),
-                visits,
-                progress.partitions,
-                len(self.partitions.keys),
-                self._actuation.drift(rollout),
-                self.readings.of(rollout),
-                self.gates.of(rollout),
-            )
+            drift, gates = self._actuation.drift(rollout), self.gates.of(rollout)
+            facts = Facts(visits, drift, self.readings.of(rollout), gates)
+            worker = self.pool.worker(flag_key)
             if worker is not None:
                 given = self._given.get(flag_key)
-                turn = timedelta(seconds=self.turn_seconds)
                 if given is None or not given.is_enough(
-                    rollout, evidence, progress, worker, now, turn
+                    rollout, facts, turn.progress, worker, turn.began, turn.next_at
                 ):
                     is_given = True
+                    evidence = facts.evidence(turn.progress, turn.at)
                     worker.inbox.put_totals(NewTotals(rollout.rollout_id, evidence))
-                    self._given[flag_key] = Given(rollout, evidence, progress, now)
-                self._evidence[flag_key] = (evidence, now)
+                    self._given[flag_key] = Given(rollout, facts, turn.progress, turn.began)
+                self._read_last[flag_key] = turn.read
         except Exception as mistake:  # of what is given with it; other flags are watched
             self._report_unread(flag_key, mistake)
             return False

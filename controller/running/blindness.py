@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, Protocol
 
-from controller.core.evidence import Evidence, PartitionProgress
+from controller.core.evidence import PartitionProgress
 
 #: The fences are read every second, and the totals where one has moved.
 READ_WITHIN_SECONDS: Final = 5.0
@@ -37,8 +37,19 @@ class Blindness:
     seconds: float = 0.0  # for how long they have not, by the reason alone; 0: it does not say
 
 
+class Reported(Protocol):
+    """Event partitions as they were read: `deciding/given_evidence.py` has them."""
+
+    @property
+    def partitions(self) -> tuple[PartitionProgress, ...]: ...
+
+    @property
+    def expected_partitions(self) -> int:
+        """How many there are."""
+
+
 def blindness_of(
-    evidence: Evidence | None,
+    progress: Reported | None,
     seconds_since_read: float,
     expected_partitions: int,
     partitions: Partitions,
@@ -46,21 +57,21 @@ def blindness_of(
 ) -> Blindness | None:
     """Return why guardrails cannot see, None while they can.
 
-    `evidence`: None before totals were read here. `turn_seconds`: for how long a rollout waits for
+    `progress`: None before totals were read here. `turn_seconds`: for how long a rollout waits for
     its turn to be read, while all is well.
     """
     if seconds_since_read > READ_WITHIN_SECONDS + turn_seconds:
-        least = "at least " if evidence is None else ""
+        least = "at least " if progress is None else ""
         why = f"its totals have not been read for {least}{seconds_since_read:.0f} s"
         return Blindness(why, seconds_since_read)
-    if evidence is None:
+    if progress is None:
         return None  # its worker was started a moment ago
     reasons = []
-    missing = max(expected_partitions, evidence.expected_partitions) - len(evidence.partitions)
+    missing = max(expected_partitions, progress.expected_partitions) - len(progress.partitions)
     if missing > 0:
-        total = missing + len(evidence.partitions)
+        total = missing + len(progress.partitions)
         reasons.append(Blindness(f"{missing} of {total} event partitions are not counted"))
-    reasons += partitions.reasons(evidence.partitions)
+    reasons += partitions.reasons(progress.partitions)
     if not reasons:
         return None
     return Blindness(_some([one.why for one in reasons]), max(one.seconds for one in reasons))

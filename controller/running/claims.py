@@ -110,12 +110,15 @@ class Knowledge:
         claim = self.claims.get(partition)
         return None if claim is None or now - claim.fresh_at > FRESH_SECONDS else claim.replica
 
-    def is_seen(self, partition: int, flag_key: str, now: float) -> bool:
-        """Return whether the guardrails of a flag see on the replica that claims its partition."""
+    def unseen(self, partition: int, now: float) -> Collection[str] | None:
+        """Return the flags whose guardrails do not see on the replica that claims a partition.
+
+        None: no flag's do, or no replica claims it.
+        """
         claim = self.claims.get(partition)
-        if claim is None or self.holder(partition, now) is None:
-            return False
-        return claim.unseen.isdisjoint((flag_key, _EVERY_FLAG))
+        if claim is None or self.holder(partition, now) is None or _EVERY_FLAG in claim.unseen:
+            return None
+        return claim.unseen
 
     def is_certain(self, now: float) -> bool:
         """Return whether claims were read long enough to notice every working replica."""
@@ -222,10 +225,13 @@ class Claims:
         if now - self._trouble_since > READ_WITHIN_SECONDS:
             self._faults.report(Scope.DEPENDENCY, CLAIMS, why, _REMEDY)
 
-    def is_seen(self, partition: int, flag_key: str) -> bool:
-        """Return whether a replica is known to run a flag and to see what it does."""
+    def unseen(self, partition: int) -> Collection[str] | None:
+        """Return the flags that the replica of a partition is known to run and not to see.
+
+        None: it is not known to see any.
+        """
         now = self._clock.monotonic()
-        return self._knowledge.is_known(now) and self._knowledge.is_seen(partition, flag_key, now)
+        return self._knowledge.unseen(partition, now) if self._knowledge.is_known(now) else None
 
     def judge(self, partition: int, *, is_owned: bool) -> tuple[bool, str | None]:
         """Return whether a replica runs a partition's flags, and why none does.

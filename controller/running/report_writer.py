@@ -57,6 +57,9 @@ class _Written:
     judgement: Judgement | None
     planes: Sequence[PlaneStanding]
     at: float  # monotonic seconds
+    #: The newest that say the same as `judgement` and `planes`, so that these are compared once.
+    compared_judgement: Judgement | None
+    compared_planes: Sequence[PlaneStanding]
     course: CourseKey | None = None
     thinning: Thinning | None = None
 
@@ -135,12 +138,16 @@ class ReportWriter:
         if rollout.has_ended and not looks_at_ended:
             return False
         judgement, planes = self._running.judgement_of(flag_key), self._planes(flag_key)
+        if judgement is not written.compared_judgement:
+            if _has_judgement_changed(written.judgement, judgement):
+                return True
+            written.compared_judgement = judgement
+        if planes is not written.compared_planes:
+            if _have_planes_changed(written.planes, planes):
+                return True
+            written.compared_planes = planes
         is_old = self._clock.monotonic() - written.at >= QUIET_SECONDS
-        if is_old and (judgement is not written.judgement or planes != written.planes):
-            return True
-        return _has_judgement_changed(written.judgement, judgement) or _have_planes_changed(
-            written.planes, planes
-        )
+        return is_old and (judgement is not written.judgement or planes != written.planes)
 
     def _report(
         self, rollout: Rollout, judgement: Judgement | None, planes: Sequence[PlaneStanding]
@@ -155,11 +162,14 @@ class ReportWriter:
         flag_key = rollout.flag_key
         judgement = self._running.judgement_of(flag_key)
         written = self._written.get(flag_key)
+        planes = self._planes(flag_key)
         now = _Written(
             rollout,
             judgement,
-            self._planes(flag_key),
+            planes,
             self._clock.monotonic(),
+            judgement,
+            planes,
             None if written is None else written.course,
             None if written is None else written.thinning,
         )

@@ -121,7 +121,9 @@ class RolloutViews:
     def holders(self) -> Sequence[Holder]:
         """Return, for every live rollout that needs watching, which replica runs it."""
         owned = {number for _, number in self._deciding.follower.owned}
-        judged: dict[int, tuple[bool, str | None]] = {}  # by command partition
+        # By command partition: whether it is claimed, why no replica runs it, and the flags that
+        # are not seen there; None: all.
+        judged: dict[int, tuple[bool, str | None, Collection[str] | None]] = {}
         holders = []
         for flag_key, rollout in self._registry.rollouts.items():
             if not needs_watching(rollout):
@@ -131,9 +133,10 @@ class RolloutViews:
             except KeyError:  # the number of partitions is not known yet
                 continue
             if number not in judged:
-                judged[number] = self._claims.judge(number, is_owned=number in owned)
-            is_claimed, why = judged[number]
-            is_watched = is_claimed and self._claims.is_seen(number, flag_key)
+                is_claimed, why = self._claims.judge(number, is_owned=number in owned)
+                judged[number] = is_claimed, why, self._claims.unseen(number)
+            is_claimed, why, unseen = judged[number]
+            is_watched = is_claimed and unseen is not None and flag_key not in unseen
             holders.append(Holder(flag_key, rollout, is_claimed, why, is_watched))
         return holders
 

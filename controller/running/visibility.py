@@ -20,15 +20,19 @@ from typing import Final, NamedTuple, Protocol
 
 import structlog
 
-from controller.core.evidence import Evidence, PartitionProgress
+from controller.core.evidence import PartitionProgress
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.health import Faults, Scope
 from controller.ports import Clock
-from controller.running.blindness import Blindness, Partitions, blindness_of
+from controller.running.blindness import Blindness, Partitions, Reported, blindness_of
 from controller.telemetry import Metrics
 from schemas.terms import AlertKind, Severity
 
 CHECK_EVERY_SECONDS: Final = 1.0
+#: A check goes through all rollouts: a tenth of a second with ten thousand. Checks take no more
+#: than this share of the time, as far as that leaves one every few seconds.
+CHECK_TIME_SHARE: Final = 0.02
+CHECK_AT_LEAST_EVERY_SECONDS: Final = 5.0
 #: A worker gets totals every second, and saves what follows from them in milliseconds.
 HANDLED_WITHIN_SECONDS: Final = 5.0
 #: With very many rollouts, or far behind the log, each waits for its turn. A longer wait counts as
@@ -39,8 +43,8 @@ CONFIRMED_AFTER_SECONDS: Final = 2.0
 #: A replica that has just begun to watch a rollout waits this long before it alerts.
 GRACE_SECONDS: Final = 10.0
 REPEATED_EVERY_SECONDS: Final = 300.0
-#: Checks that are further apart leave a time of which nothing is known.
-UNOBSERVED_SECONDS: Final = 3.0
+#: After so many missing checks there is a time of which nothing is known.
+UNOBSERVED_CHECKS: Final = 3
 
 #: The reporter of unwatched flags, which alone clears them.
 _REPORTER: Final = "visibility"
@@ -58,7 +62,7 @@ class View(Protocol):
     def rollout(self) -> Rollout: ...
 
     @property
-    def evidence(self) -> Evidence | None: ...
+    def progress(self) -> Reported | None: ...
 
     @property
     def read_at(self) -> float | None: ...
@@ -75,7 +79,7 @@ class Unseen(NamedTuple):
 
     flag_key: str
     rollout: Rollout
-    evidence: None = None
+    progress: None = None
     read_at: None = None
     handled_at: None = None
     trouble: str = ""
@@ -179,7 +183,14 @@ class Visibility:
         self._partitions = Partitions(clock.now(), {})  # at the present check
         self._turn_seconds = 0.0  # for which a rollout may wait for its turn
         self._episodes: dict[str, _Episode] = {}
-        self._seen_at: dict[str, tuple[str, float]] = {}  # by flag: rollout, seen watched last
+        self._pause_seconds = CHECK_EVERY_SECONDS  # until the next check
+        #: By flag, the rollout that was watched at the last check, here or by another replica; and
+        #: when that check was.
+        self._watched: Mapping[str, str] = {}
+        self._watched_at = clock.monotonic()
+        #: The same of flags that are watched no longer, with the time of the last check at which
+        #: they were.
+        self._watched_before: dict[str, tuple[str, float]] = {}
         self._seen_here: frozenset[str] = frozenset()
         self._unheld: frozenset[str] = frozenset()  # flags that no replica runs
         self._cause: str | None = None  # other faults of this replica; None: not looked at yet
@@ -203,8 +214,13 @@ class Visibility:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._alerts.run(), name="visibility:alerts")
             while True:
+                began = self._clock.monotonic()
                 self.check()
-                await asyncio.sleep(CHECK_EVERY_SECONDS)
+                seconds = (self._clock.monotonic() - began) * (1 / CHECK_TIME_SHARE - 1)
+                self._pause_seconds = min(
+                    max(seconds, CHECK_EVERY_SECONDS), CHECK_AT_LEAST_EVERY_SECONDS
+                )
+                await asyncio.sleep(self._pause_seconds)
 
     def check(self) -> None:
         """Check every rollout once."""
@@ -224,7 +240,7 @@ class Visibility:
                 self._follow(holder.rollout, Blindness(holder.why), now)
         for flag_key in list(self._episodes.keys() - here - self._unheld):
             self._end_elsewhere(self._episodes[flag_key], holders.get(flag_key), now)
-        self._note_seen(views, holders, now)
+        self._note_watched(views, holders, now)
         self._metrics.unwatched_rollouts.set(len(self.unwatched))
 
     def _follow_views(
@@ -243,7 +259,7 @@ class Visibility:
             found = Blindness(blind) if blind else self._blindness(view, since, expected, now)
             if found is None and holder is not None and holder.why is not None:
                 found = Blindness(holder.why)
-            has_handled = view.evidence is not None and view.handled_at is not None
+            has_handled = view.progress is not None and view.handled_at is not None
             if found is None and not has_handled and self._goes_on(rollout):
                 continue  # its worker was started a moment ago: nothing is known yet
             if found is None and has_handled:
@@ -251,18 +267,25 @@ class Visibility:
             self._follow(rollout, found, now, watched_since=since if has_grace else None)
         self._seen_here = frozenset(seen)
 
-    def _note_seen(self, views: Sequence[View], holders: Mapping[str, Holder], now: float) -> None:
+    def _note_watched(
+        self, views: Sequence[View], holders: Mapping[str, Holder], now: float
+    ) -> None:
         """Note which rollouts are watched, here or by another replica."""
-        elsewhere = [one.rollout for one in holders.values() if one.is_watched]
-        here = [view.rollout for view in views if view.flag_key in self._seen_here]
-        for rollout in (*elsewhere, *here):
-            self._seen_at[rollout.flag_key] = (rollout.rollout_id, now)
-        for flag_key in [
-            key
-            for key, (_, at) in self._seen_at.items()
-            if now - at > UNOBSERVED_SECONDS and key not in self._episodes
-        ]:
-            del self._seen_at[flag_key]
+        watched = {key: one.rollout.rollout_id for key, one in holders.items() if one.is_watched}
+        for view in views:
+            if view.flag_key in self._seen_here:
+                watched[view.flag_key] = view.rollout.rollout_id
+        for flag_key in self._watched.keys() - watched.keys():
+            self._watched_before[flag_key] = self._watched[flag_key], self._watched_at
+        for flag_key, (_, at) in list(self._watched_before.items()):
+            is_over = flag_key in watched or not self._is_observed(at, now)
+            if is_over and flag_key not in self._episodes:
+                del self._watched_before[flag_key]
+        self._watched, self._watched_at = watched, now
+
+    def _is_observed(self, at: float, until: float) -> bool:
+        """Return whether checks tell what was between two times (monotonic seconds)."""
+        return until - at <= UNOBSERVED_CHECKS * self._pause_seconds
 
     def _watched_from(self, view: View, now: float) -> float:
         """Return since when this replica watches a rollout."""
@@ -277,7 +300,7 @@ class Visibility:
             return Blindness(view.trouble)
         read_at = since if view.read_at is None else max(view.read_at, since)
         found = blindness_of(
-            view.evidence, now - read_at, expected, self._partitions, self._turn_seconds
+            view.progress, now - read_at, expected, self._partitions, self._turn_seconds
         )
         handled_at = since if view.handled_at is None else max(view.handled_at, since)
         unhandled = now - handled_at
@@ -313,7 +336,7 @@ class Visibility:
         A rollout that waits for its turn has older evidence.
         """
         newest: dict[str, PartitionProgress] = {}
-        found = [view.evidence.partitions for view in views if view.evidence is not None]
+        found = [view.progress.partitions for view in views if view.progress is not None]
         for partitions in {id(each): each for each in found}.values():  # what was read together
             for one in partitions:
                 known = newest.get(one.topic_partition)
@@ -382,8 +405,11 @@ class Visibility:
     def _begun(self, rollout: Rollout, blindness: Blindness, now: float) -> _Episode:
         """Return an episode that began when its reason says, or before this replica could tell."""
         since = now - blindness.seconds
-        rollout_id, seen_at = self._seen_at.get(rollout.flag_key, ("", 0.0))
-        is_known = rollout_id == rollout.rollout_id and since - seen_at <= UNOBSERVED_SECONDS
+        flag_key = rollout.flag_key
+        rollout_id, at = self._watched_before.get(flag_key, ("", 0.0))
+        if flag_key in self._watched:
+            rollout_id, at = self._watched[flag_key], self._watched_at
+        is_known = rollout_id == rollout.rollout_id and self._is_observed(at, since)
         return _Episode(rollout, blindness.why, since, now, is_longer=not is_known)
 
     def _action(self, flag_key: str) -> str:

@@ -164,7 +164,7 @@ async def test_a_mistake_in_looking_does_not_end_the_looks() -> None:
         await cluster.passes(3)
         (view,) = replica.totals.views()
         assert cluster.clock.monotonic() - (view.read_at or 0) <= 1.1
-        assert view.evidence is not None
+        assert view.progress is not None
         assert replica.faults.current == ()
 
 

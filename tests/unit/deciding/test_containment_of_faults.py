@@ -11,6 +11,7 @@ import pytest
 
 from controller.adapters.memory import MemoryPublisher, MemoryRollouts
 from controller.bootstrap import Daemon
+from controller.core.judging.quiet import LONGEST
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.errors import (
     BrokenInvariant,
@@ -165,7 +166,7 @@ async def test_a_stopped_worker_takes_no_other_part_s_fault_away() -> None:
         assert worker is not None
         decider: Any = worker._decider
         real, decider.decide = decider.decide, None
-        await cluster.passes(35)  # nothing new is counted: the next look is seconds away
+        await cluster.passes(LONGEST.total_seconds() + 5)  # nothing new is counted
         assert {fault.reporter for fault in replica.faults.current} == {"budget", "worker"}
         decider.decide = real
         await cluster.passes(60)

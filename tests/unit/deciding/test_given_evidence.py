@@ -11,7 +11,7 @@ import pytest
 
 from controller.core.evidence import Evidence, Loss, VisitTotals
 from controller.core.rollout import Rollout
-from controller.deciding.given_evidence import READ_EVERY_SECONDS, Given, Progress
+from controller.deciding.given_evidence import READ_EVERY_SECONDS, Facts, Given, Progress
 from tests.builders import HOUR, T0, make_rollout
 from tests.streams import make_arm, make_evidence, make_progress
 
@@ -30,11 +30,17 @@ def is_enough(
     given: Evidence | None = None,
 ) -> bool:
     """Return whether what was given at `NOW` is enough, by these later totals."""
-    given = given or make_evidence(VISITS, NOW)
     worker: Any = SimpleNamespace(needs_no_totals=lambda *_: needs_no_totals)
-    before = Given(ROLLOUT, given, Progress(given.partitions, NOW), at=100.0)
-    progress = Progress(evidence.partitions, evidence.at)
-    return before.is_enough(rollout, evidence, progress, worker, 100.0 + seconds)
+    before = Given(ROLLOUT, *read(given or make_evidence(VISITS, NOW)), at=100.0)
+    return before.is_enough(rollout, *read(evidence), worker, 100.0 + seconds, evidence.at)
+
+
+def read(evidence: Evidence) -> tuple[Facts, Progress]:
+    """Return evidence as it was read: what is of the rollout, and what of the partitions."""
+    facts = Facts(evidence.visits, evidence.actuation_drift, evidence.readings, evidence.replies)
+    progress = Progress(evidence.partitions, evidence.expected_partitions, evidence.at)
+    assert facts.evidence(progress, evidence.at) == evidence
+    return facts, progress
 
 
 SAME = make_evidence(VISITS, LATER)
@@ -79,7 +85,7 @@ def test_records_that_begin_to_wait_matter_where_the_present_visit_is_not_counte
     given = make_evidence(VISITS, NOW, partitions=make_progress(NOW, freshest=old))
     waiting = make_progress(LATER, freshest=old, end_offset=900)
     worker: Any = SimpleNamespace(needs_no_totals=lambda *_: True)
-    before = Given(rollout, given, Progress(given.partitions, NOW), at=100.0)
-    later = make_evidence(VISITS, LATER, partitions=waiting)
-    assert not before.is_enough(rollout, later, Progress(waiting, LATER), worker, 102.0)
+    before = Given(rollout, *read(given), at=100.0)
+    later = read(make_evidence(VISITS, LATER, partitions=waiting))
+    assert not before.is_enough(rollout, *later, worker, 102.0, LATER)
     assert is_enough(replace(SAME, partitions=make_progress(LATER, end_offset=900)))

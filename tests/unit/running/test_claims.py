@@ -9,8 +9,8 @@ from datetime import timedelta
 import pytest
 
 from controller.adapters.memory import ManualClock, MemoryPublisher
-from controller.core.evidence import Evidence
 from controller.core.rollout import Rollout
+from controller.deciding.given_evidence import Progress
 from controller.deciding.totals_reader import WatchView
 from controller.errors import StoreUnavailable
 from controller.health import Faults, Scope
@@ -98,10 +98,10 @@ class Replica:
         """Return the flag, if its partition 3 is ours: read a moment ago."""
         if 3 not in self.owned:
             return []
-        evidence = Evidence(self.clock.now(), {}, (), 0 if self.is_seeing else 4)
+        progress = Progress((), 0 if self.is_seeing else 4, self.clock.now())
         key = self.rollout.flag_key
         now = self.clock.monotonic()
-        return [WatchView(key, self.rollout, evidence, now, handled_at=now)]
+        return [WatchView(key, self.rollout, progress, now, handled_at=now)]
 
     def holders(self) -> Sequence[Holder]:
         """Return what is known of who runs the flag."""
@@ -109,7 +109,8 @@ class Replica:
             return []
         is_claimed, why = self.claims.judge(3, is_owned=3 in self.owned)
         flag_key = self.rollout.flag_key
-        is_watched = is_claimed and self.claims.is_seen(3, flag_key)
+        unseen = self.claims.unseen(3)
+        is_watched = is_claimed and unseen is not None and flag_key not in unseen
         return [Holder(flag_key, self.rollout, is_claimed, why, is_watched)]
 
     @property

@@ -14,8 +14,9 @@ import structlog
 
 from controller.adapters.memory import ManualClock, MemoryPublisher
 from controller.codec.outbox import outbox_entry
-from controller.core.evidence import Evidence, PartitionProgress
+from controller.core.evidence import PartitionProgress
 from controller.core.rollout import RaiseAlert, RolledBack, Rollout
+from controller.deciding.given_evidence import Progress
 from controller.deciding.totals_reader import WatchView
 from controller.health import Faults, Scope
 from controller.ports import Clock
@@ -161,13 +162,13 @@ class Bench:
             there = tuple(
                 self._progress[name] for name, one in self.partitions.items() if one.is_there
             )
-            evidence = Evidence(now, {}, there, self.expected)
+            progress = Progress(there, self.expected, now)
             read_at = self.clock.monotonic()
             handled_at = None if self._view is None else self._view.handled_at
             if self.is_handling:
                 handled_at = read_at
             self._view = WatchView(
-                self.rollout.flag_key, self.rollout, evidence, read_at, handled_at, self.trouble
+                self.rollout.flag_key, self.rollout, progress, read_at, handled_at, self.trouble
             )
         view = self._view or WatchView(self.rollout.flag_key, self.rollout, None, None)
         return [view._replace(rollout=self.rollout)]
