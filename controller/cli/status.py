@@ -60,9 +60,9 @@ _DECISIONS_FOR_STATUS = 200
 #: Rollouts that ended earlier are shown on request.
 _ENDED_SHOWN_FOR = timedelta(days=7)
 
-#: A replica judges what is quiet every 50 s, and others read of it within a minute after that:
+#: A replica judges what is quiet every minute, and others read of it within another one:
 #: evidence that is older is told.
-_FRESH_EVIDENCE = timedelta(seconds=120)
+_FRESH_EVIDENCE = timedelta(seconds=130)
 _DAEMON_KNOWS = "`rolloutctl status --daemon URL`, or ROLLOUTCTL_DAEMON, shows what a replica knows"
 
 LastOption = Annotated[

@@ -13,10 +13,10 @@ from datetime import timedelta
 from controller.core.analysis.sequential_tests import GapTime
 from schemas.terms import HealthGap
 
-#: The daemon judges about once a second, and twice a minute where nothing is counted and a gap has
-#: begun. After a longer break of ours nobody knows whether a gap lasted through it, so that time
-#: counts neither as lasting nor as over.
-LONGEST_BREAK = timedelta(minutes=1)
+#: The daemon judges about once a second, and once a minute where nothing is counted. After a longer
+#: break of ours nobody knows whether a gap lasted through it, so that time counts neither as
+#: lasting nor as over.
+LONGEST_BREAK = timedelta(seconds=90)
 #: For so long a gap has been gone at most when it is not found for the first time.
 JUST_GONE_SECONDS = 1.0
 

@@ -22,11 +22,9 @@ from controller.core.rollout import Baking, Paused, Rollout
 _QUIET_PHASES: Final = (Baking, Paused)
 #: Conditions say "longer than", so they hold just after their moment.
 _JUST_AFTER: Final = timedelta(milliseconds=1)
-#: However far the next moment is: less than `gap_times.LONGEST_BREAK`.
-LONGEST: Final = timedelta(seconds=50)
-#: While it matters how long a gap has lasted, that is remembered so often, with less than that
-#: break in between also where the controller is restarted.
-LONGEST_WITH_GAPS: Final = timedelta(seconds=30)
+#: However far the next moment is: how long a gap has lasted is remembered so often, with less than
+#: `gap_times.LONGEST_BREAK` in between, also where the controller is restarted.
+LONGEST: Final = timedelta(seconds=60)
 SHORTEST: Final = timedelta(seconds=1)
 
 
@@ -39,23 +37,18 @@ def quiet_until(rollout: Rollout, tests: SequentialTests, at: datetime) -> datet
     if not isinstance(rollout.phase, _QUIET_PHASES) or not rollout.visits:
         return at + SHORTEST
     soonest = min((one for one in _moments(rollout, tests) if one >= at), default=at + LONGEST)
-    return min(max(soonest + _JUST_AFTER, at + SHORTEST), at + _longest(rollout, tests))
+    return min(max(soonest + _JUST_AFTER, at + SHORTEST), at + _longest(rollout))
 
 
-def _longest(rollout: Rollout, tests: SequentialTests) -> timedelta:
-    """Return how much time may pass at most, whatever the next moment is.
-
-    It is less where contexts become old enough for a floor by time alone.
-    """
-    grace, percent = rollout.plan.health_grace.total_seconds(), rollout.visits[-1].percent
-    has_lasted = all(gap.lasted >= grace and not gap.gone for gap in tests.gap_times.values())
-    longest = LONGEST if has_lasted else LONGEST_WITH_GAPS
+def _longest(rollout: Rollout) -> timedelta:
+    """Return `LONGEST`, or less where contexts become old enough for a floor by time alone."""
+    percent = rollout.visits[-1].percent
     steps = [
         guardrail.within / MOMENTS
         for guardrail in rollout.plan.guardrails
         if guardrail.has_floor and guardrail.is_watched_at(percent)
     ]
-    return max(min((longest, *steps)), SHORTEST)
+    return max(min((LONGEST, *steps)), SHORTEST)
 
 
 def _moments(rollout: Rollout, tests: SequentialTests) -> Iterator[datetime]:

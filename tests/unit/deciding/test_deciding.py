@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from controller.codec.commands import to_command_received
-from controller.core.judging.quiet import LONGEST, LONGEST_WITH_GAPS
+from controller.core.judging.quiet import LONGEST
 from controller.core.rollout import Baking, RolledBack
 from controller.deciding.commands import command_follower, command_partition
 from controller.deciding.flag.command_answers import digest_of, read_answer
@@ -276,15 +276,14 @@ async def test_totals_are_looked_at_without_news_too() -> None:
             real(totals)
 
         inbox.put_totals = look
-        await cluster.passes(10 * every)
-        # A gap that has not lasted yet is looked at more often.
-        assert 10 <= len(looks) <= 10 * (LONGEST / LONGEST_WITH_GAPS) + 2
+        await cluster.passes(5 * every)
+        assert 5 <= len(looks) <= 7
         before = len(looks)
         cluster.totals.outage.is_down = True
-        await cluster.passes(3 * every)
+        await cluster.passes(1.5 * every)
         assert len(looks) <= before + 1
         cluster.totals.outage.is_down = False
-        await cluster.passes(2 * every)
+        await cluster.passes(every)
         looks.clear()
         views: Any = replica.totals
         views._actuation = SimpleNamespace(drift=lambda _: "one plane serves 5 %")
