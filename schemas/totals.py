@@ -64,6 +64,7 @@ ops/decisions/0002-one-hset.md. An owner with more changed fields saves earlier.
 """
 
 BUNDLES = 1_024
+_BUNDLE = "arms/"
 """The number of bundles that flags are spread over.
 
 With every arm of 10,000 flags changed, a save has as many fields, of 20 arms each. More bundles
@@ -97,14 +98,29 @@ def decode_arm(value: bytes) -> ArmCounts:
     return _decoder.decode(value)
 
 
+def bundle_of(flag_key: str) -> int:
+    """Return the number of the bundle that holds a flag's arms. Stable, because it is stored."""
+    return crc32(flag_key.encode()) % BUNDLES
+
+
 def bundle_field(flag_key: str) -> str:
-    """Return the name of the bundle that holds a flag's arms. Stable, because it is stored."""
-    return f"arms/{crc32(flag_key.encode()) % BUNDLES}"
+    """Return the name of the bundle that holds a flag's arms."""
+    return bundle_name(bundle_of(flag_key))
+
+
+def bundle_name(number: int) -> str:
+    """Return the name of a bundle's field."""
+    return f"{_BUNDLE}{number}"
+
+
+def bundle_number(name: str) -> int:
+    """Return the number of the bundle of that name. Raises ValueError for any other name."""
+    return int(name.removeprefix(_BUNDLE))
 
 
 def is_bundle_field(name: str) -> bool:
     """Return whether a field holds a bundle of arms."""
-    return name.startswith("arms/")
+    return name.startswith(_BUNDLE)
 
 
 def bundle_entry(name: str, value: bytes) -> bytes:

@@ -44,7 +44,7 @@ class Changes:
 
     fields: dict[str, bytes] = field(default_factory=dict)
     garbage: list[str] = field(default_factory=list)  # fields to delete once it is written
-    flag_keys: frozenset[str] = frozenset()
+    has_totals: bool = False  # of an arm
 
 
 class CountedFlags:
@@ -73,7 +73,7 @@ class CountedFlags:
             counts_exposures=counts_exposures,
             exact_limit=exact_limit,
             window_ms=window_ms,
-            is_bundled=self._arms.is_bundled,
+            bundle_of=self._arms.bundle_of,
             indexed_per_turn=_INDEXED_PER_TURN,
         )
         self._closed_at = 0  # load at which the last flag was closed
@@ -201,15 +201,13 @@ class CountedFlags:
         if self.fold.joins:
             changes.fields["joins"] = b"1"
         changes.garbage += self._arms.drain_garbage()
-        flag_keys = set()
         for begin in range(0, len(difference.arms), _ENCODED_PER_TURN):
             yield
-            arms = difference.arms[begin : begin + _ENCODED_PER_TURN]
-            for totals in self.fold.take_totals(arms):
-                flag_keys.add(totals.flag_key)
-                if totals.evaluations:
-                    hours.add(totals.flag_key, totals.arm, totals.evaluations, last_ms)
-                self._arms.put(totals, changes.fields)
-        changes.flag_keys = frozenset(flag_keys)
+            arms = self.fold.take_totals(difference.arms[begin : begin + _ENCODED_PER_TURN])
+            self._arms.put(arms, changes.fields)
+            for _, flag_key, arm, _, count, _ in arms:
+                if count:
+                    hours.add(flag_key, arm, count, last_ms)
+            changes.has_totals |= bool(arms)
         yield
         yield from self._arms.write_bundles(self.fold, changes.fields, turn, freshest_ms)

@@ -76,7 +76,7 @@ class Ingest:
         topics: tuple[str, str],
         epoch: int,
         quarantine: Quarantine,
-        on_saved: Callable[[frozenset[str]], None],
+        on_saved: Callable[[], None],
         read_evaluations: ReadEvaluations,
         read_outcomes: ReadOutcomes,
         pacing: Pacing = _PACING,
@@ -87,9 +87,9 @@ class Ingest:
         """Connect the parts of counting.
 
         `topics` are the evaluations' and the outcomes'. `epoch` is part of the partitions' keys: a
-        new one counts everything again. `on_saved` is called with the flags whose totals have
-        just been saved. `faults` gets what is contained in one partition or flag. `topology` knows
-        which topic it is that has a name. `new_fold` makes the fold of each partition.
+        new one counts everything again. `on_saved` is called when totals of arms have just been
+        saved. `faults` gets what is contained in one partition or flag. `topology` knows which
+        topic it is that has a name. `new_fold` makes the fold of each partition.
         """
         flags_to_count = FlagsToCount(settings.unknown_flags_limit)
         self.tally = EventTally(flags_to_count, read_evaluations, read_outcomes)

@@ -69,11 +69,11 @@ class Saving:
         ends: LogEnds,
         refusals: RefusalBacklog,
         report: CountingReport,
-        on_saved: Callable[[frozenset[str]], None],
+        on_saved: Callable[[], None],
     ) -> None:
         """Save the partitions of `assignment`.
 
-        `on_saved` is called with the flags whose totals have just been saved.
+        `on_saved` is called when totals of arms have just been saved.
         """
         self._events = dependencies.events
         self._totals = dependencies.totals
@@ -292,8 +292,8 @@ class Saving:
         self._counters.saves += 1
         self._metrics.flush_duration_seconds.observe(now - began)
         self._report.update(owned)
-        if snapshot.changes.flag_keys:
-            self._on_saved(snapshot.changes.flag_keys)
+        if snapshot.changes.has_totals:
+            self._on_saved()
 
     def _lose_fence(self, owned: OwnedPartition, stored: int) -> None:
         """Load a partition again, because another process has counted it."""

@@ -160,10 +160,9 @@ class TotalsReader:
             return handled_at
         return max(handled_at, read_at)
 
-    def totals_saved(self, flag_keys: frozenset[str]) -> None:
-        """Note that new totals of these flags were saved: they are to be read."""
-        if flag_keys:
-            self._saved.set()
+    def totals_saved(self) -> None:
+        """Note that new totals were saved here: they are to be read."""
+        self._saved.set()
 
     def forget(self, flag_key: str) -> None:
         """Forget a flag that runs here no longer; its next owner reads for itself."""

@@ -109,7 +109,7 @@ def new_ingest(totals: RedisTotals, contexts: int) -> tuple[Ingest, MemoryEventL
         topics=TOPICS,
         epoch=1,
         quarantine=quarantine,
-        on_saved=lambda _: None,
+        on_saved=lambda: None,
         read_evaluations=read_evaluations,
         read_outcomes=read_outcomes,
     )

@@ -192,7 +192,7 @@ class Member:
             topics=self.streams,
             epoch=1,
             quarantine=self.quarantine,
-            on_saved=lambda flag_keys: None,
+            on_saved=lambda: None,
             read_evaluations=evaluation_reader(way.evaluations, of_spans=way.is_one_topic),
             read_outcomes=outcome_reader(way.outcomes),
         )

@@ -92,7 +92,7 @@ class Group:
             topics=self.settings.event_topics,
             epoch=1,
             quarantine=self.quarantine,
-            on_saved=lambda flag_keys: None,
+            on_saved=lambda: None,
             read_evaluations=read_evaluations,
             read_outcomes=read_outcomes,
             faults=self.faults,

@@ -213,7 +213,7 @@ class DaemonParts:
             topics=TOPICS,
             epoch=1,
             quarantine=self._quarantine,
-            on_saved=lambda _: None,
+            on_saved=lambda: None,
             read_evaluations=read_evaluations,
             read_outcomes=read_outcomes,
         )

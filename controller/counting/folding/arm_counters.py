@@ -24,6 +24,7 @@ class ArmCounter:
         "arm",
         "at_risk",
         "batch_contexts",
+        "bundle",
         "checked",
         "converted",
         "converted_counts",
@@ -35,7 +36,6 @@ class ArmCounter:
         "field",
         "first_errors",
         "flag_key",
-        "is_bundled",
         "is_changed",
         "is_counting",
         "latency",
@@ -57,7 +57,7 @@ class ArmCounter:
         self.flag_key = flag_key
         self.arm = arm
         self.field = field
-        self.is_bundled = False  # stored together with other flags' arms
+        self.bundle: int | None = None  # of flags' arms that are stored together
         self.is_changed = False
         self.is_counting = counts is not None
         if counts is None:

@@ -19,15 +19,16 @@ class SealedSet(NamedTuple):
     words: bytes  # its bits: 64-bit words, little-endian
 
 
-class ArmTotals(NamedTuple):
+class ChangedArm(NamedTuple):
     """The totals of one arm that has changed."""
 
     field: str  # the arm's name: `schemas.totals.arm_field`
     flag_key: str
     arm: Arm
-    is_bundled: bool  # it is stored together with other flags' arms
+    bundle: int | None  # of flags' arms that are stored together; None: it has its own field
     evaluations: int  # those since the last save
-    value: bytes  # all of them, as they are stored: `schemas.totals.encode_arm`
+    #: All of them, as they are stored: `schemas.totals.encode_arm`, of a bundle `bundle_entry`.
+    value: bytes
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-from controller.counting.folding.difference import ArmTotals, Difference, SealedSet
+from controller.counting.folding.difference import ChangedArm, Difference, SealedSet
 from controller.counting.folding.events import Counted, OutcomeOfRecord
 from controller.counting.folding.flags_to_count import CountedFlag
 from controller.ports import Record
@@ -124,7 +124,7 @@ class Fold(Protocol):
 
     def drain(self) -> Difference: ...
 
-    def take_totals(self, arms: Sequence[Any]) -> Sequence[ArmTotals]: ...
+    def take_totals(self, arms: Sequence[Any]) -> Sequence[ChangedArm]: ...
 
     def give_own_field(self, place: TotalsField) -> None: ...
 

@@ -12,7 +12,7 @@ from math import log
 from typing import Any, Final
 
 from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET
-from controller.counting.folding.difference import ArmTotals, Difference, SealedSet
+from controller.counting.folding.difference import ChangedArm, Difference, SealedSet
 from controller.counting.folding.engine import Fold, NativeFault
 from controller.counting.folding.events import Counted
 from controller.counting.native_place import native_place
@@ -38,7 +38,7 @@ def native_fold(module: Any) -> Callable[..., Fold]:
         types={
             "counted": Counted,
             "difference": Difference,
-            "arm_totals": ArmTotals,
+            "changed_arm": ChangedArm,
             "sealed_set": SealedSet,
         },
         arms=[Arm.TREATMENT, Arm.CONTROL],

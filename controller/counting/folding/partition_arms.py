@@ -27,12 +27,12 @@ class PartitionArms:
         *,
         counts_exposures: bool,
         exact_limit: int,
-        is_bundled: Callable[[str, str], bool],
+        bundle_of: Callable[[str, str], int | None],
     ) -> None:
         """Start empty.
 
-        `is_bundled` says of an arm, by the key of its flag and its name, whether it is stored
-        together with other flags' arms; it is asked once of each.
+        `bundle_of` says in which bundle an arm is stored, by the key of its flag and its name, None
+        for one with a field of its own; it is asked once of each.
         """
         self.counts_exposures = counts_exposures
         self.sets = ContextSets(exact_limit)
@@ -43,7 +43,7 @@ class PartitionArms:
         self.changed_in_bundles = 0  # of those that have changed
         # Counters outside every visit that have evaluations since the last save.
         self.outside: list[ArmCounter] = []
-        self._is_bundled = is_bundled
+        self._bundle_of = bundle_of
         self._stored: dict[str, ArmCounts] = {}  # restored, not opened yet
 
     def restore_arm(self, name: str, counts: ArmCounts) -> None:
@@ -60,7 +60,7 @@ class PartitionArms:
     def open(self, flag_key: str, arm: Arm, name: str) -> ArmCounter:
         """Return the counter of the arm called `name`, with its stored totals."""
         counter = ArmCounter(flag_key, arm, name, self._stored.pop(name, None) or ArmCounts())
-        counter.is_bundled = self._is_bundled(flag_key, name)
+        counter.bundle = self._bundle_of(flag_key, name)
         return counter
 
     def note_change(self, counter: ArmCounter) -> None:
@@ -71,7 +71,7 @@ class PartitionArms:
             return
         counter.batch_contexts = {}
         self.changed.append(counter)
-        self.changed_in_bundles += counter.is_bundled
+        self.changed_in_bundles += counter.bundle is not None
 
     def drop(self, flag_key: str, rollout_id: str, counters: Iterable[ArmCounter]) -> None:
         """Forget a rollout, whose open counters are `counters`; its sets are dropped apart."""
@@ -79,7 +79,7 @@ class PartitionArms:
         for counter in dropped:
             counter.is_counting = False  # it may be about to be saved
         self.changed = [counter for counter in self.changed if counter not in dropped]
-        self.changed_in_bundles = sum([counter.is_bundled for counter in self.changed])
+        self.changed_in_bundles = sum([counter.bundle is not None for counter in self.changed])
         prefix = f"{flag_key}|{rollout_id}|"
         for name in [name for name in self._stored if name.startswith(prefix)]:
             del self._stored[name]

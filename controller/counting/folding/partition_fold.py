@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from controller.counting.folding.arm_counters import NO_CONTEXTS, ArmCounter
-from controller.counting.folding.difference import ArmTotals, Difference, SealedSet
+from controller.counting.folding.difference import ChangedArm, Difference, SealedSet
 from controller.counting.folding.engine import Refuse
 from controller.counting.folding.evaluation_hours import FlagArm
 from controller.counting.folding.events import Counted, EventFold, Exposures, OutcomeOfRecord
@@ -20,7 +20,7 @@ from controller.counting.folding.recent_exposures import RecentExposures
 from controller.ports import Record
 from schemas.events import EvaluationFields, EvaluationReader, OutcomeReader
 from schemas.terms import Arm
-from schemas.totals import ArmCounts, TotalsField, encode_arm
+from schemas.totals import ArmCounts, TotalsField, bundle_entry, encode_arm
 
 
 class PartitionFold:
@@ -33,19 +33,19 @@ class PartitionFold:
         counts_exposures: bool,
         exact_limit: int,
         window_ms: int | None,
-        is_bundled: Callable[[str, str], bool],
+        bundle_of: Callable[[str, str], int | None],
         indexed_per_turn: int = 20_000,
     ) -> None:
         """Start empty.
 
-        `window_ms` is the attribution window, None to remember no exposures. `is_bundled` is as for
+        `window_ms` is the attribution window, None to remember no exposures. `bundle_of` is as for
         `PartitionArms`. `indexed_per_turn` is how many exposures `index_exposures` indexes. The
         other parameters are those of `PartitionTotals`.
         """
         self._indexed_per_turn = indexed_per_turn
         self._flags_to_count = flags_to_count
         self._arms = PartitionArms(
-            counts_exposures=counts_exposures, exact_limit=exact_limit, is_bundled=is_bundled
+            counts_exposures=counts_exposures, exact_limit=exact_limit, bundle_of=bundle_of
         )
         has_recent = window_ms is not None and counts_exposures
         self._recent = RecentExposures(window_ms or 0) if has_recent else None
@@ -287,18 +287,20 @@ class PartitionFold:
         exposures, forgotten = ({}, []) if self._recent is None else self._recent.drain()
         return Difference(changed, evaluations, names, members, exposures, forgotten)
 
-    def take_totals(self, arms: Sequence[ArmCounter]) -> Sequence[ArmTotals]:
+    def take_totals(self, arms: Sequence[ArmCounter]) -> Sequence[ChangedArm]:
         """Return the totals of changed arms, but of those whose rollout was dropped meanwhile."""
         return [self._totals_of(arm) for arm in arms if arm.is_counting]
 
-    def _totals_of(self, arm: ArmCounter) -> ArmTotals:
+    def _totals_of(self, arm: ArmCounter) -> ChangedArm:
         arm.is_changed = False
         arm.batch_contexts = NO_CONTEXTS
         evaluations = arm.evaluations - arm.noted
         arm.noted = arm.evaluations
         assert arm.arm is not None
         value = encode_arm(arm.counts())
-        return ArmTotals(arm.field, arm.flag_key, arm.arm, arm.is_bundled, evaluations, value)
+        if arm.bundle is not None:
+            value = bundle_entry(arm.field, value)
+        return ChangedArm(arm.field, arm.flag_key, arm.arm, arm.bundle, evaluations, value)
 
     def give_own_field(self, place: TotalsField) -> None:
         """Note that an arm, which was stored in a bundle, is stored in a field of its own."""
@@ -306,7 +308,7 @@ class PartitionFold:
         if flag is not None and place.arm is not None:
             counter = flag.counter_of(place.visit, place.arm)
             if counter is not None:
-                counter.is_bundled = False
+                counter.bundle = None
 
     def live(self, entries: bytes) -> bytes:
         """Return those of some entries whose context is an exact member."""

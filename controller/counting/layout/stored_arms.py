@@ -7,15 +7,17 @@ flag's bundle, because a save carries a bounded number of fields. The layout's d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from controller.counting.folding.difference import ArmTotals
+from controller.counting.folding.difference import ChangedArm
 from controller.counting.folding.engine import Fold
 from controller.counting.folding.flags_to_count import FlagsToCount
 from schemas.totals import (
     TotalsField,
     bundle_entry,
-    bundle_field,
+    bundle_name,
+    bundle_number,
+    bundle_of,
     decode_arm,
     decode_bundle,
     encode_bundle,
@@ -38,12 +40,10 @@ class StoredArms:
         self._flags_to_count = flags_to_count
         self._flags_with_own_fields = flags_with_own_fields
         self._own: dict[tuple[str, str], set[str]] = {}  # by flag key and rollout id
-        # By their field: arm -> entry, as it was last saved.
-        self._bundles: dict[str, dict[str, bytes]] = {}
-        # Arm that is stored in a bundle -> that, and the head of its entry.
-        self._heads: dict[str, tuple[str, bytes]] = {}
+        # By their number: arm -> entry, as it was last saved.
+        self._bundles: dict[int, dict[str, bytes]] = {}
         # Bundles to be written although none of their arms may have changed.
-        self._rewritten: set[str] = set()
+        self._rewritten: set[int] = set()
         self._garbage: list[str] = []  # fields to delete after the next save
         #: Flag key -> rollouts with something stored, or about to be.
         self.rollouts: dict[str, set[str]] = {}
@@ -55,7 +55,7 @@ class StoredArms:
         """
         for name, value in fields.items():
             if is_bundle_field(name):
-                entries = self._bundles[name] = {}
+                entries = self._bundles[bundle_number(name)] = {}
                 for arm_name, arm_value in decode_bundle(value).items():
                     if self._restore_arm(arm_name, arm_value, fold) is not None:
                         entries[arm_name] = bundle_entry(arm_name, arm_value)
@@ -70,34 +70,32 @@ class StoredArms:
         self.rollouts.setdefault(place.flag_key, set()).add(place.rollout_id)
         return place
 
-    def is_bundled(self, flag_key: str, name: str) -> bool:
-        """Return whether an arm is stored in its flag's bundle, after finding it a place."""
+    def bundle_of(self, flag_key: str, name: str) -> int | None:
+        """Return the bundle that an arm is stored in, None where it has a field of its own."""
         rollout_id = name.split("|")[1]
         self.rollouts.setdefault(flag_key, set()).add(rollout_id)
-        bundle_name = bundle_field(flag_key)
-        if name not in self._bundles.get(bundle_name, ()):
+        bundle = bundle_of(flag_key)
+        if name not in self._bundles.get(bundle, ()):
             has_few_flags = len(self._flags_to_count.flags) <= self._flags_with_own_fields
             if has_few_flags or name in self._own.get((flag_key, rollout_id), ()):
-                return False
-            self._bundles.setdefault(bundle_name, {})
-        self._heads[name] = bundle_name, bundle_entry(name, b"")
-        return True
+                return None
+            self._bundles.setdefault(bundle, {})
+        return bundle
 
     def changed_fields(self, own: int, bundled: int) -> int:
         """Return how many fields a save of so many changed arms carries, or a few more."""
         bundles = min(bundled, len(self._bundles)) + len(self._rewritten)
         return own + bundles + MOVED_PER_SAVE
 
-    def put(self, totals: ArmTotals, fields: dict[str, bytes]) -> None:
-        """Put the totals of one arm into its own field, or into its bundle for later."""
-        name = totals.field
-        if totals.is_bundled:
-            bundle_name, head = self._heads[name]
-            self._bundles[bundle_name][name] = head + totals.value
-            self._rewritten.add(bundle_name)
-        else:
-            fields[name] = totals.value
-            self._own.setdefault((totals.flag_key, name.split("|")[1]), set()).add(name)
+    def put(self, arms: Iterable[ChangedArm], fields: dict[str, bytes]) -> None:
+        """Put the totals of arms into their own fields, or into their bundles for later."""
+        for name, flag_key, _, bundle, _, value in arms:
+            if bundle is not None:
+                self._bundles[bundle][name] = value
+                self._rewritten.add(bundle)
+            else:
+                fields[name] = value
+                self._own.setdefault((flag_key, name.split("|")[1]), set()).add(name)
 
     def write_bundles(
         self, fold: Fold, fields: dict[str, bytes], turn: int, freshest_ms: int
@@ -107,30 +105,29 @@ class StoredArms:
         Some arms of visits that are over get fields of their own, so that they are not written
         again with every save of their bundle; `turn` varies which bundles are searched for those.
         """
-        names = sorted(self._rewritten)
+        bundles = sorted(self._rewritten)
         self._rewritten = set()
-        for bundle_name, name in self._entries_to_move(names, turn, freshest_ms):
-            fields[name] = self._bundles[bundle_name].pop(name)[len(name) + 3 :]
-            self._heads.pop(name, None)
+        for bundle, name in self._entries_to_move(bundles, turn, freshest_ms):
+            fields[name] = self._bundles[bundle].pop(name)[len(bundle_entry(name, b"")) :]
             place = parse_field(name)
             assert place is not None
             self._own.setdefault((place.flag_key, place.rollout_id), set()).add(name)
             fold.give_own_field(place)
-        for begin in range(0, len(names), _BUNDLES_PER_TURN):
+        for begin in range(0, len(bundles), _BUNDLES_PER_TURN):
             yield
-            for bundle_name in names[begin : begin + _BUNDLES_PER_TURN]:
-                fields[bundle_name] = encode_bundle(self._bundles[bundle_name].values())
+            for bundle in bundles[begin : begin + _BUNDLES_PER_TURN]:
+                fields[bundle_name(bundle)] = encode_bundle(self._bundles[bundle].values())
 
     def _entries_to_move(
-        self, names: Sequence[str], turn: int, freshest_ms: int
-    ) -> list[tuple[str, str]]:
+        self, bundles: Sequence[int], turn: int, freshest_ms: int
+    ) -> list[tuple[int, str]]:
         """Return some (bundle, arm) of visits that are over."""
         until_ms = freshest_ms - _OVER_AFTER_MS
-        begin = turn % max(1, len(names) - _CHECKED_PER_SAVE)
+        begin = turn % max(1, len(bundles) - _CHECKED_PER_SAVE)
         over = (
-            (bundle_name, name)
-            for bundle_name in names[begin : begin + _CHECKED_PER_SAVE]
-            for name in self._bundles[bundle_name]
+            (bundle, name)
+            for bundle in bundles[begin : begin + _CHECKED_PER_SAVE]
+            for name in self._bundles[bundle]
             if self._is_over(name, until_ms)
         )
         return [each for each, _ in zip(over, range(MOVED_PER_SAVE), strict=False)]
@@ -153,12 +150,11 @@ class StoredArms:
         The next save writes its bundle without it and deletes its own fields after that.
         """
         self._garbage += sorted(self._own.pop((flag_key, rollout_id), ()))
-        prefix, bundle_name = f"{flag_key}|{rollout_id}|", bundle_field(flag_key)
-        entries = self._bundles.get(bundle_name, {})
+        prefix, bundle = f"{flag_key}|{rollout_id}|", bundle_of(flag_key)
+        entries = self._bundles.get(bundle, {})
         for name in [name for name in entries if name.startswith(prefix)]:
             del entries[name]
-            self._heads.pop(name, None)
-            self._rewritten.add(bundle_name)
+            self._rewritten.add(bundle)
         self.rollouts.get(flag_key, set()).discard(rollout_id)
 
     def drain_garbage(self) -> list[str]:

@@ -95,9 +95,12 @@ class Bench:
         self.quarantined: list[tuple[str, int, Sequence[Refusal]]] = []
         self.is_quarantine_down = False
         self.topology = KnownTopics(self.partitions)
-        self.told: list[frozenset[str]] = []
+        self.times_told = 0
         self.members: list[tuple[Ingest, MemoryEventLog]] = []
         self.metrics = Metrics(version="test")
+
+    def _note_told(self) -> None:
+        self.times_told += 1
 
     async def quarantine(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
         if self.is_quarantine_down:
@@ -116,7 +119,7 @@ class Bench:
             topics=TOPICS,
             epoch=1,
             quarantine=self.quarantine,
-            on_saved=self.told.append,
+            on_saved=self._note_told,
             read_evaluations=self.readers[0],
             read_outcomes=self.readers[1],
             pacing=self.pacing,

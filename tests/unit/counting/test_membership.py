@@ -33,7 +33,7 @@ class Memberships:
             counts_exposures=True,
             exact_limit=exact_limit,
             window_ms=None,
-            is_bundled=lambda flag_key, name: False,
+            bundle_of=lambda flag_key, name: None,
         )
         self.layout = StoredSets()
         sets: ContextSets = self.fold._arms.sets

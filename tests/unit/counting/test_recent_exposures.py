@@ -38,7 +38,7 @@ class Stored(dict[str, bytes]):
             counts_exposures=True,
             exact_limit=1,
             window_ms=30_000,
-            is_bundled=lambda flag_key, name: False,
+            bundle_of=lambda flag_key, name: None,
         )
         above = StoredExposures().restore(self, fold)
         assert fold._recent is not None

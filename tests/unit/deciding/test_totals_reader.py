@@ -101,7 +101,7 @@ async def reads(store: Store, *, for_seconds: float, then: Any = None) -> list[f
 
     async def save() -> None:
         while True:
-            reader.totals_saved(frozenset({"f"}))
+            reader.totals_saved()
             await asyncio.sleep(0.05)
 
     with suppress(TimeoutError):
@@ -249,7 +249,7 @@ async def test_totals_are_not_read_again_while_no_fence_moves() -> None:
         store.fence = 8  # another replica counted
         await asyncio.sleep(2 * READ_EVERY_SECONDS)
         assert (store.totals_read, given) == (2, [7, 8])
-        reader.totals_saved(frozenset({"f"}))  # this one did, though no fence moved
+        reader.totals_saved()  # this one did, though no fence moved
         await asyncio.sleep(READ_EVERY_SECONDS)
         assert store.totals_read == 3
         pool.rollouts = {"g": make_rollout(flag_key="g")}  # another rollout has begun

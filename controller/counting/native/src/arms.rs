@@ -89,8 +89,8 @@ pub struct Arm {
     pub flag_key: Arc<str>,
     pub rollout_id: Arc<str>,
     pub kind: Kind,
-    pub field: Box<str>, // empty outside every visit
-    pub is_bundled: bool,
+    pub field: Box<str>,     // empty outside every visit
+    pub bundle: Option<u32>, // that it is stored in; None: it has a field of its own
     pub is_changed: bool,
     pub is_counting: bool,
     pub counts: Counts,

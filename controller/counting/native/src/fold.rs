@@ -20,7 +20,8 @@ pub trait Surroundings {
     fn count_unknown(&self, flag_key: &str) -> Result<(), Self::Error>;
     /// The arm of a variant of a flag whose rollout is over, None when it was retired.
     fn ended_arm(&self, flag_key: &str, variant: &str) -> Result<Option<Kind>, Self::Error>;
-    fn is_bundled(&self, flag_key: &str, name: &str) -> Result<bool, Self::Error>;
+    /// The bundle that an arm is stored in, None for one with a field of its own.
+    fn bundle_of(&self, flag_key: &str, name: &str) -> Result<Option<u32>, Self::Error>;
     fn add_other_variants(&self, count: i64) -> Result<(), Self::Error>;
     fn add_unjoined(&self, count: i64) -> Result<(), Self::Error>;
 }
@@ -124,7 +125,7 @@ impl Fold {
         if arm.is_counting {
             arm.end_batch();
             self.changed.push(place);
-            self.changed_in_bundles += usize::from(arm.is_bundled);
+            self.changed_in_bundles += usize::from(arm.bundle.is_some());
         } else {
             self.outside.push(place);
         }
@@ -350,7 +351,7 @@ impl Fold {
             self.changed_in_bundles = self
                 .changed
                 .iter()
-                .filter(|&&place| arms[place].as_ref().is_some_and(|arm| arm.is_bundled))
+                .filter(|&&place| arms[place].as_ref().is_some_and(|arm| arm.bundle.is_some()))
                 .count();
         }
         let prefix = format!("{flag_key}|{rollout_id}|");

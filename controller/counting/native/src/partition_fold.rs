@@ -47,7 +47,7 @@ pub struct PartitionFold {
 #[pymethods]
 impl PartitionFold {
     #[new]
-    #[pyo3(signature = (flags_to_count, *, counts_exposures, exact_limit, window_ms, is_bundled,
+    #[pyo3(signature = (flags_to_count, *, counts_exposures, exact_limit, window_ms, bundle_of,
                         indexed_per_turn, lowest_bucket, highest_bucket, log_gamma, readers, types,
                         arms, fault_type))]
     #[allow(clippy::too_many_arguments)] // named in Python, and called in one place
@@ -56,7 +56,7 @@ impl PartitionFold {
         counts_exposures: bool,
         exact_limit: usize,
         window_ms: Option<i64>,
-        is_bundled: Py<PyAny>,
+        bundle_of: Py<PyAny>,
         indexed_per_turn: usize,
         lowest_bucket: i32,
         highest_bucket: i32,
@@ -71,7 +71,7 @@ impl PartitionFold {
             fault: None,
             fault_type,
             recent_records: RecentRecords::default(),
-            surroundings: PySurroundings { flags_to_count, is_bundled },
+            surroundings: PySurroundings { flags_to_count, bundle_of },
             log_gamma,
             lowest_bucket,
             highest_bucket,

@@ -16,7 +16,7 @@ use crate::fold::Surroundings;
 pub struct Types {
     pub counted: Py<PyAny>,
     pub difference: Py<PyAny>,
-    pub arm_totals: Py<PyAny>,
+    pub changed_arm: Py<PyAny>,
     pub sealed_set: Py<PyAny>,
 }
 
@@ -28,26 +28,23 @@ pub struct Readers {
     pub outcomes: Py<PyAny>,
 }
 
-/// `FlagsToCount`, and `StoredArms.is_bundled`, as they are kept.
+/// `FlagsToCount`, and `StoredArms.bundle_of`, as they are kept.
 pub struct PySurroundings {
     pub flags_to_count: Py<PyAny>,
-    pub is_bundled: Py<PyAny>,
+    pub bundle_of: Py<PyAny>,
 }
 
 impl PySurroundings {
     #[inline]
     pub fn bind<'py>(&'py self, py: Python<'py>) -> Around<'py> {
-        Around {
-            flags_to_count: self.flags_to_count.bind(py),
-            is_bundled: self.is_bundled.bind(py),
-        }
+        Around { flags_to_count: self.flags_to_count.bind(py), bundle_of: self.bundle_of.bind(py) }
     }
 }
 
 /// The same for as long as Python is held.
 pub struct Around<'py> {
     flags_to_count: &'py Bound<'py, PyAny>,
-    is_bundled: &'py Bound<'py, PyAny>,
+    bundle_of: &'py Bound<'py, PyAny>,
 }
 
 impl Around<'_> {
@@ -84,8 +81,8 @@ impl Surroundings for Around<'_> {
         }
     }
 
-    fn is_bundled(&self, flag_key: &str, name: &str) -> PyResult<bool> {
-        self.is_bundled.call1((flag_key, name))?.extract()
+    fn bundle_of(&self, flag_key: &str, name: &str) -> PyResult<Option<u32>> {
+        self.bundle_of.call1((flag_key, name))?.extract()
     }
 
     fn add_other_variants(&self, count: i64) -> PyResult<()> {

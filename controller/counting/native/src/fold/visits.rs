@@ -139,14 +139,14 @@ impl Fold {
         field: &str,
     ) -> Result<usize, S::Error> {
         let is_counting = !field.is_empty();
-        let is_bundled = is_counting && around.is_bundled(flag_key, field)?;
+        let bundle = if is_counting { around.bundle_of(flag_key, field)? } else { None };
         let counts = self.stored.remove(field).unwrap_or_default();
         self.arms.push(Some(Box::new(Arm {
             flag_key: flag_key.clone(),
             rollout_id: rollout_id.clone(),
             kind,
             field: field.into(),
-            is_bundled,
+            bundle,
             is_changed: false,
             is_counting,
             noted: counts.evaluations,

@@ -44,9 +44,26 @@ pub fn taken_over(counts: &Bound<'_, PyAny>) -> PyResult<Counts> {
     })
 }
 
-/// The bytes of an arm's field: `schemas.totals.encode_arm`, to the byte. What is zero or empty is
-/// left out, and the rest is in the order of the table.
+/// The bytes of an arm's field: `schemas.totals.encode_arm`, to the byte.
 pub fn as_stored(counts: &Counts) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(256);
+    write(&mut bytes, counts);
+    bytes
+}
+
+/// The bytes of an arm in its bundle: `schemas.totals.bundle_entry`, to the byte.
+pub fn as_bundled(field: &str, counts: &Counts) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(320);
+    bytes.push(b'"');
+    bytes.extend_from_slice(field.as_bytes()); // names need no escapes
+    bytes.extend_from_slice(b"\":");
+    write(&mut bytes, counts);
+    bytes
+}
+
+/// Write an arm's totals. What is zero or empty is left out, and the rest is in the order of the
+/// table.
+fn write(bytes: &mut Vec<u8>, counts: &Counts) {
     // Each by its name, so that the compiler asks for a new one.
     let Counts {
         evaluations,
@@ -62,7 +79,7 @@ pub fn as_stored(counts: &Counts) -> Vec<u8> {
         checked,
         repeated,
     } = counts;
-    let mut json = Json { bytes: Vec::with_capacity(256) };
+    let mut json = Json { is_empty: true, bytes };
     json.number("evaluations", *evaluations);
     json.number("exposures", *exposures);
     json.number("switched", *switched);
@@ -83,17 +100,19 @@ pub fn as_stored(counts: &Counts) -> Vec<u8> {
     }
     json.number("checked", *checked);
     json.number("repeated", *repeated);
-    json.end()
+    json.end();
 }
 
 /// One JSON object that is being written.
-struct Json {
-    bytes: Vec<u8>,
+struct Json<'a> {
+    is_empty: bool,
+    bytes: &'a mut Vec<u8>,
 }
 
-impl Json {
+impl Json<'_> {
     fn name(&mut self, name: &str) {
-        self.bytes.push(if self.bytes.is_empty() { b'{' } else { b',' });
+        self.bytes.push(if self.is_empty { b'{' } else { b',' });
+        self.is_empty = false;
         self.bytes.push(b'"');
         self.bytes.extend_from_slice(name.as_bytes());
         self.bytes.extend_from_slice(b"\":");
@@ -102,7 +121,7 @@ impl Json {
     fn number(&mut self, name: &str, number: i64) {
         if number != 0 {
             self.name(name);
-            digits(&mut self.bytes, number);
+            digits(self.bytes, number);
         }
     }
 
@@ -119,21 +138,17 @@ impl Json {
             }
             self.bytes.extend_from_slice(if is_first { b"{\"" } else { b",\"" });
             is_first = false;
-            write(&mut self.bytes, key);
+            write(self.bytes, key);
             self.bytes.extend_from_slice(b"\":");
-            digits(&mut self.bytes, *count);
+            digits(self.bytes, *count);
         }
         if !is_first {
             self.bytes.push(b'}');
         }
     }
 
-    fn end(mut self) -> Vec<u8> {
-        if self.bytes.is_empty() {
-            self.bytes.push(b'{');
-        }
-        self.bytes.push(b'}');
-        self.bytes
+    fn end(self) {
+        self.bytes.extend_from_slice(if self.is_empty { b"{}" } else { b"}" });
     }
 }
 

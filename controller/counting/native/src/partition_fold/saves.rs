@@ -77,10 +77,13 @@ impl PartitionFold {
             let evaluations = arm.counts.evaluations - arm.noted;
             arm.noted = arm.counts.evaluations;
             let arm = self.fold.arm(place);
-            let value = PyBytes::new(py, &arm_counts::as_stored(&arm.counts));
-            let kind = self.arm_of(py, arm.kind);
-            let totals = (&*arm.field, &*arm.flag_key, kind, arm.is_bundled, evaluations, value);
-            taken.push(self.types.arm_totals.call1(py, totals)?);
+            let value = match arm.bundle {
+                Some(_) => arm_counts::as_bundled(&arm.field, &arm.counts),
+                None => arm_counts::as_stored(&arm.counts),
+            };
+            let (value, kind) = (PyBytes::new(py, &value), self.arm_of(py, arm.kind));
+            let totals = (&*arm.field, &*arm.flag_key, kind, arm.bundle, evaluations, value);
+            taken.push(self.types.changed_arm.call1(py, totals)?);
         }
         Ok(taken)
     }
@@ -93,7 +96,7 @@ impl PartitionFold {
         let Some(flag) = self.fold.flags.get(flag_key.extract::<&str>()?) else { return Ok(()) };
         if let Some(arms) = flag.arms_of(Visit::Number(number)) {
             if let Some(arm) = &mut self.fold.arms[arms[usize::from(is_control)]] {
-                arm.is_bundled = false;
+                arm.bundle = None;
             }
         }
         Ok(())
