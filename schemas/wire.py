@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 import msgspec
 
@@ -205,6 +205,10 @@ def _refusal(error: Exception) -> RecordRefused:
             _known_refusals.clear()
         _known_refusals[is_invalid, problem] = refused
     return refused
+
+
+#: Why a record is refused that ends too early, in the words of `msgspec`.
+CUT_OFF: Final = _refusal(msgspec.DecodeError("Input data was truncated"))
 
 
 def _binary_time(headers: Headers, timestamp_ms: int, expected_type: str) -> int:

@@ -129,7 +129,7 @@ class Side:
             found.evaluations.take(),
             [totals.flags.changed_fields for totals in self.totals.values()],
             [totals.flags.load for totals in self.totals.values()],
-            [(each.offset, each.reason, each.detail) for each in self.refused],
+            list(self.refused),
         )
 
 

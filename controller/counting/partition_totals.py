@@ -23,6 +23,7 @@ from controller.counting.folding.context_sets import digest_of
 from controller.counting.folding.engine import Fold
 from controller.counting.folding.events import Counted
 from controller.counting.folding.flags_to_count import OPEN_END_MS, FlagsToCount
+from controller.counting.folding.partition_fold import refusals
 from controller.errors import BrokenInvariant
 from controller.ports import Record
 from schemas.envelope import MAX_AHEAD_MS, MAX_TIME_MS
@@ -34,7 +35,7 @@ from schemas.events import (
     OutcomeReader,
     Packed,
 )
-from schemas.quarantine import Refusal, refusal
+from schemas.quarantine import Refusal
 from schemas.terms import QuarantineReason
 from schemas.totals import PartitionCounts, decode_progress
 from schemas.wire import RecordRefused
@@ -93,8 +94,6 @@ class PartitionTotals:
         self.position = 0  # the offset to read next
         self.progress = PartitionCounts()
         self.refused: list[Refusal] = []
-        # Not yet in `refused`; empty between two folds.
-        self._refusing: list[tuple[Record, RecordRefused]] = []
         self.now_ms: int = OPEN_END_MS  # by our clock; no counted record counts as younger
         self._latest_ms: int = MAX_TIME_MS  # the latest time accepted of a record and its event
 
@@ -205,28 +204,17 @@ class PartitionTotals:
 
     # - refusals -
 
-    def _refuse(self, record: Record, refused: RecordRefused) -> None:
-        self._refusing.append((record, refused))
-
     def set_aside(self, record: Record, why: str) -> None:
         """Refuse the next record unread, because counting it failed."""
         if record.offset >= self.position:
-            self._refuse(record, RecordRefused(QuarantineReason.INVALID, why, _REPORT_IT))
-            self._count_refusals()
+            why_not = RecordRefused(QuarantineReason.INVALID, why, _REPORT_IT)
+            self._keep_refused(refusals([(record, why_not)]))
             self._advance((record,))
 
-    def _count_refusals(self) -> None:
-        """Count and keep the records that were refused.
-
-        Those of all records at once: hashing now and then finds its code out of the CPU's caches.
-        """
-        if self._refusing:
-            self.progress.quarantined += len(self._refusing)
-            self.refused += [
-                refusal(each.offset, each.timestamp, each.value, why)
-                for each, why in self._refusing
-            ]
-            self._refusing = []
+    def _keep_refused(self, refused: Sequence[Refusal]) -> None:
+        """Count and keep refused records, until they are saved."""
+        self.progress.quarantined += len(refused)
+        self.refused += refused
 
     # - folding records of one event -
 
@@ -243,9 +231,10 @@ class PartitionTotals:
         if isinstance(read, Packed):
             return size - len(records) + self._fold_packed_evaluations(records, read, room)
         if records:
+            refused: list[Refusal] = []
             fold = self.flags.fold
-            counted = fold.read_evaluations(records, read, self._refuse, self._latest_ms)
-            self._finish(records, counted)
+            counted = fold.read_evaluations(records, read, refused, self._latest_ms)
+            self._finish(records, counted, refused)
         return size
 
     def fold_outcomes(
@@ -271,10 +260,11 @@ class PartitionTotals:
             return dropped + self._fold_packed_outcomes(
                 records, read, room, partner, joinable_until_ms
             )
+        refused: list[Refusal] = []
         counted = self.flags.fold.read_outcomes(
             records,
             read,
-            self._refuse,
+            refused,
             self._latest_ms,
             room,
             None if partner is None else partner.flags.fold,
@@ -282,12 +272,14 @@ class PartitionTotals:
         )
         if counted.stopped_at is not None:
             records = records[: _index_of(records, counted.stopped_at.offset)]
-        self._finish(records, counted)
+        self._finish(records, counted, refused)
         return dropped + len(records)
 
-    def _finish(self, records: Sequence[Record], counted: Counted) -> None:
+    def _finish(
+        self, records: Sequence[Record], counted: Counted, refused: Sequence[Refusal]
+    ) -> None:
         """Put each record into its class, and the position behind them."""
-        self._count_refusals()
+        self._keep_refused(refused)
         if records:
             self._advance(records)
         progress = self.progress
@@ -400,8 +392,7 @@ class PartitionTotals:
         self._freshen(counted.freshest_ms)
         if refused is not None:
             # It counts as quarantined, whatever else was in it.
-            self._refuse(record, refused)
-            self._count_refusals()
+            self._keep_refused(refusals([(record, refused)]))
         elif counted.counted:
             self.progress.counted += 1
         elif counted.late:

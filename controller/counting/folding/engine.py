@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from controller.counting.folding.difference import ChangedArm, Difference, SealedSet
 from controller.counting.folding.events import Counted, OutcomeOfRecord
 from controller.counting.folding.flags_to_count import CountedFlag
 from controller.ports import Record
-from schemas.envelope import RecordRefused
 from schemas.events import EvaluationFields, EvaluationReader, OutcomeReader
+from schemas.quarantine import Refusal
 from schemas.totals import ArmCounts, TotalsField
-
-#: Reports a record that cannot be used.
-Refuse = Callable[[Record, RecordRefused], None]
 
 
 class NativeFault(RuntimeError):
@@ -75,7 +72,7 @@ class Fold(Protocol):
         self,
         records: Sequence[Record],
         read: EvaluationReader[Record],
-        refuse: Refuse,
+        refused: list[Refusal],
         latest_ms: int,
     ) -> Counted: ...
 
@@ -83,7 +80,7 @@ class Fold(Protocol):
         self,
         records: Sequence[Record],
         read: OutcomeReader[Record],
-        refuse: Refuse,
+        refused: list[Refusal],
         latest_ms: int,
         room: float,
         partner: Any | None,

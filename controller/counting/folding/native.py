@@ -15,10 +15,12 @@ from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET
 from controller.counting.folding.difference import ChangedArm, Difference, SealedSet
 from controller.counting.folding.engine import Fold, NativeFault
 from controller.counting.folding.events import Counted
+from controller.counting.folding.partition_fold import refusals
 from controller.counting.native_place import native_place
 from controller.ports import Record
+from schemas.quarantine import Refusal
 from schemas.terms import Arm, EventFormat
-from schemas.wire import read_evaluations, read_outcomes
+from schemas.wire import CUT_OFF, RecordRefused, read_evaluations, read_outcomes
 
 
 def native_module() -> Any | None:
@@ -40,10 +42,17 @@ def native_fold(module: Any) -> Callable[..., Fold]:
             "difference": Difference,
             "changed_arm": ChangedArm,
             "sealed_set": SealedSet,
+            "refusal": Refusal,
+            "refuse": _refuse,
+            "cut_off": (CUT_OFF.reason, CUT_OFF.detail),
         },
         arms=[Arm.TREATMENT, Arm.CONTROL],
         fault_type=NativeFault,
     )
+
+
+def _refuse(record: Record, why: RecordRefused) -> Refusal:
+    return refusals([(record, why)])[0]
 
 
 def batch_reader(

@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 
 from controller.counting.folding.arm_counters import NO_CONTEXTS, ArmCounter
 from controller.counting.folding.difference import ChangedArm, Difference, SealedSet
-from controller.counting.folding.engine import Refuse
 from controller.counting.folding.evaluation_hours import FlagArm
 from controller.counting.folding.events import Counted, EventFold, Exposures, OutcomeOfRecord
 from controller.counting.folding.flags_to_count import CountedFlag, FlagsToCount
 from controller.counting.folding.partition_arms import PartitionArms
 from controller.counting.folding.recent_exposures import RecentExposures
 from controller.ports import Record
+from schemas.envelope import RecordRefused
 from schemas.events import EvaluationFields, EvaluationReader, OutcomeReader
+from schemas.quarantine import Refusal, refusal
 from schemas.terms import Arm
 from schemas.totals import ArmCounts, TotalsField, bundle_entry, encode_arm
 
@@ -76,25 +77,32 @@ class PartitionFold:
         self,
         records: Sequence[Record],
         read: EvaluationReader[Record],
-        refuse: Refuse,
+        refused: list[Refusal],
         latest_ms: int,
     ) -> Counted:
-        """Count the evaluations of records; those without one are refused."""
-        return self.count_evaluations(read(records, refuse, latest_ms=latest_ms))
+        """Count the evaluations of records; those without one are added to `refused`."""
+        found: list[tuple[Record, RecordRefused]] = []
+        events = read(records, lambda *one: found.append(one), latest_ms=latest_ms)
+        counted = self.count_evaluations(events)
+        refused += refusals(found)
+        return counted
 
     def read_outcomes(
         self,
         records: Sequence[Record],
         read: OutcomeReader[Record],
-        refuse: Refuse,
+        refused: list[Refusal],
         latest_ms: int,
         room: float,
         partner: Exposures | None,
         joinable_until_ms: float,
     ) -> Counted:
-        """Count the outcomes of records until one must wait; those without one are refused."""
-        events = read(records, refuse, latest_ms=latest_ms)
-        return self.count_outcomes(events, room, partner, joinable_until_ms)
+        """Count the outcomes of records until one must wait; those without go to `refused`."""
+        found: list[tuple[Record, RecordRefused]] = []
+        events = read(records, lambda *one: found.append(one), latest_ms=latest_ms)
+        counted = self.count_outcomes(events, room, partner, joinable_until_ms)
+        refused += refusals(found)
+        return counted
 
     def begin_batch(self) -> None:
         """Begin the next batch of outcomes without a save.
@@ -317,6 +325,14 @@ class PartitionFold:
     def seal_next(self) -> SealedSet | None:
         """Seal one set that is at its limit, None when none is."""
         return self._arms.sets.seal_next()
+
+
+def refusals(found: Iterable[tuple[Record, RecordRefused]]) -> Sequence[Refusal]:
+    """Return what is kept of refused records.
+
+    Of all at once: hashing now and then finds its code out of the CPU's caches.
+    """
+    return [refusal(one.offset, one.timestamp, one.value, why) for one, why in found]
 
 
 def _add_noted(evaluations: dict[FlagArm, int], counter: ArmCounter) -> None:

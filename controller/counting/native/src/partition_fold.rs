@@ -1,7 +1,7 @@
 //! The fold as Python has it: `controller.counting.folding.engine.Fold`.
 //!
 //! Here is each method, in a few lines, and where a panic ends. What the longer ones do is in
-//! `events.rs` (with `plain.rs` and `others.rs`), `joining.rs` and `saves.rs`; `arm_counts.rs`
+//! `events.rs` (with `plain.rs`, `others.rs` and `refused.rs`), `joining.rs` and `saves.rs`; `arm_counts.rs`
 //! takes totals over and writes them.
 
 mod arm_counts;
@@ -9,6 +9,7 @@ mod events;
 mod joining;
 mod others;
 mod plain;
+mod refused;
 mod saves;
 
 use std::any::Any;
@@ -18,7 +19,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyType};
+use pyo3::types::{PyBytes, PyList, PyType};
 
 use crate::arms::Kind;
 use crate::bloom::BloomFilter;
@@ -106,10 +107,10 @@ impl PartitionFold {
         py: Python<'_>,
         records: &Bound<'_, PyAny>,
         read: &Bound<'_, PyAny>,
-        refuse: &Bound<'_, PyAny>,
+        refused: &Bound<'_, PyList>,
         latest_ms: i64,
     ) -> PyResult<Py<PyAny>> {
-        self.contain(|this| this.evaluations_in(py, records, read, refuse, latest_ms))
+        self.contain(|this| this.evaluations_in(py, records, read, refused, latest_ms))
     }
 
     #[pyo3(signature = (events, room, partner, joinable_until_ms))]
@@ -125,21 +126,21 @@ impl PartitionFold {
         self.contain(|this| this.outcomes_of(py, events, waiting))
     }
 
-    #[pyo3(signature = (records, read, refuse, latest_ms, room, partner, joinable_until_ms))]
+    #[pyo3(signature = (records, read, refused, latest_ms, room, partner, joinable_until_ms))]
     #[allow(clippy::too_many_arguments)] // those of `engine.Fold`
     fn read_outcomes(
         &mut self,
         py: Python<'_>,
         records: &Bound<'_, PyAny>,
         read: &Bound<'_, PyAny>,
-        refuse: &Bound<'_, PyAny>,
+        refused: &Bound<'_, PyList>,
         latest_ms: i64,
         room: f64,
         partner: Option<&Bound<'_, PyAny>>,
         joinable_until_ms: f64,
     ) -> PyResult<Py<PyAny>> {
         let waiting = Waiting { room, partner, joinable_until_ms };
-        self.contain(|this| this.outcomes_in(py, records, read, refuse, latest_ms, waiting))
+        self.contain(|this| this.outcomes_in(py, records, read, refused, latest_ms, waiting))
     }
 
     fn begin_batch(&mut self) -> PyResult<()> {

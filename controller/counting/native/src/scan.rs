@@ -1,8 +1,13 @@
 //! The plain shape of both events, read from JSON without a tree: `schemas/wire.py`.
 //!
-//! A scan either reads a record exactly as `schemas.wire` does, or returns None: then Python reads
-//! it, and decides whether and why it is refused. So whatever is unusual is left to it: escapes,
-//! characters beyond ASCII, repeated names, null in a field that counts, odd numbers and times.
+//! A scan either reads a record exactly as `schemas.wire` does, or says that it is not plain: then
+//! Python reads it, and decides whether and why it is refused. So whatever is unusual is left to
+//! it: escapes, characters beyond ASCII, repeated names, null in a field that counts, odd numbers
+//! and times. Only of a record that ends too early, and is plain up to there, is known why.
+
+mod times;
+
+use times::time_of;
 
 const MOST_BYTES: usize = 64 * 1024;
 const MOST_DEPTH: u32 = 8;
@@ -34,8 +39,19 @@ pub struct Outcome<'a> {
     pub is_known: bool, // it has an attribute that is read, beside its context
 }
 
-pub fn evaluation(value: &[u8]) -> Option<Evaluation<'_>> {
-    let mut scan = Scan::new(value)?;
+/// Why a record is not plain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unplain {
+    CutOff, // what it holds is plain, and then it ends
+    Other,
+}
+
+pub fn evaluation(value: &[u8]) -> Result<Evaluation<'_>, Unplain> {
+    let mut scan = Scan::new(value).ok_or(Unplain::Other)?;
+    evaluation_in(&mut scan).ok_or_else(|| scan.why())
+}
+
+fn evaluation_in<'a>(scan: &mut Scan<'a>) -> Option<Evaluation<'a>> {
     let (mut context_id, mut flag_key, mut variant) = (None, None, None);
     let time_ms = scan.envelope(EVALUATION_TYPE, |scan| {
         scan.object(|scan, name| match name {
@@ -49,8 +65,12 @@ pub fn evaluation(value: &[u8]) -> Option<Evaluation<'_>> {
     Some(Evaluation { context_id, flag_key: flag_key?, variant: variant?, time_ms })
 }
 
-pub fn outcome(value: &[u8]) -> Option<Outcome<'_>> {
-    let mut scan = Scan::new(value)?;
+pub fn outcome(value: &[u8]) -> Result<Outcome<'_>, Unplain> {
+    let mut scan = Scan::new(value).ok_or(Unplain::Other)?;
+    outcome_in(&mut scan).ok_or_else(|| scan.why())
+}
+
+fn outcome_in<'a>(scan: &mut Scan<'a>) -> Option<Outcome<'a>> {
     let mut found = Outcome::default();
     let (mut duration, mut error, mut flags, mut conversions) = (None, None, None, None);
     found.time_ms = scan.envelope(OUTCOME_TYPE, |scan| {
@@ -100,11 +120,21 @@ struct Scan<'a> {
     at: usize,
     depth: u32,
     openings: u32,
+    is_cut_off: bool, // it failed because there is no more
+    has_data: bool,   // the event's data has ended: something may be missing in it
 }
 
 impl<'a> Scan<'a> {
     fn new(bytes: &'a [u8]) -> Option<Self> {
-        (bytes.len() <= MOST_BYTES).then_some(Self { bytes, at: 0, depth: 0, openings: 0 })
+        let scan = Self { bytes, at: 0, depth: 0, openings: 0, is_cut_off: false, has_data: false };
+        (bytes.len() <= MOST_BYTES).then_some(scan)
+    }
+
+    fn why(&self) -> Unplain {
+        match self.is_cut_off && !self.has_data {
+            true => Unplain::CutOff,
+            false => Unplain::Other,
+        }
     }
 
     /// Read a whole CloudEvent of a type; `data` reads its data. Returns its time.
@@ -122,7 +152,11 @@ impl<'a> Scan<'a> {
             "id" => once(&mut id, scan.attribute()?),
             "source" => once(&mut source, scan.attribute()?),
             "time" => once(&mut time_ms, scan.time()?),
-            "data" => once(&mut has_data, data(scan)?),
+            "data" => {
+                data(scan)?;
+                scan.has_data = true;
+                once(&mut has_data, ())
+            }
             _ => scan.skip(),
         })?;
         self.space();
@@ -152,6 +186,13 @@ impl<'a> Scan<'a> {
         (self.peek()? == byte).then(|| self.at += 1)
     }
 
+    /// Take a byte without which nothing goes on.
+    #[inline]
+    fn need(&mut self, byte: u8) -> Option<()> {
+        self.is_cut_off = self.at == self.bytes.len();
+        self.take(byte)
+    }
+
     fn open(&mut self, bracket: u8) -> Option<()> {
         self.take(bracket)?;
         self.depth += 1;
@@ -168,7 +209,7 @@ impl<'a> Scan<'a> {
             loop {
                 let name = self.text()?;
                 self.space();
-                self.take(b':')?;
+                self.need(b':')?;
                 self.space();
                 field(self, name)?;
                 self.space();
@@ -177,7 +218,7 @@ impl<'a> Scan<'a> {
                 }
                 self.space();
             }
-            self.take(b'}')?;
+            self.need(b'}')?;
         }
         self.depth -= 1;
         Some(())
@@ -195,7 +236,7 @@ impl<'a> Scan<'a> {
                 }
                 self.space();
             }
-            self.take(b']')?;
+            self.need(b']')?;
         }
         self.depth -= 1;
         Some(())
@@ -204,10 +245,14 @@ impl<'a> Scan<'a> {
     /// Read a string of printable ASCII without escapes.
     #[inline]
     fn text(&mut self) -> Option<&'a str> {
-        self.take(b'"')?;
+        self.need(b'"')?;
         let begin = self.at;
-        let length = self.bytes[begin..].iter().position(|b| *b == b'"' || *b == b'\\')?;
-        let text = &self.bytes[begin..begin + length];
+        let rest = &self.bytes[begin..];
+        let Some(length) = rest.iter().position(|b| *b == b'"' || *b == b'\\') else {
+            self.is_cut_off = rest.iter().all(|b| is_printable(*b));
+            return None;
+        };
+        let text = &rest[..length];
         if self.bytes[begin + length] == b'\\' || !text.iter().all(|b| is_printable(*b)) {
             return None;
         }
@@ -318,43 +363,8 @@ impl<'a> Scan<'a> {
         is_it.then(|| self.at += word.len())
     }
 
-    /// Read a time as most senders write it: `2026-11-21T03:00:00.123456Z`, or with `+00:00`.
     fn time(&mut self) -> Option<i64> {
-        let text = self.text()?.as_bytes();
-        if text.len() < 20
-            || (text[4], text[7], text[10], text[13], text[16]) != (b'-', b'-', b'T', b':', b':')
-        {
-            return None;
-        }
-        let (year, month, day) =
-            (digits_of(&text[..4])?, digits_of(&text[5..7])?, digits_of(&text[8..10])?);
-        let (hour, minute, second) =
-            (digits_of(&text[11..13])?, digits_of(&text[14..16])?, digits_of(&text[17..19])?);
-        let mut rest = &text[19..];
-        let mut below_ms = 0;
-        if rest[0] == b'.' {
-            let count = rest[1..].iter().take_while(|b| b.is_ascii_digit()).count();
-            if !(1..=6).contains(&count) {
-                return None;
-            }
-            for place in 0..3 {
-                let digit = if place < count { rest[1 + place] - b'0' } else { 0 };
-                below_ms = below_ms * 10 + i64::from(digit);
-            }
-            rest = &rest[1 + count..];
-        }
-        let is_plain = (rest == b"Z" || rest == b"+00:00")
-            && year >= 1970
-            && (1..=12).contains(&month)
-            && (1..=days_in(year, month)).contains(&day)
-            && hour < 24
-            && minute < 60
-            && second < 60;
-        is_plain.then(|| {
-            let seconds =
-                days_before(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
-            seconds * 1000 + below_ms
-        })
+        time_of(self.text()?.as_bytes())
     }
 }
 
@@ -364,34 +374,4 @@ fn push_distinct<T: PartialEq>(distinct: &mut Vec<T>, item: T, number: usize) ->
         distinct.push(item);
     }
     (number <= MOST_ITEMS).then_some(())
-}
-
-fn digits_of(text: &[u8]) -> Option<i64> {
-    text.iter().try_fold(0, |number, byte| {
-        byte.is_ascii_digit().then(|| number * 10 + i64::from(byte - b'0'))
-    })
-}
-
-fn is_leap(year: i64) -> bool {
-    (year % 4 == 0 && year % 100 != 0) || year % 400 == 0
-}
-
-fn days_in(year: i64, month: i64) -> i64 {
-    match month {
-        2 => 28 + i64::from(is_leap(year)),
-        4 | 6 | 9 | 11 => 30,
-        _ => 31,
-    }
-}
-
-/// Days from 1970-01-01 to a date of the Gregorian calendar, from 1970 on.
-///
-/// Source: H. Hinnant, chrono-compatible low-level date algorithms, `days_from_civil`.
-fn days_before(year: i64, month: i64, day: i64) -> i64 {
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let era = year / 400;
-    let year_of_era = year % 400;
-    let day_of_year = (153 * month + 2) / 5 + day - 1;
-    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-    era * 146_097 + day_of_era - 719_468
 }

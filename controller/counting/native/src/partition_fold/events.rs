@@ -3,16 +3,18 @@
 use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
 use super::joining::Joined;
 use super::others::Others;
 use super::plain::{plain_evaluation, plain_outcome, PlainEvaluation, PlainOutcome};
+use super::refused::{Refused, Refuser};
 use super::PartitionFold;
 use crate::duplicates::{content_of, content_of_object, NOT_SAMPLED};
 use crate::fold::{Class, Counted, Fold, Outcome};
 use crate::hashing::digest_of;
 use crate::record_batches::{Parts, Records};
+use crate::scan::Unplain;
 
 /// Records that are scanned before they are counted, so that Python reads those among them that are
 /// not plain in one call: one by one they cost three times as much.
@@ -70,13 +72,32 @@ impl PartitionFold {
         py: Python<'_>,
         records: &Bound<'_, PyAny>,
         read: &Bound<'_, PyAny>,
-        refuse: &Bound<'_, PyAny>,
+        refused: &Bound<'_, PyList>,
         latest_ms: i64,
     ) -> PyResult<Py<PyAny>> {
-        let Some(native) = native(records, read, &self.readers.evaluations) else {
-            return self.evaluations_of(py, &read_all(records, read, refuse, latest_ms)?);
-        };
-        let records = native.get();
+        let mut found = Refused::default();
+        let counted = match native(records, read, &self.readers.evaluations) {
+            Some(native) => self.plain_evaluations(py, native.get(), read, &mut found, latest_ms),
+            None => {
+                let refuser = Refuser::new(py)?;
+                let events = read_all(records, read, refuser.as_any(), latest_ms)?;
+                let counted = self.evaluations_of(py, &events);
+                found.extend(refuser.borrow_mut().take());
+                counted
+            }
+        }?;
+        found.give(&self.types, refused)?;
+        Ok(counted)
+    }
+
+    fn plain_evaluations(
+        &mut self,
+        py: Python<'_>,
+        records: &Records,
+        read: &Bound<'_, PyAny>,
+        refused: &mut Refused,
+        latest_ms: i64,
+    ) -> PyResult<Py<PyAny>> {
         self.fold.freshest_ms = 0;
         let mut counted = Counted::default();
         for begin in (0..records.len()).step_by(AT_ONCE) {
@@ -84,15 +105,21 @@ impl PartitionFold {
             let plain = |index| plain_evaluation(&records.parts(py, index), latest_ms);
             let found: Vec<_> = (begin..end).map(plain).collect();
             let mut others = Others::read(py, records, begin, &found, read, latest_ms)?;
-            for event in found {
-                if let Some(event) = event {
-                    let around = self.surroundings.bind(py);
-                    let PlainEvaluation { digest, flag_key, variant, time_ms } = event;
-                    let class =
-                        self.fold.count_evaluation(&around, digest, flag_key, variant, time_ms)?;
-                    counted.add(class);
-                } else if let Some(event) = others.next(py, refuse)? {
-                    self.count_evaluation_of(py, event.bind(py), &mut counted)?;
+            for (index, event) in (begin..end).zip(found) {
+                match event {
+                    Ok(PlainEvaluation { digest, flag_key, variant, time_ms }) => {
+                        let around = self.surroundings.bind(py);
+                        let class = self
+                            .fold
+                            .count_evaluation(&around, digest, flag_key, variant, time_ms)?;
+                        counted.add(class);
+                    }
+                    Err(Unplain::CutOff) => refused.add_cut_off(&records.parts(py, index)),
+                    Err(Unplain::Other) => {
+                        if let Some(event) = others.next(refused) {
+                            self.count_evaluation_of(py, event.bind(py), &mut counted)?;
+                        }
+                    }
                 }
             }
         }
@@ -118,14 +145,36 @@ impl PartitionFold {
         py: Python<'_>,
         records: &Bound<'_, PyAny>,
         read: &Bound<'_, PyAny>,
-        refuse: &Bound<'_, PyAny>,
+        refused: &Bound<'_, PyList>,
         latest_ms: i64,
         waiting: Waiting<'_, '_>,
     ) -> PyResult<Py<PyAny>> {
-        let Some(native) = native(records, read, &self.readers.outcomes) else {
-            return self.outcomes_of(py, &read_all(records, read, refuse, latest_ms)?, waiting);
-        };
-        let records = native.get();
+        let mut found = Refused::default();
+        let counted = match native(records, read, &self.readers.outcomes) {
+            Some(native) => {
+                self.plain_outcomes(py, native.get(), read, &mut found, latest_ms, waiting)
+            }
+            None => {
+                let refuser = Refuser::new(py)?;
+                let events = read_all(records, read, refuser.as_any(), latest_ms)?;
+                let counted = self.outcomes_of(py, &events, waiting);
+                found.extend(refuser.borrow_mut().take());
+                counted
+            }
+        }?;
+        found.give(&self.types, refused)?;
+        Ok(counted)
+    }
+
+    fn plain_outcomes(
+        &mut self,
+        py: Python<'_>,
+        records: &Records,
+        read: &Bound<'_, PyAny>,
+        refused: &mut Refused,
+        latest_ms: i64,
+        waiting: Waiting<'_, '_>,
+    ) -> PyResult<Py<PyAny>> {
         self.fold.freshest_ms = 0;
         let mut run = OutcomeRun::new(&self.fold, waiting);
         for begin in (0..records.len()).step_by(AT_ONCE) {
@@ -135,10 +184,14 @@ impl PartitionFold {
             let mut others = Others::read(py, records, begin, &found, read, latest_ms)?;
             for (index, event) in (begin..end).zip(found) {
                 let is_counted = match event {
-                    Some(event) => {
+                    Ok(event) => {
                         self.count_plain_outcome(py, &event, &records.parts(py, index), &mut run)?
                     }
-                    None => match others.next(py, refuse)? {
+                    Err(Unplain::CutOff) => {
+                        refused.add_cut_off(&records.parts(py, index));
+                        true
+                    }
+                    Err(Unplain::Other) => match others.next(refused) {
                         Some(event) => self.count_outcome_of(py, event.bind(py), &mut run)?,
                         None => true,
                     },

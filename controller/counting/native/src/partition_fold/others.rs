@@ -5,20 +5,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use super::events::read_all;
+use super::refused::{Refused, Refuser};
 use crate::record_batches::Records;
-
-/// Collects what a reader refuses.
-#[pyclass(module = "controller.counting._native")]
-struct Refused {
-    found: Vec<(Py<PyAny>, Py<PyAny>)>, // record, why
-}
-
-#[pymethods]
-impl Refused {
-    fn __call__(&mut self, record: Py<PyAny>, why: Py<PyAny>) {
-        self.found.push((record, why));
-    }
-}
+use crate::scan::Unplain;
 
 /// What a reader of Python made of records: of each one event or a refusal, in their order.
 #[derive(Default)]
@@ -27,29 +16,30 @@ pub struct Others {
 }
 
 impl Others {
-    /// Read the records from `begin` on of which nothing plain was `found`.
+    /// Read the records from `begin` on of which nothing was `found`.
     pub fn read<T>(
         py: Python<'_>,
         records: &Records,
         begin: usize,
-        found: &[Option<T>],
+        found: &[Result<T, Unplain>],
         read: &Bound<'_, PyAny>,
         latest_ms: i64,
     ) -> PyResult<Self> {
-        if found.iter().all(Option::is_some) {
+        let is_other = |event: &Result<T, Unplain>| matches!(event, Err(Unplain::Other));
+        if !found.iter().any(is_other) {
             return Ok(Self::default());
         }
         let mut others = Vec::new();
         for (place, event) in found.iter().enumerate() {
-            if event.is_none() {
+            if is_other(event) {
                 others.push(Py::new(py, records.record(py, begin + place)?)?);
             }
         }
         let list = PyList::new(py, &others)?;
-        let refused = Bound::new(py, Refused { found: Vec::new() })?;
-        let events = read_all(list.as_any(), read, refused.as_any(), latest_ms)?;
+        let refuser = Refuser::new(py)?;
+        let events = read_all(list.as_any(), read, refuser.as_any(), latest_ms)?;
         let mut events = events.try_iter()?.collect::<PyResult<Vec<_>>>()?.into_iter();
-        let mut refused = std::mem::take(&mut refused.borrow_mut().found).into_iter().peekable();
+        let mut refused = refuser.borrow_mut().take().into_iter().peekable();
         let expected = others.len();
         let mut read = Vec::with_capacity(expected);
         for record in others {
@@ -66,18 +56,13 @@ impl Others {
 
     /// The event of the next record. None: it is refused, and reported only now. A record behind
     /// one that must wait is not: it will be read again.
-    pub fn next(
-        &mut self,
-        py: Python<'_>,
-        refuse: &Bound<'_, PyAny>,
-    ) -> PyResult<Option<Py<PyAny>>> {
-        match self.read.next() {
-            Some(Err((record, why))) => {
-                refuse.call1((record.bind(py), why.bind(py)))?;
-                Ok(None)
+    pub fn next(&mut self, refused: &mut Refused) -> Option<Py<PyAny>> {
+        match self.read.next()? {
+            Err((record, why)) => {
+                refused.add(record, why);
+                None
             }
-            Some(Ok(event)) => Ok(Some(event)),
-            None => Ok(None),
+            Ok(event) => Some(event),
         }
     }
 }

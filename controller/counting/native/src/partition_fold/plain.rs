@@ -2,7 +2,7 @@
 
 use crate::hashing::digest_of;
 use crate::record_batches::Parts;
-use crate::scan;
+use crate::scan::{self, Unplain};
 
 /// Furthest that an event's time may be ahead of its record's: `schemas.envelope.MAX_AHEAD_MS`.
 const MAX_AHEAD_MS: i64 = 5 * 60 * 1000;
@@ -15,9 +15,31 @@ pub struct PlainEvaluation<'a> {
     pub time_ms: i64,
 }
 
+/// Return the event of a record, or why it does not lie plain in it.
 #[inline]
-pub fn plain_evaluation<'a>(parts: &Parts<'a>, latest_ms: i64) -> Option<PlainEvaluation<'a>> {
-    let event = scan::evaluation(parts.value?)?;
+pub fn plain_evaluation<'a>(
+    parts: &Parts<'a>,
+    latest_ms: i64,
+) -> Result<PlainEvaluation<'a>, Unplain> {
+    let event = scan::evaluation(parts.value.ok_or(Unplain::Other)?);
+    let event = event.map_err(|why| why_unplain(parts, why))?;
+    evaluation_of(parts, event, latest_ms).ok_or(Unplain::Other)
+}
+
+/// A record whose value holds no whole event is not one that ends too early.
+fn why_unplain(parts: &Parts<'_>, why: Unplain) -> Unplain {
+    match parts.is_structured() {
+        Some(true) => why,
+        _ => Unplain::Other,
+    }
+}
+
+#[inline]
+fn evaluation_of<'a>(
+    parts: &Parts<'a>,
+    event: scan::Evaluation<'a>,
+    latest_ms: i64,
+) -> Option<PlainEvaluation<'a>> {
     let timestamp_ms = parts.place.timestamp;
     let time_ms = event.time_ms.unwrap_or(timestamp_ms);
     let context_id = event.context_id.or_else(|| parts.key.and_then(scan::context_of_key))?;
@@ -39,9 +61,20 @@ pub struct PlainOutcome<'a> {
     pub found: scan::Outcome<'a>,
 }
 
+/// Return the event of a record, or why it does not lie plain in it.
 #[inline]
-pub fn plain_outcome<'a>(parts: &Parts<'a>, latest_ms: i64) -> Option<PlainOutcome<'a>> {
-    let found = scan::outcome(parts.value?)?;
+pub fn plain_outcome<'a>(parts: &Parts<'a>, latest_ms: i64) -> Result<PlainOutcome<'a>, Unplain> {
+    let event = scan::outcome(parts.value.ok_or(Unplain::Other)?);
+    let event = event.map_err(|why| why_unplain(parts, why))?;
+    outcome_of(parts, event, latest_ms).ok_or(Unplain::Other)
+}
+
+#[inline]
+fn outcome_of<'a>(
+    parts: &Parts<'a>,
+    found: scan::Outcome<'a>,
+    latest_ms: i64,
+) -> Option<PlainOutcome<'a>> {
     let timestamp_ms = parts.place.timestamp;
     let time_ms = found.time_ms.unwrap_or(timestamp_ms);
     let context_id = match found.context_id {
