@@ -115,8 +115,35 @@ fn is_name(text: &str) -> bool {
         && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-'))
 }
 
+/// How many bytes there are before the first that ends a plain string: a quote, a backslash, or
+/// what is not printable ASCII. Eight at a time; a borrow or carry reaches only bytes behind it.
+#[inline]
+fn plain_length(bytes: &[u8]) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGHS: u64 = 0x80 * ONES;
+    let equals = |word: u64, byte: u8| {
+        let difference = word ^ (ONES * u64::from(byte));
+        difference.wrapping_sub(ONES) & !difference
+    };
+    let mut chunks = bytes.chunks_exact(8);
+    let mut length = 0;
+    for chunk in &mut chunks {
+        let word = u64::from_le_bytes(chunk.try_into().expect("eight bytes"));
+        let is_control = word.wrapping_sub(0x20 * ONES) & !word;
+        let is_above = word | word.wrapping_add(ONES);
+        let ends = (is_control | is_above | equals(word, b'"') | equals(word, b'\\')) & HIGHS;
+        if ends != 0 {
+            return length + ends.trailing_zeros() as usize / 8;
+        }
+        length += 8;
+    }
+    let is_plain = |byte: &&u8| is_printable(**byte) && !matches!(byte, b'"' | b'\\');
+    length + chunks.remainder().iter().take_while(is_plain).count()
+}
+
 struct Scan<'a> {
-    bytes: &'a [u8],
+    value: &'a str,
+    bytes: &'a [u8], // the same
     at: usize,
     depth: u32,
     openings: u32,
@@ -126,8 +153,13 @@ struct Scan<'a> {
 
 impl<'a> Scan<'a> {
     fn new(bytes: &'a [u8]) -> Option<Self> {
-        let scan = Self { bytes, at: 0, depth: 0, openings: 0, is_cut_off: false, has_data: false };
-        (bytes.len() <= MOST_BYTES).then_some(scan)
+        if bytes.len() > MOST_BYTES {
+            return None;
+        }
+        // Once for all texts in it: for each it would cost more than to read it.
+        let value = std::str::from_utf8(bytes).ok()?;
+        let (at, depth, openings) = (0, 0, 0);
+        Some(Self { value, bytes, at, depth, openings, is_cut_off: false, has_data: false })
     }
 
     fn why(&self) -> Unplain {
@@ -247,17 +279,13 @@ impl<'a> Scan<'a> {
     fn text(&mut self) -> Option<&'a str> {
         self.need(b'"')?;
         let begin = self.at;
-        let rest = &self.bytes[begin..];
-        let Some(length) = rest.iter().position(|b| *b == b'"' || *b == b'\\') else {
-            self.is_cut_off = rest.iter().all(|b| is_printable(*b));
-            return None;
-        };
-        let text = &rest[..length];
-        if self.bytes[begin + length] == b'\\' || !text.iter().all(|b| is_printable(*b)) {
+        let end = begin + plain_length(&self.bytes[begin..]);
+        if self.bytes.get(end) != Some(&b'"') {
+            self.is_cut_off = end == self.bytes.len();
             return None;
         }
-        self.at = begin + length + 1;
-        std::str::from_utf8(text).ok()
+        self.at = end + 1;
+        self.value.get(begin..end)
     }
 
     fn exactly(&mut self, expected: &str) -> Option<()> {
@@ -305,7 +333,7 @@ impl<'a> Scan<'a> {
     fn duration(&mut self) -> Option<f64> {
         let begin = self.at;
         self.number()?;
-        let text = std::str::from_utf8(&self.bytes[begin..self.at]).ok()?;
+        let text = self.value.get(begin..self.at)?;
         let seconds: f64 = text.parse().ok()?;
         (text.len() <= 24 && !text.starts_with('-') && seconds <= MOST_DURATION_SECONDS)
             .then_some(seconds)
