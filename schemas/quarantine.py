@@ -120,7 +120,7 @@ def encode(
     if not 1 <= len(refusals) <= MAX_REFUSALS:
         raise ValueError(f"{len(refusals)} refusals: a quarantine record holds 1 to {MAX_REFUSALS}")
     share = _MAX_BODIES // len(refusals)
-    if share < MAX_BODY:
+    if max([len(one.body) for one in refusals]) > share:
         refusals = [_trimmed(one, share) if len(one.body) > share else one for one in refusals]
     place = f"{topic}/{partition}"
     return write(

@@ -5,8 +5,10 @@
 //! it: escapes, characters beyond ASCII, repeated names, null in a field that counts, odd numbers
 //! and times. Only of a record that ends too early, and is plain up to there, is known why.
 
+mod texts;
 mod times;
 
+use texts::{is_printable, plain_length};
 use times::time_of;
 
 const MOST_BYTES: usize = 64 * 1024;
@@ -104,41 +106,11 @@ pub fn context_of_key(key: &[u8]) -> Option<&str> {
     is_plain.then(|| std::str::from_utf8(key).ok())?
 }
 
-fn is_printable(byte: u8) -> bool {
-    (0x20..0x7f).contains(&byte)
-}
-
 fn is_name(text: &str) -> bool {
     let bytes = text.as_bytes();
     (1..=MOST_NAME).contains(&bytes.len())
         && bytes[0].is_ascii_alphanumeric()
         && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-'))
-}
-
-/// How many bytes there are before the first that ends a plain string: a quote, a backslash, or
-/// what is not printable ASCII. Eight at a time; a borrow or carry reaches only bytes behind it.
-#[inline]
-fn plain_length(bytes: &[u8]) -> usize {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGHS: u64 = 0x80 * ONES;
-    let equals = |word: u64, byte: u8| {
-        let difference = word ^ (ONES * u64::from(byte));
-        difference.wrapping_sub(ONES) & !difference
-    };
-    let mut chunks = bytes.chunks_exact(8);
-    let mut length = 0;
-    for chunk in &mut chunks {
-        let word = u64::from_le_bytes(chunk.try_into().expect("eight bytes"));
-        let is_control = word.wrapping_sub(0x20 * ONES) & !word;
-        let is_above = word | word.wrapping_add(ONES);
-        let ends = (is_control | is_above | equals(word, b'"') | equals(word, b'\\')) & HIGHS;
-        if ends != 0 {
-            return length + ends.trailing_zeros() as usize / 8;
-        }
-        length += 8;
-    }
-    let is_plain = |byte: &&u8| is_printable(**byte) && !matches!(byte, b'"' | b'\\');
-    length + chunks.remainder().iter().take_while(is_plain).count()
 }
 
 struct Scan<'a> {

@@ -114,7 +114,7 @@ impl PartitionFold {
                             .count_evaluation(&around, digest, flag_key, variant, time_ms)?;
                         counted.add(class);
                     }
-                    Err(Unplain::CutOff) => refused.add_cut_off(&records.parts(py, index)),
+                    Err(Unplain::CutOff) => refused.add_cut_off(py, &records.parts(py, index)),
                     Err(Unplain::Other) => {
                         if let Some(event) = others.next(refused) {
                             self.count_evaluation_of(py, event.bind(py), &mut counted)?;
@@ -188,7 +188,7 @@ impl PartitionFold {
                         self.count_plain_outcome(py, &event, &records.parts(py, index), &mut run)?
                     }
                     Err(Unplain::CutOff) => {
-                        refused.add_cut_off(&records.parts(py, index));
+                        refused.add_cut_off(py, &records.parts(py, index));
                         true
                     }
                     Err(Unplain::Other) => match others.next(refused) {

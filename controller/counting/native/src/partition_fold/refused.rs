@@ -1,7 +1,7 @@
 //! Refused records, in the order of their offsets: `schemas.quarantine.refusal`.
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList};
+use pyo3::types::{PyBytes, PyList, PyString};
 use sha2::{Digest, Sha256};
 
 use crate::record_batches::Parts;
@@ -43,7 +43,7 @@ struct CutOff {
     timestamp: i64,
     sha256: [u8; 32],
     size: usize,
-    body: Vec<u8>, // the first bytes
+    body: Py<PyBytes>, // the first bytes
 }
 
 /// What was refused in a run, until its end.
@@ -62,14 +62,14 @@ impl Refused {
     }
 
     /// Add a record that ends too early.
-    pub fn add_cut_off(&mut self, parts: &Parts<'_>) {
+    pub fn add_cut_off(&mut self, py: Python<'_>, parts: &Parts<'_>) {
         let value = parts.value.unwrap_or_default();
         self.found.push(One::CutOff(CutOff {
             offset: parts.place.offset,
             timestamp: parts.place.timestamp,
             sha256: Sha256::digest(value).into(),
             size: value.len(),
-            body: value[..value.len().min(MAX_BODY)].to_vec(),
+            body: PyBytes::new(py, &value[..value.len().min(MAX_BODY)]).unbind(),
         }));
     }
 
@@ -85,9 +85,9 @@ impl Refused {
                         one.timestamp,
                         &types.cut_off.0,
                         &types.cut_off.1,
-                        hex(&one.sha256),
+                        hex(py, &one.sha256),
                         one.size,
-                        PyBytes::new(py, &one.body),
+                        one.body,
                         one.size > MAX_BODY,
                     ),
                 )?,
@@ -99,8 +99,12 @@ impl Refused {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+fn hex<'py>(py: Python<'py>, bytes: &[u8; 32]) -> Bound<'py, PyString> {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digits = |byte: &u8| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
-    bytes.iter().flat_map(digits).map(char::from).collect()
+    let mut text = [0; 64];
+    for (two, byte) in text.chunks_exact_mut(2).zip(bytes) {
+        two[0] = DIGITS[usize::from(byte >> 4)];
+        two[1] = DIGITS[usize::from(byte & 15)];
+    }
+    PyString::new(py, std::str::from_utf8(&text).expect("hexadecimal digits"))
 }
