@@ -160,6 +160,56 @@ pub struct Flag {
     pub at_hand: [usize; 2],
 }
 
+/// The flags that have been met, each with a slot, so that an event looks its flag up once.
+#[derive(Default)]
+pub struct OpenFlags {
+    slots: Vec<Option<Flag>>,
+    by_key: Map<Box<str>, usize>,
+    free: Vec<usize>,
+}
+
+impl OpenFlags {
+    #[inline]
+    pub fn slot_of(&self, flag_key: &str) -> Option<usize> {
+        self.by_key.get(flag_key).copied()
+    }
+
+    #[inline]
+    pub fn at(&self, slot: usize) -> &Flag {
+        self.slots[slot].as_ref().expect("the slot of an open flag")
+    }
+
+    #[inline]
+    pub fn at_mut(&mut self, slot: usize) -> &mut Flag {
+        self.slots[slot].as_mut().expect("the slot of an open flag")
+    }
+
+    pub fn get(&self, flag_key: &str) -> Option<&Flag> {
+        self.slot_of(flag_key).map(|slot| self.at(slot))
+    }
+
+    pub fn get_mut(&mut self, flag_key: &str) -> Option<&mut Flag> {
+        self.slot_of(flag_key).map(|slot| self.at_mut(slot))
+    }
+
+    pub fn insert(&mut self, flag: Flag) -> usize {
+        let key: Box<str> = (*flag.key).into();
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        self.slots[slot] = Some(flag);
+        self.by_key.insert(key, slot);
+        slot
+    }
+
+    pub fn remove(&mut self, flag_key: &str) -> Option<Flag> {
+        let slot = self.by_key.remove(flag_key)?;
+        self.free.push(slot);
+        self.slots[slot].take()
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Visit {
     Number(i64),

@@ -7,7 +7,7 @@ mod visits;
 
 use std::sync::Arc;
 
-use crate::arms::{is_one_of, Arm, CountedFlag, Counts, Flag, Kind, Visit};
+use crate::arms::{is_one_of, Arm, CountedFlag, Counts, Kind, OpenFlags, Visit};
 use crate::exposures::RecentExposures;
 use crate::hashing::Map;
 use crate::sets::{Added, ContextSets};
@@ -64,7 +64,7 @@ pub struct Outcome<'a> {
 
 pub struct Fold {
     pub counts_exposures: bool,
-    pub flags: Map<Box<str>, Flag>,
+    pub flags: OpenFlags,
     pub arms: Vec<Option<Box<Arm>>>,
     pub sets: ContextSets,
     pub recent: Option<RecentExposures>,
@@ -86,7 +86,7 @@ impl Fold {
     pub fn new(counts_exposures: bool, exact_limit: usize, window_ms: Option<i64>) -> Self {
         Self {
             counts_exposures,
-            flags: Map::default(),
+            flags: OpenFlags::default(),
             arms: Vec::new(),
             sets: ContextSets::new(exact_limit),
             recent: window_ms.filter(|_| counts_exposures).map(RecentExposures::new),
@@ -142,17 +142,17 @@ impl Fold {
         variant: &str,
         time_ms: i64,
     ) -> Result<Class, S::Error> {
-        if !self.is_open(around, flag_key)? {
+        let Some(flag) = self.open_flag(around, flag_key)? else {
             if let Some(kind) = around.ended_arm(flag_key, variant)? {
                 self.note(flag_key, kind, 1);
             }
             return Ok(Class::Ignored);
-        }
+        };
         self.freshest_ms = self.freshest_ms.max(time_ms);
-        let (arm, class) = match self.arm_at(around, flag_key, variant, time_ms)? {
+        let (arm, class) = match self.arm_at(around, flag, variant, time_ms)? {
             Some(arm) if self.arm(arm).is_counting => (arm, Class::Counted),
             Some(arm) => (arm, Class::Late),
-            None => match self.uncounted_arm(around, flag_key, variant)? {
+            None => match self.uncounted_arm(around, flag, variant)? {
                 Some(arm) => (arm, Class::Ignored),
                 None => {
                     around.add_other_variants(1)?;
@@ -161,13 +161,13 @@ impl Fold {
                 }
             },
         };
-        self.add_evaluation(arm, digest, flag_key, time_ms);
+        self.add_evaluation(arm, digest, flag, time_ms);
         Ok(class)
     }
 
     /// Add one evaluation to a counter, and remember the exposure.
     #[inline]
-    fn add_evaluation(&mut self, place: usize, digest: u64, flag_key: &str, time_ms: i64) {
+    fn add_evaluation(&mut self, place: usize, digest: u64, flag: usize, time_ms: i64) {
         self.note_change(place);
         let arm = self.arms[place].as_mut().expect("an arm of an open flag");
         arm.counts.evaluations += 1;
@@ -195,10 +195,8 @@ impl Fold {
         else {
             return;
         };
-        let (Some(contexts), Some(flag)) = (self.sets.get(exposed), self.flags.get(flag_key))
-        else {
-            return;
-        };
+        let Some(contexts) = self.sets.get(exposed) else { return };
+        let flag = self.flags.at(flag);
         if is_first && flag.has_one_visit {
             exposures.record_first(contexts.number, digest);
         } else {
@@ -249,15 +247,13 @@ impl Fold {
         found.clear();
         let mut is_late = false;
         for &(flag_key, variant) in outcome.flags {
-            if !self.is_open(around, flag_key)? {
-                continue;
-            }
+            let Some(flag) = self.open_flag(around, flag_key)? else { continue };
             self.freshest_ms = self.freshest_ms.max(outcome.time_ms);
-            match self.arm_at(around, flag_key, variant, outcome.time_ms)? {
+            match self.arm_at(around, flag, variant, outcome.time_ms)? {
                 Some(arm) if self.arm(arm).is_counting => found.push(arm),
                 Some(_) => is_late = true,
                 None => {
-                    let uncounted = &self.flags[flag_key].counted.uncounted;
+                    let uncounted = &self.flags.at(flag).counted.uncounted;
                     if !is_one_of(uncounted, variant) {
                         around.add_other_variants(1)?;
                     }

@@ -21,7 +21,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyType};
 
-use crate::arms::Kind;
+use crate::arms::{Kind, OpenFlags};
 use crate::bloom::BloomFilter;
 use crate::duplicates::RecentRecords;
 use crate::fold::Fold;
@@ -240,7 +240,7 @@ impl PartitionFold {
 
     fn close(&mut self) -> PyResult<()> {
         self.contain_for_later(|this| {
-            this.fold.flags.clear();
+            this.fold.flags = OpenFlags::default();
             Ok(())
         })
     }

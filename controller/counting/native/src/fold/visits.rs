@@ -7,36 +7,32 @@ use crate::arms::{is_one_of, Arm, Flag, Kind, Visit};
 use crate::hashing::Map;
 
 impl Fold {
-    /// Open a flag unless it is open; return whether it has a rollout.
+    /// The slot of a flag, which is opened if needed; None for one without a rollout.
     #[inline]
-    pub fn is_open<S: Surroundings>(
+    pub fn open_flag<S: Surroundings>(
         &mut self,
         around: &S,
         flag_key: &str,
-    ) -> Result<bool, S::Error> {
-        if self.flags.contains_key(flag_key) {
-            return Ok(true);
+    ) -> Result<Option<usize>, S::Error> {
+        if let Some(slot) = self.flags.slot_of(flag_key) {
+            return Ok(Some(slot));
         }
         let Some(counted) = around.counted_flag(flag_key)? else {
             around.count_unknown(flag_key)?;
-            return Ok(false);
+            return Ok(None);
         };
         let next = self.flag_ids.len() as u32;
         let id = *self.flag_ids.entry(flag_key.into()).or_insert(next);
-        self.flags.insert(
-            flag_key.into(),
-            Flag {
-                key: flag_key.into(),
-                id,
-                counted,
-                visits: Vec::new(),
-                has_one_visit: false,
-                from_ms: 0,
-                until_ms: 0,
-                at_hand: [0, 0],
-            },
-        );
-        Ok(true)
+        Ok(Some(self.flags.insert(Flag {
+            key: flag_key.into(),
+            id,
+            counted,
+            visits: Vec::new(),
+            has_one_visit: false,
+            from_ms: 0,
+            until_ms: 0,
+            at_hand: [0, 0],
+        })))
     }
 
     /// The counter of an event of an open flag, None for a variant of neither arm.
@@ -44,11 +40,11 @@ impl Fold {
     pub fn arm_at<S: Surroundings>(
         &mut self,
         around: &S,
-        flag_key: &str,
+        slot: usize,
         variant: &str,
         time_ms: i64,
     ) -> Result<Option<usize>, S::Error> {
-        let Some(flag) = self.flags.get(flag_key) else { return Ok(None) };
+        let flag = self.flags.at(slot);
         let place = match flag.counted.kind_of(variant) {
             Kind::Treatment => 0,
             Kind::Control => 1,
@@ -61,10 +57,10 @@ impl Fold {
         let visit = interval.map_or(Visit::Outside, |(_, _, number)| Visit::Number(number));
         let arms = match flag.arms_of(visit) {
             Some(arms) => arms,
-            None => self.open_visit(around, flag_key, visit)?,
+            None => self.open_visit(around, slot, visit)?,
         };
-        if let (Some((from_ms, until_ms, _)), Some(flag)) = (interval, self.flags.get_mut(flag_key))
-        {
+        if let Some((from_ms, until_ms, _)) = interval {
+            let flag = self.flags.at_mut(slot);
             (flag.from_ms, flag.until_ms, flag.at_hand) = (from_ms, until_ms, arms);
         }
         Ok(Some(arms[place]))
@@ -74,10 +70,10 @@ impl Fold {
     fn open_visit<S: Surroundings>(
         &mut self,
         around: &S,
-        flag_key: &str,
+        slot: usize,
         visit: Visit,
     ) -> Result<[usize; 2], S::Error> {
-        let flag = &self.flags[flag_key];
+        let flag = self.flags.at(slot);
         let (key, rollout_id) = (flag.key.clone(), flag.counted.rollout_id.clone());
         let conversions = flag.counted.conversions.clone();
         let mut arms = [0; 2];
@@ -119,15 +115,14 @@ impl Fold {
                 (arm.failed, arm.converted) = (Some(failed), converted.clone());
             }
         }
-        self.add_visit(flag_key, visit, arms);
+        self.add_visit(slot, visit, arms);
         Ok(arms)
     }
 
-    fn add_visit(&mut self, flag_key: &str, visit: Visit, arms: [usize; 2]) {
-        if let Some(flag) = self.flags.get_mut(flag_key) {
-            flag.visits.push((visit, arms));
-            flag.has_one_visit = flag.visits.len() == 1 && visit != Visit::Uncounted;
-        }
+    fn add_visit(&mut self, slot: usize, visit: Visit, arms: [usize; 2]) {
+        let flag = self.flags.at_mut(slot);
+        flag.visits.push((visit, arms));
+        flag.has_one_visit = flag.visits.len() == 1 && visit != Visit::Uncounted;
     }
 
     fn open_arm<S: Surroundings>(
@@ -175,10 +170,10 @@ impl Fold {
     pub fn uncounted_arm<S: Surroundings>(
         &mut self,
         around: &S,
-        flag_key: &str,
+        slot: usize,
         variant: &str,
     ) -> Result<Option<usize>, S::Error> {
-        let Some(flag) = self.flags.get(flag_key) else { return Ok(None) };
+        let flag = self.flags.at(slot);
         if !is_one_of(&flag.counted.uncounted, variant) {
             return Ok(None);
         }
@@ -190,7 +185,7 @@ impl Fold {
         if self.counts_exposures {
             self.expose(arm, &format!("{key}|{rollout_id}|-|neither"), Kind::Neither);
         }
-        self.add_visit(flag_key, Visit::Uncounted, [arm, arm]);
+        self.add_visit(slot, Visit::Uncounted, [arm, arm]);
         Ok(Some(arm))
     }
 }
