@@ -125,6 +125,11 @@ class PartitionProgress:
     reported_at: datetime  # when the owner last wrote, by the owner's clock
     losses: tuple[Loss, ...] = ()  # of records, oldest first
 
+    @property
+    def lag(self) -> int:
+        """How many offsets of the log are not counted yet; never negative."""
+        return max(self.end_offset - self.next_offset, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:

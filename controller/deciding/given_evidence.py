@@ -43,9 +43,7 @@ class Progress:
         self.losses = tuple(partition.losses for partition in partitions)
         self.fences = {one.topic_partition: one.next_offset for one in partitions}
         #: Partitions with records to count.
-        self.lagging = frozenset(
-            one.topic_partition for one in partitions if one.end_offset > one.next_offset
-        )
+        self.lagging = frozenset(one.topic_partition for one in partitions if one.lag)
         self._ages: dict[timedelta, frozenset[tuple[str, Age]]] = {}
 
     def ages(self, fresh_within: timedelta) -> frozenset[tuple[str, Age]]:

@@ -299,7 +299,7 @@ class TotalsReader:
         waiting: Sequence[str],
     ) -> None:
         """Give totals to the workers of some flags, some at a time."""
-        lag = max((one.end_offset - one.next_offset for one in progress.partitions), default=0)
+        lag = max((one.lag for one in progress.partitions), default=0)
         share = LOOK_SHARE_BEHIND if lag > BEHIND_RECORDS else LOOK_SHARE
         given = compared = 0
         moment = self._begin_turn(progress)

@@ -125,8 +125,10 @@ def _of_partition(
         seconds = silence.total_seconds()
         return Blindness(f"{name} was last reported {seconds:.0f} s ago", seconds)
     if stands > MOVED_WITHIN_SECONDS:
-        waiting = partition.end_offset - partition.next_offset
-        why = f"{name} has stood still for at least {stands:.0f} s with {waiting:,} records waiting"
+        why = (
+            f"{name} has stood still for at least {stands:.0f} s with {partition.lag:,} records "
+            "waiting"
+        )
         return Blindness(why, stands)
     if waits > BEHIND_SECONDS and partition.freshest:
         age = (now - partition.freshest).total_seconds()

@@ -345,7 +345,7 @@ class Visibility:
         for gone in self._fences.keys() - newest.keys():
             del self._fences[gone]
         for partition, one in newest.items():
-            offset, has_more = one.next_offset, one.end_offset > one.next_offset
+            offset, has_more = one.next_offset, one.lag > 0
             fence = self._fences.get(partition)
             if fence is None or not has_more:
                 self._fences[partition] = _FencePosition(offset, now, now)

@@ -61,9 +61,7 @@ def _counted_until(evidence: Evidence, at: datetime) -> datetime | None:
     if not evidence.partitions or len(evidence.partitions) < evidence.expected_partitions:
         return None
     moments = [
-        partition.reported_at
-        if partition.next_offset >= partition.end_offset
-        else partition.freshest
+        partition.freshest if partition.lag else partition.reported_at
         for partition in evidence.partitions
     ]
     known = [moment for moment in moments if moment is not None]

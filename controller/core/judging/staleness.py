@@ -57,7 +57,7 @@ def _counting_lag(plan: Plan, visit: Visit, evidence: Evidence, at: datetime) ->
     before the stage or too old.
     """
     behind = [
-        partition.end_offset - partition.next_offset
+        partition.lag
         for partition in evidence.partitions
         if Age.LAGS in _ages_of_partition(partition, plan.fresh_within, at)
         or _has_older_than(partition, visit.counts_from)
@@ -70,8 +70,8 @@ def _counting_lag(plan: Plan, visit: Visit, evidence: Evidence, at: datetime) ->
 
 def _has_older_than(partition: PartitionProgress, moment: datetime) -> bool:
     """Return whether there are records to read, and the newest counted is from before `moment`."""
-    has_more = partition.end_offset > partition.next_offset
-    return has_more and partition.freshest is not None and partition.freshest < moment
+    freshest = partition.freshest
+    return partition.lag > 0 and freshest is not None and freshest < moment
 
 
 def merged(found: Iterable[Gap]) -> Iterator[Gap]:
@@ -140,8 +140,7 @@ def _partition_delays(
         elif age is Age.AHEAD:
             yield f"{name} reports from a clock {-silence:.0f} s ahead"
         else:
-            lag = partition.end_offset - partition.next_offset
-            yield f"{name} lags {lag:,} records behind"
+            yield f"{name} lags {partition.lag:,} records behind"
 
 
 def _ages_of_partition(
@@ -157,9 +156,7 @@ def _ages_of_partition(
         yield Age.SILENT
     elif -silence > REPORT_WITHIN:
         yield Age.AHEAD
-    if partition.end_offset > partition.next_offset and (
-        partition.freshest is None or at - partition.freshest > fresh_within
-    ):
+    if partition.lag and (partition.freshest is None or at - partition.freshest > fresh_within):
         yield Age.LAGS
 
 
