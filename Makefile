@@ -240,7 +240,8 @@ $(VENV)/.native: $(VENV)/.installed $(wildcard $(NATIVE)/src/*.rs $(NATIVE)/src/
 	@$(call needs,cargo,install Rust 1.85 or newer: https://rustup.rs)
 	@echo "building the native fold (a minute at first)"
 	CARGO_TARGET_DIR="$(CURDIR)/.cache/native" $(BIN)/python $(NATIVE)/build.py
-	touch $@
+	@touch $@
+	@echo "built; a rolloutd that runs already counts natively once it is started again"
 
 .PHONY: reference
 reference: ## undo `make native`: count by the reference in Python

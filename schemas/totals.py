@@ -64,13 +64,14 @@ ops/decisions/0002-one-hset.md. An owner with more changed fields saves earlier.
 """
 
 BUNDLES = 1_024
-_BUNDLE = "arms/"
 """The number of bundles that flags are spread over.
 
 With every arm of 10,000 flags changed, a save has as many fields, of 20 arms each. More bundles
 would leave a save less room for memberships; fewer would write more unchanged arms beside each
 changed one.
 """
+
+_BUNDLE = "arms/"
 
 MOST_DIGITS = 19
 """Digits of a number in a hash: as many as the greatest offset of Kafka has."""
@@ -115,7 +116,10 @@ def bundle_name(number: int) -> str:
 
 def bundle_number(name: str) -> int:
     """Return the number of the bundle of that name. Raises ValueError for any other name."""
-    return int(name.removeprefix(_BUNDLE))
+    number = int(name.removeprefix(_BUNDLE))
+    if not 0 <= number < BUNDLES or bundle_name(number) != name:
+        raise ValueError(f"{name!r} is the name of no bundle")
+    return number
 
 
 def is_bundle_field(name: str) -> bool:

@@ -48,6 +48,7 @@ from schemas.structs import (
 from schemas.terms import QuarantineReason
 
 __all__ = [
+    "CUT_OFF",
     "EvaluationEvent",
     "OutcomeEvent",
     "RecordRefused",

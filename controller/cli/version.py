@@ -29,9 +29,10 @@ def version_line(program: str) -> str:
     # Slow to load, and seldom needed.
     from importlib import metadata
 
-    from controller.counting.native_place import native_place
+    from controller.counting.native_place import load_native, native_place
 
-    counting = "python" if native_place().module is None else "native"
+    native, _ = load_native(native_place())
+    counting = "python" if native is None else "native"
     return (
         f"{program} {metadata.version('rolloutd')} "
         f"(Python {platform.python_version()}, counting {counting})"

@@ -91,7 +91,7 @@ class CountingReport:
     def count_refusals(self, refusals: Sequence[Refusal]) -> None:
         """Count refused records by their reason."""
         reasons = [refusal.reason for refusal in refusals]
-        if len(reasons) == reasons.count(reasons[0]):  # most times all have one
+        if reasons and len(reasons) == reasons.count(reasons[0]):  # most times all have one
             self._metrics.quarantined.of(reasons[0]).inc(len(reasons))
             return
         # Not with a Counter: each refusal would cost the hash of an enum, which is not in C.

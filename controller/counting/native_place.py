@@ -1,14 +1,14 @@
 """Where the native fold is: built beside us by `make native`, or installed as `rolloutd-native`.
 
-Imports neither, so that `--version` answers at once.
+Loads nothing else, so that `--version` answers at once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
-from typing import Final
+from typing import Any, Final
 
 BUILT: Final = "controller.counting._native"
 _INSTALLED: Final = "rolloutd_native"
@@ -43,3 +43,19 @@ def native_place(built: str = BUILT) -> NativePlace:
         f"rolloutd-native is {installed} and rolloutd is {ours}, so the reference in Python "
         f"counts; install rolloutd-native {ours}, or uninstall it",
     )
+
+
+def load_native(place: NativePlace) -> tuple[Any | None, str | None]:
+    """Return the native module, and why one that is there is not used.
+
+    None: there is none of our version, or it cannot be loaded.
+    """
+    if place.module is None:
+        return None, place.refused
+    try:
+        return import_module(place.module), None
+    except ImportError as error:
+        return None, (
+            f"the native fold cannot be loaded, so the reference in Python counts: {error}; "
+            "`make reference native` builds it again, or install rolloutd-native again"
+        )

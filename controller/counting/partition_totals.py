@@ -23,7 +23,7 @@ from controller.counting.folding.context_sets import digest_of
 from controller.counting.folding.engine import Fold
 from controller.counting.folding.events import Counted
 from controller.counting.folding.flags_to_count import OPEN_END_MS, FlagsToCount
-from controller.counting.folding.partition_fold import refusals
+from controller.counting.folding.partition_fold import refusal_of
 from controller.errors import BrokenInvariant
 from controller.ports import Record
 from schemas.envelope import MAX_AHEAD_MS, MAX_TIME_MS
@@ -208,7 +208,7 @@ class PartitionTotals:
         """Refuse the next record unread, because counting it failed."""
         if record.offset >= self.position:
             why_not = RecordRefused(QuarantineReason.INVALID, why, _REPORT_IT)
-            self._keep_refused(refusals([(record, why_not)]))
+            self._keep_refused([refusal_of(record, why_not)])
             self._advance((record,))
 
     def _keep_refused(self, refused: Sequence[Refusal]) -> None:
@@ -392,7 +392,7 @@ class PartitionTotals:
         self._freshen(counted.freshest_ms)
         if refused is not None:
             # It counts as quarantined, whatever else was in it.
-            self._keep_refused(refusals([(record, refused)]))
+            self._keep_refused([refusal_of(record, refused)])
         elif counted.counted:
             self.progress.counted += 1
         elif counted.late:

@@ -42,8 +42,7 @@ class Progress:
         self.at = at
         self.losses = tuple(partition.losses for partition in partitions)
         self.fences = {one.topic_partition: one.next_offset for one in partitions}
-        #: Partitions with records to count.
-        self.lagging = frozenset(one.topic_partition for one in partitions if one.lag)
+        self.lagging = any(one.lag for one in partitions)
         self._ages: dict[timedelta, frozenset[tuple[str, Age]]] = {}
 
     def ages(self, fresh_within: timedelta) -> frozenset[tuple[str, Age]]:
@@ -94,7 +93,7 @@ class Given:
     rollout: Rollout
     facts: Facts
     progress: Progress
-    at: float  # monotonic seconds
+    at: float  # when that turn began; monotonic seconds
 
     def is_enough(
         self,
@@ -129,7 +128,7 @@ class Given:
             and progress.ages(within) == before.ages(within)
             and progress.losses == before.losses
             and (
-                progress.lagging == before.lagging
+                not (progress.lagging or before.lagging)
                 or _is_all_counted(rollout, facts, progress)
                 == _is_all_counted(rollout, self.facts, before)
             )

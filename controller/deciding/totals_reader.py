@@ -50,7 +50,7 @@ FLAGS_PER_READ = 200
 FLAGS_PER_TURN = 20
 COMPARED_PER_TURN = 200  # flags that get nothing because nothing is new; a few microseconds each
 LOOK_SHARE = 0.5
-LOOK_SHARE_BEHIND = 0.05
+LOOK_SHARE_BEHIND = 0.1
 BEHIND_RECORDS = 50_000
 #: Where there are so many flags, or so much to count, that each is looked at less often than this,
 #: people are told once. It is no fault of any of them.
@@ -87,7 +87,7 @@ class _Turn(NamedTuple):
     at: datetime  # the same in UTC
     next_at: datetime  # when they have their next turn
     progress: Progress
-    read: tuple[Progress, float]  # `progress` and `began`
+    read: tuple[Progress, float]  # `progress` and `began`: one object for all of them
 
 
 class TotalsReader:
@@ -302,15 +302,17 @@ class TotalsReader:
         lag = max((one.lag for one in progress.partitions), default=0)
         share = LOOK_SHARE_BEHIND if lag > BEHIND_RECORDS else LOOK_SHARE
         given = compared = 0
-        moment = self._begin_turn(progress)
+        turn = self._begin_turn(progress)
         for flag_key in waiting:
-            given += self._give(live[flag_key], totals.get(flag_key, {}), moment)
+            given += self._give(live[flag_key], totals.get(flag_key, {}), turn)
             compared += 1
             if given >= FLAGS_PER_TURN or compared >= COMPARED_PER_TURN:
                 await asyncio.sleep(0)  # the workers look
-                await asyncio.sleep((self._clock.monotonic() - moment.began) * (1 / share - 1))
-                self._present_turn_seconds += self._clock.monotonic() - moment.began
-                given, compared, moment = 0, 0, self._begin_turn(progress)
+                seconds = self._clock.monotonic() - turn.began
+                # Bounded: where something else held the loop, harm must not wait for ten times it.
+                await asyncio.sleep(min(seconds * (1 / share - 1), READ_EVERY_SECONDS))
+                self._present_turn_seconds += self._clock.monotonic() - turn.began
+                given, compared, turn = 0, 0, self._begin_turn(progress)
 
     def _begin_turn(self, progress: Progress) -> _Turn:
         """Return what the flags of one turn have in common."""

@@ -225,13 +225,16 @@ class Claims:
         if now - self._trouble_since > READ_WITHIN_SECONDS:
             self._faults.report(Scope.DEPENDENCY, CLAIMS, why, _REMEDY)
 
-    def unseen(self, partition: int) -> Collection[str] | None:
-        """Return the flags that the replica of a partition is known to run and not to see.
+    def sees(self, partition: int) -> Callable[[str], bool]:
+        """Return what tells of a flag whether a replica is known to run it and to see it.
 
-        None: it is not known to see any.
+        `partition` is that of its commands.
         """
         now = self._clock.monotonic()
-        return self._knowledge.unseen(partition, now) if self._knowledge.is_known(now) else None
+        unseen = self._knowledge.unseen(partition, now) if self._knowledge.is_known(now) else None
+        if unseen is None:
+            return lambda _: False
+        return lambda flag_key: flag_key not in unseen
 
     def judge(self, partition: int, *, is_owned: bool) -> tuple[bool, str | None]:
         """Return whether a replica runs a partition's flags, and why none does.

@@ -1,7 +1,7 @@
 """Writes what this replica knows of its flags to where every replica can show it.
 
-Once a second it compares what each flag's worker and planes say with what was written last, and
-writes what is new. Nothing waits for it and nothing is decided by it.
+About once a second it compares what each flag's worker and planes say with what was written last,
+and writes what is new. Nothing waits for it and nothing is decided by it.
 
 Belongs here: what is written, and when. Does not belong here: the form (`codec/reports.py`), the
 keys (`adapters/redis/reports.py`), and reading (`report_reader.py`).
@@ -90,7 +90,7 @@ class ReportWriter:
         self._beats = 0
 
     async def run(self) -> None:
-        """Write once a second until cancelled. While Redis is away, nothing is written."""
+        """Write again and again until cancelled. While Redis is away, nothing is written."""
         while True:
             began = self._clock.monotonic()
             await self.beat()

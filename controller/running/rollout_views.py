@@ -121,9 +121,8 @@ class RolloutViews:
     def holders(self) -> Sequence[Holder]:
         """Return, for every live rollout that needs watching, which replica runs it."""
         owned = {number for _, number in self._deciding.follower.owned}
-        # By command partition: whether it is claimed, why no replica runs it, and the flags that
-        # are not seen there; None: all.
-        judged: dict[int, tuple[bool, str | None, Collection[str] | None]] = {}
+        # By command partition: whether it is claimed, why no replica runs it, which flags it sees.
+        judged: dict[int, tuple[bool, str | None, Callable[[str], bool]]] = {}
         holders = []
         for flag_key, rollout in self._registry.rollouts.items():
             if not needs_watching(rollout):
@@ -134,9 +133,9 @@ class RolloutViews:
                 continue
             if number not in judged:
                 is_claimed, why = self._claims.judge(number, is_owned=number in owned)
-                judged[number] = is_claimed, why, self._claims.unseen(number)
-            is_claimed, why, unseen = judged[number]
-            is_watched = is_claimed and unseen is not None and flag_key not in unseen
+                judged[number] = is_claimed, why, self._claims.sees(number)
+            is_claimed, why, sees = judged[number]
+            is_watched = is_claimed and sees(flag_key)
             holders.append(Holder(flag_key, rollout, is_claimed, why, is_watched))
         return holders
 

@@ -13,19 +13,18 @@ from importlib.metadata import version
 
 import structlog
 
-from controller.counting.folding.native import ENGINE
-from controller.counting.native_place import native_place
+from controller.counting.folding.native import ENGINE, REFUSED
 from controller.settings import Settings
 
 
 def log_start(settings: Settings, planes: Iterable[str]) -> None:
     """Write the line `daemon_starting`. `planes` are the names of the flag planes.
 
-    An installed native fold that is not used gets a warning before it.
+    A native fold that is there and not used gets a warning before it.
     """
     log = structlog.get_logger()
-    if (reason := native_place().refused) is not None:
-        log.warning("native_fold_refused", reason=reason)
+    if REFUSED is not None:
+        log.warning("native_fold_refused", reason=REFUSED)
     log.info("daemon_starting", **start_line(settings, planes))
 
 

@@ -3,8 +3,9 @@
 A rollout is unwatched while its guardrails cannot see: totals cannot be read, partitions are not
 counted or stand still, saves fail. A gate notices that at the end of a bake; here it is noticed
 during the bake. Nothing is changed by it, because an unwatched flag stays where it is, but people
-are alerted within ten seconds after one of these conditions holds, and within about a minute where
-each of thousands of rollouts waits for its turn to be looked at.
+are alerted within ten seconds after one of these conditions holds, within fifteen where there are
+thousands of rollouts, and within about a minute where each of those waits for its turn to be looked
+at.
 
 Belongs here: when people are alerted, and the loop that checks. Does not belong here: what blinds
 guardrails (`blindness.py`), where the evidence comes from (`rollout_views.py`), and how an alert is
@@ -29,10 +30,10 @@ from controller.telemetry import Metrics
 from schemas.terms import AlertKind, Severity
 
 CHECK_EVERY_SECONDS: Final = 1.0
-#: A check goes through all rollouts: a tenth of a second with ten thousand. Checks take no more
-#: than this share of the time, as far as that leaves one every few seconds.
-CHECK_TIME_SHARE: Final = 0.02
-CHECK_AT_LEAST_EVERY_SECONDS: Final = 5.0
+#: With thousands of rollouts checks are rarer: one of ten thousand takes a tenth of a second. It
+#: does not depend on the time that checks take: one that others hold up must not delay the next.
+CHECKED_PER_SECOND: Final = 5_000
+CHECK_AT_LEAST_EVERY_SECONDS: Final = 2.0
 #: A worker gets totals every second, and saves what follows from them in milliseconds.
 HANDLED_WITHIN_SECONDS: Final = 5.0
 #: With very many rollouts, or far behind the log, each waits for its turn. A longer wait counts as
@@ -43,8 +44,9 @@ CONFIRMED_AFTER_SECONDS: Final = 2.0
 #: A replica that has just begun to watch a rollout waits this long before it alerts.
 GRACE_SECONDS: Final = 10.0
 REPEATED_EVERY_SECONDS: Final = 300.0
-#: After so many missing checks there is a time of which nothing is known.
-UNOBSERVED_CHECKS: Final = 3
+#: Checks that are further apart than so many of the present pauses leave a time of which nothing is
+#: known.
+UNOBSERVED_PAUSES: Final = 3
 
 #: The reporter of unwatched flags, which alone clears them.
 _REPORTER: Final = "visibility"
@@ -163,7 +165,7 @@ class _FencePosition:
 
 
 class Visibility:
-    """Checks once a second whether each live rollout is watched."""
+    """Checks about once a second whether each live rollout is watched."""
 
     def __init__(
         self,
@@ -210,16 +212,11 @@ class Visibility:
         return self._seen_here
 
     async def run(self) -> None:
-        """Check once a second, and publish alerts, until cancelled."""
+        """Check again and again, and publish alerts, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._alerts.run(), name="visibility:alerts")
             while True:
-                began = self._clock.monotonic()
                 self.check()
-                seconds = (self._clock.monotonic() - began) * (1 / CHECK_TIME_SHARE - 1)
-                self._pause_seconds = min(
-                    max(seconds, CHECK_EVERY_SECONDS), CHECK_AT_LEAST_EVERY_SECONDS
-                )
                 await asyncio.sleep(self._pause_seconds)
 
     def check(self) -> None:
@@ -229,6 +226,8 @@ class Visibility:
         views = [view for view in self._rollouts.views() if needs_watching(view.rollout)]
         holders = {holder.flag_key: holder for holder in self._rollouts.holders()}
         here = {view.flag_key for view in views}
+        seconds = len(holders.keys() | here) / CHECKED_PER_SECOND
+        self._pause_seconds = min(max(seconds, CHECK_EVERY_SECONDS), CHECK_AT_LEAST_EVERY_SECONDS)
         self._unheld = frozenset(key for key, one in holders.items() if one.why is not None)
         for flag_key in self._watched_since.keys() - here:
             del self._watched_since[flag_key]
@@ -285,7 +284,7 @@ class Visibility:
 
     def _is_observed(self, at: float, until: float) -> bool:
         """Return whether checks tell what was between two times (monotonic seconds)."""
-        return until - at <= UNOBSERVED_CHECKS * self._pause_seconds
+        return until - at <= UNOBSERVED_PAUSES * self._pause_seconds
 
     def _watched_from(self, view: View, now: float) -> float:
         """Return since when this replica watches a rollout."""

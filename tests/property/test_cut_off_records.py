@@ -44,6 +44,7 @@ MORE_ODDITIES = [
     (b'"specversion"', b'"x": "\x01", "specversion"'),
     (b'"specversion"', b'"x": "' + b"y" * 2_000 + b'", "specversion"'),
     (b'"specversion"', b'"x": ' + b"[" * 12 + b"]" * 12 + b', "specversion"'),
+    (b'"specversion"', b'"x": "' + b"[" * 1_100 + b'", "specversion"'),
     (b"0.0125", b"86401"),
     (b"0.0125", b"-1"),
     (b"0.0125", b'"0.0125"'),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import import_module
 from math import log
 from typing import Any, Final
 
@@ -15,18 +14,12 @@ from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET
 from controller.counting.folding.difference import ChangedArm, Difference, SealedSet
 from controller.counting.folding.engine import Fold, NativeFault
 from controller.counting.folding.events import Counted
-from controller.counting.folding.partition_fold import refusals
-from controller.counting.native_place import native_place
+from controller.counting.folding.partition_fold import refusal_of
+from controller.counting.native_place import load_native, native_place
 from controller.ports import Record
 from schemas.quarantine import Refusal
 from schemas.terms import Arm, EventFormat
-from schemas.wire import CUT_OFF, RecordRefused, read_evaluations, read_outcomes
-
-
-def native_module() -> Any | None:
-    """Return the native module, None where there is none of our version."""
-    module = native_place().module
-    return None if module is None else import_module(module)
+from schemas.wire import CUT_OFF, read_evaluations, read_outcomes
 
 
 def native_fold(module: Any) -> Callable[..., Fold]:
@@ -43,16 +36,12 @@ def native_fold(module: Any) -> Callable[..., Fold]:
             "changed_arm": ChangedArm,
             "sealed_set": SealedSet,
             "refusal": Refusal,
-            "refuse": _refuse,
+            "refuse": refusal_of,
             "cut_off": (CUT_OFF.reason, CUT_OFF.detail),
         },
         arms=[Arm.TREATMENT, Arm.CONTROL],
         fault_type=NativeFault,
     )
-
-
-def _refuse(record: Record, why: RecordRefused) -> Refusal:
-    return refusals([(record, why)])[0]
 
 
 def batch_reader(
@@ -71,5 +60,5 @@ def batch_reader(
     return read
 
 
-NATIVE: Final = native_module()
+NATIVE, REFUSED = load_native(native_place())
 ENGINE: Final = "python" if NATIVE is None else "native"

@@ -81,10 +81,9 @@ class PartitionFold:
         latest_ms: int,
     ) -> Counted:
         """Count the evaluations of records; those without one are added to `refused`."""
-        found: list[tuple[Record, RecordRefused]] = []
-        events = read(records, lambda *one: found.append(one), latest_ms=latest_ms)
-        counted = self.count_evaluations(events)
-        refused += refusals(found)
+        found = _Found()
+        counted = self.count_evaluations(read(records, found.add, latest_ms=latest_ms))
+        refused += found.refusals()
         return counted
 
     def read_outcomes(
@@ -98,10 +97,10 @@ class PartitionFold:
         joinable_until_ms: float,
     ) -> Counted:
         """Count the outcomes of records until one must wait; those without go to `refused`."""
-        found: list[tuple[Record, RecordRefused]] = []
-        events = read(records, lambda *one: found.append(one), latest_ms=latest_ms)
+        found = _Found()
+        events = read(records, found.add, latest_ms=latest_ms)
         counted = self.count_outcomes(events, room, partner, joinable_until_ms)
-        refused += refusals(found)
+        refused += found.refusals()
         return counted
 
     def begin_batch(self) -> None:
@@ -327,12 +326,26 @@ class PartitionFold:
         return self._arms.sets.seal_next()
 
 
-def refusals(found: Iterable[tuple[Record, RecordRefused]]) -> Sequence[Refusal]:
-    """Return what is kept of refused records.
+def refusal_of(record: Record, why: RecordRefused) -> Refusal:
+    """Return what is kept of a refused record."""
+    return refusal(record.offset, record.timestamp, record.value, why)
 
-    Of all at once: hashing now and then finds its code out of the CPU's caches.
+
+class _Found:
+    """Records that a reader has refused.
+
+    What is kept is made of all at once: hashing now and then finds its code out of the CPU's
+    caches.
     """
-    return [refusal(one.offset, one.timestamp, one.value, why) for one, why in found]
+
+    def __init__(self) -> None:
+        self._found: list[tuple[Record, RecordRefused]] = []
+
+    def add(self, record: Record, why: RecordRefused) -> None:
+        self._found.append((record, why))
+
+    def refusals(self) -> Sequence[Refusal]:
+        return [refusal_of(record, why) for record, why in self._found]
 
 
 def _add_noted(evaluations: dict[FlagArm, int], counter: ArmCounter) -> None:

@@ -338,39 +338,6 @@ async def test_rolled_back_is_served_as_zero() -> None:
 
 
 @in_virtual_time
-async def test_each_plane_says_whether_it_has_converged() -> None:
-    """Per flag and plane: what was decided, what was read, why not and since when.
-
-    Nothing of another replica's flags.
-    """
-    good, away, told = MemoryFlagPlane("good"), MemoryFlagPlane("away"), Told()
-    away.outage.is_down = True
-    async with told.running(good, away) as actuation:
-        assert actuation.standings("new-checkout") is None
-        actuation.request(decided(percent=50))
-        await settled()
-        standings = actuation.standings("new-checkout")
-        assert standings is not None
-        assert [
-            (one.plane, one.is_converged, one.decided_percent, one.percent) for one in standings
-        ] == [
-            ("good", True, 50.0, 50.0),
-            ("away", False, 50.0, None),
-        ]
-        assert (standings[0].why, standings[0].since) == (None, None)
-        assert (standings[1].since, standings[1].looked_at) == (T0, None)
-        assert actuation.converged() == {
-            ("new-checkout", "good"): True,
-            ("new-checkout", "away"): False,
-        }
-        assert told.metric("actuations_total", plane="good", outcome="served") == 1
-        assert told.metric("actuations_total", plane="away", outcome="failed") == 1
-        assert told.metric("dependency_errors_total", dependency="flag_plane") == 1
-        actuation.drop(["new-checkout"])
-        assert (actuation.standings("new-checkout"), actuation.converged()) == (None, {})
-
-
-@in_virtual_time
 async def test_an_edit_in_a_stage_for_an_audience_is_measured_by_what_everybody_gets() -> None:
     """While only staff has it, a share of everybody is a rise and is undone.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.counting.native_place import native_place
+from controller.counting.native_place import load_native, native_place
 
 #: Stands for a checkout without `make native`.
 NOT_BUILT = "controller.counting._not_built"
@@ -55,3 +55,16 @@ def test_one_that_was_built_comes_first(tmp_path: Path, monkeypatch: pytest.Monk
     install("9.9.9", tmp_path, monkeypatch)
     place = native_place("controller.counting.native_place")  # any module that is there
     assert (place.module, place.refused) == ("controller.counting.native_place", None)
+
+
+def test_one_that_cannot_be_loaded_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A half-written or foreign file: the reference counts, and the operator hears what to do."""
+    (tmp_path / "half_written.abi3.so").write_bytes(b"garbage")
+    monkeypatch.syspath_prepend(tmp_path)
+    module, refused = load_native(native_place("half_written"))
+    assert module is None
+    assert refused is not None
+    assert "make reference native" in refused
+    assert load_native(native_place(NOT_BUILT)) == (None, None)

@@ -88,4 +88,9 @@ def test_records_that_begin_to_wait_matter_where_the_present_visit_is_not_counte
     before = Given(rollout, *read(given), at=100.0)
     later = read(make_evidence(VISITS, LATER, partitions=waiting))
     assert not before.is_enough(rollout, *later, worker, 102.0, LATER)
+    # The same where records waited before, and what is counted has reached the visit since.
+    lagged = Given(rollout, *later, at=100.0)
+    reached = read(make_evidence(VISITS, LATER, partitions=make_progress(LATER, end_offset=900)))
+    assert not lagged.is_enough(rollout, *reached, worker, 102.0, LATER)
+    assert lagged.is_enough(rollout, *later, worker, 102.0, LATER)
     assert is_enough(replace(SAME, partitions=make_progress(LATER, end_offset=900)))

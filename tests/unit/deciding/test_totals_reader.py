@@ -141,6 +141,9 @@ def test_reading_takes_a_small_part_of_the_time(seconds: float, least: int, most
     run()
 
 
+LOOK_SECONDS = 0.005  # of a worker
+
+
 class BusyClock(LoopClock):
     """The loop's time, and the time for which synchronous work held the loop."""
 
@@ -166,7 +169,7 @@ class ManyFlags(Pool):
 
     def put_totals(self, _totals: object) -> None:
         """Take the time of a look."""
-        self.clock.worked += 0.1
+        self.clock.worked += LOOK_SECONDS
         self.looks.append(self.clock.monotonic())
 
 
@@ -193,19 +196,19 @@ class Lagging(Store):
 async def test_looks_at_many_flags_leave_time_to_others(lag: int, others: int) -> None:
     """After each few flags the loop is everybody else's, longer while counting is behind."""
     clock, faults = BusyClock(), Faults(lambda: T0)
-    pool: Any = ManyFlags(100, clock)
+    pool: Any = ManyFlags(1_000, clock)
     reader = reader_of(pool, Lagging(lag), clock=clock, faults=faults)
     with suppress(TimeoutError):
-        async with asyncio.timeout(10 * others + 1.5):
+        async with asyncio.timeout(1_000 * LOOK_SECONDS * others + 1.5):
             await reader.run()
     assert reader.turn_seconds > 0.75 * (others + 1) * clock.worked
     fault = faults.of(Scope.PART, "looks")
     assert fault is not None
-    assert fault.why.startswith("each of 100 rollouts is looked at only every")
-    pauses = [later - at - 0.1 for at, later in pairwise(pool.looks)]
-    assert len(pool.looks) >= 100
+    assert fault.why.startswith("each of 1,000 rollouts is looked at only every")
+    pauses = [later - at - LOOK_SECONDS for at, later in pairwise(pool.looks)]
+    assert len(pool.looks) >= 1_000
     assert sum(pauses) >= 0.75 * others * clock.worked  # there is none after the last few
-    longest = [number for number, pause in enumerate(pauses) if pause > 1]
+    longest = [number for number, pause in enumerate(pauses) if pause > LOOK_SECONDS]
     assert longest[:2] == [FLAGS_PER_TURN - 1, 2 * FLAGS_PER_TURN - 1]
 
 

@@ -109,8 +109,7 @@ class Replica:
             return []
         is_claimed, why = self.claims.judge(3, is_owned=3 in self.owned)
         flag_key = self.rollout.flag_key
-        unseen = self.claims.unseen(3)
-        is_watched = is_claimed and unseen is not None and flag_key not in unseen
+        is_watched = is_claimed and self.claims.sees(3)(flag_key)
         return [Holder(flag_key, self.rollout, is_claimed, why, is_watched)]
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -218,3 +219,25 @@ async def test_one_flags_bad_key_stops_no_other(replica: Replica) -> None:
     await replica.writer.beat()
     assert replica.writes == 20
     assert replica.faults.of(Scope.DEPENDENCY, REPORTS) is not None
+
+
+@pytest.mark.parametrize(("seconds", "pause"), [(0.001, 1.0), (0.1, 1.9), (3.0, 5.0)])
+async def test_writing_takes_a_small_share_of_the_time(
+    seconds: float, pause: float, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A twentieth, as far as that leaves a beat every few seconds."""
+    pauses: list[float] = []
+
+    async def beat() -> None:
+        replica.clock.advance(timedelta(seconds=seconds))
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(replica.writer, "beat", beat)
+    monkeypatch.setattr("controller.running.report_writer.asyncio.sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await replica.writer.run()
+    assert pauses == pytest.approx([pause] * 3)

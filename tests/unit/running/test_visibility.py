@@ -162,8 +162,7 @@ class Bench:
             there = tuple(
                 self._progress[name] for name, one in self.partitions.items() if one.is_there
             )
-            progress = Progress(there, self.expected, now)
-            read_at = self.clock.monotonic()
+            progress, read_at = Progress(there, self.expected, now), self.clock.monotonic()
             handled_at = None if self._view is None else self._view.handled_at
             if self.is_handling:
                 handled_at = read_at

@@ -15,6 +15,7 @@ from schemas.totals import (
     arm_field,
     bundle_entry,
     bundle_field,
+    bundle_number,
     decode_arm,
     decode_bundle,
     decode_progress,
@@ -166,6 +167,10 @@ def test_a_bundle_that_we_cannot_have_written_is_refused(value: bytes) -> None:
 def test_a_flag_keeps_its_bundle() -> None:
     """A flag's bundle depends on its name alone, in every release: it is stored."""
     assert bundle_field("new-checkout") == "arms/561"
+    assert bundle_number("arms/561") == 561
+    for name in ("arms/0561", "arms/ 561", "arms/-1", "arms/1024", "arms/", "561"):
+        with pytest.raises(ValueError):
+            bundle_number(name)
     names = {bundle_field(f"flag-{n}") for n in range(20_000)}
     assert len(names) == BUNDLES
     assert all(is_bundle_field(name) and parse_field(name) is None for name in names)

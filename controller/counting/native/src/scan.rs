@@ -14,6 +14,7 @@ use times::time_of;
 const MOST_BYTES: usize = 64 * 1024;
 const MOST_DEPTH: u32 = 8;
 const MOST_OPENINGS: u32 = 64; // brackets; `wire` takes more
+const MOST_BRACKETS: usize = 512; // in strings, too
 const MOST_ATTRIBUTE: usize = 1024;
 const MOST_CONTEXT_ID: usize = 256;
 const MOST_NAME: usize = 128;
@@ -94,6 +95,13 @@ fn outcome_in<'a>(scan: &mut Scan<'a>) -> Option<Outcome<'a>> {
     Some(found)
 }
 
+/// Whether `envelope.check_value` may refuse a text for its brackets, of which it counts those in
+/// strings, too.
+fn has_many_brackets(bytes: &[u8]) -> bool {
+    let is_bracket = |byte: &&u8| matches!(byte, b'[' | b'{');
+    bytes.len() > MOST_BRACKETS && bytes.iter().filter(is_bracket).count() > MOST_BRACKETS
+}
+
 /// Take a value; None when its name was there before.
 fn once<T>(place: &mut Option<T>, value: T) -> Option<()> {
     place.replace(value).is_none().then_some(())
@@ -125,7 +133,7 @@ struct Scan<'a> {
 
 impl<'a> Scan<'a> {
     fn new(bytes: &'a [u8]) -> Option<Self> {
-        if bytes.len() > MOST_BYTES {
+        if bytes.len() > MOST_BYTES || has_many_brackets(bytes) {
             return None;
         }
         // Once for all texts in it: for each it would cost more than to read it.

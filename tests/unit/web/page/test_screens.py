@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from controller.core.rollout import Baking, RolledBack
+from controller.health import Scope
 from controller.ports import PlaneStanding
 from controller.settings.http import HttpSettings
 from controller.web.page.fleet import ROWS
@@ -77,6 +78,17 @@ async def test_a_quiet_fleet_says_that_nothing_waits() -> None:
     world = PageWorld(lambda: NOW)
     world.show(rollout_in(lambda _: Baking(1, NOW + timedelta(minutes=5)), "calm", 1, NOW))
     assert "Nothing is wrong, and nothing waits for you." in words(await page_of(world, "/"))
+
+
+async def test_a_replica_in_trouble_does_not_say_that_nothing_is_wrong() -> None:
+    """Its faults stand below, and the first line says so."""
+    world = PageWorld(lambda: NOW)
+    world.show(rollout_in(lambda _: Baking(1, NOW + timedelta(minutes=5)), "calm", 1, NOW))
+    world.faults.report(Scope.DEPENDENCY, "redis", "it does not answer", "start Redis")
+    said = words(await page_of(world, "/"))
+    assert "This replica is in trouble." in said
+    assert "1 trouble of this replica, with what helps" in said
+    assert "Nothing is wrong" not in said
 
 
 async def test_without_a_rollout_the_page_says_how_to_start_one() -> None:

@@ -79,8 +79,7 @@ impl PartitionFold {
         let counted = match native(records, read, &self.readers.evaluations) {
             Some(native) => self.plain_evaluations(py, native.get(), read, &mut found, latest_ms),
             None => {
-                let refuser = Refuser::new(py)?;
-                let events = read_all(records, read, refuser.as_any(), latest_ms)?;
+                let (events, refuser) = read_by_python(records, read, latest_ms)?;
                 let counted = self.evaluations_of(py, &events);
                 found.extend(refuser.borrow_mut().take());
                 counted
@@ -155,8 +154,7 @@ impl PartitionFold {
                 self.plain_outcomes(py, native.get(), read, &mut found, latest_ms, waiting)
             }
             None => {
-                let refuser = Refuser::new(py)?;
-                let events = read_all(records, read, refuser.as_any(), latest_ms)?;
+                let (events, refuser) = read_by_python(records, read, latest_ms)?;
                 let counted = self.outcomes_of(py, &events, waiting);
                 found.extend(refuser.borrow_mut().take());
                 counted
@@ -376,17 +374,18 @@ fn native<'a, 'py>(
     read.is(reader).then(|| records.cast::<Records>().ok())?
 }
 
-/// The events of records, as a reader of Python gives them.
-pub fn read_all<'py>(
+/// The events of records, as a reader of Python gives them, and what gets the records that it
+/// refuses while they are taken.
+pub fn read_by_python<'py>(
     records: &Bound<'py, PyAny>,
     read: &Bound<'py, PyAny>,
-    refuse: &Bound<'py, PyAny>,
     latest_ms: i64,
-) -> PyResult<Bound<'py, PyAny>> {
+) -> PyResult<(Bound<'py, PyAny>, Bound<'py, Refuser>)> {
     let py = records.py();
+    let refuser = Refuser::new(py)?;
     let named = PyDict::new(py);
     named.set_item(intern!(py, "latest_ms"), latest_ms)?;
-    read.call((records, refuse), Some(&named))
+    Ok((read.call((records, &refuser), Some(&named))?, refuser))
 }
 
 fn text<'a>(value: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {

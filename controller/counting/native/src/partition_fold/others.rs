@@ -4,8 +4,8 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
-use super::events::read_all;
-use super::refused::{Refused, Refuser};
+use super::events::read_by_python;
+use super::refused::Refused;
 use crate::record_batches::Records;
 use crate::scan::Unplain;
 
@@ -36,8 +36,7 @@ impl Others {
             }
         }
         let list = PyList::new(py, &others)?;
-        let refuser = Refuser::new(py)?;
-        let events = read_all(list.as_any(), read, refuser.as_any(), latest_ms)?;
+        let (events, refuser) = read_by_python(list.as_any(), read, latest_ms)?;
         let mut events = events.try_iter()?.collect::<PyResult<Vec<_>>>()?.into_iter();
         let mut refused = refuser.borrow_mut().take().into_iter().peekable();
         let expected = others.len();
