@@ -23,7 +23,7 @@ from controller.counting.folding.context_sets import digest_of
 from controller.counting.folding.engine import Fold
 from controller.counting.folding.events import Counted
 from controller.counting.folding.flags_to_count import OPEN_END_MS, FlagsToCount
-from controller.counting.folding.partition_fold import refusal_of
+from controller.counting.folding.refused import refusal_of
 from controller.errors import BrokenInvariant
 from controller.ports import Record
 from schemas.envelope import MAX_AHEAD_MS, MAX_TIME_MS

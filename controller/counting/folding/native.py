@@ -14,7 +14,7 @@ from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET
 from controller.counting.folding.difference import ChangedArm, Difference, SealedSet
 from controller.counting.folding.engine import Fold, NativeFault
 from controller.counting.folding.events import Counted
-from controller.counting.folding.partition_fold import refusal_of
+from controller.counting.folding.refused import refusal_of
 from controller.counting.native_place import load_native, native_place
 from controller.ports import Record
 from schemas.quarantine import Refusal

@@ -16,10 +16,10 @@ from controller.counting.folding.events import Counted, EventFold, Exposures, Ou
 from controller.counting.folding.flags_to_count import CountedFlag, FlagsToCount
 from controller.counting.folding.partition_arms import PartitionArms
 from controller.counting.folding.recent_exposures import RecentExposures
+from controller.counting.folding.refused import FoundUnusable
 from controller.ports import Record
-from schemas.envelope import RecordRefused
 from schemas.events import EvaluationFields, EvaluationReader, OutcomeReader
-from schemas.quarantine import Refusal, refusal
+from schemas.quarantine import Refusal
 from schemas.terms import Arm
 from schemas.totals import ArmCounts, TotalsField, bundle_entry, encode_arm
 
@@ -81,7 +81,7 @@ class PartitionFold:
         latest_ms: int,
     ) -> Counted:
         """Count the evaluations of records; those without one are added to `refused`."""
-        found = _Found()
+        found = FoundUnusable()
         counted = self.count_evaluations(read(records, found.add, latest_ms=latest_ms))
         refused += found.refusals()
         return counted
@@ -97,7 +97,7 @@ class PartitionFold:
         joinable_until_ms: float,
     ) -> Counted:
         """Count the outcomes of records until one must wait; those without go to `refused`."""
-        found = _Found()
+        found = FoundUnusable()
         events = read(records, found.add, latest_ms=latest_ms)
         counted = self.count_outcomes(events, room, partner, joinable_until_ms)
         refused += found.refusals()
@@ -324,28 +324,6 @@ class PartitionFold:
     def seal_next(self) -> SealedSet | None:
         """Seal one set that is at its limit, None when none is."""
         return self._arms.sets.seal_next()
-
-
-def refusal_of(record: Record, why: RecordRefused) -> Refusal:
-    """Return what is kept of a refused record."""
-    return refusal(record.offset, record.timestamp, record.value, why)
-
-
-class _Found:
-    """Records that a reader has refused.
-
-    What is kept is made of all at once: hashing now and then finds its code out of the CPU's
-    caches.
-    """
-
-    def __init__(self) -> None:
-        self._found: list[tuple[Record, RecordRefused]] = []
-
-    def add(self, record: Record, why: RecordRefused) -> None:
-        self._found.append((record, why))
-
-    def refusals(self) -> Sequence[Refusal]:
-        return [refusal_of(record, why) for record, why in self._found]
 
 
 def _add_noted(evaluations: dict[FlagArm, int], counter: ArmCounter) -> None:

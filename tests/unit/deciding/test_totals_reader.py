@@ -296,7 +296,7 @@ async def test_totals_that_cannot_be_read_keep_no_flag_behind_them_unread() -> N
 async def test_nobody_waits_for_a_turn_where_nothing_gets_on() -> None:
     """Turns were long; then reads fail: whoever is not watched must be told of soon."""
     clock, faults = BusyClock(), Faults(lambda: T0)
-    pool: Any = ManyFlags(100, clock)
+    pool: Any = ManyFlags(2_600, clock)
     store = Lagging(0)
     reader = reader_of(pool, store, clock=clock, faults=faults)
     async with asyncio.TaskGroup() as tasks:
