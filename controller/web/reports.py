@@ -78,7 +78,11 @@ class Evidence(OfRollout):
         """Return the judgement."""
         report = await self._reports.report(rollout)
         if report is None or report.judgement is None:
-            raise Refused(404, "nothing was judged yet: the first evidence follows in a second")
+            raise Refused(
+                404,
+                "nothing was judged yet: the first evidence follows in a second where Redis and "
+                "Kafka answer, which `rolloutctl doctor` tells",
+            )
         return report.judgement.model_dump_json().encode()
 
 
