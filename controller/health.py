@@ -248,3 +248,11 @@ def partition_remedy(topic_partition: str, why: str) -> str:
     if why.endswith(UPGRADE_FIRST):
         return "finish the upgrade of this replica; do not discard the partition"
     return f"rolloutd repair partition {topic_partition}"
+
+
+def redis_fix(keys: str, lack: str) -> str:
+    """Return how to fix a key of Redis that cannot be used, and what is lacking `until then`."""
+    return (
+        "start Redis, or correct redis.url, if it does not answer; free memory if it is full; "
+        f"grant its user {keys} if it denies the right, see ops/security.md: until then {lack}"
+    )

@@ -20,7 +20,7 @@ import msgspec
 import structlog
 
 from controller.errors import OperatingTrouble
-from controller.health import Faults, Scope
+from controller.health import Faults, Scope, redis_fix
 from controller.ports import Clock
 
 FRESH_SECONDS: Final = 1.0
@@ -36,10 +36,7 @@ MOST_HOLDS: Final = 20_000
 #: Ids of a condition that are remembered.
 _MOST_IDS: Final = 50
 SIGNALS: Final = "signals"
-_FIX: Final = (
-    "if Redis denies the right, grant its user the key of the signals, see ops/security.md: until "
-    "then repeated signals may act again"
-)
+_FIX: Final = redis_fix("the key of the signals", "repeated signals may act again")
 _CONDITION, _ACT, _CLAIM, _HOLD, _RECENT = "condition", "act", "claim", "hold", "recent"
 _RETRY: Final = "retry"
 #: A claim that nothing followed for so long is nobody's: whoever made it has forgotten its signal.

@@ -20,7 +20,7 @@ from uuid import uuid4
 import structlog
 
 from controller.errors import OperatingTrouble
-from controller.health import Faults, Scope
+from controller.health import Faults, Scope, redis_fix
 from controller.ports import Clock
 
 CLAIM_EVERY_SECONDS: Final = 1.0
@@ -34,11 +34,7 @@ CLAIMS: Final = "claims"
 #: A claim names at most so many flags whose guardrails do not see; with more, it means all.
 _MOST_UNSEEN: Final = 20
 _EVERY_FLAG: Final = "*"
-_REMEDY: Final = (
-    "if Redis is full, free memory; if it denies the right, grant its user the key of the claims, "
-    "see ops/security.md: until then it is "
-    "not noticed when no replica runs a flag"
-)
+_REMEDY: Final = redis_fix("the key of the claims", "it is not noticed when no replica runs a flag")
 
 log = structlog.get_logger(__name__)
 

@@ -21,7 +21,7 @@ import structlog
 from controller.core.rollout import Rollout
 from controller.deciding.registry import RolloutRegistry
 from controller.errors import DocumentUnreadable, OperatingTrouble
-from controller.health import Faults, Scope
+from controller.health import Faults, Scope, redis_fix
 from controller.ports import Clock, Rollouts
 
 BEAT_SECONDS: Final = 1.0
@@ -36,10 +36,9 @@ KEPT_SECONDS: Final = 300.0
 #: Troubles that last for longer are a fault.
 READ_WITHIN_SECONDS: Final = 5.0
 RELAY: Final = "relay"
-_REMEDY: Final = (
-    "if Redis is full, free memory; if it denies the right, grant its user the key of the relay, "
-    "see ops/security.md: until then the "
-    "other replicas do not learn what one of them decides while Kafka is away"
+_REMEDY: Final = redis_fix(
+    "the key of the relay",
+    "the other replicas do not learn what one of them decides while Kafka is away",
 )
 
 log = structlog.get_logger(__name__)

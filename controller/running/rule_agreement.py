@@ -19,7 +19,7 @@ from typing import Final, Protocol
 from pydantic import BaseModel
 
 from controller.errors import OperatingTrouble
-from controller.health import Faults, Scope
+from controller.health import Faults, Scope, redis_fix
 from controller.ports import Clock
 
 FAULT: Final = "rules_differ"
@@ -34,9 +34,8 @@ FORGOTTEN_SECONDS: Final = 600.0
 #: Others are named up to this many.
 _NAMED: Final = 3
 _FIX: Final = "give every replica the same file, then send SIGHUP to each"
-_SHARING_FIX: Final = (
-    "if Redis denies the right, grant its user the key of the rules, see ops/security.md: until "
-    "then nobody notices replicas with different rules files"
+_SHARING_FIX: Final = redis_fix(
+    "the key of the rules", "nobody notices replicas with different rules files"
 )
 
 

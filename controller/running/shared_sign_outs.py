@@ -15,14 +15,14 @@ from datetime import datetime
 from typing import Final, Protocol
 
 from controller.errors import OperatingTrouble
-from controller.health import Faults, Scope
+from controller.health import Faults, Scope, redis_fix
 
 #: A session that was ended elsewhere is void here after this time at the latest.
 BEAT_SECONDS: Final = 2.0
 SIGN_OUTS: Final = "sign_outs"
-_FIX: Final = (
-    "if Redis denies the right, grant its user the key of the sign-outs, see ops/security.md: "
-    "until then a session that is ended on one replica is still one on the others"
+_FIX: Final = redis_fix(
+    "the key of the sign-outs",
+    "a session that is ended on one replica is still one on the others",
 )
 
 

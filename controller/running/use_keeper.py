@@ -23,7 +23,7 @@ from typing import Final
 from controller.codec.flag_summaries import summary_from_json
 from controller.counting.folding.evaluation_hours import FlagArm
 from controller.errors import BrokenInvariant, OperatingTrouble
-from controller.health import Faults, Scope
+from controller.health import Faults, Scope, redis_fix
 from controller.ports import Clock, FlagUse, FlagUses, FlagUseStore, Use
 from controller.running.claims import replica_name
 from controller.running.flag_summaries import FlagSummaries
@@ -41,9 +41,8 @@ MOST_UNKNOWN: Final = 100
 _PER_TURN: Final = 1_000
 _HOUR_SECONDS: Final = 3600
 USES: Final = "flag uses"
-_FIX: Final = (
-    "if Redis is full, free memory; if it denies the right, grant its user the keys of the uses, "
-    "see ops/security.md: until then the inventory lacks evaluations, lift and last decision"
+_FIX: Final = redis_fix(
+    "the keys of the uses", "the inventory lacks evaluations, lift and last decision"
 )
 _KIND_OF: Final[Mapping[Arm | None, UseKind]] = {
     Arm.TREATMENT: UseKind.TREATMENT,

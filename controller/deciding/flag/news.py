@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Final
 
 from controller.errors import BrokenInvariant, OperatingTrouble
-from controller.health import Faults, Scope
+from controller.health import Faults, Scope, redis_fix
 from controller.ports import NEWS_TOPICS, OutboxEntry, Reports
 
 #: Entries that wait for a Redis that is away. The oldest go first.
@@ -22,10 +22,9 @@ RETRY_SECONDS: Final = 2.0
 REPORTS: Final = "reports"
 #: The reporter of all flags: one Redis keeps the news of all of them.
 _NEWS: Final = "news"
-FIX: Final = (
-    "if Redis is full, free memory; if it denies the right, grant its user the keys of the "
-    "reports, see ops/security.md: until then "
-    "`status`, the page and the HTTP API lack the newest evidence and events"
+FIX: Final = redis_fix(
+    "the keys of the reports",
+    "`status`, the page and the HTTP API lack the newest evidence and events",
 )
 
 
