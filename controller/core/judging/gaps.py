@@ -40,15 +40,22 @@ REPEATED_ABOVE = 0.05
 
 
 def missing_data(
-    stage: Stage, visit: Visit, totals: VisitTotals, uncounted: str | None = None
+    stage: Stage,
+    visit: Visit,
+    totals: VisitTotals,
+    uncounted: str | None = None,
+    *,
+    is_settling: bool = False,
 ) -> Iterator[Gap]:
     """Return at most one gap per arm, the most basic one.
 
     In this order: no exposure, no outcomes or too few of them, fewer than `min_sample` contexts.
     At 100 % nobody is left in control, so only treatment must have data. While events are
     `uncounted`, what is missing may have happened all the same: then the evidence is stale. That
-    does not explain that treatment alone has no outcomes.
+    does not explain that treatment alone has no outcomes. `is_settling`: no event counts yet.
     """
+    since = visit.counting_since
+    settling = f" yet: events count from {since:%H:%M:%S} UTC on" if is_settling else ""
     has_control = visit.percent < 100
     for arm in (Arm.TREATMENT, Arm.CONTROL) if has_control else (Arm.TREATMENT,):
         counted = totals.arm(arm)
@@ -61,7 +68,9 @@ def missing_data(
                 HealthGap.STALE, f"{uncounted}: no {what} of {arm} is counted in this stage so far"
             )
         elif counted.exposures == 0:
-            yield Gap(HealthGap.NO_TRAFFIC, f"no context was exposed to {arm} in this stage")
+            yield Gap(
+                HealthGap.NO_TRAFFIC, f"no context was exposed to {arm} in this stage{settling}"
+            )
         elif counted.outcomes == 0:
             yield Gap(
                 HealthGap.NO_OUTCOMES,

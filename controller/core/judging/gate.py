@@ -175,7 +175,9 @@ def _gaps(
 ) -> Iterator[Gap]:
     """Yield every gap, in the order in which people read them."""
     plan, visit, totals = rollout.plan, observation.visit, observation.totals
-    missing = gaps.missing_data(plan.stages[visit.stage], visit, totals, incomplete)
+    is_settling = at < visit.counting_since
+    stage = plan.stages[visit.stage]
+    missing = gaps.missing_data(stage, visit, totals, incomplete, is_settling=is_settling)
     stale = staleness.stale(plan, evidence, last_event_at, observation.fall, at)
     yield from staleness.merged((*missing, *stale))
     yield from gaps.sample_ratio(rollout, totals, srm_e_value)

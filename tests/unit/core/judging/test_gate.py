@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,25 @@ def test_arm_without_exposures_is_no_traffic(arm: str) -> None:
     assert HealthGap.NO_TRAFFIC in gaps_of(judgement)
     assert HealthGap.NO_OUTCOMES not in gaps_of(judgement)
     assert HealthGap.BELOW_MIN_SAMPLE not in gaps_of(judgement)
+
+
+def test_while_a_stage_settles_no_traffic_says_from_when_events_count() -> None:
+    """A newcomer would look for a fault in the events otherwise."""
+    nobody = VisitTotals(ArmTotals(), ArmTotals())
+    details = {
+        since: {gap.detail for gap in look_at(nobody, rollout=settling_until(since)).gaps}
+        for since in (NOW, NOW + timedelta(seconds=30))
+    }
+    said = "no context was exposed to treatment in this stage"
+    assert said in details[NOW]
+    since = NOW + timedelta(seconds=30)
+    assert f"{said} yet: events count from {since:%H:%M:%S} UTC on" in details[since]
+
+
+def settling_until(since: datetime) -> Rollout:
+    """Return a rollout whose stage counts events from this time on."""
+    rollout = make_rollout()
+    return replace(rollout, visits=(replace(rollout.visits[-1], counts_from=since),))
 
 
 def test_while_counting_lags_nothing_is_said_to_be_missing() -> None:
