@@ -260,9 +260,12 @@ def _say_unanswered(
     if trouble is not None:
         complain(f"Kafka did not acknowledge the command for {flags}: {trouble}")
     complain(
-        f"no result for {flags} within {options.seconds:g} s: is rolloutd running? The command may "
-        f"still be carried out{_expiry(missing[0])}. {_repeat_hint(missing[0])}"
+        f"no result for {flags} within {options.seconds:g} s: `rolloutctl doctor` says whether "
+        f"rolloutd runs and what it waits for. The command may still be carried out"
+        f"{_expiry(missing[0])}. {_repeat_hint(missing[0])}"
     )
+    if missing[0].verb in (CommandVerb.ROLL_BACK, CommandVerb.ABORT, CommandVerb.PAUSE):
+        complain("until then lower the flag over HTTP (ops/operating.md) and in its flag plane")
 
 
 def _say_waiting(commands: Sequence[Command]) -> None:
