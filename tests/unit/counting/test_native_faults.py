@@ -31,7 +31,7 @@ PANICS = (
     (
         "partition_fold/saves.rs",
         "        let (names, members) = self.fold.sets.drain();\n",
-        '!self.fold.flags.contains_key("panic-save")',
+        'self.fold.flags.slot_of("panic-save").is_none()',
     ),
     (
         "partition_fold/saves.rs",
