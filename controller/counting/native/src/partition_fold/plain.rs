@@ -21,16 +21,20 @@ pub fn plain_evaluation<'a>(
     parts: &Parts<'a>,
     latest_ms: i64,
 ) -> Result<PlainEvaluation<'a>, Unplain> {
-    let event = scan::evaluation(parts.value.ok_or(Unplain::Other)?);
-    let event = event.map_err(|why| why_unplain(parts, why))?;
+    let event = scanned(parts, scan::evaluation)?;
     evaluation_of(parts, event, latest_ms).ok_or(Unplain::Other)
 }
 
-/// A record whose value holds no whole event is not one that ends too early.
-fn why_unplain(parts: &Parts<'_>, why: Unplain) -> Unplain {
-    match parts.is_structured() {
-        Some(true) => why,
-        _ => Unplain::Other,
+/// What a scan finds in a value that holds a whole event. Of any other value it says nothing: it
+/// does not end too early either.
+#[inline]
+fn scanned<'a, T>(
+    parts: &Parts<'a>,
+    scan: impl FnOnce(&'a [u8]) -> Result<T, Unplain>,
+) -> Result<T, Unplain> {
+    match (parts.value, parts.is_structured()) {
+        (Some(value), Some(true)) => scan(value),
+        _ => Err(Unplain::Other),
     }
 }
 
@@ -43,10 +47,8 @@ fn evaluation_of<'a>(
     let timestamp_ms = parts.place.timestamp;
     let time_ms = event.time_ms.unwrap_or(timestamp_ms);
     let context_id = event.context_id.or_else(|| parts.key.and_then(scan::context_of_key))?;
-    let is_plain =
-        is_plausible(time_ms, timestamp_ms, latest_ms) && parts.is_structured() == Some(true);
     let digest = digest_of(context_id.as_bytes());
-    is_plain.then_some(PlainEvaluation {
+    is_plausible(time_ms, timestamp_ms, latest_ms).then_some(PlainEvaluation {
         digest,
         flag_key: event.flag_key,
         variant: event.variant,
@@ -64,8 +66,7 @@ pub struct PlainOutcome<'a> {
 /// Return the event of a record, or why it does not lie plain in it.
 #[inline]
 pub fn plain_outcome<'a>(parts: &Parts<'a>, latest_ms: i64) -> Result<PlainOutcome<'a>, Unplain> {
-    let event = scan::outcome(parts.value.ok_or(Unplain::Other)?);
-    let event = event.map_err(|why| why_unplain(parts, why))?;
+    let event = scanned(parts, scan::outcome)?;
     outcome_of(parts, event, latest_ms).ok_or(Unplain::Other)
 }
 
@@ -82,10 +83,12 @@ fn outcome_of<'a>(
         None if found.is_known => parts.key.and_then(scan::context_of_key)?,
         None => return None,
     };
-    let is_plain =
-        is_plausible(time_ms, timestamp_ms, latest_ms) && parts.is_structured() == Some(true);
     let digest = digest_of(context_id.as_bytes());
-    is_plain.then_some(PlainOutcome { digest, time_ms, found })
+    is_plausible(time_ms, timestamp_ms, latest_ms).then_some(PlainOutcome {
+        digest,
+        time_ms,
+        found,
+    })
 }
 
 #[inline]
