@@ -83,7 +83,7 @@ class Daemon:
             self.board,
         )
         self.report_writer = ReportWriter(
-            self.pool, self.reconciler.standings, self.connections.reports, self.clock, self.faults
+            self.pool, self.reconciler, self.connections.reports, self.clock, self.faults
         )
         reports = ReportReader(self.report_writer.own_report, self.connections.reports, self.clock)
         self.outside = OutsideParts(

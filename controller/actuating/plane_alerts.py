@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 
 from controller.core.rollout import RaiseAlert, Rollout
+from controller.core.serving import percent_to_serve
+from controller.ports import Served
 from schemas.terms import AlertKind, Severity
 
 
@@ -29,6 +31,32 @@ def served_again(rollout: Rollout, plane: str, since: datetime) -> RaiseAlert:
         "nothing",
         _dedup_key(rollout, plane),
         occasion=f"{since.isoformat()}/over",
+    )
+
+
+def edited(
+    rollout: Rollout, plane: str, served: Served, at: datetime, *, is_lower: bool
+) -> RaiseAlert:
+    """Alert that somebody changed the flag in the plane itself, found at a time.
+
+    `is_lower`: below what was decided, so that it is left as it is.
+    """
+    percent = percent_to_serve(rollout)
+    what_to_do = (
+        f"put it back to {percent:g} %, or decide again: rolloutctl step-back, promote or rollback"
+        if is_lower
+        else f"nothing, unless an alert follows that it could not be put back. Ask "
+        f"{served.edited_by} to use rolloutctl"
+    )
+    kind = AlertKind.FOREIGN_EDIT
+    return RaiseAlert(
+        kind,
+        Severity.WARNING,
+        f"{rollout.flag_key}: {served.edited_by} changed the flag in {plane}, which "
+        f"{served.difference}",
+        what_to_do,
+        f"{rollout.flag_key}/{rollout.rollout_id}/{plane}/{kind}/{served.difference}",
+        occasion=at.isoformat(),
     )
 
 

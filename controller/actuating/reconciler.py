@@ -12,24 +12,24 @@ from __future__ import annotations
 import asyncio
 import heapq
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 import structlog
 
-from controller.actuating.plane_alerts import not_served, served_again
+from controller.actuating.plane_alerts import edited, not_served, served_again
 from controller.core.rollout import RaiseAlert, Retired, Rollout
 from controller.core.serving import percent_to_serve, serving
 from controller.errors import FlagPlaneUnavailable
 from controller.health import Faults, Scope
-from controller.ports import Clock, FlagPlane, PlaneStanding, Served
+from controller.ports import Clock, FlagPlane, LocalPlane, PlaneStanding, Served
 from controller.telemetry import Metrics
 from controller.text import excerpt
-from schemas.terms import AlertKind, Severity
 
 MOST_DOUBLINGS = 4
 """Of the period, while a plane fails unexpectedly at a flag: 5 s become at most 80 s. A new
@@ -39,8 +39,11 @@ FEW = 100
 """Flags that are not served: with so many or fewer, each decision reports how its planes do."""
 
 FLAGS_PER_TURN = 50
-"""Flags that are compared before others have their turn; one takes some 20 µs where a plane is in
-memory."""
+"""Flags that are made to be served before others have their turn; one takes some 20 µs where a
+plane is in memory."""
+
+LOOKS_PER_TURN = 500
+"""The same of flags that such a plane serves as decided; one takes some 2 µs."""
 
 WHY_MAX_CHARS = 200
 """Characters of an exception's text that are repeated: the text may come from another system."""
@@ -124,8 +127,7 @@ class FlagReconciler:
         self._readings: dict[
             tuple[str, str], tuple[float | None, datetime]
         ] = {}  # percentage read, and when
-        #: By flag, `standings` until one of them changes: each flag's are asked for every second.
-        self._standings: dict[str, Sequence[PlaneStanding]] = {}
+        self._change_listeners: list[Callable[[str], None]] = []
         #: By plane, what was decided since its flags were compared last.
         self._requested: dict[str, dict[str, Rollout]] = {plane.name: {} for plane in self._planes}
         self._wakes = {plane.name: asyncio.Event() for plane in self._planes}
@@ -142,7 +144,7 @@ class FlagReconciler:
         known = self._decided.get(rollout.flag_key)
         if known is None or rollout.revision > known.revision:
             self._decided[rollout.flag_key] = rollout
-            self._standings.pop(rollout.flag_key, None)
+            self._tell_change(rollout.flag_key)
             for name, wake in self._wakes.items():
                 self._requested[name][rollout.flag_key] = rollout
                 wake.set()
@@ -151,7 +153,6 @@ class FlagReconciler:
         """Leave flags to the replica that runs them now."""
         for flag_key in flag_keys:
             self._decided.pop(flag_key, None)
-            self._standings.pop(flag_key, None)
             for plane in self._planes:
                 self._mismatches.pop((flag_key, plane.name), None)
                 self._edits.pop((flag_key, plane.name), None)
@@ -177,11 +178,18 @@ class FlagReconciler:
         wanted = self._decided.get(flag_key)
         if wanted is None:
             return None
-        known = self._standings.get(flag_key)
-        if known is None:
-            known = [self._standing(wanted, plane.name) for plane in self._planes]
-            self._standings[flag_key] = known
-        return known
+        return [self._standing(wanted, plane.name) for plane in self._planes]
+
+    def on_change(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with each flag whose standings say something else than before.
+
+        When planes were looked at says nothing else.
+        """
+        self._change_listeners.append(listener)
+
+    def _tell_change(self, flag_key: str) -> None:
+        for listener in self._change_listeners:
+            listener(flag_key)
 
     def converged(self) -> Mapping[tuple[str, str], bool]:
         """Return for each (flag key, plane) whether it serves what was decided.
@@ -281,28 +289,55 @@ class FlagReconciler:
         wake, requested = self._wakes[plane.name], self._requested[plane.name]
         waiting: list[tuple[tuple[bool, float], int, Rollout]] = []
         count = compared = 0
-        if is_round:
+        local = plane if isinstance(plane, LocalPlane) else None
+        if is_round and local is None:
             requested |= self._decided
-        while requested or waiting:
+        unlooked = iter([*self._decided.values()] if is_round else [])
+        while True:
             wake.clear()
             for rollout in requested.values():
                 count += 1
                 heapq.heappush(waiting, (self._turn(plane, rollout), count, rollout))
             requested.clear()
-            _, _, rollout = heapq.heappop(waiting)
-            if self._decided.get(rollout.flag_key) is rollout:  # else a newer one waits, or none
-                await self._reconcile_flag(plane, rollout)
-                compared += 1
-                if compared % FLAGS_PER_TURN == 0:
-                    await asyncio.sleep(0)  # a plane in memory answers without a pause
+            if waiting:
+                _, _, rollout = heapq.heappop(waiting)
+                if (
+                    self._decided.get(rollout.flag_key) is rollout
+                ):  # else a newer one waits, or none
+                    await self._reconcile_flag(plane, rollout)
+                    compared += 1
+                    if compared % FLAGS_PER_TURN == 0:
+                        await asyncio.sleep(0)  # a plane in memory answers without a pause
+            elif local is not None and (some := [*islice(unlooked, LOOKS_PER_TURN)]):
+                requested |= {one.flag_key: one for one in some if not self._is_served(local, one)}
+                await asyncio.sleep(0)
+            else:
+                return
+
+    def _is_served(self, plane: LocalPlane, rollout: Rollout) -> bool:
+        """Return whether nothing is to be done about a flag, by one look and without waiting."""
+        key = (rollout.flag_key, plane.name)
+        if self._decided.get(rollout.flag_key) is not rollout:
+            return True  # it has left, or what is newer was requested
+        if key in self._mismatches or key in self._failures or key in self._edits:
+            return False
+        try:
+            served = plane.look_at_once(rollout)
+        except Exception:  # it fails again where failures are noted
+            return False
+        if served.difference is None:
+            self._note_reading(plane, rollout, served.percent)
+        return served.difference is None
 
     async def _reconcile_flag(self, plane: FlagPlane, rollout: Rollout) -> None:
         """Let a plane serve one flag as decided, and note whether it does."""
         why, is_trouble = await self._make_serve(plane, rollout)
         if rollout.flag_key not in self._decided:
             return  # another replica's now, and so are its mismatches
-        self._standings.pop(rollout.flag_key, None)
         key = (rollout.flag_key, plane.name)
+        known = self._mismatches.get(key)
+        if why != (None if known is None else known.why):
+            self._tell_change(rollout.flag_key)
         if why is not None:
             mismatch = self._mismatches.setdefault(key, _Mismatch(self._clock.now(), why))
             mismatch.why, mismatch.is_trouble = why, is_trouble
@@ -386,9 +421,15 @@ class FlagReconciler:
     async def _read(self, plane: FlagPlane, rollout: Rollout) -> Served:
         served = await plane.look(rollout)
         if rollout.flag_key in self._decided:
-            self._readings[rollout.flag_key, plane.name] = (served.percent, self._clock.now())
-            self._standings.pop(rollout.flag_key, None)
+            self._note_reading(plane, rollout, served.percent)
         return served
+
+    def _note_reading(self, plane: FlagPlane, rollout: Rollout, percent: float | None) -> None:
+        key = (rollout.flag_key, plane.name)
+        before = self._readings.get(key)
+        self._readings[key] = percent, self._clock.now()
+        if before is None or before[0] != percent:
+            self._tell_change(rollout.flag_key)
 
     def _stays(self, plane: FlagPlane, rollout: Rollout, served: Served) -> bool:
         """Alert about a foreign edit; return whether it is left as it is."""
@@ -406,13 +447,6 @@ class FlagReconciler:
             return False  # another percentage was decided since
         if known is None or known.difference != served.difference:
             self._edits[key] = _Edit(percent_to_serve(rollout), served.difference)
-            what_to_do = (
-                f"put it back to {percent_to_serve(rollout):g} %, or decide again: "
-                f"rolloutctl step-back, promote or rollback"
-                if is_lower
-                else f"nothing, unless an alert follows that it could not be put back. Ask "
-                f"{served.edited_by} to use rolloutctl"
-            )
             self._logger.warning(
                 "foreign_edit",
                 flag_key=key[0],
@@ -420,19 +454,8 @@ class FlagReconciler:
                 editor=served.edited_by,
                 found=served.difference,
             )
-            self._alerts.alert(
-                rollout.flag_key,
-                RaiseAlert(
-                    AlertKind.FOREIGN_EDIT,
-                    Severity.WARNING,
-                    f"{rollout.flag_key}: {served.edited_by} changed the flag in "
-                    f"{plane.name}, which {served.difference}",
-                    what_to_do,
-                    f"{rollout.flag_key}/{rollout.rollout_id}/{plane.name}/"
-                    f"{AlertKind.FOREIGN_EDIT}/{served.difference}",
-                    occasion=self._clock.now().isoformat(),
-                ),
-            )
+            alert = edited(rollout, plane.name, served, self._clock.now(), is_lower=is_lower)
+            self._alerts.alert(rollout.flag_key, alert)
         return is_lower
 
     def _report(self, plane: FlagPlane) -> None:

@@ -62,8 +62,12 @@ class WorkerPool:
         self._rollouts: dict[str, Rollout] = {}
         self._at_gates_with_webhooks: set[str] = set()
         self._broken: dict[str, str] = {}
+        #: Flags whose worker had effects to publish, or trouble with the store, when asked last.
+        self._restless: set[str] = set()
+        self._restarted: set[str] = set()  # flags whose worker runs again after a failure
         self._group: asyncio.TaskGroup | None = None
         self._stop_listeners: list[Callable[[str], None]] = []
+        self._news_listeners: list[Callable[[str], None]] = []
         self._logger = structlog.get_logger()
 
     # --- what others see ---
@@ -85,7 +89,7 @@ class WorkerPool:
     @property
     def unsaved(self) -> Mapping[str, str]:
         """Flags of which nothing is decided because the store fails, with the reason."""
-        reasons = ((key, run.worker.unsaved) for key, run in self._runs.items())
+        reasons = ((worker.flag_key, worker.unsaved) for worker in self._restless_workers())
         return {key: why for key, why in reasons if why is not None}
 
     @property
@@ -119,12 +123,22 @@ class WorkerPool:
     @property
     def pending_effects(self) -> int:
         """Effects saved and not yet published, over all flags."""
-        return sum(len(run.worker.outbox) for run in self._runs.values())
+        return sum(len(worker.outbox) for worker in self._restless_workers())
 
     @property
     def outbox_seconds(self) -> float:
         """For how long the oldest of them has been tried."""
-        return max((run.worker.outbox.seconds for run in self._runs.values()), default=0.0)
+        return max((worker.outbox.seconds for worker in self._restless_workers()), default=0.0)
+
+    def _restless_workers(self) -> Sequence[FlagWorker]:
+        """Return the workers that wait for Kafka or Redis; most wait for nothing."""
+        restless = [
+            run.worker
+            for flag_key in self._restless
+            if (run := self._runs.get(flag_key)) is not None and not run.worker.is_at_rest
+        ]
+        self._restless.intersection_update([worker.flag_key for worker in restless])
+        return restless
 
     def worker(self, flag_key: str) -> FlagWorker | None:
         """Return the worker of a flag that runs here."""
@@ -163,6 +177,14 @@ class WorkerPool:
         """Call `listener` with each flag that runs here no longer."""
         self._stop_listeners.append(listener)
 
+    def on_news(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with each flag that has another rollout document, or is judged anew."""
+        self._news_listeners.append(listener)
+
+    def _tell_news(self, flag_key: str) -> None:
+        for listener in self._news_listeners:
+            listener(flag_key)
+
     # --- starting and stopping ---
 
     def begin(self, group: asyncio.TaskGroup) -> None:
@@ -178,8 +200,13 @@ class WorkerPool:
         run = self._runs.get(flag_key)
         if run is None:
             assert self._group is not None
-            follow = partial(self._follow, flag_key)
-            worker = FlagWorker(flag_key, self._dependencies, follow)
+            worker = FlagWorker(
+                flag_key,
+                self._dependencies,
+                on_rollout=partial(self._follow, flag_key),
+                on_judgement=partial(self._tell_news, flag_key),
+                on_waiting=partial(self._restless.add, flag_key),
+            )
             run = self._runs[flag_key] = WorkerRun(worker)
             work = self._keep_running(flag_key, run)
             run.task = self._group.create_task(work, name=f"worker:{flag_key}")
@@ -207,6 +234,7 @@ class WorkerPool:
             self._at_gates_with_webhooks.add(flag_key)
         else:
             self._at_gates_with_webhooks.discard(flag_key)
+        self._tell_news(flag_key)
 
     def _leave(self, flag_key: str, run: WorkerRun) -> None:
         """Clear what was reported about a flag that runs here no longer."""
@@ -250,6 +278,7 @@ class WorkerPool:
             run.worker.has_failed = True
             self._broken.pop(flag_key, None)
             run.standing_still, run.restarted_at = "", self._clock.monotonic()
+            self._restarted.add(flag_key)
 
     def _note_failure(self, run: WorkerRun) -> float:
         """Count a failure; return the seconds until the worker is started again."""
@@ -303,8 +332,12 @@ class WorkerPool:
     def clear_recovered(self) -> None:
         """Clear the fault of each worker that runs again for some time."""
         now = self._clock.monotonic()
-        for flag_key, run in self._runs.items():
-            if run.restarted_at is not None and now - run.restarted_at >= STEADY_SECONDS:
+        for flag_key in list(self._restarted):
+            run = self._runs.get(flag_key)
+            if run is None or run.restarted_at is None:  # stopped, or it failed again
+                self._restarted.discard(flag_key)
+            elif now - run.restarted_at >= STEADY_SECONDS:
+                self._restarted.discard(flag_key)
                 run.restarted_at = None
                 run.worker.has_failed = False
                 self._dependencies.faults.clear(Scope.FLAG, flag_key, reporter=_WORKER)

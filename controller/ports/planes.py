@@ -66,7 +66,7 @@ class PlaneStanding:
 class FlagPlane(Protocol):
     """A system that serves flags to apps.
 
-    A plane that the settings describe is a `ConfiguredPlane`. A plane may also be a
+    A plane that the settings describe is a `ConfiguredPlane`. A plane may also be a `LocalPlane`, a
     `FollowingPlane`, a `RunningPlane` or a `ClosablePlane`, by having the method. All planes are
     wired alike: see `controller/planes.py`.
     """
@@ -88,6 +88,14 @@ class FlagPlane(Protocol):
 
         Raises FlagPlaneUnavailable.
         """
+
+
+@runtime_checkable
+class LocalPlane(FlagPlane, Protocol):
+    """A flag plane in the memory of this process, so that nobody waits for its answers."""
+
+    def look_at_once(self, rollout: Rollout) -> Served:
+        """Return what `look` returns."""
 
 
 class ConfiguredPlane(FlagPlane, Protocol[S_contra]):

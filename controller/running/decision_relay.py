@@ -87,7 +87,7 @@ class DecisionRelay:
         self._silent_seconds = silent_seconds
         self._stuck_seconds = stuck_seconds
         self._why_not_ours = why_not_ours
-        self._decided: dict[str, Rollout] = {}  # here and lately, and not written yet
+        self._decided: dict[str, Rollout] = {}  # here and lately, not written yet, oldest first
         #: By flag the revision in the relay, and since when (monotonic seconds).
         self._seen: dict[str, tuple[int, float]] = {}
         self._trouble_since: float | None = None
@@ -96,6 +96,7 @@ class DecisionRelay:
     def request(self, rollout: Rollout) -> None:
         """Note what a worker here has saved or loaded."""
         if self._clock.now() - rollout.updated_at <= RECENT:
+            self._decided.pop(rollout.flag_key, None)  # the newest is the last
             self._decided[rollout.flag_key] = rollout
             self._woken.set()
 
@@ -137,8 +138,7 @@ class DecisionRelay:
 
     async def _write(self) -> None:
         """Write what was decided lately, if the state topic cannot carry it."""
-        oldest = self._clock.now() - RECENT
-        self._decided = {key: one for key, one in self._decided.items() if one.updated_at >= oldest}
+        self._forget_old()
         if not self._decided or not self._is_silent:
             return
         written = dict(self._decided)
@@ -147,6 +147,18 @@ class DecisionRelay:
             log.info("decision_relayed", flag_key=flag_key, revision=rollout.revision)
             if self._decided.get(flag_key) is rollout:
                 del self._decided[flag_key]
+
+    def _forget_old(self) -> None:
+        """Forget what was decided long ago, about in the order in which it was noted.
+
+        Thousands of flags may be decided in a second, and this is called for each beat.
+        """
+        oldest = self._clock.now() - RECENT
+        while self._decided:
+            flag_key, first = next(iter(self._decided.items()))
+            if first.updated_at >= oldest:
+                return
+            del self._decided[flag_key]
 
     async def _take(self, flag_key: str, revision: int) -> None:
         """Pass on what another replica has decided; the registry reaches the flag's worker too."""

@@ -6,6 +6,7 @@ Damaged documents, records that are of no use or too large, and times ahead.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Final
 
 from controller.codec.rollouts import state_event
@@ -79,19 +80,17 @@ class TimesAhead:
     def report(self, rollouts: Mapping[str, Rollout]) -> None:
         """Report those of the rollouts of this replica, and clear all others."""
         now = self._clock.now()
-        for flag_key, rollout in rollouts.items():
-            ahead = seconds_ahead(rollout, now)
-            if ahead > AHEAD_AT_MOST_SECONDS:
-                self._flag_keys.add(flag_key)
-                why = (
-                    f"its last transition is {ahead:.0f} s ahead of the clocks, so nothing about "
-                    f"it moves"
-                )
-                self._faults.report(Scope.FLAG, flag_key, why, _TIMES_FIX, reporter=_TIMES)
-            else:
-                self.clear(flag_key)
-        for flag_key in self._flag_keys - rollouts.keys():
-            self.clear(flag_key)  # another replica runs it now
+        latest = now + timedelta(seconds=AHEAD_AT_MOST_SECONDS)
+        ahead = {key: one for key, one in rollouts.items() if one.updated_at > latest}
+        for flag_key, rollout in ahead.items():
+            self._flag_keys.add(flag_key)
+            why = (
+                f"its last transition is {seconds_ahead(rollout, now):.0f} s ahead of the clocks, "
+                f"so nothing about it moves"
+            )
+            self._faults.report(Scope.FLAG, flag_key, why, _TIMES_FIX, reporter=_TIMES)
+        for flag_key in self._flag_keys - ahead.keys():
+            self.clear(flag_key)  # corrected, or another replica runs it now
 
     def clear(self, flag_key: str) -> None:
         """Clear the fault of one flag, if there is one."""

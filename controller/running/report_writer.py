@@ -1,7 +1,8 @@
 """Writes what this replica knows of its flags to where every replica can show it.
 
-About once a second it compares what each flag's worker and planes say with what was written last,
-and writes what is new. Nothing waits for it and nothing is decided by it.
+About once a second it compares what a flag's worker and planes say with what was written last, and
+writes what is new. It looks at the flags of which somebody noted a change, and at each flag once a
+minute all the same. Nothing waits for it and nothing is decided by it.
 
 Belongs here: what is written, and when. Does not belong here: the form (`codec/reports.py`), the
 keys (`adapters/redis/reports.py`), and reading (`report_reader.py`).
@@ -10,8 +11,9 @@ keys (`adapters/redis/reports.py`), and reading (`report_reader.py`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final, Protocol
 
 from controller.codec.reports import live_report, point_to_bytes, report_to_json
@@ -34,8 +36,6 @@ LONGEST_BEAT_SECONDS: Final = 5.0
 QUIET_SECONDS: Final = 60.0
 #: Flags written at a time; counting and deciding use the same connections.
 AT_ONCE: Final = 4
-#: A rollout that has ended changes seldom: its planes are compared every so many beats.
-ENDED_EVERY: Final = 30
 #: Of those that have ended, so many are written in one beat.
 ENDED_PER_BEAT: Final = 100
 #: The reporter of troubles with writing.
@@ -52,6 +52,19 @@ class Running(Protocol):
     def judgement_of(self, flag_key: str) -> Judgement | None:
         """Return the newest judgement of a flag's present rollout; None: none, or not here."""
 
+    def on_news(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with each flag that has another rollout document, or is judged anew."""
+
+
+class Standings(Protocol):
+    """How the planes of the flags that run here stand; `actuating/reconciler.py`."""
+
+    def standings(self, flag_key: str) -> Sequence[PlaneStanding] | None:
+        """Return those of one flag, None when it runs elsewhere."""
+
+    def on_change(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with each flag whose planes stand otherwise than before."""
+
 
 @dataclass(slots=True)
 class _Written:
@@ -61,9 +74,7 @@ class _Written:
     judgement: Judgement | None
     planes: Sequence[PlaneStanding]
     at: float  # monotonic seconds
-    #: The newest that say the same as `judgement` and `planes`, so that these are compared once.
-    compared_judgement: Judgement | None
-    compared_planes: Sequence[PlaneStanding]
+    looked_at: float  # when it was compared for the last time although nobody had noted a change
     course: CourseKey | None = None
     thinning: Thinning | None = None
 
@@ -74,20 +85,25 @@ class ReportWriter:
     def __init__(
         self,
         running: Running,
-        standings: Callable[[str], Sequence[PlaneStanding] | None],
+        planes: Standings,
         reports: Reports,
         clock: Clock,
         faults: Faults,
     ) -> None:
-        """`standings` are those of a flag's planes, None when it runs elsewhere."""
+        """Follow what changes in `running` and `planes`; nothing is written before `run`."""
         self._running = running
-        self._standings = standings
+        self._standings = planes
         self._reports = reports
         self._clock = clock
         self._faults = faults
         self._replica = replica_name()
-        self._written: dict[str, _Written] = {}
-        self._beats = 0
+        self._written: dict[str, _Written] = {}  # in the order of `looked_at`
+        self._noted: set[str] = set()  # flags of which something may be new
+        running.on_news(self._note)
+        planes.on_change(self._note)
+
+    def _note(self, flag_key: str) -> None:
+        self._noted.add(flag_key)
 
     async def run(self) -> None:
         """Write again and again until cancelled. While Redis is away, nothing is written."""
@@ -102,17 +118,17 @@ class ReportWriter:
         rollouts = self._running.rollouts
         for flag_key in self._written.keys() - rollouts.keys():
             del self._written[flag_key]  # another replica writes it now
-        looks_at_ended = self._beats % ENDED_EVERY == 0
-        self._beats += 1
         live: list[Rollout] = []
         ended: list[Rollout] = []
-        for count, (flag_key, rollout) in enumerate(rollouts.items(), start=1):
-            if self._is_due(flag_key, rollout, looks_at_ended=looks_at_ended):
+        for count, flag_key in enumerate(self._begin_looks(rollouts), start=1):
+            rollout = rollouts.get(flag_key)
+            if rollout is not None and self._is_due(flag_key, rollout):
                 (ended if rollout.has_ended else live).append(rollout)
             if count % 100 == 0:
                 await asyncio.sleep(0)
         # A replica that takes over ten thousand ended flags shows the live ones at once.
         due = [*live, *ended[:ENDED_PER_BEAT]]
+        self._noted.update(rollout.flag_key for rollout in ended[ENDED_PER_BEAT:])
         trouble: BaseException | None = None
         for at in range(0, len(due), AT_ONCE):
             outcomes = await asyncio.gather(
@@ -124,6 +140,7 @@ class ReportWriter:
                 elif outcome is not None:
                     raise outcome
             if isinstance(trouble, StoreUnavailable) and len(outcomes) == _failed(outcomes):
+                self._noted.update(rollout.flag_key for rollout in due[at:])
                 break  # Redis is away: the next beat tries again
         if trouble is not None:
             self._faults.report(Scope.DEPENDENCY, REPORTS, str(trouble), FIX, reporter=_WRITER)
@@ -137,21 +154,33 @@ class ReportWriter:
             return None
         return self._report(rollout, self._running.judgement_of(flag_key), self._planes(flag_key))
 
-    def _is_due(self, flag_key: str, rollout: Rollout, *, looks_at_ended: bool) -> bool:
+    def _begin_looks(self, rollouts: Mapping[str, Rollout]) -> Collection[str]:
+        """Return the flags to be compared, and begin to note anew.
+
+        They are those that were noted, those that are new here, and those that nobody has noted for
+        a minute: a change that was not noted is written late, and not never.
+        """
+        flag_keys, self._noted = self._noted, set()
+        flag_keys |= rollouts.keys() - self._written.keys()
+        now = self._clock.monotonic()
+        oldest = takewhile(
+            lambda item: now - item[1].looked_at >= QUIET_SECONDS, self._written.items()
+        )
+        for flag_key, written in list(oldest):
+            written.looked_at = now
+            self._written[flag_key] = self._written.pop(flag_key)  # to the end
+            flag_keys.add(flag_key)
+        return flag_keys
+
+    def _is_due(self, flag_key: str, rollout: Rollout) -> bool:
         written = self._written.get(flag_key)
         if written is None or written.rollout is not rollout:
             return True
-        if rollout.has_ended and not looks_at_ended:
-            return False
         judgement, planes = self._running.judgement_of(flag_key), self._planes(flag_key)
-        if judgement is not written.compared_judgement:
-            if _has_judgement_changed(written.judgement, judgement):
-                return True
-            written.compared_judgement = judgement
-        if planes is not written.compared_planes:
-            if _have_planes_changed(written.planes, planes):
-                return True
-            written.compared_planes = planes
+        if _has_judgement_changed(written.judgement, judgement):
+            return True
+        if _have_planes_changed(written.planes, planes):
+            return True
         is_old = self._clock.monotonic() - written.at >= QUIET_SECONDS
         return is_old and (judgement is not written.judgement or planes != written.planes)
 
@@ -162,23 +191,17 @@ class ReportWriter:
         return live_report(rollout, judgement, planes, at=at, replica=replica)
 
     def _planes(self, flag_key: str) -> Sequence[PlaneStanding]:
-        return self._standings(flag_key) or ()
+        return self._standings.standings(flag_key) or ()
 
     async def _write(self, rollout: Rollout) -> None:
         flag_key = rollout.flag_key
         judgement = self._running.judgement_of(flag_key)
         written = self._written.get(flag_key)
         planes = self._planes(flag_key)
-        now = _Written(
-            rollout,
-            judgement,
-            planes,
-            self._clock.monotonic(),
-            judgement,
-            planes,
-            None if written is None else written.course,
-            None if written is None else written.thinning,
-        )
+        at = self._clock.monotonic()
+        now = _Written(rollout, judgement, planes, at=at, looked_at=at)
+        if written is not None:
+            now.course, now.thinning = written.course, written.thinning
         report = report_to_json(self._report(rollout, judgement, now.planes))
         points: dict[int, bytes] = {}
         gone: Sequence[int] = ()
@@ -194,7 +217,8 @@ class ReportWriter:
         except BaseException:
             self._written.pop(flag_key, None)  # what was written is not known: read it again
             raise
-        self._written[flag_key] = now
+        self._written.pop(flag_key, None)
+        self._written[flag_key] = now  # at the end
 
     async def _thinning(self, now: _Written, rollout: Rollout, judgement: Judgement) -> Thinning:
         """Return which points of the present visit are kept, also those written before us."""

@@ -99,7 +99,7 @@ class Holder(NamedTuple):
 
 def needs_watching(rollout: Rollout) -> bool:
     """Return whether contexts are exposed and a guardrail is to watch them."""
-    return rollout.stage_index is not None and rollout.percent > 0 and not rollout.plan.blind
+    return rollout.percent > 0 and not rollout.plan.blind and rollout.stage_index is not None
 
 
 class WatchedRollouts(Protocol):

@@ -95,6 +95,10 @@ class FlagBoard:
         self.update(rollout)
 
     async def look(self, rollout: Rollout) -> Served:
+        return self.look_at_once(rollout)
+
+    def look_at_once(self, rollout: Rollout) -> Served:
+        """Return what is served now, compared with what `rollout` says."""
         flag = self._flags.get(rollout.flag_key)
         look = self._looks.get(rollout.flag_key)
         if look is None or look[0] is not flag or look[1] is not rollout:
@@ -474,12 +478,8 @@ class FlagBoard:
             tag = f'"{xxhash.xxh3_64_hexdigest(definitions + str(stale or "").encode())}"'
             of_set = {"flagSetId": self._flag_set_id, "version": tag.strip('"'), **stale}
             metadata = msgspec.json.encode(of_set)
-            body = b'{"$schema":"%b","flags":{%b},"metadata":%b}' % (
-                SCHEMA.encode(),
-                definitions,
-                metadata,
-            )
-            self._document = (body, tag)
+            body = b'{"$schema":"%b","flags":{%b},"metadata":%b}'
+            self._document = (body % (SCHEMA.encode(), definitions, metadata), tag)
         return self._document
 
     # --- making the answers ---

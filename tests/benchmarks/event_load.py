@@ -48,7 +48,8 @@ class LoadOptions:
     poison: float = 0.0
     seed: int = 1
 
-    def flag_key(self, number: int) -> str:
+    @staticmethod
+    def flag_key(number: int) -> str:
         """Return the key of one flag."""
         return f"flag-{number:05d}"
 

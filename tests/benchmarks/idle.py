@@ -1,9 +1,11 @@
 """What a daemon costs while nothing happens: CPU with many rollouts that bake, and memory at start.
 
-`python -m tests.benchmarks.idle [--rollouts 1000] [--seconds 60]` on a real Kafka and Redis. It
-starts the real `rolloutd run`, measures its memory when it is ready, starts the rollouts by
-commands, and restarts it: all rollouts bake then, no event comes, and the CPU time of the process
-is measured for that time. Before, the same is measured without a rollout. The last line is JSON.
+`python -m tests.benchmarks.idle [--rollouts 1000] [--seconds 60] [--trickle 100]` on a real Kafka
+and Redis. It starts the real `rolloutd run`, measures its memory when it is ready, starts the
+rollouts by commands, and restarts it: all rollouts bake then, no event comes, and the CPU time of
+the process is measured for that time. Before, the same is measured without a rollout. With
+`--trickle` so many events a second come for ten of the flags, and the same is measured once more.
+The last line is JSON.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ import sys
 import time
 import uuid
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from controller.settings import KafkaSettings
 from schemas.terms import CommandVerb
-from tests.benchmarks.event_load import cpu_seconds_of
+from tests.benchmarks.event_load import LoadOptions, Recount, cpu_seconds_of, records, write
 from tests.benchmarks.real_servers import run_on_real_servers
 from tests.brokers import create_topics_at
 from tests.live import Client, DaemonProcess, make_command, quick_plan
@@ -33,6 +36,7 @@ _STAGES = [
     {"percent": 10, "bake": "24h", "settle": "0.2s", "min_sample": 500, "max_bake": "48h"},
     {"percent": 100, "bake": "24h", "settle": "0.2s", "min_sample": 500, "max_bake": "48h"},
 ]
+_TRICKLE_FLAGS = 10
 _GUARDRAILS = ["error_rate < 5% and < control + 50%", "latency_p99 < 2s"]
 
 
@@ -50,14 +54,25 @@ async def start_rollouts(bootstrap: str, prefix: str, number: int) -> None:
     started: set[str] = set()
     async with Client(bootstrap, prefix) as client:
         for n in range(number):
-            plan = quick_plan(f"flag-{n}", stages=_STAGES, guardrails=_GUARDRAILS)
-            await client.publish(make_command(CommandVerb.START, f"flag-{n}", plan=plan))
+            flag_key = LoadOptions.flag_key(n)
+            plan = quick_plan(flag_key, stages=_STAGES, guardrails=_GUARDRAILS)
+            await client.publish(make_command(CommandVerb.START, flag_key, plan=plan))
         async with asyncio.timeout(_START_SECONDS):
             while len(started) < number:
                 await asyncio.sleep(1)
                 states = [value for _, _, value in await client.records("rollout.state") if value]
                 documents = (json.loads(state)["data"] for state in states)
                 started |= {data["flag"] for data in documents if data["percent"] > 0}
+
+
+async def trickle(settings: KafkaSettings, per_second: int, seconds: float) -> None:
+    """Write so many events a second for a few flags, some each tenth of a second."""
+    options = LoadOptions(round(per_second * seconds), _TRICKLE_FLAGS, contexts=1_000)
+    made = records(options, Recount())
+    began = time.perf_counter()
+    for tenth in range(round(seconds * 10)):
+        await asyncio.to_thread(write, settings, islice(made, per_second // 10))
+        await asyncio.sleep(began + tenth / 10 - time.perf_counter())
 
 
 async def measure(chosen: argparse.Namespace, bootstrap: str, url: str, directory: Path) -> bool:
@@ -83,7 +98,20 @@ async def measure(chosen: argparse.Namespace, bootstrap: str, url: str, director
         many = await share_of_a_core(daemon, chosen.seconds)
         later = resident_bytes(daemon.process.pid) / 1e6
         print(f"{chosen.rollouts} rollouts bake: {many:.1%} of a core, {later:.0f} MB resident")
-        figures = {"rss_mb": resident, "own_mb": own, "cpu_none": none, "cpu_baking": many}
+        with_events = None
+        if chosen.trickle:
+            seconds = chosen.seconds + 1.5 * _SETTLE_SECONDS
+            writing = asyncio.create_task(trickle(settings, chosen.trickle, seconds))
+            with_events = await share_of_a_core(daemon, chosen.seconds)
+            await writing
+            print(f"{chosen.trickle} events a second for a few: {with_events:.1%} of a core")
+        figures = {
+            "cpu_trickle": with_events,
+            "rss_mb": resident,
+            "own_mb": own,
+            "cpu_none": none,
+            "cpu_baking": many,
+        }
         print(json.dumps({"benchmark": "idle", "rollouts": chosen.rollouts, **figures}))
     finally:
         code = await daemon.stop()
@@ -98,6 +126,7 @@ def main() -> int:
     )
     parser.add_argument("--rollouts", type=int, default=1_000)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--trickle", type=int, default=0, help="events a second")
     chosen = parser.parse_args()
     return run_on_real_servers(partial(measure, chosen))
 

@@ -60,6 +60,10 @@ class StateTopicPlane:
                 ) from trouble
 
     async def look(self, rollout: Rollout) -> Served:
+        return self.look_at_once(rollout)
+
+    def look_at_once(self, rollout: Rollout) -> Served:
+        """Return what the topic ends with, compared with what `rollout` says."""
         standing = self._standing.get(rollout.flag_key)
         return Served.compared(None if standing is None else standing.percent, rollout.percent)
 

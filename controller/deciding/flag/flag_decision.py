@@ -6,6 +6,7 @@ are put together, with the safeguards after them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
@@ -65,8 +66,10 @@ class PendingSave:
 class EvidenceJudge:
     """Judges the totals of one flag, in full or for harm alone."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, on_judgement: Callable[[], object] = lambda: None) -> None:
+        """`on_judgement` is called after each full judgement."""
         self._clock = clock
+        self._on_judgement = on_judgement
         self._judged_at = float("-inf")  # monotonic seconds
         #: The newest full judgement, perhaps of an earlier rollout.
         self.judgement: Judgement | None = None
@@ -94,6 +97,7 @@ class EvidenceJudge:
         self.quiet_until = quiet_until(rollout, tests, now)
         self._rollout_id = rollout.rollout_id
         self._judged_at = self._clock.monotonic()
+        self._on_judgement()
         return self.judgement, tests
 
     def observe(
@@ -102,6 +106,7 @@ class EvidenceJudge:
         """Judge evidence to show it alone: the tests stay as they are, and nothing is decided."""
         self.judgement, _ = judge(rollout, evidence, tests, now)
         self._rollout_id = rollout.rollout_id
+        self._on_judgement()
 
     def newest_of(self, rollout: Rollout | None) -> Judgement | None:
         """Return the newest full judgement of a rollout; None: it was not judged here yet."""

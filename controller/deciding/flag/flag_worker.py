@@ -68,20 +68,26 @@ class FlagWorker:
         flag_key: str,
         dependencies: WorkerDependencies,
         on_rollout: Callable[[Rollout | None], None] = lambda _: None,
+        on_judgement: Callable[[], object] = lambda: None,
+        on_waiting: Callable[[], object] = lambda: None,
     ) -> None:
-        """`on_rollout` is called with each rollout that is saved or loaded."""
+        """`on_rollout` is called with each rollout that is saved or loaded.
+
+        `on_judgement` is called after each new judgement, `on_waiting` when effects wait to be
+        published or the store fails: the worker is not at rest then.
+        """
         self.flag_key = flag_key
         self.inbox = FlagInbox()
         self._dependencies = dependencies
         self._clock = dependencies.clock
         self._encoder = EffectEncoder(flag_key, dependencies.clock, dependencies.source)
-        self._store = StoreTrouble(flag_key, dependencies)
-        self.outbox = Outbox(flag_key, dependencies, self._encoder)
+        self._store = StoreTrouble(flag_key, dependencies, on_waiting)
+        self.outbox = Outbox(flag_key, dependencies, self._encoder, on_waiting)
         self._state = FlagState(
             flag_key, dependencies, self.outbox, self._encoder, self._store, on_rollout
         )
         self._answers = CommandAnswers(flag_key, dependencies, self.outbox, self._store)
-        self._judge = EvidenceJudge(dependencies.clock)
+        self._judge = EvidenceJudge(dependencies.clock, on_judgement)
         self._safeguards = Safeguards(flag_key, dependencies, self._state, self.outbox)
         self._decider = FlagDecider(self._state, self._judge, self._safeguards)
         self._advice = AdviceAsker(flag_key, dependencies, self.inbox)
@@ -114,6 +120,11 @@ class FlagWorker:
         is_handled = self.handled_at is not None and self.handled_at >= given_at
         until = self._judge.quiet_until
         return is_handled and until is not None and now < until
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing waits to be published, and the store works."""
+        return not len(self.outbox) and not self._store.lasts
 
     @property
     def is_retired(self) -> bool:

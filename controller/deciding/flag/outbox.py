@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import structlog
@@ -58,11 +58,17 @@ class Outbox:
     """Publishes one flag's effects in order, and removes them where they are saved."""
 
     def __init__(
-        self, flag_key: str, dependencies: WorkerDependencies, encoder: EffectEncoder
+        self,
+        flag_key: str,
+        dependencies: WorkerDependencies,
+        encoder: EffectEncoder,
+        on_waiting: Callable[[], object],
     ) -> None:
+        """`on_waiting` is called when entries are added."""
         self._flag_key = flag_key
         self._dependencies = dependencies
         self._encoder = encoder
+        self._on_waiting = on_waiting
         self._entries: deque[OutboxEntry] = deque()
         self._filled = asyncio.Event()
         self._trying_since: float | None = None  # monotonic seconds
@@ -94,6 +100,7 @@ class Outbox:
             self._forget(dropped)
             self._logger.error("unsaved_effects_dropped", entries=len(dropped))
         self._filled.set()
+        self._on_waiting()
 
     def lost_entries(
         self, stored: Sequence[OutboxEntry], newest: Rollout | None

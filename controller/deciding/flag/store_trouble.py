@@ -26,9 +26,16 @@ T = TypeVar("T")
 class StoreTrouble:
     """Follows how the store serves one flag, and repeats reads until they succeed."""
 
-    def __init__(self, flag_key: str, dependencies: WorkerDependencies) -> None:
+    def __init__(
+        self,
+        flag_key: str,
+        dependencies: WorkerDependencies,
+        on_trouble: Callable[[], object],
+    ) -> None:
+        """`on_trouble` is called when the store begins to fail."""
         self._flag_key = flag_key
         self._dependencies = dependencies
+        self._on_trouble = on_trouble
         self._since: float | None = None  # monotonic seconds; None while the store works
         self._error = ""
         self._is_of_save = False  # only a save then shows that it is over
@@ -59,6 +66,7 @@ class StoreTrouble:
         """Note a failed call. It becomes a fault of the flag once the failures last."""
         if self._since is None:
             self._since = self._dependencies.clock.monotonic()
+            self._on_trouble()
         self._error, self._is_of_save = str(error), self._is_of_save or is_save
         if (why := self.reason) is not None:
             fix = "see whether Redis takes writes of this flag's key: `rolloutctl doctor`"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -18,7 +18,6 @@ from controller.errors import BrokenInvariant
 from controller.health import Faults, Scope
 from controller.ports import CourseKey, PlaneStanding
 from controller.running.report_writer import (
-    ENDED_EVERY,
     ENDED_PER_BEAT,
     QUIET_SECONDS,
     ReportWriter,
@@ -38,6 +37,7 @@ class Replica:
         self.flags: dict[str, Rollout] = {FLAG: make_rollout()}
         self.judgement: Judgement | None = None
         self.planes: list[PlaneStanding] = []
+        self.listeners: list[Callable[[str], None]] = []
         self.store = store
         self.writes = 0
         self.faults = Faults(lambda: T0)
@@ -49,7 +49,7 @@ class Replica:
 
         store.write = counted  # type: ignore[method-assign]
         self.clock = ManualClock(T0)
-        self.writer = ReportWriter(self, self.standings, store, self.clock, self.faults)
+        self.writer = ReportWriter(self, self, store, self.clock, self.faults)
 
     @property
     def rollouts(self) -> Mapping[str, Rollout]:
@@ -64,10 +64,22 @@ class Replica:
         """Return how the planes stand."""
         return self.planes if flag_key in self.flags else None
 
+    def on_news(self, listener: Callable[[str], None]) -> None:
+        """Call it with the flag when its rollout or judgement is another."""
+        self.listeners.append(listener)
+
+    on_change = on_news
+
+    def tell(self, flag_key: str = FLAG) -> None:
+        """Tell that something is new of a flag."""
+        for listener in self.listeners:
+            listener(flag_key)
+
     async def judge(self, seconds: int) -> None:
         """Judge the evidence this long after `T0`, a context more for each second, and write."""
         exposures = {Arm.TREATMENT: 1000 + seconds, Arm.CONTROL: 9000}
         self.judgement = make_judgement(at=T0 + seconds * SECOND, exposures=exposures)
+        self.tell()
         await self.writer.beat()
 
 
@@ -91,6 +103,7 @@ async def test_a_report_is_written_when_something_is_new(replica: Replica) -> No
     await replica.judge(1)
     assert replica.writes == 2
     replica.planes = [PlaneStanding("ofrep", True, 1.0, 1.0, None, None, T0)]
+    replica.tell()
     await replica.writer.beat()
     await replica.writer.beat()
     assert replica.writes == 3
@@ -113,6 +126,7 @@ async def test_what_says_nothing_new_is_written_seldom(replica: Replica) -> None
         at = T0 + second * SECOND
         replica.judgement = replace(judged, at=at)
         replica.planes = [replace(standing, looked_at=at)]
+        replica.tell()
         await replica.writer.beat()
         replica.clock.advance(SECOND)
     assert replica.writes == 2
@@ -120,10 +134,12 @@ async def test_what_says_nothing_new_is_written_seldom(replica: Replica) -> None
     assert report is not None
     assert report.planes[0].checked_at == replica.planes[0].looked_at
     replica.planes = [replace(standing, is_converged=False, why="it serves 5 %")]
+    replica.tell()
     await replica.writer.beat()
     assert replica.writes == 3
     gap = Gap(HealthGap.NO_TRAFFIC, "no context was exposed")
     replica.judgement = replace(judged, at=T0 + 2 * QUIET_SECONDS * SECOND, gaps=(gap,))
+    replica.tell()
     await replica.writer.beat()
     assert replica.writes == 4
 
@@ -175,17 +191,64 @@ async def test_a_flag_that_left_is_written_by_another(replica: Replica) -> None:
     assert replica.writes == 2
 
 
-async def test_an_ended_rollout_costs_little(replica: Replica) -> None:
-    """Ten thousand that have ended are not compared every second; their planes are, at times."""
-    ended = replace(replica.flags[FLAG], phase=Completed(T0))
-    replica.flags[FLAG] = ended
+async def test_what_nobody_noted_is_written_all_the_same(replica: Replica) -> None:
+    """Most flags are compared when a change is noted; each is once a minute, by the way."""
+    asked: list[str] = []
+    standings = replica.standings
+
+    def counted(flag_key: str) -> Sequence[PlaneStanding] | None:
+        asked.append(flag_key)
+        return standings(flag_key)
+
+    replica.standings = counted  # type: ignore[method-assign]
+    replica.flags["quiet"] = make_rollout(flag_key="quiet")
     await replica.writer.beat()
     replica.planes = [PlaneStanding("ofrep", True, 1.0, 1.0, None, None, T0)]
-    for _ in range(ENDED_EVERY - 1):
+    asked.clear()
+    for _ in range(int(QUIET_SECONDS) - 1):
+        replica.clock.advance(SECOND)
         await replica.writer.beat()
-    assert replica.writes == 1
+    assert (replica.writes, asked) == (2, [])
+    replica.clock.advance(SECOND)
     await replica.writer.beat()
-    assert replica.writes == 2
+    assert replica.writes == 4
+
+
+async def test_what_is_told_while_it_is_written_is_written_next(replica: Replica) -> None:
+    """The judgement of the moment was written, and another one came meanwhile."""
+    write = replica.store.write
+
+    async def slow(*arguments: object, **named: object) -> None:
+        replica.store.write = write  # type: ignore[method-assign]
+        replica.judgement = make_judgement(at=T0 + 2 * SECOND, exposures={Arm.CONTROL: 7})
+        replica.tell()
+        await write(*arguments, **named)  # type: ignore[arg-type]
+
+    replica.store.write = slow  # type: ignore[method-assign]
+    await replica.judge(1)
+    await replica.writer.beat()
+    stored = await replica.store.read(FLAG)
+    assert stored is not None
+    report = report_from_json(stored)
+    assert report.judgement is not None
+    assert report.judgement.at == T0 + 2 * SECOND
+
+
+async def test_what_redis_did_not_take_is_written_when_it_is_back(replica: Replica) -> None:
+    """Of many flags, those too that were not even tried."""
+    for number in range(20):
+        replica.flags[f"flag-{number}"] = make_rollout(flag_key=f"flag-{number}")
+    await replica.writer.beat()
+    assert replica.writes == 21
+    for flag_key, rollout in replica.flags.items():
+        replica.flags[flag_key] = replace(rollout, revision=rollout.revision + 1)
+        replica.tell(flag_key)
+    replica.store.outage.is_down = True
+    await replica.writer.beat()
+    replica.store.outage.is_down = False
+    replica.writes = 0
+    await replica.writer.beat()
+    assert replica.writes == 21
 
 
 async def test_live_rollouts_do_not_wait_for_ended_ones(replica: Replica) -> None:
