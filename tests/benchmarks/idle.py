@@ -98,7 +98,7 @@ async def measure(chosen: argparse.Namespace, bootstrap: str, url: str, director
         many = await share_of_a_core(daemon, chosen.seconds)
         later = resident_bytes(daemon.process.pid) / 1e6
         print(f"{chosen.rollouts} rollouts bake: {many:.1%} of a core, {later:.0f} MB resident")
-        with_events = None
+        with_events: float | None = None  # not measured
         if chosen.trickle:
             seconds = chosen.seconds + 1.5 * _SETTLE_SECONDS
             writing = asyncio.create_task(trickle(settings, chosen.trickle, seconds))
