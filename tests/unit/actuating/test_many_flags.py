@@ -8,6 +8,7 @@ from typing import Any
 from controller.adapters.memory import MemoryFlagPlane
 from controller.core.rollout import Rollout
 from controller.ports import Served
+from schemas.terms import AlertKind
 from tests.unit.actuating.test_reconciler import SlowPlane, Told, decided
 from tests.virtual_time import in_virtual_time, settled
 
@@ -49,6 +50,76 @@ async def test_a_decision_costs_its_own_flag_however_many_there_are() -> None:
         assert plane.looks == 2 * flags + 2
         await asyncio.sleep(6)
         assert plane.looks == 3 * flags + 2  # the next round compares all
+
+
+class HerePlane(CountingPlane):
+    """In the memory of this process: it can be looked at without waiting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.glances = 0
+        self.is_broken = False
+
+    def look_at_once(self, rollout: Rollout) -> Served:
+        """Return what `look` returns."""
+        self.glances += 1
+        if self.is_broken:
+            raise KeyError(rollout.flag_key)
+        _, percent = self._served.get(rollout.flag_key, (0, None))
+        return Served.compared(percent, rollout.percent)
+
+
+@in_virtual_time
+async def test_what_a_plane_here_serves_as_decided_costs_one_glance() -> None:
+    """A round goes through all flags, and takes the long way for those alone that differ."""
+    plane, told = HerePlane(), Told()
+    async with told.running(plane) as actuation:
+        for number in range(1_000):
+            actuation.request(decided(f"flag-{number}"))
+        await settled()
+        plane.looks = plane.glances = 0
+        await asyncio.sleep(6)
+        assert (plane.looks, plane.glances) == (0, 1_000)
+        plane.meddle("flag-7", 80)
+        before = actuation.standings("flag-8")
+        await asyncio.sleep(5)
+        assert (await plane.look(decided("flag-7"))).percent == 10
+        assert plane.looks == 3  # before and after it serves, and here
+        assert [alert.kind for _, alert in told.alerts] == [AlertKind.FOREIGN_EDIT]
+        assert actuation.standings("flag-8") != before  # it was looked at later
+        plane.outage.is_down = plane.is_broken = True
+        await asyncio.sleep(5)
+        assert len(actuation.mismatches) == 1_000
+        plane.outage.is_down = plane.is_broken = False
+        await asyncio.sleep(6)
+        assert actuation.mismatches == {}
+
+
+@in_virtual_time
+async def test_a_round_of_a_plane_here_serves_what_is_decided_meanwhile() -> None:
+    """A lowering does not wait until thousands of flags are looked at."""
+    plane, served_at = HerePlane(), []
+    async with Told().running(plane) as actuation:
+        for number in range(3_000):
+            actuation.request(decided(f"flag-{number}"))
+        await settled()
+        glance, serve = plane.look_at_once, plane.serve
+
+        def look_at_once(rollout: Rollout) -> Served:
+            if plane.glances == 1_000:
+                actuation.request(decided("flag-2999", percent=0, revision=2))
+            return glance(rollout)
+
+        async def served(rollout: Rollout) -> None:
+            served_at.append(plane.glances)
+            await serve(rollout)
+
+        plane.look_at_once = look_at_once  # type: ignore[method-assign]
+        plane.serve = served  # type: ignore[method-assign]
+        plane.glances = 0
+        await asyncio.sleep(6)
+        assert plane.glances == 3_000 - 1  # it was looked at by the long way
+        assert served_at[0] < 2_000
 
 
 @in_virtual_time

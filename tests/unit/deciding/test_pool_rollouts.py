@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from controller.core.rollout import RaiseAlert
+from schemas.terms import AlertKind, Severity
 from tests.unit.deciding.cluster import FLAGS, Cluster
 from tests.virtual_time import in_virtual_time
 
@@ -32,3 +34,25 @@ async def test_a_worker_that_is_being_stopped_is_asked_nothing_any_more() -> Non
         pool.start(flag)
         await cluster.passes(2)
         assert pool.rollouts[flag].rollout_id == rollout.rollout_id
+
+
+@in_virtual_time
+async def test_effects_that_wait_for_kafka_are_counted_until_they_are_published() -> None:
+    """Those of each flag, for as long as the oldest of them has waited."""
+    cluster = Cluster()
+    async with cluster.replica() as replica:
+        for flag in FLAGS.values():
+            cluster.order("start", flag)
+        await cluster.passes(5)
+        pool = replica.pool
+        assert (pool.pending_effects, pool.outbox_seconds) == (0, 0.0)
+        cluster.publisher.outage.is_down = True
+        alert = RaiseAlert(AlertKind.FLAG_BROKEN, Severity.WARNING, "a test", "nothing", "key")
+        for flag in FLAGS.values():
+            pool.alert(flag, alert)
+        await cluster.passes(5)
+        assert pool.pending_effects == len(FLAGS)
+        assert pool.outbox_seconds >= 5
+        cluster.publisher.outage.is_down = False
+        await cluster.passes(40)
+        assert (pool.pending_effects, pool.outbox_seconds) == (0, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 from controller.adapters.memory import ManualClock, MemoryRollouts
@@ -95,3 +96,29 @@ async def test_a_replica_that_never_heard_of_kafka_relays_within_its_environment
     world.relay.request(ROLLED_BACK)
     await world.beat_after(1)
     assert world.hash.revisions == {FLAG: ROLLED_BACK.revision}
+
+
+async def test_what_was_decided_long_ago_is_not_relayed() -> None:
+    """Decided while Kafka took it, it is in the state topic: only the last half minute may not."""
+    world = World()
+    others = {f"flag-{number}": at for number, at in enumerate((0, 2, 24, 29))}
+    for flag_key, seconds in others.items():
+        at = T0 + timedelta(seconds=seconds)
+        world.clock.advance(at - world.clock.now())
+        world.relay.request(make_rollout(flag_key=flag_key, updated_at=at))
+    await world.beat_after(22)  # a little more than half a minute after the second of them
+    world.silent = None
+    await world.beat_after(0)
+    assert set(world.hash.revisions) == {"flag-2", "flag-3"}
+
+
+async def test_the_newest_decision_of_a_flag_is_relayed() -> None:
+    """Decided again, it is young again, and what came between the two is not forgotten with it."""
+    world = World()
+    world.relay.request(AT_HALF)
+    world.clock.advance(timedelta(seconds=20))
+    for rollout in (make_rollout(flag_key="other"), ROLLED_BACK):
+        world.relay.request(replace(rollout, updated_at=world.clock.now()))
+    world.silent = None
+    await world.beat_after(25)
+    assert world.hash.revisions == {"other": 1, FLAG: ROLLED_BACK.revision}
