@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
+
+from controller.cancellation import swallowed_cancellation_raised
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
@@ -40,26 +41,6 @@ class Backoff:
 def steady(seconds: float) -> Backoff:
     """Return pauses that are all of one length."""
     return Backoff(seconds, seconds)
-
-
-@contextmanager
-def swallowed_cancellation_raised() -> Iterator[None]:
-    """Raise CancelledError at the end of the block if a cancellation came in it and was swallowed.
-
-    Client libraries send through `asyncio.wait_for`. In Python 3.11 that swallows a cancellation
-    that comes as it finishes, and returns or raises what the finished call did. A task that was to
-    stop would go on forever, and a deadline, which cancels once, would never end.
-    """
-    task = asyncio.current_task()
-    cancels_before = 0 if task is None else task.cancelling()
-    try:
-        yield
-    except Exception as error:  # also the errors that would be retried
-        if task is not None and task.cancelling() > cancels_before:
-            raise asyncio.CancelledError from error
-        raise
-    if task is not None and task.cancelling() > cancels_before:
-        raise asyncio.CancelledError
 
 
 async def until_done(

@@ -23,6 +23,7 @@ from typing import Protocol
 import structlog
 
 from controller.actuating.plane_alerts import edited, not_served, served_again
+from controller.cancellation import is_cancelled
 from controller.core.rollout import RaiseAlert, Retired, Rollout
 from controller.core.serving import percent_to_serve, serving
 from controller.errors import FlagPlaneUnavailable
@@ -384,8 +385,7 @@ class FlagReconciler:
             return str(trouble) or f"no answer within {self._call_seconds:g} s", True
         except (Exception, asyncio.CancelledError) as error:
             # Ours, or an unforeseen answer: it concerns this plane and this flag alone.
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
                 raise
             self._count_attempt(plane, is_served=False)
             return self._note_failure(plane, rollout, error), True

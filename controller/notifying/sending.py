@@ -21,6 +21,7 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
+from controller.cancellation import is_cancelled
 from controller.errors import ChannelUnavailable, MessageRefused, RecipientsMissed
 from controller.health import Faults, Scope
 from controller.notifying.book import Book, ChannelState, Delivery, Thread
@@ -99,11 +100,9 @@ def faults_of(channel: Channel) -> tuple[str, ...]:
 def _end_if_cancelled() -> None:
     """Raise CancelledError where a library lost one.
 
-    `asyncio.wait_for` loses it, before Python 3.12, where its answer comes at the same moment: mail
-    is sent with it. What waits for this task to end would wait for ever.
+    Mail is sent with `asyncio.wait_for`. What waits for this task to end would wait for ever.
     """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
+    if is_cancelled():
         raise asyncio.CancelledError
 
 

@@ -21,6 +21,7 @@ from typing import NoReturn
 
 import structlog
 
+from controller.cancellation import is_cancelled
 from controller.errors import BadInput, OperatingTrouble, RolloutdError
 from controller.health import Faults, Health, Scope
 from controller.retrying import Backoff, until_done
@@ -215,8 +216,6 @@ class Supervisor:
         Nothing that a part raises leaves this method, so that no part ends another.
         """
         clock = asyncio.get_running_loop()
-        task = asyncio.current_task()
-        assert task is not None
         failed_at: deque[float] = deque(maxlen=FAILURES_LIMIT)
         wait = FIRST_RESTART_SECONDS
         while True:
@@ -226,7 +225,7 @@ class Supervisor:
             try:
                 await loop()
             except asyncio.CancelledError as cancelled:
-                if task.cancelling():
+                if is_cancelled():
                     raise
                 error = cancelled  # of something inside the part: it is a failure like any other
             except Exception as failure:

@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaError
 
+from controller.cancellation import is_cancelled
 from controller.ports import TopicPartition
 from controller.settings import KafkaSettings
 
@@ -75,8 +76,7 @@ def must_propagate(error: BaseException) -> bool:
     client's error.
     """
     if isinstance(error, asyncio.CancelledError):
-        task = asyncio.current_task()
-        return task is None or task.cancelling() > 0
+        return is_cancelled()
     return not isinstance(error, Exception)
 
 

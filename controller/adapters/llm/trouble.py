@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from controller.cancellation import Cancellation
 from controller.errors import AdviceUnavailableError
 from controller.text import excerpt
 
@@ -82,14 +83,13 @@ def only_advice_errors() -> Iterator[None]:
     No answer, and no mistake of ours in reading it, may end a gate. A cancellation that did not
     come from outside, as libraries raise now and then, is such a mistake too.
     """
-    task = asyncio.current_task()
-    cancels_before = 0 if task is None else task.cancelling()
+    cancellation = Cancellation()
     try:
         yield
     except AdviceUnavailableError:
         raise
     except asyncio.CancelledError as error:
-        if task is None or task.cancelling() > cancels_before:
+        if cancellation.has_come:
             raise
         raise ServerTrouble("the question was broken off from within") from error
     except Exception as error:

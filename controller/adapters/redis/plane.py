@@ -26,11 +26,11 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ReadOnlyError, RedisError
 
 from controller.adapters.redis.address import redis_url
+from controller.cancellation import swallowed_cancellation_raised
 from controller.core.rollout import Rollout
 from controller.core.serving import percent_to_serve, serving
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.ports import Clock, Served
-from controller.retrying import swallowed_cancellation_raised
 from controller.settings.planes import RedisPlaneSettings
 
 _SCRIPT = resources.files("controller.adapters.redis").joinpath("plane.lua").read_text()

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import structlog
 
+from controller.cancellation import is_cancelled
 from controller.core.rollout import CommandReceived, CommandUnusable
 from controller.deciding.commands.command_inbox import CommandInbox
 from controller.deciding.commands.command_partition import OpenCommands, PendingCommand, Refusal
@@ -140,8 +141,7 @@ class CommandHandler:
                 else:
                     await run.worker.submit(event)
             except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
+                if is_cancelled():
                     raise
                 continue  # its worker was stopped: see who has the flag now
             except Exception as mistake:  # the worker reports it, and restarts

@@ -21,6 +21,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from controller.cancellation import is_cancelled
 from controller.codec.commands import to_command_received
 from controller.codec.waiting_commands import WaitingCommand
 from controller.core.machine import decide
@@ -317,8 +318,7 @@ class DirectCommands:
             try:
                 await worker.submit(event)
             except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
+                if is_cancelled():
                     raise
                 await asyncio.sleep(0)  # its worker was stopped: see who has the flag now
             except Exception as mistake:  # the worker reports it, and restarts

@@ -1,0 +1,51 @@
+"""Tells a cancellation of the present task from one that came from something it waits for.
+
+A CancelledError may be another task's: of a worker that was stopped, or of a client's own task. And
+client libraries send through `asyncio.wait_for`, which in Python 3.11 loses a cancellation that
+comes as it finishes, and returns or raises what the finished call did. In both cases the count of
+the present task's cancellations tells the truth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Cancellation:
+    """Whether the present task was cancelled since this was made."""
+
+    def __init__(self) -> None:
+        """Begin in the task that is to be followed."""
+        self._task = asyncio.current_task()
+        self._before = 0 if self._task is None else self._task.cancelling()
+
+    @property
+    def has_come(self) -> bool:
+        """Whether it was cancelled, also where no CancelledError says so any more."""
+        return self._task is not None and self._task.cancelling() > self._before
+
+
+def is_cancelled() -> bool:
+    """Return whether the present task is to end: a CancelledError that it has caught is its own."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+@contextmanager
+def swallowed_cancellation_raised() -> Iterator[None]:
+    """Raise CancelledError at the end of the block if a cancellation came in it and was swallowed.
+
+    A task that was to stop would go on forever, and a deadline, which cancels once, would never
+    end.
+    """
+    cancellation = Cancellation()
+    try:
+        yield
+    except Exception as error:  # also the errors that would be retried
+        if cancellation.has_come:
+            raise asyncio.CancelledError from error
+        raise
+    if cancellation.has_come:
+        raise asyncio.CancelledError
