@@ -415,7 +415,8 @@ class FlagReconciler:
                 where=_where(error),
             )
         wait = self._period_seconds * (2 ** min(times - 1, MOST_DOUBLINGS) - 0.5)
-        self._failures[key] = _Failure(rollout, why, times, self._clock.monotonic() + wait)
+        if rollout.flag_key in self._decided:  # nobody would take it back of one that has left
+            self._failures[key] = _Failure(rollout, why, times, self._clock.monotonic() + wait)
         return why
 
     async def _read(self, plane: FlagPlane, rollout: Rollout) -> Served:

@@ -323,6 +323,26 @@ async def test_a_flag_that_moved_away_is_left_alone() -> None:
 
 
 @in_virtual_time
+async def test_a_flag_that_leaves_while_its_plane_breaks_leaves_no_fault() -> None:
+    """Another replica tries it from then on: nothing here would ever clear the fault."""
+    told = Told()
+
+    class Breaking(MemoryFlagPlane):
+        """Takes a second to raise what nobody expects."""
+
+        async def look(self, rollout: Rollout) -> Served:
+            await asyncio.sleep(1)
+            raise RuntimeError("boom")
+
+    async with told.running(Breaking("breaking")) as actuation:
+        actuation.request(decided())
+        await asyncio.sleep(0.5)
+        actuation.drop(["new-checkout"])
+        await asyncio.sleep(60)
+        assert told.faults.of(Scope.PLANE, "breaking") is None
+
+
+@in_virtual_time
 async def test_rolled_back_is_served_as_zero() -> None:
     """The end of a rollout is served like any other percentage."""
     plane = MemoryFlagPlane()
