@@ -1,14 +1,16 @@
 """Publishes the alerts of `visibility.py` and `event_watch.py`, in order, through Kafka alone.
 
 While Kafka takes none they wait in memory, bounded: what they say is said again while it lasts.
+That something is over is said once, so the bound is above what any environment has of flags.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 from typing import Final
 
 import structlog
@@ -21,7 +23,8 @@ from controller.ports import Clock, OutboxEntry, Publisher
 from controller.telemetry import Metrics
 from schemas.terms import Severity
 
-WAITING_LIMIT: Final = 500
+#: One outage may concern every flag: a check alerts of ten thousand, and another that it is over.
+WAITING_LIMIT: Final = 20_000
 RETRY_SECONDS: Final = 1.0
 _SENT_AT_ONCE: Final = 50
 
@@ -60,8 +63,10 @@ class VisibilityAlerts:
         self._clock = clock
         self._metrics = metrics
         self._source = source
-        self._waiting: list[WaitingAlert] = []
-        self._sending: Sequence[WaitingAlert] = ()
+        self._waiting: dict[int, WaitingAlert] = {}  # by number, in order
+        self._numbers: dict[str, set[int]] = {}  # of those that wait, by dedup key
+        self._sending: Collection[int] = ()
+        self._next_number = 0
         self._arrived = asyncio.Event()
         self._published = asyncio.Event()  # another one after each that was
 
@@ -73,23 +78,32 @@ class VisibilityAlerts:
         """Publish an alert, as soon as Kafka takes it. Returns at once."""
         if alert.severity is Severity.CRITICAL:
             # An alert replaces an earlier one that still waits: both would arrive together.
-            sending = {id(each) for each in self._sending}
-            self._waiting = [
-                each
-                for each in self._waiting
-                if each.alert.dedup_key != alert.dedup_key or id(each) in sending
-            ]
-        self._waiting.append(WaitingAlert(rollout, alert, self._clock.now()))
-        del self._waiting[:-WAITING_LIMIT]
+            earlier = self._numbers.get(alert.dedup_key, set())
+            self._forget([number for number in earlier if number not in self._sending])
+        self._waiting[self._next_number] = WaitingAlert(rollout, alert, self._clock.now())
+        self._numbers.setdefault(alert.dedup_key, set()).add(self._next_number)
+        self._next_number += 1
+        if len(self._waiting) > WAITING_LIMIT:
+            self._forget([next(iter(self._waiting))])
         self._metrics.alerts.of(alert.kind, alert.severity).inc()
         self._arrived.set()
 
+    def _forget(self, numbers: Collection[int]) -> None:
+        for number in numbers:
+            waiting = self._waiting.pop(number, None)
+            if waiting is None:
+                continue
+            key = waiting.alert.dedup_key
+            self._numbers[key].discard(number)
+            if not self._numbers[key]:
+                del self._numbers[key]
+
     async def flush(self, seconds: float) -> bool:
         """Wait until all that wait now are published, so long at most; return whether they are."""
-        wanted = list(self._waiting)
+        wanted = set(self._waiting)
         try:
             async with asyncio.timeout(seconds):
-                while any(one is each for one in wanted for each in self._waiting):
+                while not wanted.isdisjoint(self._waiting):
                     await self._published.wait()
         except TimeoutError:
             return False
@@ -103,8 +117,9 @@ class VisibilityAlerts:
                 if self._news is not None:
                     await self._news.keep_until(self._arrived)
                 await self._arrived.wait()
-            batch = self._sending = self._waiting[:_SENT_AT_ONCE]
-            entries = [each.entry(self._source) for each in batch]
+            batch = dict(islice(self._waiting.items(), _SENT_AT_ONCE))
+            self._sending = batch.keys()
+            entries = [each.entry(self._source) for each in batch.values()]
             try:
                 await self._publisher.publish(entries)
             except OperatingTrouble as trouble:
@@ -112,8 +127,7 @@ class VisibilityAlerts:
                 self._sending = ()
                 await asyncio.sleep(RETRY_SECONDS)
             else:
-                sent = {id(each) for each in batch}
-                self._waiting = [each for each in self._waiting if id(each) not in sent]
+                self._forget(batch.keys())
                 self._published.set()
                 self._published = asyncio.Event()
                 if self._news is not None:

@@ -338,7 +338,9 @@ def test_a_rollout_that_leaves_while_unwatched_is_closed() -> None:
     bench.passes(1)
     assert [alert.severity for alert in bench.raised] == [Severity.CRITICAL, Severity.INFO]
     assert bench.raised[-1].action == "nothing"
-    assert bench.alerts._waiting[-1].rollout is bench.newest  # a pager reads its percentage
+    assert [*bench.alerts._waiting.values()][
+        -1
+    ].rollout is bench.newest  # a pager reads its percentage
 
 
 def test_the_next_rollout_of_a_flag_is_judged_afresh() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 from controller.adapters.memory import ManualClock, MemoryPublisher
 from controller.core.rollout import RaiseAlert
@@ -58,3 +60,21 @@ async def test_who_flushes_does_not_wait_for_what_comes_later() -> None:
         alerts.add(make_rollout(), ALERT)
         assert await waiting
         assert len(alerts) == 1
+
+
+@in_virtual_time
+async def test_an_outage_of_a_thousand_flags_is_told_and_ended_for_each() -> None:
+    """One check raises them all, before any of them is published; so it is with the all-clears."""
+    publisher = MemoryPublisher()
+    keys = [f"flag-{number}" for number in range(1_000)]
+    critical = [replace(ALERT, severity=Severity.CRITICAL, dedup_key=key) for key in keys]
+    over = [replace(ALERT, severity=Severity.INFO, dedup_key=key) for key in keys]
+    async with running(publisher) as alerts:
+        for of_all in (critical, critical, over):
+            for alert in of_all:
+                alerts.add(make_rollout(), alert)
+        assert await alerts.flush(10.0)
+        assert len(alerts) == 0
+    told = [json.loads(entry.value)["data"] for entry in publisher.published]
+    assert [one["dedup_key"] for one in told] == [*keys, *keys]  # a repeat replaces what waits
+    assert {one["severity"] for one in told[1_000:]} == {Severity.INFO}
