@@ -34,6 +34,8 @@ TIME_SHARE: Final = 0.05
 LONGEST_BEAT_SECONDS: Final = 5.0
 #: What says nothing but that time has passed is written so often.
 QUIET_SECONDS: Final = 60.0
+#: The same of a rollout that has ended: thousands of them may stand beside a few that run.
+ENDED_QUIET_SECONDS: Final = 900.0
 #: Flags written at a time; counting and deciding use the same connections.
 AT_ONCE: Final = 4
 #: Of those that have ended, so many are written in one beat.
@@ -181,7 +183,8 @@ class ReportWriter:
             return True
         if _have_planes_changed(written.planes, planes):
             return True
-        is_old = self._clock.monotonic() - written.at >= QUIET_SECONDS
+        quiet = ENDED_QUIET_SECONDS if rollout.has_ended else QUIET_SECONDS
+        is_old = self._clock.monotonic() - written.at >= quiet
         return is_old and (judgement is not written.judgement or planes != written.planes)
 
     def _report(

@@ -19,12 +19,13 @@ from controller.health import Faults, Scope
 from controller.ports import CourseKey, PlaneStanding
 from controller.running.report_writer import (
     ENDED_PER_BEAT,
+    ENDED_QUIET_SECONDS,
     QUIET_SECONDS,
     ReportWriter,
 )
 from schemas.report import MAX_POINTS
 from schemas.terms import Arm, HealthGap
-from tests.builders import T0, make_judgement, make_rollout
+from tests.builders import T0, make_judgement, make_plan, make_rollout
 
 FLAG = "new-checkout"
 SECOND = timedelta(seconds=1)
@@ -142,6 +143,18 @@ async def test_what_says_nothing_new_is_written_seldom(replica: Replica) -> None
     replica.tell()
     await replica.writer.beat()
     assert replica.writes == 4
+
+
+async def test_of_rollouts_that_have_ended_it_is_written_more_seldom(replica: Replica) -> None:
+    """Their planes are looked at as before, and a report that somebody deleted comes back."""
+    ended = [make_rollout(plan=make_plan(flag_key=f"flag-{n}")) for n in range(300)]
+    replica.flags = {one.flag_key: replace(one, phase=Completed(T0)) for one in ended}
+    for second in range(0, 3 * int(ENDED_QUIET_SECONDS), 5):
+        looked_at = T0 + second * SECOND
+        replica.planes = [PlaneStanding("ofrep", True, 1.0, 1.0, None, None, looked_at)]
+        await replica.writer.beat()
+        replica.clock.advance(5 * SECOND)
+    assert len(ended) < replica.writes <= 3 * len(ended)
 
 
 async def test_a_course_has_a_bounded_number_of_points(replica: Replica) -> None:
