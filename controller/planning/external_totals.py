@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from math import floor, log
+from math import floor
 from typing import NamedTuple
 
 from controller.core.analysis import sample_ratio
@@ -131,7 +131,7 @@ class Stream:
     @property
     def has_wrong_share(self) -> bool:
         """Whether the observed share of treatment is surely not the decided one."""
-        return sample_ratio.log_e_value(self.tests.srm) >= -log(sample_ratio.ALPHA_SRM)
+        return sample_ratio.is_mismatch(self.tests.srm, len(self.rollout.visits))
 
 
 def begin(

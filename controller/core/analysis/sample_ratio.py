@@ -1,10 +1,13 @@
 """Sample ratio: whether the observed share of treatment is the decided one.
 
-The test is a two-sided multinomial e-process on distinct contexts.
+The test is a two-sided multinomial e-process on the distinct contexts of one visit. Contexts keep
+their place in the split over all stages: those that are in treatment too often by chance are so in
+the next stage too. So evidence of several visits is not independent, and is never multiplied.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -24,8 +27,22 @@ ALPHA_SRM = 0.001
 
 
 def no_evidence() -> Floats:
-    """Return the state before the first exposure."""
+    """Return the state before the first exposure of a visit."""
     return np.zeros(len(LOG_FACTORS))
+
+
+def threshold(visit: int) -> float:
+    """Return what an e-value must reach in visit number `visit`, 1 for the first.
+
+    Alpha over all visits is `ALPHA_SRM`, however they depend on each other: the sum of 1 / (n (n +
+    1)) is 1.
+    """
+    return visit * (visit + 1) / ALPHA_SRM
+
+
+def is_mismatch(state: Floats, visit: int) -> bool:
+    """Return whether the share in visit number `visit`, 1 for the first, is surely wrong."""
+    return log_e_value(state) >= math.log(threshold(visit))
 
 
 def add_exposures(state: Floats, decided_share: float, treatment: int, control: int) -> Floats:

@@ -115,7 +115,7 @@ def _take_visit(
     share = decided_share(rollout.plan, rollout.visits[index])
     tests = replace(
         tests,
-        srm=_checked_share(tests.srm, share, used, marks),
+        srm=_checked_share(tests.srm, share, used, marks) if is_present else tests.srm,
         used=tests.used if marks is used else {**tests.used, index: marks},
     )
     if fall is not None:
@@ -145,7 +145,8 @@ def _enter_visit(
 ) -> SequentialTests:
     """Return the tests as they stand in the present visit.
 
-    Another rollout starts all tests. Another visit starts only what shows safety.
+    Another rollout starts all tests. Another visit starts only what shows safety, and the test of
+    the split.
     """
     identity = identity_of(rollout)
     if tests.identity != identity:
@@ -166,6 +167,7 @@ def _enter_visit(
     return replace(
         tests,
         visit=present,
+        srm=sample_ratio.no_evidence(),
         event_count=0,
         last_event_at=None,
         gap_times={},

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from controller.core.analysis import drift
+from controller.core.analysis import sample_ratio as split
 from controller.core.analysis.latency import Ordered
 from controller.core.analysis.proportion import rate_interval
-from controller.core.analysis.sample_ratio import ALPHA_SRM
 from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, VisitTotals
 from controller.core.judging.judgement import Gap
 from controller.core.plan import Guardrail, Stage
@@ -209,7 +209,8 @@ def sample_ratio(rollout: Rollout, totals: VisitTotals, srm_e_value: float) -> I
     """
     visit, observed = rollout.visits[-1], totals.treatment.exposures
     exposed = observed + totals.control.exposures
-    is_mismatch = srm_e_value >= 1 / ALPHA_SRM
+    threshold = split.threshold(len(rollout.visits))
+    is_mismatch = srm_e_value >= threshold
     words = f"{100 * observed / max(exposed, 1):.3g} % of {exposed:,} contexts saw treatment"
     decided = decided_share(rollout.plan, visit)
     if (previous := _previous_share(rollout, totals, is_mismatch=is_mismatch)) is not None:
@@ -229,10 +230,9 @@ def sample_ratio(rollout: Rollout, totals: VisitTotals, srm_e_value: float) -> I
     elif is_mismatch:
         detail = (
             f"{words}, {100 * decided:g} % were decided (e-value {srm_e_value:.3g}, threshold "
-            f"{1 / ALPHA_SRM:,.0f})"
+            f"{threshold:,.0f})"
         )
-        # A few contexts of a new stage may be few by chance, while the mismatch was found in an
-        # earlier stage.
+        # A mismatch says nothing of its size.
         highest = rate_interval(observed, exposed, ALPHA_HEALTH)[1] if exposed else 1.0
         yield Gap(HealthGap.SRM, detail, treatment_missing=highest < MISSING_BELOW * decided)
 
