@@ -26,12 +26,11 @@ from controller.deciding.worker_pool import WorkerPool
 from controller.health import Faults, Health
 from controller.planes import Planes, make_outside_planes
 from controller.running.connections import Connections
-from controller.running.http_parts import make_surface
+from controller.running.http_parts import make_reports, make_surface
 from controller.running.outside_parts import OutsideParts
 from controller.running.oversight import Oversight, Process
 from controller.running.parts import Subsystems, commentary_loops, supervised_parts
 from controller.running.quarantine import QuarantineTopic
-from controller.running.report_reader import ReportReader
 from controller.running.report_writer import ReportWriter
 from controller.running.reporter import OPTIONAL, REQUIRED
 from controller.running.state_follower import StateFollower
@@ -85,7 +84,7 @@ class Daemon:
         self.report_writer = ReportWriter(
             self.pool, self.reconciler, self.connections.reports, self.clock, self.faults
         )
-        reports = ReportReader(self.report_writer.own_report, self.connections.reports, self.clock)
+        reports = make_reports(self.report_writer, self.connections, self.clock, self.oversight)
         self.outside = OutsideParts(
             process, self.connections, self.registry, reports, self.oversight
         )

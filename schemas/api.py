@@ -47,6 +47,14 @@ class SafeToAdvance(OpenModel):
     why: str
 
 
+class UnwatchedRecord(OpenModel):
+    """Nobody sees what a live rollout does: its guardrails have no evidence."""
+
+    why: str = Field(description="What is served, and why nobody sees what it does.")
+    action: str = Field(description="What helps, one sentence.")
+    since: Moment
+
+
 class RolloutSummary(OpenModel):
     """Where a rollout stands."""
 
@@ -74,6 +82,9 @@ class RolloutSummary(OpenModel):
     flag_type: FlagType
     started_at: Moment
     updated_at: Moment
+    unwatched: UnwatchedRecord | None = Field(
+        default=None, description="null: its guardrails see, or it serves nothing."
+    )
 
 
 class RolloutList(OpenModel):

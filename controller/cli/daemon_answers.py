@@ -11,12 +11,14 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from rich.text import Text
 
+from controller.reporting.unwatched import Unwatched
 from controller.text import one_line
 
 if TYPE_CHECKING:
@@ -104,9 +106,29 @@ def ask_rollout(daemon: str, flag: str) -> tuple[KnownRollouts | None, str]:
     return KnownRollouts(rollouts, documents, decisions or [], answer.stale_since, trouble), ""
 
 
-def why_silent(daemon: str) -> str:
-    """Return why a daemon says nothing of rollouts, empty where it does."""
-    return _exchange(daemon, f"{API}/rollouts?limit=1").why
+def ask_unwatched(
+    daemon: str, flag: str | None = None
+) -> tuple[Mapping[str, Unwatched | None], str]:
+    """Return by flag whether nobody watches its rollout, as a daemon knows; of one flag or of all.
+
+    A flag of which it says nothing is not there. And why it says nothing of rollouts at all, empty
+    where it does. It names those that need somebody first, so one answer has them.
+    """
+    path = "?limit=500" if flag is None else f"/{quote(flag, safe='')}"
+    answer = _exchange(daemon, f"{API}/rollouts{path}", MAX_LIST_BYTES)
+    if answer.document is None:
+        return {}, answer.why
+    listed = answer.document.get("rollouts", [answer.document.get("summary")])
+    found: dict[str, Unwatched | None] = {}
+    for one in listed if isinstance(listed, list) else []:
+        with suppress(KeyError, TypeError, ValueError):
+            key, told = str(one["flag"]), one["unwatched"]
+            if told is None:
+                found[key] = None
+                continue
+            since = datetime.fromisoformat(told["since"])
+            found[key] = Unwatched(str(told["why"]), str(told["action"]), since)
+    return found, ""
 
 
 def ask_whether_known(daemon: str, flag: str) -> tuple[bool | None, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -36,8 +36,8 @@ from controller.cli.daemon_answers import (
     ask_planes,
     ask_rollout,
     ask_rollouts,
+    ask_unwatched,
     plane_line,
-    why_silent,
 )
 from controller.cli.operator_client import (
     Event,
@@ -50,12 +50,18 @@ from controller.cli.operator_client import (
 from controller.core.rollout import Rollout
 from controller.errors import EventLogUnavailable
 from controller.reporting.situation import Situation, about
+from controller.reporting.unwatched import Unwatched, open_unwatched
 from controller.settings import KafkaSettings
 from schemas.decision import Decision
 
 #: Decisions read for the evidence of a stage, since a pause and a resume by an operator have none,
 #: and for all advice about a rollout.
 _DECISIONS_FOR_STATUS = 200
+
+#: Alerts read for whether a rollout is unwatched, which is repeated every five minutes: those of
+#: one flag, and those of all.
+_ALERTS_FOR_STATUS = 20
+_ALERTS_OF_ALL = 500
 
 #: Rollouts that ended earlier are shown on request.
 _ENDED_SHOWN_FOR = timedelta(days=7)
@@ -70,9 +76,15 @@ LastOption = Annotated[
 ]
 
 
-def situation_of(rollout: Rollout, decisions: Sequence[Decision] = ()) -> Situation:
-    """Return where a rollout stands now."""
-    return Situation(rollout, decisions, datetime.now(UTC))
+def situation_of(
+    rollout: Rollout, decisions: Sequence[Decision] = (), alerts: Sequence[Event] = ()
+) -> Situation:
+    """Return where a rollout stands now; `alerts` are the newest of its flag, oldest first."""
+    told = [
+        one for one in map(as_alert, alerts) if one is not None and one.flag == rollout.flag_key
+    ]
+    unwatched = open_unwatched(rollout, told)
+    return Situation(rollout, decisions, datetime.now(UTC), unwatched=unwatched)
 
 
 def status(
@@ -94,8 +106,21 @@ def status(
     if flag is not None:
         _show_one(kafka, check_flag(flag), daemon, is_json=is_json)
         return
-    newest = perform(_read_rollouts(kafka, daemon))
-    situations = [situation_of(rollout) for rollout in newest.rollouts.values()]
+    newest, alerts = perform(_read_rollouts(kafka, daemon))
+    unwatched: Mapping[str, Unwatched | None] = {}
+    if daemon is not None:
+        # Kafka keeps what was decided last, also when nobody decides any more; and while it is
+        # away, it has no alert of that.
+        unwatched, why_silent = ask_unwatched(daemon)
+        if why_silent:
+            complain(why_silent)
+    by_flag: dict[str, list[Event]] = {}
+    for event in alerts:
+        by_flag.setdefault(str(event["data"].get("flag")), []).append(event)
+    situations = [
+        _with_unwatched(situation_of(rollout, (), by_flag.get(key, ())), unwatched)
+        for key, rollout in newest.rollouts.items()
+    ]
     say_unreadable(newest)
     if is_json:
         for one in sorted(situations, key=lambda each: each.rollout.flag_key):
@@ -140,6 +165,8 @@ def with_newest_evidence(situation: Situation, daemon: str | None) -> tuple[Situ
     """Return the situation with the evidence of a daemon, and why there is none, or no new one."""
     if daemon is None or situation.rollout.stage_index is None:
         return situation, ""
+    unwatched, _ = ask_unwatched(daemon, situation.rollout.flag_key)
+    situation = _with_unwatched(situation, unwatched)
     judgement, why = ask_evidence(daemon, situation.rollout.flag_key)
     if judgement is None:
         return situation, f"newest evidence: {why}"
@@ -148,6 +175,12 @@ def with_newest_evidence(situation: Situation, daemon: str | None) -> tuple[Situ
     is_old = age > _FRESH_EVIDENCE and not situation.rollout.has_ended
     trouble = f"newest evidence: nothing was judged for {about(age)}" if is_old else ""
     return replace(situation, newest=judgement, now=now), trouble
+
+
+def _with_unwatched(situation: Situation, known: Mapping[str, Unwatched | None]) -> Situation:
+    """Return the situation with what a daemon knows of it, which is newer than the alert."""
+    flag = situation.rollout.flag_key
+    return replace(situation, unwatched=known[flag]) if flag in known else situation
 
 
 def decisions(
@@ -215,12 +248,12 @@ async def find_rollout(kafka: KafkaSettings, flag: str) -> tuple[Situation, Even
 
     Exits 1 when the flag has no rollout.
     """
-    async with KafkaReader(kafka, ["state", "decisions"]) as reader:
+    async with KafkaReader(kafka, ["state", "decisions", "alerts"]) as reader:
         return await read_situation(reader, flag)
 
 
 async def read_situation(reader: KafkaReader, flag: str) -> tuple[Situation, Event]:
-    """Return what `find_rollout` does, from a reader of states and decisions."""
+    """Return what `find_rollout` does, from a reader of states, decisions and alerts."""
     newest = await read_rollouts(reader)
     rollout = newest.rollouts.get(flag)
     if flag in newest.unreadable:
@@ -229,7 +262,8 @@ async def read_situation(reader: KafkaReader, flag: str) -> tuple[Situation, Eve
         fail(without_rollout(flag, newest.rollouts, newest.retired), EXIT_REJECTED)
     events = await newest_events(reader, "decisions", _DECISIONS_FOR_STATUS, flag)
     newest_decisions = [one for one in map(as_decision, events) if one is not None]
-    return situation_of(rollout, newest_decisions), newest.documents[flag]
+    alerts = await newest_events(reader, "alerts", _ALERTS_FOR_STATUS, flag)
+    return situation_of(rollout, newest_decisions, alerts), newest.documents[flag]
 
 
 async def _find_anywhere(
@@ -244,18 +278,18 @@ async def _find_anywhere(
     return situation_of(known.rollouts[flag], decisions), known.documents[flag]
 
 
-async def _read_rollouts(kafka: KafkaSettings, daemon: str | None) -> NewestRollouts:
-    """Return every rollout, from the daemon while Kafka is away."""
+async def _read_rollouts(
+    kafka: KafkaSettings, daemon: str | None
+) -> tuple[NewestRollouts, Sequence[Event]]:
+    """Return every rollout, from the daemon while Kafka is away, and the newest alerts of all."""
     try:
-        async with KafkaReader(kafka, ["state"]) as reader:
+        async with KafkaReader(kafka, ["state", "alerts"]) as reader:
             newest = await read_rollouts(reader)
+            alerts = await newest_events(reader, "alerts", _ALERTS_OF_ALL, None)
     except EventLogUnavailable as trouble:
         known = await _known_by(daemon, trouble, None)
-        return NewestRollouts(dict(known.rollouts), dict(known.documents))
-    # Kafka keeps what was decided last, also when nobody decides any more.
-    if daemon is not None and (why := await asyncio.to_thread(why_silent, daemon)):
-        complain(why)
-    return newest
+        return NewestRollouts(dict(known.rollouts), dict(known.documents)), ()
+    return newest, alerts
 
 
 async def _known_by(

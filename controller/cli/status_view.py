@@ -76,6 +76,8 @@ def status_table(situations: Iterable[Situation]) -> Table:
 
 def _reason(situation: Situation) -> str:
     """Return why the rollout stands where it does, without repeating its phase."""
+    if situation.unwatched is not None:
+        return f"UNWATCHED: {situation.unwatched.why}"
     if situation.overdue is not None:
         return f"OVERDUE: {situation.overdue}"
     phase = situation.rollout.phase
@@ -120,6 +122,10 @@ def show_flag(
     else:
         words = Text.assemble((answer.words, f"bold {_SAFE_STYLES[answer]}"), f": {one_line(why)}")
         _fact(console, "safe to advance?", words)
+    if (unwatched := situation.unwatched) is not None:
+        since = moment(unwatched.since, now).removeprefix("at ")
+        _fact(console, "UNWATCHED", Text(one_line(f"since {since}: {unwatched.why}"), "bold red"))
+        _fact(console, "to fix it", Text(one_line(unwatched.action)))
     if situation.overdue is not None:
         _fact(console, "OVERDUE", Text(situation.overdue, "bold red"))
     _fact(console, "waits for", Text(one_line(situation.waits_for)))
@@ -258,6 +264,13 @@ def status_document(situation: Situation, state: Event) -> Event:
         "frozen": situation.frozen,
         "closed": situation.closed,
         "overdue": situation.overdue,
+        "unwatched": None
+        if situation.unwatched is None
+        else {
+            "why": situation.unwatched.why,
+            "action": situation.unwatched.action,
+            "since": situation.unwatched.since.isoformat(),
+        },
         "stage": situation.stage_number,
         "stages": len(situation.rollout.plan.stages),
         "since": situation.since.isoformat(),

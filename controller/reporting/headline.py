@@ -21,7 +21,7 @@ from controller.core.rollout import (
     Scheduled,
 )
 from controller.reporting.progress import evidence_share, troubles
-from controller.reporting.situation import Situation
+from controller.reporting.situation import Situation, moment
 from controller.reporting.views import needs_person
 from controller.text import one_line
 from schemas.terms import Arm, Verdict
@@ -88,7 +88,8 @@ def tone_of(situation: Situation) -> Tone:
             return Tone.DONE
         case Aborted() | Retired():
             return Tone.RESTS
-    if situation.overdue is not None or troubles(situation.judgement):
+    is_unseen = situation.unwatched is not None or situation.overdue is not None
+    if is_unseen or troubles(situation.judgement):
         return Tone.UNKNOWN
     return Tone.RESTS if isinstance(situation.rollout.phase, Scheduled) else Tone.MOVES
 
@@ -97,7 +98,10 @@ def headline(situation: Situation) -> Headline:
     """Return where a rollout stands: its state in plain words, harm or none, and what comes."""
     rollout = situation.rollout
     parts = [situation.state]
-    if not rollout.has_ended:
+    if (unwatched := situation.unwatched) is not None:
+        since = moment(unwatched.since, situation.now).removeprefix("at ")
+        parts = [f"unwatched since {since}: {unwatched.why}", f"to fix it: {unwatched.action}"]
+    elif not rollout.has_ended:
         parts.append(_evidence(situation))
     if situation.overdue is not None:
         parts.append(situation.overdue)
@@ -110,6 +114,8 @@ def headline(situation: Situation) -> Headline:
 def brief(situation: Situation) -> str:
     """Return what a rollout does now in a few words, for one line of a list."""
     rollout, judgement = situation.rollout, situation.judgement
+    if situation.unwatched is not None:
+        return one_line(f"unwatched: {situation.unwatched.why}")
     if situation.overdue is not None:
         return one_line(f"overdue: {situation.overdue}")
     if rollout.has_ended:

@@ -29,6 +29,7 @@ from controller.core.rollout import (
     Waiting,
 )
 from controller.core.windows import closes_at, frozen_until, is_active, local_words
+from controller.reporting.unwatched import Unwatched
 from schemas.decision import Decision, JudgementRecord
 from schemas.fields import format_duration
 from schemas.terms import AdviceChoice, DecisionKind, HoldReason, Safe, Verdict
@@ -68,6 +69,8 @@ class Situation:
     now: datetime
     #: The newest evidence as a daemon has it, None where none was asked.
     newest: JudgementRecord | None = None
+    #: That nobody sees what it does, as a replica told; None where none did, or it is over.
+    unwatched: Unwatched | None = None
 
     @property
     def decision(self) -> Decision | None:

@@ -14,8 +14,15 @@ from controller.core.machine import next_deadline
 from controller.core.rollout import AwaitingApproval, Paused, RolledBack, Rollout
 from controller.reporting.fitting import fitting_commands
 from controller.reporting.situation import Situation
+from controller.reporting.unwatched import Unwatched
 from controller.text import one_line
-from schemas.api import RolloutSummary, RolloutView, SafeToAdvance, StageView
+from schemas.api import (
+    RolloutSummary,
+    RolloutView,
+    SafeToAdvance,
+    StageView,
+    UnwatchedRecord,
+)
 from schemas.decision import Decision, JudgementRecord, PlanReference
 from schemas.report import LiveReport
 from schemas.terms import Approval
@@ -46,9 +53,15 @@ def needs_person(rollout: Rollout) -> bool:
 
 
 def summary(
-    rollout: Rollout, now: datetime, judgement: JudgementRecord | None = None
+    rollout: Rollout,
+    now: datetime,
+    judgement: JudgementRecord | None = None,
+    unwatched: Unwatched | None = None,
 ) -> RolloutSummary:
-    """Return a rollout in one line; `judgement` is the newest evidence, where it is at hand."""
+    """Return a rollout in one line; `judgement` is the newest evidence, where it is at hand.
+
+    `unwatched`: that nobody sees what it does.
+    """
     situation = Situation(rollout, (), now, judgement)
     safe, why = situation.safe_to_advance
     stage = rollout.stage
@@ -75,7 +88,16 @@ def summary(
         flag_type=rollout.plan.flag_type,
         started_at=rollout.started_at,
         updated_at=rollout.updated_at,
+        unwatched=unwatched_record(unwatched),
     )
+
+
+def unwatched_record(unwatched: Unwatched | None) -> UnwatchedRecord | None:
+    """Return that nobody sees what a rollout does, as machines read it."""
+    if unwatched is None:
+        return None
+    why, action = one_line(unwatched.why), one_line(unwatched.action)
+    return UnwatchedRecord(why=why, action=action, since=unwatched.since)
 
 
 def rollout_view(
@@ -84,16 +106,18 @@ def rollout_view(
     report: LiveReport | None,
     trouble: str | None = None,
     decisions: Sequence[Decision] = (),
+    unwatched: Unwatched | None = None,
 ) -> RolloutView:
     """Return everything that is known of a rollout.
 
     `report` is the newest that its replica wrote, None for none; `trouble` says why there may be a
-    newer one that cannot be had. `decisions` are its newest, oldest first.
+    newer one that cannot be had. `decisions` are its newest, oldest first. `unwatched`: that nobody
+    sees what it does.
     """
     judgement = None if report is None else report.judgement
     gaps = () if judgement is None else tuple(f"{gap.kind}: {gap.detail}" for gap in judgement.gaps)
     return RolloutView(
-        summary=summary(rollout, now, judgement),
+        summary=summary(rollout, now, judgement, unwatched),
         ladder=stage_views(rollout),
         evidence=judgement,
         evidence_at=None if report is None else report.written_at,

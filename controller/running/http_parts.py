@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from controller.counting.ingest import Ingest
+from controller.ports import Clock
+from controller.running.connections import Connections
 from controller.running.outside_parts import OutsideParts
 from controller.running.oversight import Oversight, Process
 from controller.running.report_reader import ReportReader
+from controller.running.report_writer import ReportWriter
 from controller.web.flags import FlagBoard
 from controller.web.surface import Surface
+
+
+def make_reports(
+    own: ReportWriter, connections: Connections, clock: Clock, oversight: Oversight
+) -> ReportReader:
+    """Return what is known of the flags of all replicas."""
+    return ReportReader(own.own_report, connections.reports, clock, oversight.unwatched)
 
 
 def make_surface(

@@ -9,12 +9,14 @@ from typing import Final
 
 from controller.actuating.reconciler import FlagReconciler
 from controller.adapters.heartbeat_address import HeartbeatAddress
+from controller.adapters.kafka.news_log import KafkaNewsLog
 from controller.adapters.redis.claims import RedisClaims
 from controller.adapters.redis.relay import RedisRelay
 from controller.adapters.redis.sign_outs import RedisSignOuts
 from controller.adapters.waiting_commands_file import WaitingCommandsFile
 from controller.clock import AgreedClock
 from controller.codec.cloud_events import source_of
+from controller.core.rollout import Rollout
 from controller.counting.ingest import Ingest
 from controller.deciding.commands.direct_commands import DirectCommands
 from controller.deciding.deciding import Deciding
@@ -22,6 +24,8 @@ from controller.deciding.flag.news import NewsKeeper
 from controller.deciding.registry import RolloutRegistry
 from controller.health import Faults, Health
 from controller.reporting.inventory import counted_findings
+from controller.reporting.unwatched import Unwatched
+from controller.running.all_clear import AllClears
 from controller.running.claims import Claims, replica_name
 from controller.running.command_desk import CommandDesk
 from controller.running.connections import Connections
@@ -34,13 +38,14 @@ from controller.running.flag_faults import LargeStates, RefusedStates, TimesAhea
 from controller.running.flag_summaries import FlagSummaries
 from controller.running.health_watch import HealthWatch, WatchedParts
 from controller.running.last_known import replica_directory
+from controller.running.open_alerts import OpenAlerts
 from controller.running.redis_heartbeat import RedisHeartbeat
 from controller.running.reporter import SILENT_AFTER_SECONDS, Reporter
 from controller.running.rollout_views import RolloutViews, WorkingPartitions
 from controller.running.shared_sign_outs import SharedSignOuts
 from controller.running.supervisor import Loop
 from controller.running.use_keeper import UseKeeper
-from controller.running.visibility import Visibility
+from controller.running.visibility import Visibility, needs_watching
 from controller.running.visibility_alerts import VisibilityAlerts
 from controller.running.watchdog import ConsumerWatchdog, StallMeter
 from controller.settings import Settings
@@ -50,6 +55,10 @@ from controller.web.flags import FlagBoard
 
 #: Between two requests to a model that failed, and how long it may take to answer one.
 RECHECK_SECONDS: Final = 2.0
+#: Of the topic of alerts, as it is read at the start: an alert that is open was repeated every five
+#: minutes until its replica was killed. A thousand flags that nobody sees repeat 12,000 an hour.
+ALERTS_FROM_LAST: Final = 20_000
+ALERTS_MAX_WAIT_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +115,8 @@ class Oversight:
         registry.subscribe_own(self.relay)
         self.alerts = alerts = self._make_alerts(process, registry)
         self.visibility = self._make_visibility(process, registry, deciding, alerts)
+        self.open_alerts = OpenAlerts()
+        self.all_clears = self._make_all_clears(process, registry, deciding, reconciler, alerts)
         self.uses = self._make_uses(process, registry, deciding, ingest)
         self.digest = self._make_digest(process, registry, deciding, alerts)
         self.event_watch = EventWatch(ingest.tally, registry.newest, alerts, clock)
@@ -204,6 +215,40 @@ class Oversight:
         )
         return Visibility(clock, self._views, alerts, process.metrics, faults)
 
+    def _make_all_clears(
+        self,
+        process: Process,
+        registry: RolloutRegistry,
+        deciding: Deciding,
+        reconciler: FlagReconciler,
+        alerts: VisibilityAlerts,
+    ) -> AllClears:
+        kafka = process.settings.kafka
+        # Nothing waits for these records, and an idle replica need not ask ten times a second.
+        rarely = kafka.model_copy(update={"fetch_max_wait_seconds": ALERTS_MAX_WAIT_SECONDS})
+        return AllClears(
+            process.clock,
+            KafkaNewsLog(rarely, ["alerts"], from_last=ALERTS_FROM_LAST),
+            self.open_alerts,
+            self.visibility,
+            runs_here=self._views.runs_here,
+            newest=registry.newest,
+            standings=reconciler.standings,
+            alerts=alerts,
+            faults=process.faults,
+        )
+
+    def unwatched(self, rollout: Rollout) -> Unwatched | None:
+        """Return that nobody sees what a live rollout does, None while somebody does.
+
+        What this replica sees comes first. Of flags that run elsewhere, also where their replica
+        was killed, the topic of alerts tells.
+        """
+        if rollout.flag_key in self.visibility.seen or not needs_watching(rollout):
+            return None
+        here = self.visibility.unwatched_since(rollout.flag_key)
+        return here or self.open_alerts.unwatched(rollout)
+
     def _make_relay(
         self, process: Process, registry: RolloutRegistry, deciding: Deciding
     ) -> DecisionRelay:
@@ -265,6 +310,7 @@ class Oversight:
             ("identity", self.environment.run),
             ("uses", self.uses.run),
             ("digest", self.digest.run),
+            ("all_clear", self.all_clears.run),
             *self._sign_outs(),
             *self._dead_mans_switch(),
         )

@@ -21,6 +21,7 @@ from controller.codec.reports import report_from_json, stage_history
 from controller.core.rollout import Rollout
 from controller.errors import BrokenInvariant, StoreUnavailable
 from controller.ports import Clock, CourseKey, Reports
+from controller.reporting.unwatched import Unwatched
 from schemas.report import LiveReport, StageHistory
 
 T = TypeVar("T")
@@ -38,9 +39,17 @@ class ReportReader:
     """
 
     def __init__(
-        self, own: Callable[[str], LiveReport | None], reports: Reports, clock: Clock
+        self,
+        own: Callable[[str], LiveReport | None],
+        reports: Reports,
+        clock: Clock,
+        unwatched: Callable[[Rollout], Unwatched | None] = lambda _: None,
     ) -> None:
-        """`own` returns the report on a flag that runs here, None for others."""
+        """`own` returns the report on a flag that runs here, None for others.
+
+        `unwatched` tells that nobody sees what a rollout does, None while somebody does.
+        """
+        self.unwatched = unwatched
         self._own = own
         self._reports = reports
         self._clock = clock

@@ -97,6 +97,13 @@ class RolloutViews:
         """Return the newest document of a flag."""
         return self._registry.newest(flag_key)
 
+    def runs_here(self, flag_key: str) -> bool:
+        """Return whether this replica has the commands of a flag, and so runs it."""
+        owned = {number for _, number in self._deciding.follower.owned}
+        with suppress(KeyError):  # the number of partitions is not known yet
+            return bool(owned) and self._deciding.topic.home_of(flag_key) in owned
+        return False
+
     def views(self) -> Sequence[View]:
         """Return every live rollout that this replica should watch, whether it runs here or not.
 

@@ -15,8 +15,9 @@ published (`visibility_alerts.py`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final, NamedTuple, Protocol
 
 import structlog
@@ -25,6 +26,7 @@ from controller.core.evidence import PartitionProgress
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.health import Faults, Scope
 from controller.ports import Clock
+from controller.reporting.unwatched import Unwatched, unwatched_words
 from controller.running.blindness import Blindness, Partitions, Reported, blindness_of
 from controller.telemetry import Metrics
 from schemas.terms import AlertKind, Severity
@@ -205,6 +207,20 @@ class Visibility:
             for flag_key, episode in self._episodes.items()
             if episode.alerted_at is not None
         }
+
+    def unwatched_since(self, flag_key: str) -> Unwatched | None:
+        """Return that a flag's rollout is unwatched, as this replica sees it; None: it does not."""
+        episode = self._episodes.get(flag_key)
+        if episode is None or episode.alerted_at is None:
+            return None
+        why = unwatched_words(episode.rollout, episode.why)
+        lasted = timedelta(seconds=self._clock.monotonic() - episode.since)
+        return Unwatched(why, self._action(flag_key), self._clock.now() - lasted)
+
+    @property
+    def episodes(self) -> Collection[str]:
+        """Flags that are unwatched as this replica sees it, also where nobody was told yet."""
+        return self._episodes.keys()
 
     @property
     def seen(self) -> frozenset[str]:
@@ -396,8 +412,7 @@ class Visibility:
         self._raise(
             rollout,
             Severity.CRITICAL,
-            f"{rollout.flag_key}: {rollout.served_words} is served and nobody sees what it "
-            f"does: {why}",
+            f"{rollout.flag_key}: {unwatched_words(rollout, why)}",
             action,
         )
 

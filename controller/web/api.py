@@ -36,8 +36,11 @@ _PER_TURN = 20
 class RolloutPage:
     """GET /api/v1/rollouts: all rollouts in one line each; q, owner, state, limit, offset."""
 
-    def __init__(self, board: FlagBoard, now: Callable[[], datetime], order: FleetOrder) -> None:
+    def __init__(
+        self, board: FlagBoard, reports: Reports, now: Callable[[], datetime], order: FleetOrder
+    ) -> None:
         self._board = board
+        self._reports = reports
         self._now = now
         self._order = order
 
@@ -62,7 +65,8 @@ class RolloutPage:
         fitting = (await self._order.listed(question(query))).rollouts
         now, shown = self._now(), []
         for count, rollout in enumerate(fitting[offset : offset + limit], start=1):
-            shown.append(summary(rollout, now))
+            unwatched = self._reports.unwatched(rollout)
+            shown.append(summary(rollout, now, None, unwatched))
             if count % _PER_TURN == 0:
                 await asyncio.sleep(0)
         since = self._board.stale_since
@@ -97,7 +101,8 @@ class WholeRollout(OfRollout):
             report = await self._reports.report(rollout)
         except StoreUnavailable as away:
             trouble = f"it cannot be read from Redis: {away}"
-        return rollout_view(rollout, self._now(), report, trouble)
+        unwatched = self._reports.unwatched(rollout)
+        return rollout_view(rollout, self._now(), report, trouble, unwatched=unwatched)
 
 
 class PlanOf(OfRollout):
@@ -114,7 +119,7 @@ def api_routes(
     """Return the routes of the API; `lists` are the page's, too."""
     one = f"{BASE}/rollouts/{{flag_key}}"
     return [
-        Route(f"{BASE}/rollouts", RolloutPage(board, now, lists.fleet), methods=["GET"]),
+        Route(f"{BASE}/rollouts", RolloutPage(board, reports, now, lists.fleet), methods=["GET"]),
         Route(f"{BASE}/flags", FlagPage(lists.inventory), methods=["GET"]),
         Route(one, WholeRollout(board, reports, now), methods=["GET"]),
         Route(f"{one}/evidence", Evidence(board, reports), methods=["GET"]),

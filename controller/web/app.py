@@ -117,8 +117,8 @@ def make_app(
         *delivery_routes(signals),
     ]
     incidents = _incidents(notifications, admission, now)
-    live, lists = LivePages(board, metrics, page_streams), Lists.of(board, now, flag_source)
-    page_parts = (board, reports, now, live, lists)
+    lists = Lists.of(board, now, flag_source, reports.unwatched)
+    page_parts = (board, reports, now, LivePages(board, metrics, page_streams), lists)
     pages = make_pages(
         *page_parts,
         faults=faults,
@@ -138,7 +138,7 @@ def make_app(
     shown.append(Route("/", Home(pages, index), methods=["GET"]))
     routes += _admitted(shown, pages, why_not_shown, index)
     app = _guarded(routes, allowed_hosts, pages, misdirected_of(signals))
-    app.state.live_pages, app.state.event_streams = live, streams
+    app.state.live_pages, app.state.event_streams = pages.live, streams
     app.state.at_once = PlainEvaluations(one, host_check(allowed_hosts))
     return app
 

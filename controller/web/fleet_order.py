@@ -21,7 +21,8 @@ from controller.web.flags import FlagBoard
 
 #: Rollouts gone through before other requests get a turn.
 _PER_TURN: Final = 500
-#: A rollback counts as new for a day; whether it does is looked at so often.
+#: A rollback counts as new for a day; whether it does is looked at so often, and also whether a
+#: rollout is unwatched.
 _AGES_EVERY_SECONDS: Final = 10
 #: Questions whose answers are kept until the fleet changes.
 _MOST_ANSWERS: Final = 64
@@ -57,7 +58,14 @@ class Listed:
 class FleetOrder:
     """Lists the rollouts of a board."""
 
-    def __init__(self, board: FlagBoard, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        board: FlagBoard,
+        now: Callable[[], datetime],
+        is_unwatched: Callable[[Rollout], object] = lambda _: None,
+    ) -> None:
+        """`is_unwatched` tells of a rollout that nobody sees what it does."""
+        self._is_unwatched = is_unwatched
         self._board = board
         self._now = now
         self._known: dict[str, _Known] = {}
@@ -78,7 +86,8 @@ class FleetOrder:
     async def listed(self, question: Question) -> Listed:
         """Return the rollouts that fit: what needs a person, what moves, what has ended.
 
-        Rolled back within a day counts as needing a person: somebody should look at it.
+        Rolled back within a day counts as needing a person: somebody should look at it. So does a
+        rollout that nobody watches, within ten seconds.
         """
         async with self._lock:
             now = self._now()
@@ -105,7 +114,8 @@ class FleetOrder:
             if known is None or known.rollout is not rollout:
                 known = self._known[rollout.flag_key] = _known(rollout)
             kind = known.urgency
-            if kind is Urgency.ENDED and is_to_review(rollout, now):
+            is_new_rollback = kind is Urgency.ENDED and is_to_review(rollout, now)
+            if is_new_rollback or (kind is Urgency.ACTIVE and self._is_unwatched(rollout)):
                 kind = Urgency.ATTENTION
             kinds[kind].append(known)
         self._forget(rollouts)

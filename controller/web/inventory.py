@@ -19,6 +19,7 @@ from urllib.parse import parse_qs
 import xxhash
 from starlette.types import Receive, Scope, Send
 
+from controller.core.rollout import Rollout
 from controller.plans import Finding
 from controller.ports import FlagUses
 from controller.reporting.inventory import Census, Listed, counted, listing
@@ -174,9 +175,15 @@ class Lists(NamedTuple):
     inventory: Inventory
 
     @classmethod
-    def of(cls, board: FlagBoard, now: Callable[[], datetime], source: FlagSource | None) -> Lists:
-        """Return the lists of a board."""
-        lists = cls(FleetOrder(board, now), Inventory(board, now, source))
+    def of(
+        cls,
+        board: FlagBoard,
+        now: Callable[[], datetime],
+        source: FlagSource | None,
+        is_unwatched: Callable[[Rollout], object] = lambda _: None,
+    ) -> Lists:
+        """Return the lists of a board; `is_unwatched` tells of rollouts that nobody sees."""
+        lists = cls(FleetOrder(board, now, is_unwatched), Inventory(board, now, source))
         board.on_dropped(lists.fleet.let_go, lists.inventory.let_go)
         return lists
 

@@ -5,7 +5,7 @@ Belongs here: the endpoints. Does not belong here: where it comes from (`running
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 from urllib.parse import parse_qs
 
@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from controller.core.rollout import Rollout
 from controller.errors import StoreUnavailable
+from controller.reporting.unwatched import Unwatched
 from controller.web.answers import send_error, send_tagged
 from controller.web.flags import FlagBoard
 from controller.web.questions import Query, Refused, digits, number
@@ -38,6 +39,10 @@ class Reports(Protocol):
 
     async def news(self, flag_key: str, topic: str) -> Sequence[dict[str, Any]]:
         """Return the newest events of a topic about a flag, newest first, each once."""
+
+    @property
+    def unwatched(self) -> Callable[[Rollout], Unwatched | None]:
+        """Tells that nobody sees what a live rollout does; needs no Redis, and raises nothing."""
 
 
 class OfRollout:

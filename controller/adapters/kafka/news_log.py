@@ -30,10 +30,16 @@ log = structlog.get_logger(__name__)
 class KafkaNewsLog:
     """Implements `controller.notifying.notifier.NewsLog`."""
 
-    def __init__(self, settings: KafkaSettings, topics: Sequence[str]) -> None:
-        """`topics` by their logical names."""
+    def __init__(
+        self, settings: KafkaSettings, topics: Sequence[str], *, from_last: int = 0
+    ) -> None:
+        """`topics` by their logical names.
+
+        `from_last`: with an empty cursor, the last records of each partition that are read first.
+        """
         self._settings = settings
         self._topics = topics
+        self._from_last = from_last
 
     async def follow(self, cursor: Mapping[str, int]) -> AsyncGenerator[Sequence[Seen], None]:
         """Yield what comes, from the cursor on, which the caller moves on.
@@ -96,9 +102,11 @@ class KafkaNewsLog:
     ) -> tuple[dict[KafkaPartition, int], bool]:
         """Return where each partition is read on, and whether nothing was ever read."""
         ends = await reader.ends(*self._topics)
-        if not cursor:
+        if not cursor and not self._from_last:
             return ends, True
         begins = await reader.begins(*self._topics)
+        if not cursor:
+            return {one: max(begins[one], end - self._from_last) for one, end in ends.items()}, True
         starts: dict[KafkaPartition, int] = {}
         for one, end in ends.items():
             wanted = cursor.get(_place(one), 0)  # a partition that was added is read whole

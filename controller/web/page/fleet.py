@@ -102,12 +102,12 @@ class FleetScreen:
         judged, trouble = await self._judgements(shown)
         rows: dict[str, str] = {}
         for count, rollout in enumerate(shown, start=1):
-            row = _row(rollout, now, judged.get(rollout.flag_key))
+            row = self._row(rollout, now, judged.get(rollout.flag_key))
             rows[f"row-{rollout.flag_key}"] = self._renderer.part("row.html", row=row)
             if count % _PER_TURN == 0:
                 await asyncio.sleep(0)
         needs = [
-            _row(one, now, judged.get(one.flag_key)) for one in await self._needs(listed, view)
+            self._row(one, now, judged.get(one.flag_key)) for one in await self._needs(listed, view)
         ]
         told = None if self._incidents is None else (await self._incidents.known())[0]
         values = {
@@ -134,7 +134,17 @@ class FleetScreen:
         if view.part or view.owner or view.state:
             listed = await self._order.listed(Question(state=Urgency.ATTENTION))
         now = self._now()
-        return [one for one in listed.rollouts[:MOST_NEEDS] if needs_attention(one, now)]
+        first = listed.rollouts[:MOST_NEEDS]
+        return [one for one in first if needs_attention(one, now) or self._reports.unwatched(one)]
+
+    def _row(
+        self, rollout: Rollout, now: datetime, judgement: JudgementRecord | None
+    ) -> dict[str, Any]:
+        """Return what the line of a rollout shows."""
+        unwatched = self._reports.unwatched(rollout)
+        since = None if unwatched is None else unwatched.since
+        now = max(now, rollout.updated_at)
+        return _row(Situation(rollout, (), now, judgement, unwatched), since)
 
     async def _judgements(
         self, rollouts: Sequence[Rollout]
@@ -160,10 +170,9 @@ def quiet(now: datetime, step: timedelta) -> datetime:
     return datetime.fromtimestamp(now.timestamp() // seconds * seconds, now.tzinfo)
 
 
-def _row(rollout: Rollout, now: datetime, judgement: JudgementRecord | None) -> dict[str, Any]:
-    """Return what the line of a rollout shows."""
-    situation = Situation(rollout, (), max(now, rollout.updated_at), judgement)
-    tone = tone_of(situation)
+def _row(situation: Situation, since: datetime | None) -> dict[str, Any]:
+    """Return what the line of a rollout shows; `since` when it is so, None: since its phase is."""
+    rollout, tone = situation.rollout, tone_of(situation)
     is_over = rollout.has_ended and not rollout.may_open_again
     return {
         "flag": rollout.flag_key,
@@ -175,7 +184,7 @@ def _row(rollout: Rollout, now: datetime, judgement: JudgementRecord | None) -> 
         ],
         "serving": rollout.served_words,
         "phase": rollout.phase.name.value.replace("_", " "),
-        "since": situation.since,
+        "since": since or situation.since,
         "now": brief(situation),
         "next": "" if is_over else one_line(situation.waits_for),
         "owner": rollout.plan.owner,

@@ -33,6 +33,7 @@ from controller.reporting.fitting import fitting_commands
 from controller.reporting.headline import headline
 from controller.reporting.progress import CheckState, gate_checks, proof_share
 from controller.reporting.situation import Situation, about
+from controller.reporting.unwatched import Unwatched
 from controller.reporting.views import MARKS_OF_STAGES, ladder, stage_views
 from controller.text import one_line
 from controller.web.flags import FlagBoard
@@ -70,10 +71,13 @@ class Known:
     alerts: Sequence[AlertEvent]
     trouble: str | None  # why there may be more that cannot be had
     incidents: Sequence[IncidentEntry] = ()  # open ones
+    unwatched: Unwatched | None = None
 
     def is_like(self, other: Known | None) -> bool:
         """Return whether a screen of this shows the same, but for the time."""
         if other is None or self.rollout is not other.rollout or self.trouble != other.trouble:
+            return False
+        if (self.unwatched is None) != (other.unwatched is None):
             return False
         return (
             _told(self.report) == _told(other.report)
@@ -129,7 +133,8 @@ class RolloutScreen:
             trouble = f"Redis is away, and has evidence and history: {one_line(str(away))}"
         view = None if self._incidents is None else (await self._incidents.known())[0]
         incidents = of_flag(view, rollout.flag_key)
-        return Known(rollout, report, decisions, alerts, trouble, incidents)
+        unwatched = self._reports.unwatched(rollout)
+        return Known(rollout, report, decisions, alerts, trouble, incidents, unwatched)
 
     async def _history(self, rollout: Rollout) -> StageHistory | None:
         """Return the course of the present stage; None where it cannot be had, or has none."""
@@ -146,7 +151,7 @@ class RolloutScreen:
         now = max(quiet(self._now(), QUIET), rollout.updated_at)
         oldest_first = [one.data for one in reversed(known.decisions)]
         newest = None if report is None else report.judgement
-        situation = Situation(rollout, oldest_first, now, newest)
+        situation = Situation(rollout, oldest_first, now, newest, known.unwatched)
         judgement = situation.judgement
         if judgement is not None and judgement.visit != rollout.visit_index:
             judgement = None

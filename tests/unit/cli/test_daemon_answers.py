@@ -210,7 +210,12 @@ def test_status_of_all_says_that_the_daemon_is_silent(
         return NewestRollouts({rollout.flag_key: rollout}, {rollout.flag_key: document})
 
     monkeypatch.setattr("controller.cli.status.KafkaReader", Kafka)
+
+    async def none_of(*_: object) -> list[dict[str, object]]:
+        return []
+
     monkeypatch.setattr("controller.cli.status.read_rollouts", read)
+    monkeypatch.setattr("controller.cli.status.newest_events", none_of)
     dead = status("--daemon", "http://127.0.0.1:1")
     assert (dead.exit_code, "new-checkout" in dead.stdout) == (0, True)
     assert "http://127.0.0.1:1 cannot be reached" in dead.stderr
@@ -297,10 +302,14 @@ def test_the_tree_says_which_part_an_outage_of_redis_hides(
     )
     old = to_judgement_record(make_judgement()).model_dump_json().encode()
     running = rollout_to_json(make_rollout())
-    queue += [planes, (200, old), (200, b'{"decisions": []}'), (200, running)]
+    since = b'{"why":"10 % is served","action":"restore Redis","since":"2026-01-05T09:00:00Z"}'
+    view = b'{"summary":{"flag":"new-checkout","unwatched":%b}}' % since
+    queue += [planes, (200, old), (200, view), (200, b'{"decisions": []}'), (200, running)]
     tree = without_kafka("get", "new-checkout", "--daemon", address)
     words = " ".join(tree.stdout.split())
     assert "└─ newest evidence: nothing was judged for" in words
+    assert "Unwatched since 2026-01-05 09:00 UTC" in words
+    assert "To fix it: restore Redis." in words
 
 
 @pytest.mark.parametrize("url", ["localhost:8080", "ftp://x", "http://", "http://x:no", "nonsense"])

@@ -245,7 +245,7 @@ def test_status_for_machines_holds_the_document_as_published() -> None:
     document = json.loads(rendering.to_json(status_view.status_document(one, state)))
     assert list(document) == [
         "flag", "at", "safe_to_advance", "reason", "waits_for", "phase", "hold", "hold_words",
-        "frozen", "closed", "overdue", "stage", "stages", "since",
+        "frozen", "closed", "overdue", "unwatched", "stage", "stages", "since",
         "state", "judgement", "advice", "advice_agreement",
     ]  # fmt: skip
     assert document["safe_to_advance"] == "no"

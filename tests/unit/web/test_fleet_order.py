@@ -95,3 +95,17 @@ async def test_retired_flags_are_let_go_without_another_question() -> None:
     assert "flag-0002" not in {one.flag_key for one in rollouts}
     assert len((await lists.fleet.listed(Question())).rollouts) == 2
     assert (await lists.inventory.found(FlagQuestion())).total == 2
+
+
+async def test_a_rollout_that_nobody_watches_needs_somebody() -> None:
+    """It comes before all that go on by themselves, within ten seconds."""
+    unwatched: set[str] = set()
+    now = T0
+    board, _ = make_fleet(3)
+    order = FleetOrder(board, lambda: now, lambda one: one.flag_key in unwatched)
+    assert (await order.listed(Question())).counts[Urgency.ATTENTION] == 0
+    unwatched.add("flag-0002")
+    now += timedelta(seconds=10)
+    listed = await order.listed(Question())
+    assert listed.counts[Urgency.ATTENTION] == 1
+    assert listed.rollouts[0].flag_key == "flag-0002"
