@@ -170,6 +170,23 @@ class AlertList(OpenModel):
     alerts: list[AlertEvent]
 
 
+class ResultEvent(OpenModel):
+    """The result of a command as on `rollout.results`."""
+
+    id: str
+    time: Moment
+    type: str
+    source: str
+    subject: str
+    data: Result
+
+
+class ResultList(OpenModel):
+    """The newest results of commands, newest first."""
+
+    results: list[ResultEvent]
+
+
 class PlanesView(OpenModel):
     """Whether the flag planes serve what was decided."""
 
@@ -358,6 +375,13 @@ ENDPOINTS: Final = (
     ),
     Endpoint("/rollouts/{flag}/decisions", "The newest.", DecisionList, (_LIMIT,), _NO_FLAG),
     Endpoint("/rollouts/{flag}/alerts", "The newest.", AlertList, (_LIMIT,), _NO_FLAG),
+    Endpoint(
+        "/rollouts/{flag}/results",
+        "The newest of its commands, accepted or rejected.",
+        ResultList,
+        (_LIMIT,),
+        _NO_FLAG,
+    ),
     Endpoint(
         "/rollouts/{flag}/planes",
         "Whether each flag plane serves what was decided, and why not.",

@@ -38,6 +38,7 @@ from schemas.api import (
     RolloutView,
     SafeToAdvance,
     StageView,
+    UnwatchedRecord,
 )
 from schemas.audiences import ConditionDocument
 from schemas.decision import (
@@ -225,6 +226,7 @@ _PLAN_SECTIONS: dict[type[BaseModel], str] = {
 _API_SECTIONS: dict[type[BaseModel], str] = {
     RolloutList: "A list of rollouts",
     RolloutSummary: "A rollout in one line",
+    UnwatchedRecord: "Unwatched",
     SafeToAdvance: "Safe to advance",
     RolloutView: "A rollout",
     StageView: "A stage of a rollout",

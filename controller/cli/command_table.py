@@ -168,7 +168,7 @@ COMMANDS: Final = (
     ListedCommand(
         "watch",
         _INSPECT,
-        "Follow state, decisions and alerts as they come, until Ctrl-C.",
+        "Follow state, decisions, alerts and refused commands as they come, until Ctrl-C.",
         "watch:watch",
     ),
     ListedCommand(
@@ -185,6 +185,13 @@ COMMANDS: Final = (
     ),
     ListedCommand(
         "alerts", _INSPECT, "Show the newest alerts, each with what to do.", "status:alerts"
+    ),
+    ListedCommand(
+        "commands",
+        _INSPECT,
+        "Show the newest commands and what became of each: done, or refused and why.",
+        "given_commands:commands",
+        ("results",),
     ),
     ListedCommand(
         "doctor",

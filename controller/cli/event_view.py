@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
@@ -15,6 +16,7 @@ from controller.cli.status_view import brief
 from controller.reporting.evidence_words import HARM_WORDS, SAFE_WORDS, estimate, verdict_words
 from controller.reporting.situation import Situation, clock
 from controller.text import one_line
+from schemas import result
 from schemas.alert import Alert
 from schemas.command import Command
 from schemas.decision import Decision
@@ -132,6 +134,8 @@ def event_line(event: Event, now: datetime) -> Text | None:
         return Text.assemble(("decision  ", "dim"), decision_line(decision, now, with_flag=True))
     if alert is not None:
         return Text.assemble(("alert     ", "dim"), alert_line(alert, now))
+    if (answer := answer_line(event, now)) is not None:
+        return Text.assemble(("refused   ", "dim"), answer)
     if rollout is not None:
         situation = Situation(rollout, (), now)
         at = (f"{clock(rollout.updated_at, now)}  ", "dim")
@@ -148,6 +152,34 @@ def result_line(answer: Result) -> Text:
         f"  {'unknown verb' if answer.verb is None else dashed(answer.verb)} "
         f"{answer.flag}{why} (revision {answer.revision})",
     )
+
+
+def is_done(event: Event) -> bool:
+    """Return whether an event says that a command was carried out."""
+    return bool(
+        event["type"] == result.TYPE and event["data"].get("status") == CommandStatus.ACCEPTED
+    )
+
+
+def answer_line(event: Event, now: datetime) -> Text | None:
+    """Return the answer to a command as a line of a list, None for any other event.
+
+    A record that was no command has no flag, and its place for an id.
+    """
+    if event["type"] != result.TYPE:
+        return None
+    data = event["data"]
+    if data.get("flag") is None:
+        why = one_line(str(data.get("reason")))
+        said = Text.assemble(("rejected", "bold red"), f"  {data.get('command_id')}: {why}")
+        at = str(data.get("at"))
+    else:
+        try:
+            answer = Result.model_validate(data)
+        except ValidationError:
+            return None
+        said, at = result_line(answer), answer.at.isoformat()
+    return Text.assemble(stamp(datetime.fromisoformat(at), now), said)
 
 
 def result_document(command: Command, answer: Result | None) -> Mapping[str, Any]:

@@ -27,7 +27,13 @@ from controller.cli.common import (
 from controller.cli.daemon_answers import ask_planes, ask_rollout
 from controller.cli.operator_client import as_decision
 from controller.cli.rollout_tree import rollout_tree
-from controller.cli.status import read_situation, situation_of, status, with_newest_evidence
+from controller.cli.status import (
+    OF_ONE_FLAG,
+    read_situation,
+    situation_of,
+    status,
+    with_newest_evidence,
+)
 from controller.errors import EventLogUnavailable
 from controller.reporting.situation import about
 from controller.settings import KafkaSettings
@@ -80,7 +86,7 @@ async def _once(kafka: KafkaSettings, flag: str, daemon: str | None) -> Renderab
         if tree is not None:
             return tree
         complain(f"{why}\nshown is what Kafka has")
-    async with KafkaReader(kafka, ["state", "decisions", "alerts"]) as reader:
+    async with KafkaReader(kafka, OF_ONE_FLAG) as reader:
         return await _tree_of_kafka(reader, flag, has_daemon=daemon is not None)
 
 
@@ -92,7 +98,7 @@ async def _watch(kafka: KafkaSettings, flag: str, daemon: str | None, console: C
             await _show(console, first, partial(_asked, daemon, flag), _EVERY_SECONDS)
             return
         complain(f"{why}\nshown is what Kafka has")
-    async with KafkaReader(kafka, ["state", "decisions", "alerts"]) as reader:
+    async with KafkaReader(kafka, OF_ONE_FLAG) as reader:
         first = await _tree_of_kafka(reader, flag, has_daemon=daemon is not None)
         again = partial(_tree_of_kafka, reader, flag, has_daemon=daemon is not None)
         await _show(console, first, again, _EVERY_SECONDS_OF_KAFKA)

@@ -33,6 +33,7 @@ from schemas.command import Command
 from schemas.decision import Decision
 from schemas.result import Result
 from schemas.signal import Signal
+from schemas.terms import CommandStatus
 
 Event = dict[str, Any]  # a structured CloudEvent
 #: An event is published again within seconds. `watch` gets far fewer in that time.
@@ -293,6 +294,16 @@ def as_alert(event: Event) -> Alert | None:
         return Alert.model_validate({"harm": None, **event["data"]})
     except ValidationError:
         return None
+
+
+def as_refused(event: Event) -> Result | None:
+    """Return the result of a command that was refused, None for any other event."""
+    if event["type"] != result.TYPE or event["data"].get("status") != CommandStatus.REJECTED:
+        return None
+    try:
+        return Result.model_validate(event["data"])
+    except ValidationError:
+        return None  # of a record that was no command, or of a later release
 
 
 def as_rollout(event: Event) -> Rollout | None:

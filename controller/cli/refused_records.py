@@ -47,7 +47,7 @@ class QuarantineRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class _Refused:
+class Refused:
     """One refused record and where it is."""
 
     topic: str
@@ -78,10 +78,10 @@ async def run_quarantine(request: QuarantineRequest) -> None:
         since = datetime.now(UTC) - request.since
         starts = await reader.offsets_at(since, "quarantine")
         ends = await reader.ends("quarantine")
-        kept: deque[_Refused] = deque(maxlen=request.last)
+        kept: deque[Refused] = deque(maxlen=request.last)
         found = others = flagless = 0
         async for record in reader.in_time_order(starts, ends):
-            for refused in _refused_in(record):
+            for refused in refused_in(record):
                 if request.flag is None or refused.names(request.flag):
                     kept.append(refused)
                     found += 1
@@ -99,7 +99,7 @@ async def run_quarantine(request: QuarantineRequest) -> None:
             if isinstance(new, EventLogUnavailable):
                 complain(f"{new}; still following")
             elif new is not None:
-                for refused in _refused_in(new):
+                for refused in refused_in(new):
                     if request.flag is None or refused.names(request.flag):
                         _show(request, refused)
 
@@ -120,7 +120,7 @@ def _left_out(
         yield f"{records} no flag, and may be about {flag} too: without --flag all are shown"
 
 
-def _refused_in(record: ConsumerRecord) -> Iterator[_Refused]:
+def refused_in(record: ConsumerRecord) -> Iterator[Refused]:
     """Yield the refused records that a record of the quarantine holds."""
     event = read_event(record.value)
     if event is None or event["type"] != quarantine.TYPE:
@@ -130,10 +130,10 @@ def _refused_in(record: ConsumerRecord) -> Iterator[_Refused]:
     except ValidationError:
         return  # another writer's, or a later release's
     for one in quarantined.refusals:
-        yield _Refused(quarantined.topic, quarantined.partition, one)
+        yield Refused(quarantined.topic, quarantined.partition, one)
 
 
-def misnamed_field(kafka: KafkaSettings, refused: _Refused) -> tuple[str, str] | None:
+def misnamed_field(kafka: KafkaSettings, refused: Refused) -> tuple[str, str] | None:
     """Return a field that nothing reads and the one that was meant, of an event of our format."""
     formats = {
         kafka.topic("evaluations"): ("evaluation", kafka.formats.evaluations),
@@ -145,7 +145,7 @@ def misnamed_field(kafka: KafkaSettings, refused: _Refused) -> tuple[str, str] |
     return fields_sent(refused.body, kind).misnamed
 
 
-def _document(request: QuarantineRequest, refused: _Refused) -> dict[str, Any]:
+def _document(request: QuarantineRequest, refused: Refused) -> dict[str, Any]:
     record = refused.record
     misnamed = misnamed_field(request.kafka, refused)
     return {
@@ -163,7 +163,7 @@ def _document(request: QuarantineRequest, refused: _Refused) -> dict[str, Any]:
     }
 
 
-def _show(request: QuarantineRequest, refused: _Refused) -> None:
+def _show(request: QuarantineRequest, refused: Refused) -> None:
     document = _document(request, refused)
     if request.is_json:
         typer.echo(rendering.to_json(document))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -15,6 +16,7 @@ from controller.adapters.kafka.topic_reader import KafkaReader
 from controller.cli import event_view, rendering, status_view
 from controller.cli.common import (
     EXIT_REJECTED,
+    EXIT_USAGE,
     KAFKA_ADVICE,
     AnyFlagArgument,
     DaemonOption,
@@ -44,6 +46,7 @@ from controller.cli.operator_client import (
     NewestRollouts,
     as_alert,
     as_decision,
+    as_refused,
     newest_events,
     read_rollouts,
 )
@@ -53,13 +56,16 @@ from controller.reporting.situation import Situation, about
 from controller.reporting.unwatched import Unwatched, open_unwatched
 from controller.settings import KafkaSettings
 from schemas.decision import Decision
+from schemas.fields import parse_duration
 
 #: Decisions read for the evidence of a stage, since a pause and a resume by an operator have none,
 #: and for all advice about a rollout.
 _DECISIONS_FOR_STATUS = 200
 
+#: A refused command is shown for so long.
+_REFUSED_SHOWN_FOR = timedelta(hours=1)
 #: Alerts read for whether a rollout is unwatched, which is repeated every five minutes: those of
-#: one flag, and those of all.
+#: one flag, and those of all. As many results of commands are read.
 _ALERTS_FOR_STATUS = 20
 _ALERTS_OF_ALL = 500
 
@@ -71,20 +77,48 @@ _ENDED_SHOWN_FOR = timedelta(days=7)
 _FRESH_EVIDENCE = timedelta(seconds=130)
 _DAEMON_KNOWS = "`rolloutctl status --daemon URL`, or ROLLOUTCTL_DAEMON, shows what a replica knows"
 
+#: Events shown without --last, and the most there may be.
+_LAST = 20
+_MOST_LAST = 10_000
+
+#: What is read of one flag.
+OF_ONE_FLAG = ("state", "decisions", "alerts", "results")
+
 LastOption = Annotated[
-    int, typer.Option("--last", "-n", min=1, max=10_000, help="How many, newest last.")
+    int | None,
+    typer.Option(
+        "--last",
+        "-n",
+        min=1,
+        max=_MOST_LAST,
+        show_default=False,
+        help=f"How many, newest last. Default: {_LAST}, and with --since all.",
+    ),
+]
+SinceOption = Annotated[
+    str | None,
+    typer.Option("--since", metavar="DURATION", help="None that are older, as in 10m or 2h."),
 ]
 
 
 def situation_of(
-    rollout: Rollout, decisions: Sequence[Decision] = (), alerts: Sequence[Event] = ()
+    rollout: Rollout,
+    decisions: Sequence[Decision] = (),
+    alerts: Sequence[Event] = (),
+    results: Sequence[Event] = (),
 ) -> Situation:
-    """Return where a rollout stands now; `alerts` are the newest of its flag, oldest first."""
+    """Return where a rollout stands now.
+
+    `alerts` and `results` are the newest of its flag, oldest first.
+    """
     told = [
         one for one in map(as_alert, alerts) if one is not None and one.flag == rollout.flag_key
     ]
-    unwatched = open_unwatched(rollout, told)
-    return Situation(rollout, decisions, datetime.now(UTC), unwatched=unwatched)
+    unwatched, now = open_unwatched(rollout, told), datetime.now(UTC)
+    refused = next((one for one in map(as_refused, reversed(results)) if one is not None), None)
+    if refused is not None and now - refused.at > _REFUSED_SHOWN_FOR:
+        refused = None
+    return Situation(rollout, decisions, now, unwatched=unwatched, refused=refused)
 
 
 def status(
@@ -185,7 +219,8 @@ def _with_unwatched(situation: Situation, known: Mapping[str, Unwatched | None])
 
 def decisions(
     flag: FlagArgument,
-    last: LastOption = 20,
+    last: LastOption = None,
+    since: SinceOption = None,
     is_json: JsonOption = False,
     daemon: DaemonOption = None,
     *,
@@ -195,9 +230,10 @@ def decisions(
 
     With --json all the evidence, as published. While Kafka is away, --daemon is asked.
     """
-    kafka = connection.settings()
-    events = perform(newest_of(kafka, "decisions", last, check_flag(flag), daemon))
-    if _printed_as_json(events, is_json, f"no decision about {flag} yet"):
+    kafka, (count, begin) = connection.settings(), how_far(last, since)
+    events = perform(newest_of(kafka, "decisions", count, check_flag(flag), daemon))
+    events, none = within(events, begin), f"no decision about {flag} {so_far(since)}"
+    if printed_as_json(events, is_json, none):
         return
     console, now = output(), datetime.now(UTC)
     for event in events:
@@ -208,7 +244,8 @@ def decisions(
 
 def alerts(
     flag: AnyFlagArgument = None,
-    last: LastOption = 20,
+    last: LastOption = None,
+    since: SinceOption = None,
     is_json: JsonOption = False,
     daemon: DaemonOption = None,
     *,
@@ -218,10 +255,10 @@ def alerts(
 
     While Kafka is away, --daemon is asked for those of one flag.
     """
-    kafka = connection.settings()
+    kafka, (count, begin) = connection.settings(), how_far(last, since)
     key = None if flag is None else check_flag(flag)
-    events = perform(newest_of(kafka, "alerts", last, key, daemon))
-    if _printed_as_json(events, is_json, "no alert yet"):
+    events = within(perform(newest_of(kafka, "alerts", count, key, daemon)), begin)
+    if printed_as_json(events, is_json, f"no alert {so_far(since)}"):
         return
     console, now = output(), datetime.now(UTC)
     for event in events:
@@ -230,7 +267,40 @@ def alerts(
             rendering.show_line(console, event_view.alert_line(alert, now), hang=14)
 
 
-def _printed_as_json(events: Sequence[Event], is_json: bool, otherwise: str) -> bool:
+def how_far(last: int | None, since: str | None) -> tuple[int, datetime | None]:
+    """Return how many events to read at most, and from when on they are shown; None: any time."""
+    if since is None:
+        return _LAST if last is None else last, None
+    try:
+        begin = datetime.now(UTC) - parse_duration(since)
+    except (ValueError, OverflowError):
+        fail(f"--since: {since!r}: write a duration, as in 10m or 2h", EXIT_USAGE)
+    return _MOST_LAST if last is None else last, begin
+
+
+def so_far(since: str | None) -> str:
+    """Return the time in which there was nothing, in words."""
+    return "yet" if since is None else f"in the last {since}"
+
+
+def time_of_event(event: Event) -> str:
+    """Return an event's time as it is written, which sorts."""
+    return str(event.get("time", ""))
+
+
+def within(events: Sequence[Event], begin: datetime | None) -> list[Event]:
+    """Return the events that are not older; one whose time cannot be read is not shown."""
+    if begin is None:
+        return list(events)
+    found = []
+    for event in events:
+        with suppress(ValueError):
+            if datetime.fromisoformat(time_of_event(event)) >= begin:
+                found.append(event)
+    return found
+
+
+def printed_as_json(events: Sequence[Event], is_json: bool, otherwise: str) -> bool:
     """Print events as JSON if requested, and return whether; report when there is none."""
     if not events:
         complain(otherwise)
@@ -248,12 +318,12 @@ async def find_rollout(kafka: KafkaSettings, flag: str) -> tuple[Situation, Even
 
     Exits 1 when the flag has no rollout.
     """
-    async with KafkaReader(kafka, ["state", "decisions", "alerts"]) as reader:
+    async with KafkaReader(kafka, OF_ONE_FLAG) as reader:
         return await read_situation(reader, flag)
 
 
 async def read_situation(reader: KafkaReader, flag: str) -> tuple[Situation, Event]:
-    """Return what `find_rollout` does, from a reader of states, decisions and alerts."""
+    """Return what `find_rollout` does, from a reader of `OF_ONE_FLAG`."""
     newest = await read_rollouts(reader)
     rollout = newest.rollouts.get(flag)
     if flag in newest.unreadable:
@@ -263,7 +333,9 @@ async def read_situation(reader: KafkaReader, flag: str) -> tuple[Situation, Eve
     events = await newest_events(reader, "decisions", _DECISIONS_FOR_STATUS, flag)
     newest_decisions = [one for one in map(as_decision, events) if one is not None]
     alerts = await newest_events(reader, "alerts", _ALERTS_FOR_STATUS, flag)
-    return situation_of(rollout, newest_decisions, alerts), newest.documents[flag]
+    results = await newest_events(reader, "results", _ALERTS_FOR_STATUS, flag)
+    situation = situation_of(rollout, newest_decisions, alerts, results)
+    return situation, newest.documents[flag]
 
 
 async def _find_anywhere(

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from controller.cli.evidence_view import metrics_table
 from controller.cli.operator_client import Event
+from controller.cli.rendering import dashed
 from controller.core.rollout import Rollout
 from controller.reporting.evidence_words import (
     harm_words,
@@ -149,6 +150,11 @@ def show_flag(
     ends = f", ends {moment(ends_at, now)}" if ends_at is not None else ""
     plan = f"{rollout.plan.name}{owner}, started {moment(rollout.started_at, now)}{ends}{blind}"
     _fact(console, "plan", Text(one_line(plan)))
+    if (refused := situation.refused) is not None:
+        verb = "a command" if refused.verb is None else dashed(refused.verb)
+        why = f"{verb} {moment(refused.at, now)}: {refused.reason}"
+        more = f"`rolloutctl commands {rollout.flag_key}` shows all"
+        _fact(console, "last refused", Text(one_line(f"{why}; {more}")))
     if situation.advised:
         _fact(console, "advice so far", Text(_advice_record(situation)))
     _show_evidence(console, situation, above=why, has_daemon=has_daemon)

@@ -51,7 +51,7 @@ def watch(
     *,
     connection: KafkaOptions,
 ) -> None:
-    """Follow state, decisions and alerts as they come, until Ctrl-C.
+    """Follow state, decisions, alerts and refused commands as they come, until Ctrl-C.
 
     With a flag and --daemon also its newest evidence, every ten seconds. With --json each line is
     one event as published. Exits 1 for a flag without a rollout, unless --wait is given.
@@ -65,9 +65,9 @@ async def _watch(
     kafka: KafkaSettings, flag: str | None, daemon: str | None, *, is_json: bool, waits: bool
 ) -> None:
     news = Transitions()
-    async with KafkaReader(kafka, ["state", "decisions", "alerts"]) as reader:
+    async with KafkaReader(kafka, ["state", "decisions", "alerts", "results"]) as reader:
         state_ends = await reader.ends("state")
-        start = {**state_ends, **await reader.ends("decisions", "alerts")}
+        start = {**state_ends, **await reader.ends("decisions", "alerts", "results")}
         newest = await read_rollouts(reader, state_ends)
         say_unreadable(newest)
         if flag is not None and flag not in newest.rollouts and flag not in newest.unreadable:
@@ -102,6 +102,8 @@ async def _watch(
                     is_away = False
                 if event is None:
                     continue
+                if event_view.is_done(event):
+                    continue  # its decision says so
                 if is_json:
                     rendering.print_json(event)
                 else:

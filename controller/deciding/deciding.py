@@ -36,6 +36,7 @@ from controller.deciding.commands.known_flags import KnownFlags
 from controller.deciding.commands.passing_faults import PassingFaults
 from controller.deciding.commands.unknown_flags import UnknownFlags
 from controller.deciding.dependencies import WorkerDependencies
+from controller.deciding.flag.news import NewsKeeper
 from controller.deciding.retiring import LettingGo, Placing, Retiring
 from controller.deciding.totals_reader import TotalsReader
 from controller.ports import EventLog, RefusedRecords, Topology
@@ -70,7 +71,9 @@ class Deciding:
             source=dependencies.source,
         )
         self.commands = OpenCommands()
-        self._refusals = CommandRefusals(inbox, clock, dependencies.metrics, passing_faults)
+        is_retired = dependencies.registry.is_retired
+        news = NewsKeeper(dependencies.reports, dependencies.faults, is_retired)
+        self._refusals = CommandRefusals(inbox, clock, dependencies.metrics, passing_faults, news)
         known = KnownFlags(pool, self.commands, dependencies.registry, dependencies.rollouts, clock)
         handler = CommandHandler(inbox, topic, pool, self._refusals, self.commands, passing_faults)
         unknown = UnknownFlags(

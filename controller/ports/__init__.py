@@ -36,6 +36,7 @@ from controller.ports.planes import (
 )
 from controller.ports.rollouts import (
     NEWS_TOPICS,
+    OF_NO_FLAG,
     CourseKey,
     OutboxEntry,
     Reports,
@@ -60,6 +61,7 @@ from controller.ports.surroundings import (
 __all__ = [
     "NEWS_TOPICS",
     "NO_FENCE",
+    "OF_NO_FLAG",
     "Advisor",
     "Clock",
     "ClockReading",

@@ -106,7 +106,10 @@ class CourseKey:
 
 
 #: Logical topics whose newest events are kept and shown.
-NEWS_TOPICS: Final = ("decisions", "alerts")
+NEWS_TOPICS: Final = ("decisions", "alerts", "results")
+#: Refused commands that are of no flag with a rollout are kept in one short list for all of them:
+#: under this key, which no flag has, as results.
+OF_NO_FLAG: Final = ""
 
 
 class Reports(Protocol):

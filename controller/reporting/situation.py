@@ -32,6 +32,7 @@ from controller.core.windows import closes_at, frozen_until, is_active, local_wo
 from controller.reporting.unwatched import Unwatched
 from schemas.decision import Decision, JudgementRecord
 from schemas.fields import format_duration
+from schemas.result import Result
 from schemas.terms import AdviceChoice, DecisionKind, HoldReason, Safe, Verdict
 
 #: A deadline is acted on within a second. One that passed this long ago means that no replica
@@ -71,6 +72,8 @@ class Situation:
     newest: JudgementRecord | None = None
     #: That nobody sees what it does, as a replica told; None where none did, or it is over.
     unwatched: Unwatched | None = None
+    #: The newest command of the flag, of the last hour, that was refused; where that was looked up.
+    refused: Result | None = None
 
     @property
     def decision(self) -> Decision | None:

@@ -38,7 +38,10 @@ class Reports(Protocol):
         """Return the course of one of the rollout's visits."""
 
     async def news(self, flag_key: str, topic: str) -> Sequence[dict[str, Any]]:
-        """Return the newest events of a topic about a flag, newest first, each once."""
+        """Return the newest events of a topic about a flag, newest first, each once.
+
+        Of no flag: the refused commands that are of no flag with a rollout.
+        """
 
     @property
     def unwatched(self) -> Callable[[Rollout], Unwatched | None]:
@@ -129,10 +132,13 @@ class History(OfRollout):
 
 
 class News(OfRollout):
-    """GET /api/v1/rollouts/{flag}/decisions and /alerts: the newest first, `limit` at most."""
+    """GET /api/v1/rollouts/{flag}/{topic}: the newest decisions, alerts or results.
+
+    The newest first, `limit` at most.
+    """
 
     def __init__(self, board: FlagBoard, reports: Reports, topic: str) -> None:
-        """`topic`: decisions or alerts."""
+        """`topic`: decisions, alerts or results."""
         super().__init__(board, reports)
         self._topic = topic
 

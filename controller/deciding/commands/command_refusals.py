@@ -1,4 +1,8 @@
-"""Refused commands, until Kafka has their answers. They delay no other command meanwhile."""
+"""Refused commands, until Kafka has their answers. They delay no other command meanwhile.
+
+Nobody may read the answer: a script that publishes with kcat does not. So each refusal is also
+logged, and kept where every replica shows it, both bounded.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,18 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
+import msgspec
 import structlog
 
 from controller.deciding.commands.command_inbox import CommandInbox
 from controller.deciding.commands.command_partition import Refusal
 from controller.deciding.commands.passing_faults import PassingFaults
+from controller.deciding.flag.news import NewsKeeper
 from controller.errors import BadInput, CommandRefused, OperatingTrouble
 from controller.health import Scope
-from controller.ports import Clock, Record
+from controller.ports import OF_NO_FLAG, Clock, OutboxEntry, Record
 from controller.telemetry import UNKNOWN_VERB, Metrics
+from schemas.envelope import format_time, time_of
 from schemas.terms import CommandStatus
 
 #: Refusals that wait for Kafka. While it takes none for so many seconds, the oldest beyond the
@@ -24,15 +31,28 @@ REFUSALS_BYTES = 16 * 1024 * 1024
 REFUSALS_AWAY_SECONDS = 5.0
 REFUSED_AT_ONCE = 50
 RETRY_SECONDS = 1.0
+#: Refusals that are logged one by one in a minute; of more only the number is.
+LOGGED_IN_A_MINUTE = 20
+#: Characters of a reason that is logged or shown.
+MOST_REASON = 500
 
 
 class CommandRefusals:
     """Sends refusals to Kafka in order, for ever."""
 
     def __init__(
-        self, inbox: CommandInbox, clock: Clock, metrics: Metrics, faults: PassingFaults
+        self,
+        inbox: CommandInbox,
+        clock: Clock,
+        metrics: Metrics,
+        faults: PassingFaults,
+        news: NewsKeeper,
     ) -> None:
         self._inbox = inbox
+        self._news = news
+        self._minute = 0  # of the lines in the log
+        self._logged = 0  # in this minute
+        self._unlogged = 0
         self._clock = clock
         self._metrics = metrics
         self._faults = faults
@@ -79,6 +99,7 @@ class CommandRefusals:
         while True:
             if not self._waiting:
                 self._arrived.clear()
+                await self._news.keep_until(self._arrived)
                 await self._arrived.wait()
             count = min(len(self._waiting), REFUSED_AT_ONCE)
             batch = [self._take() for _ in range(count)]
@@ -102,6 +123,8 @@ class CommandRefusals:
             for refusal in batch:
                 refusal.command.finish()
                 self._count(refusal.fault)
+                self._tell(refusal)
+            self._news.add([_news_of(refusal) for refusal in batch])
 
     def _take(self) -> Refusal:
         refusal = self._waiting.popleft()
@@ -145,6 +168,51 @@ class CommandRefusals:
             )
             self._faults.report(Scope.PARTITION, partition, why)
 
+    def _tell(self, refusal: Refusal) -> None:
+        """Log a refusal, or count it where there are too many to read."""
+        minute = int(self._clock.monotonic() // 60)
+        if minute != self._minute:
+            if self._unlogged:
+                self._logger.warning("commands_refused", more=self._unlogged)
+            self._minute, self._logged, self._unlogged = minute, 0, 0
+        if self._logged >= LOGGED_IN_A_MINUTE:
+            self._unlogged += 1
+            return
+        self._logged += 1
+        fault, record = refusal.fault, refusal.record
+        named = fault if isinstance(fault, CommandRefused) else None
+        self._logger.warning(
+            "command_refused",
+            flag_key=None if named is None else named.flag_key,
+            verb=None if named is None else named.verb,
+            command_id=None if named is None else named.command_id,
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            reason=str(fault)[:MOST_REASON],
+        )
+
     def _count(self, fault: BadInput) -> None:
         verb = fault.verb if isinstance(fault, CommandRefused) else None
         self._metrics.commands.of(verb or UNKNOWN_VERB, CommandStatus.REJECTED).inc()
+
+
+def _news_of(refusal: Refusal) -> OutboxEntry:
+    """Return a refusal as every replica shows it; of a record without a flag, with its place."""
+    fault, record = refusal.fault, refusal.record
+    place = f"{record.topic}/{record.partition}/{record.offset}"
+    named = fault if isinstance(fault, CommandRefused) else None
+    document = {
+        "id": place,
+        "data": {
+            "command_id": place if named is None else named.command_id,
+            "flag": None if named is None else named.flag_key,
+            "verb": None if named is None else named.verb,
+            "status": CommandStatus.REJECTED,
+            "reason": str(fault)[:MOST_REASON],
+            "revision": 0,
+            "at": format_time(time_of(record.timestamp)),
+        },
+    }
+    value = msgspec.json.encode(document)
+    return OutboxEntry("", place, "results", OF_NO_FLAG, value)

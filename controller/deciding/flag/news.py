@@ -29,7 +29,7 @@ FIX: Final = redis_fix(
 
 
 class NewsKeeper:
-    """Keeps the newest decisions and alerts; each entry's key is its flag's."""
+    """Keeps the newest decisions, alerts and results; each entry's key is its flag's."""
 
     def __init__(self, reports: Reports, faults: Faults, is_retired: Callable[[str], bool]) -> None:
         """`is_retired` tells of a flag whose news are deleted, so that late ones stay behind."""

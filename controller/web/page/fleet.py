@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -16,6 +17,7 @@ from urllib.parse import urlencode
 from controller.core.rollout import Rollout
 from controller.errors import StoreUnavailable
 from controller.health import Faults
+from controller.ports import OF_NO_FLAG
 from controller.reporting.headline import MARKS, brief, needs_attention, tone_of
 from controller.reporting.situation import Situation
 from controller.reporting.views import MARKS_OF_STAGES, Urgency, ladder
@@ -35,6 +37,9 @@ ROWS: Final = 40
 MOST_NEEDS: Final = 8
 #: Rows made before other requests get a turn, and reports that are read at a time.
 _PER_TURN: Final = 8
+#: Refused commands shown, of no flag with a rollout, and for how long.
+REFUSED: Final = 5
+REFUSED_FOR: Final = timedelta(hours=1)
 #: Words such as `in 4m 10s` change no more often than this, so that a quiet page stays quiet.
 QUIET: Final = timedelta(seconds=10)
 
@@ -121,6 +126,7 @@ class FleetScreen:
             "needs": needs,
             "rows": list(rows.values()),
             "trouble": trouble,
+            "refused": await self._refused(),
             "stale_since": self._board.stale_since,
             "why_stale": self._board.why_stale,
             "faults": () if self._faults is None else self._faults.current[:10],
@@ -128,6 +134,15 @@ class FleetScreen:
         }
         sections = self._renderer.blocks("fleet.html", values)
         return [Section(one.id, one.html, rows) if one.id == "list" else one for one in sections]
+
+    async def _refused(self) -> Sequence[dict[str, Any]]:
+        """Return what was lately published as a command and is none of a flag with a rollout."""
+        with suppress(StoreUnavailable):  # the page says so already
+            events = await self._reports.news(OF_NO_FLAG, "results")
+            found = [_refused(event["data"]) for event in events if "data" in event]
+            since = self._now() - REFUSED_FOR
+            return [one for one in found if one is not None and one["at"] >= since][:REFUSED]
+        return []
 
     async def _needs(self, listed: Listed, view: FleetView) -> Sequence[Rollout]:
         """Return the first rollouts that need a person, whatever the list is narrowed to."""
@@ -162,6 +177,16 @@ class FleetScreen:
                 if report is not None and report.judgement is not None:
                     judged[rollout.flag_key] = report.judgement
         return judged, None
+
+
+def _refused(data: Any) -> dict[str, Any] | None:
+    """Return a refused command as it is shown; None for what nobody can read."""
+    try:
+        verb = "a record" if data["verb"] is None else str(data["verb"]).replace("_", " ")
+        at = datetime.fromisoformat(data["at"])
+        return {"at": at, "what": verb, "flag": data["flag"], "reason": str(data["reason"])}
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def quiet(now: datetime, step: timedelta) -> datetime:

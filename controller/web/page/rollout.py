@@ -45,13 +45,13 @@ from controller.web.page.fleet import quiet
 from controller.web.page.incident_screen import flag_rows, of_flag
 from controller.web.page.rendering import Renderer, Section
 from controller.web.reports import Reports
-from schemas.api import AlertEvent, DecisionEvent, FittingCommand
+from schemas.api import AlertEvent, DecisionEvent, FittingCommand, ResultEvent
 from schemas.decision import Decision, JudgementRecord, MetricRecord
 from schemas.notifications import IncidentEntry
 from schemas.report import LiveReport, PlaneRecord, StageHistory
-from schemas.terms import Arm
+from schemas.terms import Arm, CommandStatus
 
-#: Decisions and alerts shown.
+#: Decisions, alerts and refused commands shown.
 NEWS: Final = 15
 #: Advice shown: one round each.
 ADVICE: Final = 5
@@ -72,6 +72,7 @@ class Known:
     trouble: str | None  # why there may be more that cannot be had
     incidents: Sequence[IncidentEntry] = ()  # open ones
     unwatched: Unwatched | None = None
+    refused: Sequence[ResultEvent] = ()  # commands, newest first
 
     def is_like(self, other: Known | None) -> bool:
         """Return whether a screen of this shows the same, but for the time."""
@@ -84,6 +85,7 @@ class Known:
             and self.incidents == other.incidents
             and [one.id for one in self.decisions] == [one.id for one in other.decisions]
             and [one.id for one in self.alerts] == [one.id for one in other.alerts]
+            and [one.id for one in self.refused] == [one.id for one in other.refused]
         )
 
 
@@ -122,6 +124,7 @@ class RolloutScreen:
         report: LiveReport | None = None
         decisions: list[DecisionEvent] = []
         alerts: list[AlertEvent] = []
+        refused: list[ResultEvent] = []
         trouble = None
         try:
             report = await self._reports.report(rollout)
@@ -129,12 +132,14 @@ class RolloutScreen:
             decisions = [one for event in found if (one := _decision(event)) is not None]
             found = await self._reports.news(rollout.flag_key, "alerts")
             alerts = [told for event in found if (told := _alert(event)) is not None]
+            found = await self._reports.news(rollout.flag_key, "results")
+            refused = [one for one in map(_refused, found) if one is not None]
         except StoreUnavailable as away:
             trouble = f"Redis is away, and has evidence and history: {one_line(str(away))}"
         view = None if self._incidents is None else (await self._incidents.known())[0]
         incidents = of_flag(view, rollout.flag_key)
         unwatched = self._reports.unwatched(rollout)
-        return Known(rollout, report, decisions, alerts, trouble, incidents, unwatched)
+        return Known(rollout, report, decisions, alerts, trouble, incidents, unwatched, refused)
 
     async def _history(self, rollout: Rollout) -> StageHistory | None:
         """Return the course of the present stage; None where it cannot be had, or has none."""
@@ -316,6 +321,22 @@ def _news(known: Known) -> list[dict[str, Any]]:
                 "revision": told.revision,
             }
         )
+    for event in known.refused:
+        result = event.data
+        verb = "a command" if result.verb is None else result.verb.value.replace("_", " ")
+        news.append(
+            {
+                "at": result.at,
+                "is_alert": False,
+                "what": f"refused: {verb}",
+                "change": "",
+                "text": result.reason,
+                "by": "",
+                "action": "",
+                "severity": "",
+                "revision": result.revision,
+            }
+        )
     return sorted(news, key=lambda one: one["at"], reverse=True)[:NEWS]
 
 
@@ -325,6 +346,15 @@ def _decision(event: dict[str, Any]) -> DecisionEvent | None:
         return DecisionEvent.model_validate(event)
     except ValidationError:
         return None
+
+
+def _refused(event: dict[str, Any]) -> ResultEvent | None:
+    """Return the result of a command that was refused, None for any other."""
+    try:
+        told = ResultEvent.model_validate(event)
+    except ValidationError:
+        return None
+    return told if told.data.status is CommandStatus.REJECTED else None
 
 
 def _alert(event: dict[str, Any]) -> AlertEvent | None:

@@ -124,3 +124,20 @@ def test_evidence_is_one_line_with_both_answers() -> None:
     line = evidence_line(to_judgement_record(judgement))
     assert line.startswith("users 1,000 against 9,000; error_rate ")
     assert "latency_p99 0 ms against 0 ms, worse? YES, proven safe? NO" in line
+
+
+def test_a_refused_command_is_watched_and_one_that_was_done_is_not_told_twice() -> None:
+    """What was done has its decision; a refusal has nothing else that tells of it."""
+    data = {
+        "command_id": "c1", "flag": "new-checkout", "verb": "approve", "status": "rejected",
+        "reason": "stale: revision 24 was expected", "revision": 25, "at": "2026-01-05T09:00:00Z",
+    }  # fmt: skip
+    refused = {"id": "c1", "type": "io.rolloutd.result.v1", "data": data}
+    (line,) = lines_of(refused)
+    assert line.startswith("refused ")
+    assert "rejected  approve new-checkout: stale: revision 24 was expected" in line
+    assert not event_view.is_done(refused)
+    assert event_view.is_done({**refused, "data": {**data, "status": "accepted"}})
+    place = {**data, "flag": None, "verb": None, "command_id": "rollout.commands/0/7"}
+    (line,) = lines_of({**refused, "data": place})
+    assert "rejected  rollout.commands/0/7: stale" in line

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import structlog
 
 from controller.codec.command_records import read_command
 from controller.codec.commands import command_event
@@ -21,6 +22,7 @@ from controller.deciding.commands import (
     unknown_flags,
 )
 from controller.health import Scope
+from controller.ports import OF_NO_FLAG
 from tests.unit.deciding.cluster import FLAGS, TOPIC, Cluster, partition_of
 from tests.unit.deciding.containment_helpers import percent_of
 from tests.virtual_time import in_virtual_time
@@ -229,3 +231,26 @@ async def test_a_mistake_in_following_commands_is_a_fault_and_not_the_end() -> N
             (await cluster.stored(flag) or replace(cluster.transitions[0])).phase, Baking
         )
         assert replica.faults.current == ()
+
+
+@in_virtual_time
+async def test_refusals_are_logged_and_shown_and_a_flood_of_them_is_counted() -> None:
+    """Who published them may read no result; twenty a minute are enough to see what is wrong."""
+    cluster = Cluster()
+    async with cluster.replica() as replica:
+        with structlog.testing.capture_logs() as lines:
+            for number in range(50):
+                value = b'{"verb": "roll_back"}' if number % 2 else b"no JSON"
+                cluster.broker.append(TOPIC, value, key=b"nobody", partition=0)
+            await cluster.passes(70)
+            cluster.broker.append(TOPIC, b'{"verb": "roll_back"}', key=b"nobody", partition=0)
+            await cluster.passes(5)
+        events = await replica.deciding.dependencies.reports.news(OF_NO_FLAG, "results")
+    told = [line for line in lines if line["event"] == "command_refused"]
+    assert len(told) == command_refusals.LOGGED_IN_A_MINUTE + 1
+    assert told[-1]["flag_key"] == "nobody"
+    (more,) = [line["more"] for line in lines if line["event"] == "commands_refused"]
+    assert more == 50 - command_refusals.LOGGED_IN_A_MINUTE
+    assert len(events) == 51
+    newest = json.loads(events[0])["data"]
+    assert (newest["flag"], newest["verb"], newest["status"]) == ("nobody", "roll_back", "rejected")
