@@ -256,3 +256,12 @@ def redis_fix(keys: str, lack: str) -> str:
         "start Redis, or correct redis.url, if it does not answer; free memory if it is full; "
         f"grant its user {keys} if it denies the right, see ops/security.md: until then {lack}"
     )
+
+
+def kafka_fix(address: str) -> str:
+    """Return what helps while no broker at an address answers."""
+    return (
+        f"start Kafka at {address}, or correct kafka.bootstrap_servers, if it does not answer; "
+        "check TLS, user and password if it does: until then flags stay where they are, and "
+        "commands that lower go over HTTP, see ops/operating.md"
+    )

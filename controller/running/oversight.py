@@ -270,13 +270,14 @@ class Oversight:
         times_ahead = TimesAhead(process.clock, process.faults)
         parts.deciding.pool.on_stop(times_ahead.clear)
         topic = process.settings.kafka.topic("state")
+        kafka = process.settings.kafka.bootstrap_servers
         publisher = self._connections.publisher
         large_states = LargeStates(process.faults, most_bytes=publisher.most_bytes)
         registry.subscribe(large_states.update)
         return HealthWatch(
             parts,
             process.health,
-            Reporter(process.metrics, process.health, process.faults),
+            Reporter(process.metrics, process.health, process.faults, kafka=kafka),
             times_ahead,
             RefusedStates(registry, process.faults, topic=topic),
             large_states,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from controller.counting.owned_partition import PartitionState, PartitionView
-from controller.health import Faults, Health, Scope
+from controller.health import Faults, Health, Scope, kafka_fix
 from controller.ports import TopicPartition
 from controller.telemetry import EVENT_TOPICS, Metrics
 
@@ -32,6 +32,9 @@ OUTBOX_WAITS: Final = 50
 _NAMED: Final = 5
 
 QUARANTINE: Final = "quarantine"
+KAFKA: Final = "kafka"
+#: The reporter of faults that are made here.
+_HEALTH: Final = "health"
 
 #: What must work before this replica is ready, and what it can do without for a while.
 REQUIRED: Final = ("http", "kafka", "redis", "state", "counting", "saves", "flags", "serving")
@@ -67,7 +70,11 @@ class Signs:
 class Reporter:
     """Turns signs into health and metrics."""
 
-    def __init__(self, metrics: Metrics, health: Health, faults: Faults) -> None:
+    def __init__(
+        self, metrics: Metrics, health: Health, faults: Faults, *, kafka: str = "its address"
+    ) -> None:
+        """`kafka` is the address of the brokers, as it is set."""
+        self._kafka = kafka
         self._metrics = metrics
         self._health = health
         self._faults = faults
@@ -95,6 +102,25 @@ class Reporter:
         self._report("quarantine", "" if fault is None else fault.why)
         self._report("advisor", signs.advisor or "")
         self._measure(signs)
+
+    def report_brokers(self, silent_seconds: float | None) -> None:
+        """Report a Kafka that does not answer as the fault that explains all others, with its fix.
+
+        `silent_seconds`: since it answered about the state topic, None before it did. While this
+        replica starts, the step that prepares the topics says what is wrong.
+        """
+        if self._health.is_running:
+            is_away = (silent_seconds or 0.0) > SILENT_AFTER_SECONDS
+            why = f"no broker at {self._kafka} answers" if is_away else ""
+        else:
+            part = self._health.components["kafka"]
+            lasts = self._health.seconds_since(part.since) > SILENT_AFTER_SECONDS
+            why = (part.why_not or "") if lasts else ""
+        if why:
+            fix = kafka_fix(self._kafka)
+            self._faults.report(Scope.DEPENDENCY, KAFKA, why, fix, reporter=_HEALTH)
+        else:
+            self._faults.clear(Scope.DEPENDENCY, KAFKA, reporter=_HEALTH)
 
     def count_troubles(self, save_troubles: int, fetch_troubles: int) -> None:
         """Count the failed calls of ingest since the last report, from its running totals."""

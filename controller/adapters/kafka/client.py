@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import TopicPartition as KafkaPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from controller.cancellation import is_cancelled
 from controller.ports import TopicPartition
@@ -66,6 +66,8 @@ def reason_of(error: BaseException) -> str:
     """Return why a call failed, in words for logs and messages."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, KafkaConnectionError) and "Unable to bootstrap" in str(error):
+        return "no broker answers"  # in place of the client's list of sockets
     return str(error) or type(error).__name__
 
 

@@ -97,7 +97,8 @@ class FleetScreen:
         """Return the screen. While it is not known which rollouts there are, it says so."""
         now = quiet(self._now(), QUIET)
         if (why_not := self._board.why_nothing_known) is not None:
-            return self._renderer.blocks("unknown.html", {"why": why_not})
+            faults = () if self._faults is None else self._faults.current[:10]
+            return self._renderer.blocks("unknown.html", {"why": why_not, "faults": faults})
         state = state_of(view.state)
         question = Question(view.part, state, view.owner or None)
         listed = await self._order.listed(question)

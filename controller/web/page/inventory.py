@@ -65,7 +65,7 @@ class FlagScreen:
         """Return the screen. While it is not known which flags there are, it says so."""
         board = self._inventory.board
         if (why_not := board.why_nothing_known) is not None:
-            return self._renderer.blocks("unknown.html", {"why": why_not})
+            return self._renderer.blocks("unknown.html", {"why": why_not, "faults": ()})
         found = await self._inventory.found(view.question)
         pages = max(1, -(-len(found.flags) // ROWS))
         present = min(view.number, pages)

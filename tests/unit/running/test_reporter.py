@@ -13,6 +13,7 @@ from controller.counting.owned_partition import PartitionState, PartitionView
 from controller.deciding.raise_guard import why_knowledge_is_old
 from controller.health import Faults, Health, Scope
 from controller.running.reporter import (
+    KAFKA,
     OPTIONAL,
     QUARANTINE,
     REQUIRED,
@@ -294,3 +295,26 @@ def test_a_short_session_does_not_ask_for_word_more_often_than_it_comes() -> Non
     """
     assert why_knowledge_is_old(1.4, 2.0) is None
     assert why_knowledge_is_old(3.1, 2.0) is not None
+
+
+def test_a_kafka_that_does_not_answer_is_a_fault_with_its_address_and_a_fix() -> None:
+    """The page shows faults: "in trouble" alone names no cause, and helps nobody."""
+    now = T0
+    bench = Bench()
+    bench.health = Health(REQUIRED, (), now=lambda: now)
+    reporter = Reporter(bench.metrics, bench.health, bench.faults, kafka="kafka.example:9092")
+    bench.health.not_ready("kafka", "preparing topics: no answer from Kafka for 5 s")
+    reporter.report_brokers(None)
+    assert not bench.faults.current, "a start takes a moment"
+    now += timedelta(seconds=5)
+    reporter.report_brokers(None)
+    (fault,) = bench.faults.current
+    assert (fault.scope, fault.name) == (Scope.DEPENDENCY, KAFKA)
+    assert fault.why == "preparing topics: no answer from Kafka for 5 s"
+    assert "start Kafka at kafka.example:9092" in fault.fix
+    assert "kafka.bootstrap_servers" in fault.fix
+    bench.health.is_running = True
+    for silent, is_away in ((None, False), (4.1, True), (9.0, True), (0.2, False)):
+        reporter.report_brokers(silent)
+        whys = [one.why for one in bench.faults.current]
+        assert whys == (["no broker at kafka.example:9092 answers"] if is_away else [])
