@@ -49,7 +49,7 @@ class Daemon:
         self.clock = AgreedClock(SystemClock(), max_skew_seconds=settings.clock.max_skew_seconds)
         self.faults = Faults(self.clock.now)
         optional = OPTIONAL if settings.advisor.url is None else (*OPTIONAL, "advisor")
-        self.health = Health(REQUIRED, optional, now=self.clock.now)
+        self.health = Health(REQUIRED, optional, now=self.clock.now, counting=ENGINE)
         self.registry = RolloutRegistry()
         self.connections = Connections(settings, self.clock, self.faults, self.registry)
         self.planes = self._make_planes()

@@ -36,9 +36,11 @@ class Health:
         optional: Iterable[str] = (),
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        counting: str = "",
     ) -> None:
-        """`now` gives UTC time."""
+        """`now` gives UTC time. `counting` is which fold counts: native, or python without it."""
         self._now = now
+        self.counting = counting
         began = now()
         self._components = {name: Component(name, True, "not started", began) for name in required}
         self._components |= {

@@ -158,6 +158,8 @@ class Readyz:
             "degraded": health.is_degraded or why_serving is not None or is_faulty,
             "starting": not health.has_started,
             "fatal_errors": health.trouble,
+            "version": version("rolloutd"),
+            "counting": health.counting,
             "takes_commands": self._takes_commands,
             "components": components,
             "faults": [

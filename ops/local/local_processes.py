@@ -44,6 +44,7 @@ class Program:
     is_ready: Callable[[], bool]
     environ: Mapping[str, str]
     ports: Mapping[int, str]  # what each is for, in words
+    build: str = ""  # stands for its code: another one is another build; empty: it is not ours
 
 
 class Processes:
@@ -72,6 +73,13 @@ class Processes:
         except (ValueError, KeyError, TypeError):
             return frozenset()
 
+    def build(self, name: str) -> str:
+        """Return the build of a program as it was started; empty where its file does not say."""
+        try:
+            return str(self._noted(name)["build"])
+        except (ValueError, KeyError, TypeError):
+            return ""
+
     def _noted(self, name: str) -> Any:
         try:
             return json.loads(self._pid_path(name).read_text(encoding="ascii"))
@@ -93,7 +101,8 @@ class Processes:
         began = began_at(process.pid)
         if began is None:
             return  # it ended at once; `wait_until_ready` says so
-        text = json.dumps({"pid": process.pid, "began": began, "ports": list(program.ports)})
+        noted = {"pid": process.pid, "began": began, "ports": list(program.ports)}
+        text = json.dumps({**noted, "build": program.build})
         self._pid_path(program.name).write_text(text, encoding="ascii")
 
     def wait_until_ready(self, program: Program, seconds: float) -> None:

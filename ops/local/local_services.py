@@ -6,12 +6,15 @@ Does not belong here: where they listen (`local_addresses.py`), and processes
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import sys
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +23,7 @@ import yaml
 from local_addresses import Addresses
 from local_processes import LOOPBACK, Program, StackError
 
+from controller.counting.native_place import native_place
 from controller.demo import store
 from controller.errors import ConfigInvalid
 
@@ -108,8 +112,31 @@ def _daemon(at: Addresses, directory: Path, environ: Mapping[str, str]) -> Servi
         lambda: _answers(f"http://{LOOPBACK}:{at.ops}/readyz"),
         {**kept, **environ},
         {at.http: "rolloutd's page and API", at.ops: "rolloutd's probes and metrics"},
+        _build(),
     )
     return Service(program, f"http://{LOOPBACK}:{at.http}", f"the page; probes: port {at.ops}")
+
+
+def _build() -> str:
+    """Return what stands for the code of the daemon as it is now, the native fold included."""
+    digest = hashlib.sha256()
+    native = native_place().module
+    found = None if native is None else find_spec(native)
+    paths = [] if found is None or found.origin is None else [Path(found.origin)]
+    for folder in ("controller", "schemas"):
+        paths += [one for one in sorted((ROOT / folder).rglob("*.py")) if one.is_file()]
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def counting_of(at: Addresses) -> str:
+    """Return what counts in the daemon that runs: native or python; empty where it says nothing."""
+    try:
+        with _DIRECT.open(f"http://{LOOPBACK}:{at.ops}/readyz", timeout=_PROBE_SECONDS) as answer:
+            return str(json.load(answer).get("counting", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def _shop(at: Addresses, environ: Mapping[str, str]) -> Service:

@@ -24,7 +24,7 @@ from typing import Final
 
 from local_addresses import Chosen, choose, keep, read_kept
 from local_processes import LOOPBACK, Processes, Program, StackError, holder, is_taken
-from local_services import Service, services
+from local_services import Service, counting_of, services
 
 _READY_SECONDS: Final = 180.0  # a start takes 15 s; a busy machine needs many times that
 _STOP_SECONDS: Final = 10.0
@@ -50,6 +50,7 @@ def up(directory: Path) -> None:
     waves = list(services(chosen.at, processes.directory, environ))
     programs = [service.program for wave in waves for service in wave]
     _end_what_was_chosen_otherwise(processes, programs, chosen)
+    _end_other_builds(processes, programs)
     running = [program.name for program in programs if processes.find(program.name) is not None]
     missing = [program for program in programs if program.name not in running]
     for program in missing:  # what a crash of ours has left holds no port
@@ -68,7 +69,7 @@ def up(directory: Path) -> None:
                 processes.start(service.program)
         for service in wave:
             _wait(processes, service)
-    for line in _table(waves, directory):
+    for line in _table(waves, directory, counting_of(chosen.at)):
         print(line)
     for line in _next(chosen):
         print(line)
@@ -92,6 +93,15 @@ def _end_what_was_chosen_otherwise(
     print(f"{', '.join(changed)}: ending what runs; all starts again with its data …")
     for name in running:
         processes.stop(name, ENDED[name])
+
+
+def _end_other_builds(processes: Processes, programs: Sequence[Program]) -> None:
+    """End what runs other code than this checkout has now, so that it starts again with it."""
+    for program in programs:
+        is_other = program.build and processes.build(program.name) != program.build
+        if is_other and processes.find(program.name) is not None:
+            print(f"{program.name}: its code has changed since it was started; restarting it …")
+            processes.stop(program.name, ENDED[program.name])
 
 
 def _wait(processes: Processes, service: Service) -> None:
@@ -148,7 +158,8 @@ def _who_holds(taken: Mapping[int, str]) -> Iterator[str]:
         yield f"  end that one, with its data: {end}"
 
 
-def _table(waves: Sequence[Sequence[Service]], directory: Path) -> Iterator[str]:
+def _table(waves: Sequence[Sequence[Service]], directory: Path, counting: str) -> Iterator[str]:
+    """Yield what runs where; `counting` is what counts in the daemon."""
     rows = [
         (service.program.name, service.where, service.what) for wave in waves for service in wave
     ]
@@ -158,6 +169,10 @@ def _table(waves: Sequence[Sequence[Service]], directory: Path) -> Iterator[str]
         yield f"  {name:<{widths[0]}}  {where:<{widths[1]}}  {what}"
     if not any(name == "prometheus" for name, _, _ in rows):
         yield "  (no Prometheus here; `make prometheus` fetches it, then `make up` starts it)"
+    if counting == "python":
+        yield "  (rolloutd counts in Python; natively, with less CPU: `make native`, `make up`)"
+    elif counting:
+        yield "  (rolloutd counts natively)"
     yield f"  logs: {directory}/*.log"
 
 

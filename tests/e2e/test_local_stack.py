@@ -131,6 +131,17 @@ def check_that_another_clone_is_refused(stack: Stack) -> None:
     assert other.processes() == {}
 
 
+def check_that_another_build_is_restarted(stack: Stack) -> None:
+    """Of a checkout that has changed since only what runs its code starts again."""
+    noted = stack.directory / "rolloutd.pid"
+    daemon, shop = stack.pid("rolloutd"), stack.pid("shop")
+    noted.write_text(json.dumps({**json.loads(noted.read_text()), "build": "another"}))
+    said = stack.run("up")
+    assert said.startswith("rolloutd: its code has changed since it was started; restarting it")
+    assert "(rolloutd counts " in said
+    assert (stack.pid("rolloutd") != daemon, stack.pid("shop")) == (True, shop)
+
+
 def test_the_stack_comes_up_once_survives_crashes_and_leaves_nothing(stack: Stack) -> None:
     """A second `up` changes nothing, one after crashes starts what ended, `down` ends all."""
     said = stack.run("up")
@@ -176,6 +187,8 @@ def test_the_stack_comes_up_once_survives_crashes_and_leaves_nothing(stack: Stac
     assert f"ROLLOUTD_HTTP__PORT={stack.ports['http']}: ending what runs" in said
     assert sorted(set(stack.processes().values())) == sorted(set(before.values()))
     assert "checkout-v2" in stack.command(*control, "status")
+
+    check_that_another_build_is_restarted(stack)
 
     stack.kill("kafka", but="java")
     stack.kill("rolloutd", "visitors")

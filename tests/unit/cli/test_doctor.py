@@ -154,3 +154,13 @@ def test_text_of_a_replica_cannot_control_the_terminal() -> None:
         "components": {"\x1b[2J": {**AWAY, "reason": "\x1b]0;t"}},
     }
     assert not any("\x1b" in line.plain or "\x07" in line.plain for line in lines_of(sick))
+
+
+def test_the_release_and_what_counts_are_told_where_the_replica_says_it() -> None:
+    """Whoever built the native fold sees whether a replica that runs uses it."""
+    assert "counting" not in " ".join(line.plain for line in lines_of(HEALTHY))
+    native = [line.plain for line in lines_of({**HEALTHY, "version": "1.2", "counting": "native"})]
+    assert native[1] == "rolloutd 1.2, counting native"
+    python = [line.plain for line in lines_of({**HEALTHY, "version": "1.2", "counting": "python"})]
+    assert python[1].startswith("rolloutd 1.2, counting python: the native fold counts the same")
+    assert "`make native`" in python[1]
