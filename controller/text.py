@@ -31,6 +31,15 @@ def is_blank(text: str) -> bool:
     return all(char in _FILLERS or unicodedata.category(char)[0] in "CMZ" for char in text)
 
 
+def plural(count: int, one: str, many: str = "") -> str:
+    """Return a count with its noun, as `1 flag` and `1,200 flags`.
+
+    `many` is the plural where it is not `one` with an s, also of more than a noun, as in
+    `partition is` and `partitions are`.
+    """
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
 def excerpt(text: str, max_chars: int) -> str:
     """Return the first `max_chars` characters of `text`, printable and trimmed."""
     return printable(text[:max_chars]).strip()

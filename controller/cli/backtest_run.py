@@ -24,7 +24,7 @@ from controller.errors import EventLogUnavailable
 from controller.planning.backtest import Backtest, Replay, Source
 from controller.reporting.situation import about
 from controller.settings import CountingSettings, KafkaSettings
-from controller.text import one_line
+from controller.text import one_line, plural
 from schemas.decision import Decision
 from schemas.fields import parse_duration
 from schemas.formats import evaluation_reader, outcome_reader
@@ -148,7 +148,7 @@ def _make_test(request: BacktestRequest, sources: Sequence[Source]) -> Backtest:
 
 def _show_progress(done: int, total: int, *, is_json: bool) -> None:
     if not is_json and sys.stderr.isatty() and done % 1000 < 50:
-        typer.echo(f"{done:,} of {total:,} records\r", err=True, nl=False)
+        typer.echo(f"{done:,} of {plural(total, 'record')}\r", err=True, nl=False)
 
 
 async def _actual_decisions(request: BacktestRequest) -> list[Decision]:
@@ -185,7 +185,7 @@ def why_nothing_counted(plan: Plan, late: int) -> str:
     """Return why there is no evidence; `late` records came while a stage settled."""
     if late:
         return (
-            f"nothing was counted: all {late:,} records of {plan.flag_key} came while a "
+            f"nothing was counted: all {plural(late, 'record')} of {plan.flag_key} came while a "
             f"stage settled; next: begin earlier (--from), or shorten `settle`"
         )
     return (
@@ -247,7 +247,9 @@ def real_decision_lines(served: Sequence[Decision]) -> list[str]:
     Of many only the newest `MOST_REAL`, after a line that says how many are left out.
     """
     hidden = len(served) - MOST_REAL
-    lines = [f"{hidden} earlier decisions not shown; --json has them"] if hidden > 0 else []
+    lines = (
+        [f"{plural(hidden, 'earlier decision')} not shown; --json has them"] if hidden > 0 else []
+    )
     for real in served[-MOST_REAL:]:
         move = f"{real.from_percent:g} → {real.to_percent:g} %"
         kind = real.kind.value.replace("_", " ")

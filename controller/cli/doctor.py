@@ -19,7 +19,7 @@ from controller.cli.common import (
     output,
 )
 from controller.cli.daemon_answers import trusted
-from controller.text import one_line
+from controller.text import one_line, plural
 
 DEADLINE_SECONDS: Final = 5.0
 MAX_BYTES: Final = 1_000_000
@@ -126,8 +126,10 @@ def lines_of(body: dict[str, Any]) -> list[Text]:
     for fault in body.get("faults") or ():
         if isinstance(fault, dict):
             lines += _fault_lines(fault)
-    if more := body.get("omitted_faults"):
-        lines.append(Text(f"and {one_line(str(more))} more faults that were not kept"))
+    if isinstance(more := body.get("omitted_faults"), int) and more:
+        lines.append(
+            Text(f"and {plural(more, 'more fault that was', 'more faults that were')} not kept")
+        )
     if body.get("takes_commands") is False:  # older replicas do not say it
         lines.append(Text(_TAKES_NONE))
     return lines

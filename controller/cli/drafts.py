@@ -44,7 +44,7 @@ from controller.cli.status import find_rollout, newest_of
 from controller.core.rollout import Rollout
 from controller.errors import ConfigInvalid
 from controller.settings import AdvisorSettings, KafkaSettings
-from controller.text import one_line
+from controller.text import one_line, plural
 from schemas.decision import Decision
 from schemas.fields import parse_duration
 from schemas.terms import NAME
@@ -233,7 +233,7 @@ def suggest_targeting(
     for plane, rules in written.items():
         typer.echo(f"{plane}: {json.dumps(rules, ensure_ascii=True)}")
     output().print(_sample_table(users, drafted, met))
-    typer.echo(f"{sum(met)} of {len(met)} sample users match")
+    typer.echo(f"{sum(met)} of {plural(len(met), 'sample user')} match")
 
 
 def _warn_of_conditions(made: Draft[Suggestion], description: str) -> None:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from controller.cli import rendering
 from controller.counting.flag_tally import EventSample, OutcomeReading
-from controller.text import one_line
+from controller.text import one_line, plural
 from schemas.envelope import format_time, time_of
 from schemas.terms import EventClass, EventRemark
 
@@ -170,7 +170,9 @@ def show_summary(console: Console, summary: Mapping[str, Any], read: str) -> Non
             )
             rendering.show_line(console, Text(one_line_indented(words), "bold yellow"))
     if summary.get("omitted_flags"):
-        rendering.show_line(console, Text(f"and {summary['omitted_flags']:,} more flags", "dim"))
+        rendering.show_line(
+            console, Text(f"and {plural(summary['omitted_flags'], 'more flag')}", "dim")
+        )
     for flag, found in summary["unknown_flags"].items():
         near = found.get("nearest")
         meant = f"; did you mean {one_line(near)}?" if near else ""

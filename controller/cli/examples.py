@@ -11,7 +11,29 @@ from typing import Any, Final
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
+from typer.exceptions import TyperException
 
+from controller.text import one_line
+
+#: Options that another command has, or that somebody expects, with what is meant here; tried in
+#: this order.
+_SAME: Final = {
+    "--daemon": ("--url",),
+    "--url": ("--daemon",),
+    "--port": ("--url", "--daemon"),
+    "--ops": ("--url",),
+    "--follow": ("--watch",),
+    "--limit": ("--last",),
+    "--count": ("--last",),
+    "--from": ("--since",),
+    "--message": ("--reason",),
+    "--why": ("--reason",),
+    "--server": ("--bootstrap-servers",),
+    "--broker": ("--bootstrap-servers",),
+    "--brokers": ("--bootstrap-servers",),
+    "--kafka": ("--bootstrap-servers",),
+    "--prefix": ("--topic-prefix",),
+}
 _BAD: Final = '"error rate doubled in eu-west"'
 
 #: By command. Each begins with `rolloutctl` and the command's name; a test parses all of them.
@@ -110,7 +132,13 @@ class _Command(TyperCommand):
         if ctx.allow_extra_args:
             return super().parse_args(ctx, args)
         ctx.allow_extra_args = True
-        rest = super().parse_args(ctx, args)
+        try:
+            rest = super().parse_args(ctx, args)
+        except TyperException as error:
+            if not hasattr(error, "possibilities"):  # of an option that there is not
+                raise
+            unknown = one_line(str(getattr(error, "option_name", "")))
+            ctx.fail(f"No such option: {unknown}. {_meant_option(unknown, params)}")
         if ctx.args and not ctx.resilient_parsing:
             arguments = (one for one in params if isinstance(one, TyperArgument))
             names = [(one.metavar or one.name or "").upper() for one in arguments]
@@ -123,6 +151,24 @@ class _Command(TyperCommand):
         return _without_types(super().get_params(ctx))
 
 
+def _meant_option(typed: str, params: list[Any]) -> str:
+    """Return which option of a command was probably meant, or which there are."""
+    known = [
+        name
+        for param in params
+        if isinstance(param, TyperOption) and not param.hidden
+        for name in param.opts
+        if name.startswith("--")
+    ]
+    arguments = [one for one in params if isinstance(one, TyperArgument)]
+    if any(f"--{one.name}" == typed for one in arguments):
+        return f"Write the {typed[2:]} without it."
+    meant = [name for name in _SAME.get(typed, ()) if name in known]
+    meant += [name for name in known if name.startswith(typed) and len(typed) > 3]
+    meant += difflib.get_close_matches(typed, known, n=1)
+    return f"Did you mean {meant[0]}?" if meant else f"There are: {', '.join(known)}."
+
+
 class CommandGroup(TyperGroup):
     """A group of commands whose switches are shown without a type."""
 
@@ -131,12 +177,14 @@ class CommandGroup(TyperGroup):
         is_typing = ctx.resilient_parsing  # a shell completes what is not a command yet
         if args and args[0] not in self.commands and args[0][:1].isalnum() and not is_typing:
             listed = [name for name, command in self.commands.items() if not command.hidden]
-            near = difflib.get_close_matches(args[0].lower(), self.commands, n=1)
+            word = args[0].lower()
+            begun = [name for name in listed if name.startswith(word) and len(word) >= 3]
+            near = begun or difflib.get_close_matches(word, self.commands, n=1)
             hint = f"There are: {', '.join(listed)}."
             if (place := self.place_of(args[0].lower())) is not None:
                 hint = f"Did you mean {place}?"
             elif near:
-                hint = f"Did you mean {self.own_name(near[0])}?"
+                hint = f"Did you mean {' or '.join(map(self.own_name, near))}?"
             ctx.fail(f"No such command {args[0]!r}. {hint}")
         return super().resolve_command(ctx, args)
 

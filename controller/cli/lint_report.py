@@ -24,6 +24,7 @@ from controller.planning.typed_traffic import (
 )
 from controller.plans import Finding
 from controller.reporting.situation import about
+from controller.text import plural
 from schemas.fields import format_duration
 from schemas.plan import PlanDocument
 
@@ -72,7 +73,7 @@ class Tryout:
             return
         control, assumed, begin = self._tried
         yield from _result_lines(self._plan, self._outlook.healthy)
-        yield f"simulated: {self._outlook.rollouts} rollouts at {control}"
+        yield f"simulated: {plural(self._outlook.rollouts, 'rollout')} at {control}"
         yield f"simulated rollouts {begin}"
         if assumed:
             yield f"assumed, because not stated: {', '.join(assumed)}"
@@ -121,7 +122,7 @@ def _result_lines(plan: Plan, healthy: Scenario) -> Iterator[str]:
         )
         if part.count
     ]
-    completed = f"{done} of {total} rollouts of a release as good as control complete"
+    completed = f"{done} of {plural(total, 'rollout')} of a release as good as control complete"
     if (took := healthy.seconds_to_complete) is not None:
         completed += f", after about {about(timedelta(seconds=took.median))}"
     yield f"{_ENOUGH[_is_enough(healthy)]}: {'; '.join([completed, *ends])}"

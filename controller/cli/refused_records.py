@@ -22,7 +22,7 @@ from controller.cli.operator_client import read_event
 from controller.counting.event_fields import fields_sent, misnamed_words
 from controller.errors import EventLogUnavailable
 from controller.settings import KafkaSettings
-from controller.text import one_line
+from controller.text import one_line, plural
 from schemas import quarantine
 from schemas.envelope import format_time, time_of
 from schemas.quarantine import Quarantined, RefusedRecord
@@ -112,11 +112,10 @@ def _left_out(
         named = f" that names {flag}" if others else ""
         yield f"no record{named} was refused since {format_time(since)}"
     elif earlier:
-        yield f"{earlier:,} earlier ones are not shown; --last shows more"
+        hidden = plural(earlier, "earlier one is", "earlier ones are")
+        yield f"{hidden} not shown; --last shows more"
     if flagless:
-        records = (
-            "1 refused record names" if flagless == 1 else f"{flagless:,} refused records name"
-        )
+        records = plural(flagless, "refused record names", "refused records name")
         yield f"{records} no flag, and may be about {flag} too: without --flag all are shown"
 
 

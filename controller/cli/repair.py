@@ -13,6 +13,7 @@ from controller.adapters.redis.rollouts import RedisRollouts
 from controller.adapters.redis.totals import RedisTotals
 from controller.errors import BadInput, BrokenInvariant, ConfigInvalid, RolloutdError
 from controller.settings import Settings
+from controller.text import plural
 from schemas.terms import NAME
 
 #: As in sysexits.h: the configuration or the name cannot be used.
@@ -66,7 +67,11 @@ async def _describe(settings: Settings, flag: str) -> str:
     if stored.rollout is None:
         return f"{flag} has no rollout in Redis"
     rollout = stored.rollout
-    waiting = f"; {len(stored.outbox)} effects wait for Kafka" if stored.outbox else ""
+    waiting = (
+        f"; {plural(len(stored.outbox), 'effect waits', 'effects wait')} for Kafka"
+        if stored.outbox
+        else ""
+    )
     return (
         f"{flag} can be read: revision {rollout.revision}, {rollout.phase.name}, "
         f"{rollout.served_words}{waiting}"

@@ -21,6 +21,7 @@ from controller.planning.trial import SimulationRequest, simulated
 from controller.planning.trial_words import tried_plan
 from controller.planning.virtual_traffic import VirtualTraffic
 from controller.reporting.tried_plan import TriedPlan, TriedScenario
+from controller.text import plural
 
 PROGRESS_EVERY_SECONDS = 10.0
 
@@ -73,7 +74,7 @@ class _SlowProgress:
         now = time.monotonic()
         if now - self._told_at >= PROGRESS_EVERY_SECONDS and done < self._runs:
             self._told_at = now
-            complain(f"{self._name}: {done} of {self._runs} rollouts simulated")
+            complain(f"{self._name}: {done} of {plural(self._runs, 'rollout')} simulated")
 
 
 # --- text

@@ -55,6 +55,7 @@ from controller.errors import EventLogUnavailable
 from controller.reporting.situation import Situation, about
 from controller.reporting.unwatched import Unwatched, open_unwatched
 from controller.settings import KafkaSettings
+from controller.text import plural
 from schemas.decision import Decision
 from schemas.fields import parse_duration
 
@@ -170,7 +171,8 @@ def status(
     if len(shown) < len(situations):
         days = _ENDED_SHOWN_FOR.days
         hidden = len(situations) - len(shown)
-        complain(f"{hidden} that ended more than {days} days ago not shown; `status --all` does")
+        rollouts = plural(hidden, "rollout")
+        complain(f"{rollouts} that ended more than {days} days ago not shown; `status --all` does")
 
 
 def _ended_long_ago(situation: Situation) -> bool:

@@ -21,7 +21,7 @@ from controller.reporting.evidence_words import (
     verdict_words,
 )
 from controller.reporting.situation import Situation, about, moment
-from controller.text import one_line
+from controller.text import one_line, plural
 from schemas.terms import Arm, HoldReason, PhaseName, Safe
 
 _ASK_A_DAEMON = "--daemon URL, or ROLLOUTCTL_DAEMON, shows the newest"
@@ -247,7 +247,7 @@ def _show_evidence(console: Console, situation: Situation, *, above: str, has_da
 
 def _advice_record(situation: Situation) -> str:
     """Return what the model advised at the gates, or how often it agreed with the outcome."""
-    gates = f"{len(situation.advised)} gate{'s' if len(situation.advised) > 1 else ''}"
+    gates = plural(len(situation.advised), "gate")
     if situation.advice_agreement is not None:
         agreed, _ = situation.advice_agreement
         return f"agreed with the outcome at {agreed} of {gates}"

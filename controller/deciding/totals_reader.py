@@ -33,6 +33,7 @@ from controller.deciding.worker_pool import WorkerPool
 from controller.errors import OperatingTrouble
 from controller.health import Faults, Scope
 from controller.ports import Clock, GateWebhooks, Queries, Totals
+from controller.text import plural
 
 #: Totals are read this often at most, and at least every `READ_EVERY_SECONDS`. In between, reading
 #: takes no more than this share of the time, as far as that leaves one read a second.
@@ -213,7 +214,7 @@ class TotalsReader:
             self._faults.clear(Scope.PART, _LOOKS)
             return
         why = (
-            f"each of {self._flags_read:,} rollouts is looked at only every "
+            f"each of {plural(self._flags_read, 'rollout')} is looked at only every "
             f"{self._turn_seconds:.0f} s, so harm is found that much later"
         )
         fix = (

@@ -12,6 +12,7 @@ from controller.core.rollout import AwaitingApproval, Paused, Rollout
 from controller.demo.apps import USERS, Report
 from controller.demo.observer import Course, last_reasons
 from controller.demo.scenarios import Ending, Scenario
+from controller.text import plural
 from schemas.terms import HoldReason, PhaseName
 
 #: The phases in which nothing moves without a command.
@@ -106,7 +107,7 @@ def summary(scenario: Scenario, course: Course, report: Report) -> list[str]:
         case PhaseName.COMPLETED:
             lines = [
                 (
-                    f"Completed: {stage.stage + 1} stages in {seconds:.1f} s, every gate "
+                    f"Completed: {plural(stage.stage + 1, 'stage')} in {seconds:.1f} s, every gate "
                     f"passed on evidence."
                 )
             ]
@@ -132,7 +133,7 @@ def summary(scenario: Scenario, course: Course, report: Report) -> list[str]:
         lines.append(f"Why: {_why(rollout, course.decisions)}.")
     unadvised = sum(1 for decision in course.decisions if "no advice" in decision["reason"])
     if unadvised:
-        gates = "1 gate was" if unadvised == 1 else f"{unadvised} gates were"
+        gates = plural(unadvised, "gate was", "gates were")
         lines.append(f"{gates} decided without advice: no usable answer came in time.")
     if answers := Counter(
         decision["advice"]["choice"] for decision in course.decisions if decision.get("advice")
@@ -174,7 +175,8 @@ def _harm(course: Course, report: Report) -> str:
     )
     as_many = "" if report.harmed_users else ", as many as the old version would have had"
     counted = (
-        f" (rolloutd counted {seen['failed_requests']:,} failed requests in treatment{as_many})"
+        f" (rolloutd counted {plural(seen['failed_requests'], 'failed request')} in "
+        f"treatment{as_many})"
         if seen
         else ""
     )

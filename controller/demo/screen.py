@@ -15,6 +15,7 @@ from rich.text import Text
 
 from controller.demo.apps import Report
 from controller.demo.scenarios import Scenario
+from controller.text import plural
 from schemas.terms import DecisionKind, Severity
 
 #: Alerts and advice below the rollout, which shows its decisions itself.
@@ -100,7 +101,7 @@ class Terminal:
             else f" · {self._rate.per_second:,.0f} requests/s",
             "dim",
         )
-        line.append(f" · {report.treated_users:,} users on the new version", "dim")
+        line.append(f" · {plural(report.treated_users, 'user')} on the new version", "dim")
         return _one_line(line)
 
 

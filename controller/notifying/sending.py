@@ -27,6 +27,7 @@ from controller.health import Faults, Scope
 from controller.notifying.book import Book, ChannelState, Delivery, Thread
 from controller.notifying.words import Message, Words
 from controller.ports import Clock
+from controller.text import plural
 
 #: With more waiting, messages are put together: people read each of a few by itself.
 GROUPED_OVER: Final = 10
@@ -283,7 +284,7 @@ class Sender:
             self._faults.report(
                 Scope.DEPENDENCY,
                 self._fault,
-                f"{waits} messages wait for channel {name}: {why}",
+                f"{plural(waits, 'message waits', 'messages wait')} for channel {name}: {why}",
                 "see that its address and token are right and its server answers; they are sent "
                 "then",
             )

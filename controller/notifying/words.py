@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from controller.notifying.book import Delivery, Purpose
 from controller.notifying.news import TEST, News, urgency
-from controller.text import one_line
+from controller.text import one_line, plural
 from schemas.terms import Severity
 
 LONGEST_TITLE: Final = 200
@@ -119,8 +119,8 @@ def _facts(news: News, environment: str) -> list[tuple[str, str]]:
     if news.owner:
         facts.append(("Owner", news.owner))
     if news.exposed:
-        failed = "" if news.failed is None else f", {news.failed:,} failed requests"
-        facts.append(("Affected so far", f"{news.exposed:,} users{failed}"))
+        failed = "" if news.failed is None else f", {plural(news.failed, 'failed request')}"
+        facts.append(("Affected so far", f"{plural(news.exposed, 'user')}{failed}"))
     facts.append(at)
     return [(name, one_line(value)) for name, value in facts]
 
@@ -145,7 +145,8 @@ def grouped_title(messages: Sequence[Message]) -> str:
     """Return the title of several messages that are sent as one."""
     worst = max((one.news.severity for one in messages), key=urgency)
     flags = len({one.news.flag for one in messages})
-    return f"{len(messages)} messages about {flags} flags, the worst is {worst.value}"
+    what = f"{plural(len(messages), 'message')} about {plural(flags, 'flag')}"
+    return f"{what}, the worst is {worst.value}"
 
 
 Words = Callable[[Delivery], Message]

@@ -20,6 +20,7 @@ from controller.planning.figures import Scenario, lacking_words, summed_up
 from controller.planning.simulation import Run, run_once
 from controller.planning.virtual_traffic import TrafficSource, VirtualTraffic, example_harms
 from controller.plans import Finding
+from controller.text import plural
 from schemas.fields import format_duration
 from schemas.terms import HealthGap, Severity
 
@@ -87,7 +88,7 @@ def _false_alarms(healthy: Scenario) -> Iterator[Finding]:
         metrics = sorted({run.metric for run in healthy.runs if run.metric is not None})
         yield _warning(
             ("guardrails",),
-            f"in {part.count} of {part.of} simulated rollouts {', '.join(metrics)} finds "
+            f"in {part.count} of {plural(part.of, 'simulated rollout')} {', '.join(metrics)} finds "
             f"harm in a release as good as control",
             "let the limit lie above what control does",
         )
@@ -105,7 +106,7 @@ def _undecided(plan: Plan, healthy: Scenario) -> Iterator[Finding]:
             yield _warning(
                 ("stages", index),
                 f"the gate is unlikely to decide {per_second}: in {stage.undecided} of "
-                f"{came} simulated rollouts of a release "
+                f"{plural(came, 'simulated rollout')} of a release "
                 f"as good as control it is undecided at max_bake "
                 f"({_rounded(declared.max_bake)}): {lacking_words(stage.lacking)}",
                 _decidable(stage.lacking),
@@ -139,7 +140,8 @@ def _missed(harmed: Scenario, words: str, watching: Sequence[Guardrail]) -> Iter
     if part.of and part.share >= 0.5:
         yield _warning(
             ("guardrails",),
-            f"a release that {words} is promoted in {part.count} of {part.of} simulated rollouts",
+            f"a release that {words} is promoted in {part.count} of "
+            f"{plural(part.of, 'simulated rollout')}",
             _stricter(watching),
         )
 

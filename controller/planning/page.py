@@ -14,6 +14,7 @@ from controller.core.metrics.kind import share_words
 from controller.core.plan import Plan
 from controller.planning.figures import Part, Scenario, Spread, time_to_find
 from controller.planning.simulation import Run
+from controller.text import plural
 from schemas.fields import format_duration
 
 WIDTH = 960
@@ -86,8 +87,8 @@ def page(
     body = [
         f"<h1>{escape(plan.name)} <span class='dim'>of {escape(plan.flag_key)}</span></h1>",
         (
-            f"<p class='dim'>{runs:,} virtual rollouts each, by the daemon's own state machine "
-            f"and tests. Control: {escape(control)}.</p>"
+            f"<p class='dim'>{plural(runs, 'virtual rollout')} each, by the daemon's own state "
+            f"machine and tests. Control: {escape(control)}.</p>"
         ),
     ]
     if assumed:
@@ -115,7 +116,8 @@ def _section(plan: Plan, scenario: Scenario) -> Iterable[str]:
     longest = max(run.at - run.started_at for run in scenario.runs)
     drawn = min(len(scenario.runs), _PATHS_DRAWN)
     yield _figure(
-        _paths(scenario, longest), f"What is served over time; {drawn} rollouts, one line each."
+        _paths(scenario, longest),
+        f"What is served over time; {plural(drawn, 'rollout')}, one line each.",
     )
     if effects and (
         seconds := [value for run in scenario.runs if (value := time_to_find(run)) is not None]

@@ -11,6 +11,7 @@ from controller.planning.figures import Part, Scenario, Spread, lacking_words
 from controller.planning.trial import SimulationRequest
 from controller.reporting.situation import about
 from controller.reporting.tried_plan import TriedPlan, TriedScenario
+from controller.text import plural
 
 _ALWAYS_ASSUMED: Final = (
     "also assumed: a model, if asked, advises to proceed; people approve at once; each request "
@@ -23,7 +24,7 @@ def tried_plan(request: SimulationRequest, scenarios: Sequence[Scenario]) -> Tri
     plan = request.plan
     return TriedPlan(
         plan=f"{plan.name} of {plan.flag_key}",
-        rollouts=f"{request.runs} virtual rollouts each, seed {request.seed}",
+        rollouts=f"{plural(request.runs, 'virtual rollout')} each, seed {request.seed}",
         about=(
             f"control: {request.traffic.words(plan)}",
             f"rollouts {request.begin}",

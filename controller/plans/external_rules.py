@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from controller.plans.finding import Finding, error, percent_words, warning
+from controller.text import plural
 from controller.yaml_places import Path
 from schemas.external import VARIANT, CountersDocument, ExternalMetricDocument
 from schemas.fields import format_duration
@@ -250,7 +251,8 @@ def _stage_faults(
         if looks > stage.longest_bake:
             yield error(
                 ("stages", index),
-                f"its gate can never pass: {metric.name} needs {needed} looks, which take "
+                f"its gate can never pass: {metric.name} needs "
+                f"{plural(needed, 'look, which takes', 'looks, which take')} "
                 f"{format_duration(looks)}, and max_bake is {format_duration(stage.longest_bake)}",
                 "look more often with `every`, or bake longer",
             )

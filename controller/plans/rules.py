@@ -37,7 +37,7 @@ from controller.plans.guardrail_rules import (
 from controller.plans.health_rules import health_faults
 from controller.plans.webhook_rules import webhook_faults
 from controller.plans.window_rules import endless_freezes, unknown_time_zones
-from controller.text import is_blank
+from controller.text import is_blank, plural
 from controller.yaml_places import Path
 from schemas.audiences import ConditionDocument
 from schemas.fields import format_duration
@@ -134,7 +134,7 @@ def _stage_faults(document: PlanDocument, _: datetime | None) -> Iterator[Findin
         if stage.min_sample < 1:
             yield error(
                 (*at, "min_sample"),
-                f"{stage.min_sample} samples prove nothing",
+                f"{plural(stage.min_sample, 'sample proves', 'samples prove')} nothing",
                 "write at least 1, better 100; a ramp without evidence says `blind: true`",
             )
     yield from _repeated_names(document)

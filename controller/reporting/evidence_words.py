@@ -12,7 +12,7 @@ from controller.core.metrics import kind_to_show
 from controller.core.metrics.kind import MetricKind
 from controller.core.plan import Guardrail
 from controller.core.rollout import Rollout
-from controller.text import one_line
+from controller.text import one_line, plural
 from schemas.decision import JudgementRecord, MetricRecord, WebhookRecord
 from schemas.metric_names import Unit
 from schemas.terms import Arm, HealthGap, Verdict
@@ -176,7 +176,7 @@ def incomplete_words(judgement: JudgementRecord) -> str:
 def harm_words(judgement: JudgementRecord) -> str:
     """Return what the rollout has cost so far."""
     harm = judgement.harm
-    users = f"{harm.exposed_contexts:,} user{'' if harm.exposed_contexts == 1 else 's'}"
+    users = plural(harm.exposed_contexts, "user")
     failed = f"{harm.failed_requests:,}" if harm.failed_requests else "none"
     return f"{users} had treatment; {failed} of their requests failed{_excess_words(judgement)}"
 

@@ -13,6 +13,7 @@ from typing import Final
 from controller.core.rollout import RaiseAlert
 from controller.reporting.inventory import Listed, counted
 from controller.settings.flags import WeekDay
+from controller.text import plural
 from schemas.terms import AlertKind, Severity
 
 #: Flags that the digest names.
@@ -36,7 +37,7 @@ def digest_of(flags: Sequence[Listed], due: datetime) -> RaiseAlert:
     )
     first = "; ".join(f"{one.rollout.flag_key}: {one.findings[0].why}" for one in flags[:NAMED])
     more = f"; and {len(flags) - NAMED} more" if len(flags) > NAMED else ""
-    flags_words = "1 flag" if len(flags) == 1 else f"{len(flags)} flags"
+    flags_words = plural(len(flags), "flag")
     return RaiseAlert(
         AlertKind.FLAG_DIGEST,
         Severity.INFO,

@@ -23,7 +23,7 @@ from controller.core.rollout import (
 from controller.reporting.progress import evidence_share, troubles
 from controller.reporting.situation import Situation, moment
 from controller.reporting.views import needs_person
-from controller.text import one_line
+from controller.text import one_line, plural
 from schemas.terms import Arm, Verdict
 
 #: For so long a person is asked to look at a rollout that was rolled back.
@@ -156,8 +156,9 @@ def _evidence(situation: Situation) -> str:
         return "no user of the new version was counted yet in this stage"
     gaps = ", ".join(gap.kind.replace("_", " ") for gap in troubles(judgement))
     if gaps:
-        return f"{users:,} users were counted, but the evidence cannot be judged: {gaps}"
-    return f"no harm found in {users:,} users of the new version"
+        counted = plural(users, "user was", "users were")
+        return f"{counted} counted, but the evidence cannot be judged: {gaps}"
+    return f"no harm found in {plural(users, 'user')} of the new version"
 
 
 def _harm(situation: Situation) -> str:

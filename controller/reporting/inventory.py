@@ -17,7 +17,7 @@ from typing import Final
 from controller.core.rollout import Rollout
 from controller.ports import FlagUse, FlagUses, LastDecision, Lift
 from controller.settings.flags import FlagsSettings
-from controller.text import is_blank
+from controller.text import is_blank, plural
 from schemas.inventory import (
     EvaluationsRecord,
     FindingRecord,
@@ -90,7 +90,7 @@ def _stale(rollout: Rollout, now: datetime, rules: FlagsSettings) -> Finding | N
         return None
     if age < timedelta(days=rules.stale_after_days):
         return None
-    why = f"{rollout.percent:g} % for {age.days} days, and nothing will change it"
+    why = f"{rollout.percent:g} % for {plural(age.days, 'day')}, and nothing will change it"
     first = "make treatment the only code; then " if rollout.percent else ""
     return Finding(FlagFinding.STALE, why, f"{first}{_retire(rollout)}")
 
@@ -103,7 +103,7 @@ def _expired(rollout: Rollout, now: datetime) -> Finding | None:
     expires_at = rollout.plan.expires_at
     if expires_at is None or now < expires_at or not is_active(rollout):
         return None
-    why = f"its plan expired {(now - expires_at).days} days ago"
+    why = f"its plan expired {plural((now - expires_at).days, 'day')} ago"
     if rollout.has_ended:
         return Finding(FlagFinding.EXPIRED, why, _retire(rollout))
     action = "apply a plan with a later expires_at, promote, roll back or abort"
@@ -140,7 +140,7 @@ def _too_many_of_owner(rollout: Rollout, rules: FlagsSettings, census: Census) -
     count = census.of_owner[owner]
     if most is None or count <= most or is_blank(owner) or not is_active(rollout):
         return None
-    why = f"{owner} has {count} active flags, {most} are allowed"
+    why = f"{owner} has {plural(count, 'active flag')}, {plural(most, 'is', 'are')} allowed"
     return Finding(FlagFinding.TOO_MANY_OF_OWNER, why, "complete or retire flags of this owner")
 
 
@@ -148,7 +148,7 @@ def _too_many(rollout: Rollout, rules: FlagsSettings, census: Census) -> Finding
     most = rules.most_active
     if most is None or census.active <= most or not is_active(rollout):
         return None
-    why = f"there are {census.active} active flags, {most} are allowed"
+    why = f"there are {plural(census.active, 'active flag')}, {plural(most, 'is', 'are')} allowed"
     return Finding(FlagFinding.TOO_MANY, why, "complete or retire flags")
 
 
@@ -163,7 +163,7 @@ def _not_evaluated(
     age = now - since
     if age < timedelta(days=days):
         return None
-    why = f"no app has reported an evaluation for {age.days} days"
+    why = f"no app has reported an evaluation for {plural(age.days, 'day')}"
     if rollout.has_ended and not rollout.may_open_again:
         return Finding(FlagFinding.NOT_EVALUATED, why, _retire(rollout))
     action = f"let its app report evaluations (rolloutctl doctor), or abort and {_retire(rollout)}"

@@ -16,7 +16,7 @@ from controller.plans import Finding
 from controller.plans.finding import error, warning
 from controller.reporting.inventory import Census, has_allowed_name
 from controller.settings.flags import FlagsSettings, StartPolicy
-from controller.text import is_blank
+from controller.text import is_blank, plural
 from controller.yaml_places import Path
 from schemas.plan import PlanDocument
 from schemas.terms import FlagFinding
@@ -92,11 +92,12 @@ def _broken(
     census = Census.of(one for one in rollouts if one.flag_key != flag_key)
     of_owner, active = census.of_owner[owner] + 1, census.active + 1
     if most_of_owner is not None and not is_blank(owner) and of_owner > most_of_owner:
-        what = f"{owner} would have {of_owner} active flags, {most_of_owner} are allowed"
-        what = f"{what} (flags.most_active_per_owner)"
+        allowed = f"{plural(most_of_owner, 'is', 'are')} allowed (flags.most_active_per_owner)"
+        what = f"{owner} would have {plural(of_owner, 'active flag')}, {allowed}"
         fix = "complete or retire one of this owner first, see `rolloutctl flags`"
         yield _Broken(FlagFinding.TOO_MANY_OF_OWNER, ("owner",), what, fix)
     if most is not None and active > most:
-        what = f"there would be {active} active flags, {most} are allowed (flags.most_active)"
+        allowed = f"{plural(most, 'is', 'are')} allowed (flags.most_active)"
+        what = f"there would be {plural(active, 'active flag')}, {allowed}"
         fix = "complete or retire one first, see `rolloutctl flags --stale`"
         yield _Broken(FlagFinding.TOO_MANY, (), what, fix)

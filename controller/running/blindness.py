@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Final, Protocol
 
 from controller.core.evidence import PartitionProgress
+from controller.text import plural
 
 #: The fences are read every second, and the totals where one has moved.
 READ_WITHIN_SECONDS: Final = 5.0
@@ -70,7 +71,9 @@ def blindness_of(
     missing = max(expected_partitions, progress.expected_partitions) - len(progress.partitions)
     if missing > 0:
         total = missing + len(progress.partitions)
-        reasons.append(Blindness(f"{missing} of {total} event partitions are not counted"))
+        are = "is" if missing == 1 else "are"
+        why = f"{missing} of {plural(total, 'event partition')} {are} not counted"
+        reasons.append(Blindness(why))
     reasons += partitions.reasons(progress.partitions)
     if not reasons:
         return None
@@ -126,8 +129,8 @@ def _of_partition(
         return Blindness(f"{name} was last reported {seconds:.0f} s ago", seconds)
     if stands > MOVED_WITHIN_SECONDS:
         why = (
-            f"{name} has stood still for at least {stands:.0f} s with {partition.lag:,} records "
-            "waiting"
+            f"{name} has stood still for at least {stands:.0f} s with "
+            f"{plural(partition.lag, 'record')} waiting"
         )
         return Blindness(why, stands)
     if waits > BEHIND_SECONDS and partition.freshest:

@@ -14,6 +14,7 @@ from controller.counting.owned_partition import PartitionState, PartitionView
 from controller.health import Faults, Health, Scope, kafka_fix
 from controller.ports import TopicPartition
 from controller.telemetry import EVENT_TOPICS, Metrics
+from controller.text import plural
 
 REPORT_EVERY_SECONDS: Final = 1.0
 #: Brokers are asked about the state topic every second, and Redis is asked for the time. Three
@@ -227,7 +228,8 @@ def why_counting(signs: Signs) -> str:
         seconds = _longest_unheard_seconds(signs)
         return f"no broker has answered for {seconds:.0f} s about {_some(map(_name, silent))}"
     loading = sum(one.state is PartitionState.LOADING for one in signs.partitions)
-    return f"{loading} partitions are being taken over" if loading else ""
+    words = plural(loading, "partition is", "partitions are")
+    return f"{words} being taken over" if loading else ""
 
 
 def _is_unheard(view: PartitionView) -> bool:
@@ -256,7 +258,8 @@ def why_outbox(signs: Signs) -> str:
     """Return what waits to be published, empty while nothing waits for Kafka."""
     if signs.effects_seconds > PUBLISHED_WITHIN_SECONDS:
         return (
-            f"{signs.effects} effects wait for Kafka, the oldest for {signs.effects_seconds:.0f} s"
+            f"{plural(signs.effects, 'effect waits', 'effects wait')} for Kafka, the oldest for "
+            f"{signs.effects_seconds:.0f} s"
         )
     return f"{signs.effects} effects wait for Kafka" if signs.effects >= OUTBOX_WAITS else ""
 

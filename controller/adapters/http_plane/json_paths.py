@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from controller.adapters.http_plane.placeholders import Text
+from controller.text import plural
 
 
 class NotThere(LookupError):
@@ -100,7 +101,7 @@ class JsonPath:
         parent = JsonPath(self.steps[:-1]).get(edited, scope)
         key = self.steps[-1].key_in(parent, scope)
         if isinstance(key, int) and key >= len(parent):
-            raise NotThere(f"the list has {len(parent)} elements")
+            raise NotThere(f"the list has {plural(len(parent), 'element')}")
         parent[key] = new
         return edited
 

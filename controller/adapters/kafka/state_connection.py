@@ -26,6 +26,7 @@ from controller.adapters.kafka.consumer_records import UNREADABLE, name_faults
 from controller.adapters.kafka.fetch_guard import Guard
 from controller.log_identity import why_other_log
 from controller.settings import KafkaSettings
+from controller.text import plural
 
 log = structlog.get_logger(__name__)
 
@@ -97,7 +98,9 @@ class StateConnection:
                 ends = await self._consumer.end_offsets(self._partitions)
                 numbers = await self._partition_numbers()
             if len(numbers) != len(self._partitions):
-                raise KafkaError(f"{self._topic} has {len(numbers)} partitions now: reading again")
+                raise KafkaError(
+                    f"{self._topic} has {plural(len(numbers), 'partition')} now: reading again"
+                )
             for partition, end in ends.items():
                 why = why_other_log(await self._consumer.position(partition), end)
                 if why is not None:

@@ -20,6 +20,7 @@ from aiokafka.partitioner import murmur2
 from controller.adapters.kafka.client import client_options, reason_of
 from controller.errors import ConfigInvalid, EventLogUnavailable, RolloutdError
 from controller.settings import KafkaSettings, TopicNames
+from controller.text import plural
 from schemas.topics import TOPIC_POLICIES, WEEK_MS
 
 log = structlog.get_logger(__name__)
@@ -263,7 +264,7 @@ def _refuse_unequal(settings: KafkaSettings, present: Mapping[str, int]) -> None
         return
     fewer, more = sorted((evaluations, outcomes), key=lambda name: present[name])
     raise ConfigInvalid(
-        f"{fewer} has {present[fewer]} partitions and {more} has {present[more]}: a "
+        f"{fewer} has {plural(present[fewer], 'partition')} and {more} has {present[more]}: a "
         f"context's evaluations and outcomes "
         "must have the same partition number. Stop the apps that write to it, then run "
         f"`kafka-topics --alter --topic {fewer} --partitions {present[more]}`"

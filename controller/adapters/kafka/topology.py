@@ -25,6 +25,7 @@ from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
 from controller.log_identity import is_other_topic
 from controller.settings import KafkaSettings, TopicNames
+from controller.text import plural
 
 log = structlog.get_logger(__name__)
 
@@ -174,7 +175,7 @@ class KafkaTopology:
             self._faults.report(
                 Scope.DEPENDENCY,
                 _FAULT,
-                f"{fewer} has {present[fewer].partitions} partitions and {more} has "
+                f"{fewer} has {plural(present[fewer].partitions, 'partition')} and {more} has "
                 f"{present[more].partitions}: a "
                 "context's evaluations and outcomes must have the same partition number, "
                 "else outcomes without flags "

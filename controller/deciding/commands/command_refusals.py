@@ -21,6 +21,7 @@ from controller.errors import BadInput, CommandRefused, OperatingTrouble
 from controller.health import Scope
 from controller.ports import OF_NO_FLAG, Clock, OutboxEntry, Record
 from controller.telemetry import UNKNOWN_VERB, Metrics
+from controller.text import plural
 from schemas.envelope import format_time, time_of
 from schemas.terms import CommandStatus
 
@@ -163,7 +164,7 @@ class CommandRefusals:
                 in_all=self._dropped,
             )
             why = (
-                f"{self._dropped:,} refused commands got no answer in all: Kafka took none "
+                f"{plural(self._dropped, 'refused command')} got no answer in all: Kafka took none "
                 f"for too long"
             )
             self._faults.report(Scope.PARTITION, partition, why)

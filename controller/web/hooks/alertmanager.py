@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from controller.text import plural
 from controller.web.hooks.heard import MOST_CONDITIONS, Document, Heard, NotUnderstood
 from schemas.terms import SignalStatus
 
@@ -28,7 +29,8 @@ def read(body: Document) -> Iterator[Heard]:
         yield Heard(
             SignalStatus.NOTE,
             "alerts that were left out",
-            f"{left_out} alerts of one delivery were left out: set max_alerts to {MOST_CONDITIONS}",
+            f"{plural(left_out, 'alert was', 'alerts were')} left out of one delivery: set "
+            f"max_alerts to {MOST_CONDITIONS}",
         )
     faults: list[str] = []
     for one in alerts[:MOST_CONDITIONS]:

@@ -19,6 +19,7 @@ from controller.codec.plans import from_core_plan
 from controller.core.plan import Plan
 from controller.plans import Finding, lint_text
 from controller.reporting.tried_plan import RUNS, TrialOrder, TriedPlan
+from controller.text import plural
 from controller.web.page.rendering import Renderer, Section
 from controller.web.page.trials import NotTried, PlanTrials
 from schemas.plan import PlanDocument
@@ -171,9 +172,7 @@ def _judged(order: TrialOrder, document: PlanDocument | None, found: Sequence[Fi
     errors = sum(one.is_error for one in findings)
     warnings = len(findings) - errors
     words = ", ".join(
-        f"{count} {name}{'s' if count > 1 else ''}"
-        for count, name in ((errors, "error"), (warnings, "warning"))
-        if count
+        plural(count, name) for count, name in ((errors, "error"), (warnings, "warning")) if count
     )
     if errors:
         result, mark, tone = f"It cannot be started: {words}.", "▲", "harm"

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from starlette.types import Send
 
-from controller.text import printable
+from controller.text import plural, printable
 from controller.web.answers import send_bytes
 from controller.web.page.files import Files
 
@@ -70,7 +70,7 @@ class Renderer:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._jinja.filters |= {"said": said, "when": when, "percent": percent}
+        self._jinja.filters |= {"said": said, "when": when, "percent": percent, "plural": plural}
         self._jinja.globals |= {
             "file": files.url,
             "environment": environment,

@@ -174,7 +174,7 @@ def test_status_without_kafka_is_what_the_daemon_knows(
     queue.append((200, b'{"rollouts": [%b]}' % document))
     old = status("--daemon", address)
     assert old.exit_code == 0
-    assert "1 that ended more than 7 days ago not shown; `status --all` does" in old.stderr
+    assert "1 rollout that ended more than 7 days ago not shown; `status --all` does" in old.stderr
     queue.append((200, b'{"rollouts": [%b]}' % document))
     fleet = status("--all", "--daemon", address)
     assert fleet.exit_code == 0

@@ -103,7 +103,7 @@ async def test_a_start_against_a_rule_that_refuses_does_not_happen() -> None:
         await worker.submit(start(WATCHED))
         first, again = (each["reason"] for each in world.results())
         assert first == again
-        assert first.startswith("against the rules: there would be 2 active flags, 1 are allowed")
+        assert first.startswith("against the rules: there would be 2 active flags, 1 is allowed")
         await worker.submit(start(WATCHED, command_id="start-2"))
         await worker.submit(order(CommandVerb.ABORT, "abort-1"))
         others["other"] = make_rollout(flag_key="other")

@@ -145,7 +145,7 @@ def test_everything_well_is_ready_and_working() -> None:
         (
             {"partitions": [make_view(state=PartitionState.LOADING)]},
             "counting",
-            "1 partitions are being taken over",
+            "1 partition is being taken over",
         ),
         (
             {"partitions": [make_view(heard_seconds=5.0), make_view(partition=1)]},

@@ -224,7 +224,7 @@ def _topics_unequal(bench: Bench) -> None:
     ("breaks", "why"),
     [
         (_no_totals, "its totals have not been read for"),
-        (_missing, "1 of 4 event partitions are not counted"),
+        (_missing, "1 of 4 event partitions is not counted"),
         (_silent, "request.outcomes/1 was last reported"),
         (_stands_still, "request.outcomes/1 has stood still for"),
         (_more_partitions, "2 of 6 event partitions are not counted"),

@@ -86,7 +86,7 @@ async def test_what_a_start_would_be_told_is_found_here() -> None:
         answer = await post(client, GOOD)
     assert "It cannot be started: 1 error, 1 warning." in answer.text
     assert "the flag key new-checkout does not fit pay-[a-z]+" in answer.text
-    assert "active flags, 1 are allowed" in answer.text
+    assert "active flags, 1 is allowed" in answer.text
     assert 'id="line-2" class="marked"' in answer.text
     assert "rolloutctl start" not in answer.text
 

@@ -77,7 +77,9 @@ async def test_a_quiet_fleet_says_that_nothing_waits() -> None:
     """One rollout that moves needs nobody."""
     world = PageWorld(lambda: NOW)
     world.show(rollout_in(lambda _: Baking(1, NOW + timedelta(minutes=5)), "calm", 1, NOW))
-    assert "Nothing is wrong, and nothing waits for you." in words(await page_of(world, "/"))
+    said = words(await page_of(world, "/"))
+    assert "Nothing is wrong, and nothing waits for you." in said
+    assert "Page 1 of 1, 1 rollout " in said
 
 
 async def test_a_replica_in_trouble_does_not_say_that_nothing_is_wrong() -> None:
