@@ -34,6 +34,11 @@ _SAME: Final = {
     "--kafka": ("--bootstrap-servers",),
     "--prefix": ("--topic-prefix",),
 }
+#: By argument that is missing: where one is found.
+_WHERE_FROM: Final = {
+    "FLAG": "`rolloutctl status` lists the flags.",
+    "PLAN": "Name a file, or a template: `rolloutctl plan templates` lists them.",
+}
 _BAD: Final = '"error rate doubled in eu-west"'
 
 #: By command. Each begins with `rolloutctl` and the command's name; a test parses all of them.
@@ -135,6 +140,9 @@ class _Command(TyperCommand):
         try:
             rest = super().parse_args(ctx, args)
         except TyperException as error:
+            missing = (getattr(getattr(error, "param", None), "metavar", None) or "").upper()
+            if missing in _WHERE_FROM and not getattr(error, "message", "x"):
+                error.message = _WHERE_FROM[missing]
             if not hasattr(error, "possibilities"):  # of an option that there is not
                 raise
             unknown = one_line(str(getattr(error, "option_name", "")))

@@ -13,6 +13,7 @@ result is a command, CommandRefused (which can be answered) or CommandUnreadable
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -23,7 +24,7 @@ from controller.codec.commands import to_command_received
 from controller.codec.plans import from_core_plan, to_core_plan
 from controller.errors import CommandRefused, CommandUnreadable
 from controller.plans import lint
-from controller.text import describe_faults, printable
+from controller.text import describe_faults, excerpt, printable
 from schemas.command import TYPE, Command
 from schemas.envelope import (
     MAX_AHEAD_MS,
@@ -44,6 +45,8 @@ UNFORESEEN: Final = "this release cannot read it"
 #: Bytes of a plan with its defaults, as every state record holds it. With as much again for visits
 #: and reasons it fits into the least `kafka.max_record_bytes`.
 MAX_PLAN_BYTES: Final = 262_144
+#: As they are written in a record.
+VERBS: Final = tuple(verb.value for verb in CommandVerb)
 MAX_AHEAD: Final = timedelta(milliseconds=MAX_AHEAD_MS)
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -129,7 +132,8 @@ def _checked_command(fields: dict[str, Any], key: bytes | None) -> Command:
     try:
         command = Command.model_validate(fields)
     except ValidationError as error:
-        raise _refusal(fields, describe_faults(error)) from None
+        why = _unknown_verb(fields.get("verb")) or describe_faults(error)
+        raise _refusal(fields, why) from None
     if command.plan is not None:
         # A plan that is applied may have stages that are over: its dates are not checked by now.
         at = None if command.verb is CommandVerb.APPLY else command.issued_at
@@ -144,6 +148,15 @@ def _checked_command(fields: dict[str, Any], key: bytes | None) -> Command:
             )
             raise _refusal(fields, why, command)
     return command
+
+
+def _unknown_verb(named: object) -> str:
+    """Return which verb was probably meant, and which there are; empty for one that there is."""
+    if not isinstance(named, str) or verb_named(named) is not None:
+        return ""
+    near = difflib.get_close_matches(named[:40].strip().lower().replace("-", "_"), VERBS, n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    return f"the verb {excerpt(named, 40)!r} is not known; {meant}there are: {', '.join(VERBS)}"
 
 
 def _with_usable_time(

@@ -429,7 +429,7 @@ class Visibility:
     def _action(self, flag_key: str) -> str:
         """Return what helps now: a command helps only where a replica can carry it out."""
         if self._rollouts.store_trouble is not None:
-            waits, first = "Redis", "free or restore Redis"
+            waits, first = "Redis", "start or restore Redis, or free its memory"
         elif flag_key in self._unheld:
             waits = "a replica"
             first = (

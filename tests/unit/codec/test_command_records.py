@@ -172,6 +172,27 @@ def test_record_that_names_no_command_is_unreadable(value: bytes | None) -> None
         read_command(value, (), None, T0_MS)
 
 
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ("rolback", "the verb 'rolback' is not known; did you mean roll_back? there are: start, "),
+        ("Step back!", "did you mean step_back?"),
+        ("explode", "the verb 'explode' is not known; there are: start, pause, "),
+        ("", "the verb '' is not known; there are: "),
+        ("x" * 5_000, f"the verb '{'x' * 40}' is not known"),
+    ],
+)
+def test_a_verb_that_is_not_known_is_named_with_the_one_that_was_meant(
+    named: str, words: str
+) -> None:
+    """Whoever types one by hand at night gets the right word, and no other fault beside it."""
+    with pytest.raises(CommandRefused) as refused:
+        read({"verb": named, "id": "c"}, key=b"f")
+    assert words in refused.value.reason
+    assert "issuer" not in refused.value.reason
+    assert len(refused.value.reason) < 400
+
+
 @pytest.mark.parametrize("depth", [700, 5_000, 100_000])
 @pytest.mark.parametrize("before", [b"", b'{"verb": ', b'{"verb": "pause", "reason": '])
 def test_a_command_that_is_nested_too_deeply_is_refused_by_its_place(

@@ -430,7 +430,10 @@ def test_the_remedy_is_one_that_can_be_carried_out() -> None:
     bench.is_readable, bench.store_trouble = False, "Redis gave no answer"
     bench.seconds_to_alert()
     (alert,) = bench.raised
-    assert "free or restore Redis; until then lower the flag over HTTP" in alert.action
+    assert (
+        "start or restore Redis, or free its memory; until then lower the flag over HTTP"
+        in alert.action
+    )
     assert "rolloutctl rollback" not in alert.action
     other = Bench()
     rollout, other.rollout = other.rollout, None
