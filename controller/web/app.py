@@ -54,6 +54,9 @@ from controller.web.views import (
 
 #: Host names of a daemon that listens on loopback.
 LOOPBACK_NAMES = ("localhost",)
+#: Characters of a Host header that can be one of ours: a name of DNS with its final dot, or an
+#: address, and a port. The work grows with the square of a name's labels.
+_LONGEST_HOST = 254 + len(":65535")
 
 
 def _incidents(
@@ -319,10 +322,16 @@ class Guard:
 def host_check(allowed_hosts: Iterable[str]) -> Callable[[str], bool]:
     """Return `is_ours` for these names.
 
-    It is cached: clients send few different names, and every evaluation is checked.
+    It is cached: clients send few different names, and every evaluation is checked. What is too
+    long for a name is not kept.
     """
     names = frozenset(host.lower() for host in allowed_hosts)
-    return lru_cache(maxsize=256)(partial(is_ours, names=names))
+    known = lru_cache(maxsize=256)(partial(is_ours, names=names))
+
+    def check(host: str) -> bool:
+        return known(host) if len(host) <= _LONGEST_HOST else is_ours(host, names)
+
+    return check
 
 
 def is_ours(host: str, names: frozenset[str]) -> bool:
@@ -332,6 +341,8 @@ def is_ours(host: str, names: frozenset[str]) -> bool:
     """
     if "*" in names:
         return True
+    if len(host) > _LONGEST_HOST:
+        return False
     is_bracketed = host.startswith("[")  # an IPv6 address, whose colons are not a port's
     name = (
         host[1:].partition("]")[0]
