@@ -24,6 +24,7 @@ from controller.checking.objectives import CheckState, Look, after_look
 from controller.errors import NotMeasured, OperatingTrouble
 from controller.health import Faults, Scope
 from controller.ports import Clock
+from controller.text import excerpt
 from controller.turns import USUAL, Pulse, TurnLost, Turns, TurnStore, first_of
 from schemas.signal import Signal
 from schemas.terms import MeasurementGap, SignalStatus
@@ -33,6 +34,8 @@ HOOK: Final = "checks/rolloutd"
 RETRY_SECONDS: Final = 1.0
 #: Questions at once.
 _AT_ONCE: Final = 16
+#: Of a check that could not be looked at because of a mistake of ours.
+_MOST_WORDS: Final = 200
 _FIX: Final = (
     "see that Redis and Kafka answer, and that their users have the rights, see ops/security.md: "
     "until then no objective is checked"
@@ -180,6 +183,10 @@ class Checker:
             value = await self._measures.value(check)
         except NotMeasured as trouble:
             return Look(at, None, None, trouble.gap, str(trouble))
+        except Exception as mistake:  # ours: the other checks go on, and this one has no number
+            log.exception("check_failed", check=check.name)
+            why = f"a mistake of rolloutd: {excerpt(repr(mistake), _MOST_WORDS)}"
+            return Look(at, None, None, MeasurementGap.NO_ANSWER, why)
         words = f"{value:.6g}, objective: {check.objective}"
         return Look(at, check.is_met(value), value, None, words)
 

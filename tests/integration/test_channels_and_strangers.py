@@ -8,8 +8,9 @@ from urllib.parse import quote
 
 import pytest
 
-from controller.adapters.channels.hiding import HIDDEN, Hiding
+from controller.adapters.channels.hiding import hiding_of
 from controller.adapters.channels.types import make_channels
+from controller.adapters.http.hiding import HIDDEN
 from controller.errors import ChannelUnavailable, MessageRefused
 from controller.notifying.book import Purpose
 from controller.settings import ChannelSettings
@@ -69,13 +70,13 @@ async def test_a_server_that_repeats_the_request_gives_no_secret_away(
 def test_a_secret_is_hidden_before_words_are_cut_and_as_it_may_be_written() -> None:
     """Half of a token is too much of it; an address may be repeated decoded."""
     settings = made_for("teams", "http://teams.example.com")
-    hide = Hiding(settings).hide
+    hide = hiding_of(settings).hide
     assert settings.url is not None
     assert hide(settings.url.get_secret_value()) == HIDDEN
     assert hide("sig: abc+DEF0123456789, abc%2BDEF0123456789") == f"sig: {HIDDEN}, {HIDDEN}"
     assert hide("Too Many Requests") == "Too Many Requests"
     slack = made_for("slack_webhook", "http://slack.example.com")
-    assert PATH[-24:] not in Hiding(slack).hide(quote(f"/proxy/services/{PATH}"))
+    assert PATH[-24:] not in hiding_of(slack).hide(quote(f"/proxy/services/{PATH}"))
 
 
 @pytest.mark.parametrize("kind", ["discord", "teams"])

@@ -38,14 +38,17 @@ class World:
         self.is_kafka_away = False
         self.is_kafka_slow = False
         self.looks = 0
+        self.mistake_in = ""  # the check that meets a mistake of ours
         self.faults = Faults(CLOCK.now)
         self.checks: Sequence[Check] = [check()]
         self._replicas = itertools.count(1)
 
-    async def value_of(self) -> float:
+    async def value_of(self, check: Check) -> float:
         """Return what the system measures."""
         self.looks += 1
         await asyncio.sleep(0)
+        if self.mistake_in == check.name:
+            raise OverflowError("int too large to convert to float")
         if self.value is None:
             raise NotMeasured(MeasurementGap.NO_DATA, "no series")
         return self.value
@@ -66,8 +69,8 @@ class World:
         class Measures:
             """Asks the world."""
 
-            async def value(self, _check: Check) -> float:
-                return await world.value_of()
+            async def value(self, check: Check) -> float:
+                return await world.value_of(check)
 
             async def query(self, query: str) -> float:
                 share = world.burns[query.partition("[")[2].rstrip("]")]
@@ -165,6 +168,19 @@ async def test_no_number_is_a_fault_and_no_signal(world: World) -> None:
         seen = world.looks
         await until(lambda: world.looks > seen + 10)
     assert world.statuses() == ["firing"]
+
+
+async def test_a_mistake_in_one_check_stops_no_other(world: World) -> None:
+    """It has no number, with a fault of its own; the others go on."""
+    world.checks = [check(), check(name="other")]
+    world.mistake_in = "other"
+    async with world.replica() as replica:
+        world.value = 0.0
+        await until(lambda: len(world.said) == 1)
+        fault = world.faults.of(Scope.DEPENDENCY, "check/other")
+        assert "a mistake of rolloutd: OverflowError" in str(fault)
+        assert not replica.done()
+    assert [one.condition for one in world.said] == ["up"]
 
 
 async def test_a_restart_knows_what_fires(world: World) -> None:

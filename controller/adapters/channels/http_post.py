@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from controller.adapters.channels.hiding import Hiding
+from controller.adapters.channels.hiding import hiding_of
 from controller.adapters.http.bounded import AnswerRefused
 from controller.adapters.http.cooldown import retry_after_seconds
 from controller.adapters.http.posting import Answer, Poster
@@ -39,7 +39,7 @@ class HttpPost:
     ) -> None:
         """`urls` will be posted to. Raises ConfigInvalid for an unusable `ca_file`."""
         where = f"notifications.channels.{name}"
-        self._hiding = Hiding(settings)
+        self._hiding = hiding_of(settings)
         self._poster = Poster(where, urls, settings.ca_file, connections=connections)
 
     async def close(self) -> None:

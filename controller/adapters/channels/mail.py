@@ -12,7 +12,7 @@ from email.message import EmailMessage
 from email.policy import SMTP
 from typing import Final, Never
 
-from controller.adapters.channels.hiding import Hiding
+from controller.adapters.channels.hiding import hiding_of
 from controller.errors import (
     ChannelUnavailable,
     ConfigInvalid,
@@ -39,7 +39,7 @@ class Mail:
         self.name = name
         self.limits = Limits(settings.per_minute or 30, 5, 200, settings.timeout_seconds)
         self._settings = settings
-        self._hiding = Hiding(settings)
+        self._hiding = hiding_of(settings)
         self._sender = settings.sender
         self._domain = settings.sender.rpartition("@")[2]
         try:

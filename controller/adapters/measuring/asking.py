@@ -7,11 +7,10 @@ this one).
 from __future__ import annotations
 
 import asyncio
-import base64
 import importlib
 import math
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
@@ -19,9 +18,9 @@ import httpx
 import msgspec
 
 from controller.adapters.http.bounded import AnswerRefused, read_answer
+from controller.adapters.http.hiding import Hiding, basic_pair
 from controller.errors import ConfigInvalid, NotMeasured
 from controller.settings.checks import AskedSettings
-from controller.text import excerpt
 from schemas.terms import MeasurementGap
 
 MAX_ANSWER_BYTES: Final = 2_000_000
@@ -35,6 +34,7 @@ class Asked:
         """`name` is that of the settings' section. Raises ConfigInvalid."""
         self.name = name
         self._settings = settings
+        self._hiding = Hiding(_secrets(settings))
         self._http: httpx.AsyncClient | None = None
         self._context: ssl.SSLContext | None = None
         if settings.ca_file is not None:
@@ -77,21 +77,28 @@ class Asked:
         except AnswerRefused as refused:
             raise NotMeasured(MeasurementGap.REFUSED, f"{host}: {refused}") from None
         except (httpx.HTTPError, OSError, ValueError) as error:
-            words = excerpt(str(error), _MAX_WORDS) or type(error).__name__
+            words = self.words(str(error)) or type(error).__name__
             raise NotMeasured(MeasurementGap.NO_ANSWER, f"{host}: {words}") from None
         if not response.is_success:
-            words = excerpt(body.decode(errors="replace"), _MAX_WORDS)
-            why = f"{host} answered {response.status_code}: {words}"
+            why = f"{host} answered {response.status_code}: {self.words(body)}"
             raise NotMeasured(MeasurementGap.REFUSED, why)
         return body
+
+    def words(self, said: object, most: int = _MAX_WORDS) -> str:
+        """Return the first words of what the server says, without the secrets that it was sent."""
+        try:
+            text = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+        except ValueError:  # an integer of 5,000 digits in it
+            return "a number that is too long"
+        return self._hiding.excerpt(text, most)
 
     def _headers(self) -> dict[str, str]:
         settings, headers = self._settings, {"Accept": "application/json, text/plain"}
         if settings.token is not None:
             headers["Authorization"] = f"Bearer {settings.token.get_secret_value()}"
         elif settings.password is not None:
-            pair = f"{settings.username}:{settings.password.get_secret_value()}".encode()
-            headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
+            pair = basic_pair(settings.username, settings.password.get_secret_value())
+            headers["Authorization"] = f"Basic {pair}"
         if settings.organization:
             headers["X-Scope-OrgID"] = settings.organization
         return headers
@@ -116,25 +123,34 @@ class Asked:
             await client.aclose()
 
 
-def document_in(body: bytes, name: str) -> Mapping[str, Any]:
+def _secrets(settings: AskedSettings) -> Iterator[str]:
+    """Yield every form in which a server may repeat one."""
+    if settings.token is not None:
+        yield settings.token.get_secret_value()
+    if settings.password is not None:
+        yield settings.password.get_secret_value()
+        yield basic_pair(settings.username, settings.password.get_secret_value())
+
+
+def document_in(body: bytes, server: Asked) -> Mapping[str, Any]:
     """Return a JSON object. Raises NotMeasured for anything else."""
     try:
         found = msgspec.json.decode(body)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        words = excerpt(body.decode(errors="replace"), 100)
-        raise NotMeasured(MeasurementGap.REFUSED, f"{name} answers no JSON object: {words}")
+        why = f"{server.name} answers no JSON object: {server.words(body, 100)}"
+        raise NotMeasured(MeasurementGap.REFUSED, why)
     return found
 
 
-def finite(value: object, name: str) -> float:
+def finite(value: object, server: Asked) -> float:
     """Return a number. Raises NotMeasured for what is none, NaN and infinity among it."""
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last: an integer of 400 digits
         number = math.nan
     if isinstance(value, bool) or not math.isfinite(number):
-        why = f"{name} answers {excerpt(str(value), 40)}, which is no number"
+        why = f"{server.name} answers {server.words(value, 40)}, which is no number"
         raise NotMeasured(MeasurementGap.NOT_A_NUMBER, why)
     return number

@@ -5,7 +5,7 @@ Source: betterstack.com/docs/uptime/api. Its availability is of whole days.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
@@ -27,14 +27,14 @@ async def ask_better_stack(
     if what == "availability":
         day = now().date().isoformat()
         path = f"/api/v2/monitors/{monitor}/sla"
-        document = document_in(await server.get(path, {"from": day, "to": day}), server.name)
-        return finite(_attributes(document, server.name).get("availability"), server.name)
+        document = document_in(await server.get(path, {"from": day, "to": day}), server)
+        return finite(_attributes(document, server.name).get("availability"), server)
     if what == "response_seconds":
         path = f"/api/v2/monitors/{monitor}/response-times"
-        document = document_in(await server.get(path, {}), server.name)
-        return _slowest(_attributes(document, server.name), server.name, now())
+        document = document_in(await server.get(path, {}), server)
+        return _slowest(_attributes(document, server.name), server, now())
     query = {"monitor_id": monitor, "resolved": "false", "per_page": "50"}
-    document = document_in(await server.get("/api/v3/incidents", query), server.name)
+    document = document_in(await server.get("/api/v3/incidents", query), server)
     incidents = document.get("data")
     if not isinstance(incidents, list):
         raise NotMeasured(MeasurementGap.REFUSED, f"{server.name} answers no list of incidents")
@@ -49,15 +49,15 @@ def _attributes(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return attributes
 
 
-def _slowest(attributes: Mapping[str, Any], name: str, now: datetime) -> float:
+def _slowest(attributes: Mapping[str, Any], server: Asked, now: datetime) -> float:
     """Return the newest response time of the slowest region that has one of late."""
-    regions: Sequence[Any] = attributes.get("regions") or ()
+    name, regions = server.name, attributes.get("regions")
     newest: list[tuple[datetime, float]] = []
-    for region in regions:
+    for region in regions if isinstance(regions, list) else ():
         times = region.get("response_times") if isinstance(region, dict) else None
         if isinstance(times, list) and times and isinstance(times[-1], dict):
             last = times[-1]
-            newest.append((_time(last.get("at"), name), finite(last.get("response_time"), name)))
+            newest.append((_time(last.get("at"), name), finite(last.get("response_time"), server)))
     if not newest:
         raise NotMeasured(MeasurementGap.NO_DATA, f"{name} has no response times yet")
     age = now - max(at for at, _ in newest)

@@ -7,7 +7,8 @@ Source: louislam/uptime-kuma `monitor_status` (0 down, 1 up, 2 pending, 3 mainte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Mapping
 from typing import Final, Literal
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -30,8 +31,8 @@ async def ask_uptime_kuma(
 
     What is down has no response time: the number that is given with it is none.
     """
-    samples = list(_samples(await server.get("/metrics", {}), server.name))
-    status = _of(samples, "monitor_status", monitor, server.name)
+    samples = await _samples(server, "/metrics", {}, "monitor_")
+    status = _of(samples, "monitor_status", monitor, server)
     if status in _WAITING:
         why = f"{server.name}: {monitor} {_WAITING[status]}"
         raise NotMeasured(MeasurementGap.PAUSED, why)
@@ -40,7 +41,7 @@ async def ask_uptime_kuma(
     if status != _UP:
         why = f"{server.name}: {monitor} is down, so it has no response time"
         raise NotMeasured(MeasurementGap.NO_DATA, why)
-    milliseconds = _of(samples, "monitor_response_time", monitor, server.name)
+    milliseconds = _of(samples, "monitor_response_time", monitor, server)
     if milliseconds < 0:
         why = f"{server.name}: {monitor} has no response time yet"
         raise NotMeasured(MeasurementGap.NO_DATA, why)
@@ -54,43 +55,51 @@ async def ask_blackbox(
 
     How long a failed probe took says nothing: a refused connection fails at once.
     """
-    body = await server.get("/probe", {"target": target, "module": module})
-    samples = list(_samples(body, server.name))
-    success = _probed(samples, "success", server.name)
+    samples = await _samples(server, "/probe", {"target": target, "module": module}, "probe_")
+    success = _probed(samples, "success", server)
     if what == "success":
         return success
     if success != _UP:
         why = f"{server.name}: the probe of {excerpt(target, 100)} failed, so it has no duration"
         raise NotMeasured(MeasurementGap.NO_DATA, why)
-    return _probed(samples, what, server.name)
+    return _probed(samples, what, server)
 
 
-def _probed(samples: list[Sample], what: str, server: str) -> float:
+def _probed(samples: list[Sample], what: str, server: Asked) -> float:
     name = f"probe_{what}"
     found = [one.value for one in samples if one.name == name]
     if not found:
-        raise NotMeasured(MeasurementGap.NO_DATA, f"{server} gives no {name}")
+        raise NotMeasured(MeasurementGap.NO_DATA, f"{server.name} gives no {name}")
     return finite(found[0], server)
 
 
-def _of(samples: list[Sample], name: str, monitor: str, server: str) -> float:
+def _of(samples: list[Sample], name: str, monitor: str, server: Asked) -> float:
     found = [
         one.value
         for one in samples
         if one.name == name and one.labels.get("monitor_name") == monitor
     ]
     if not found:
-        raise NotMeasured(MeasurementGap.NO_DATA, f"{server} has no monitor {monitor}")
+        raise NotMeasured(MeasurementGap.NO_DATA, f"{server.name} has no monitor {monitor}")
     if len(found) > 1:
-        why = f"{server} has {len(found)} monitors {monitor}: rename one"
+        why = f"{server.name} has {len(found)} monitors {monitor}: rename one"
         raise NotMeasured(MeasurementGap.SEVERAL_SERIES, why)
     return finite(found[0], server)
 
 
-def _samples(body: bytes, name: str) -> Iterator[Sample]:
+async def _samples(server: Asked, path: str, query: Mapping[str, str], prefix: str) -> list[Sample]:
+    """Return the samples whose names begin so. Raises NotMeasured.
+
+    They are read in a thread: the longest answer takes a second, and heartbeats would wait.
+    """
+    body = await server.get(path, query)
     try:
-        for family in text_string_to_metric_families(body.decode()):
-            yield from family.samples
-    except (ValueError, UnicodeDecodeError, KeyError, IndexError) as error:
-        why = f"{name} answers no metrics: {error}"
+        return await asyncio.to_thread(_read, body, prefix)
+    except (ValueError, KeyError, IndexError) as error:  # also text that is not UTF-8
+        why = f"{server.name} answers no metrics: {server.words(error) or type(error).__name__}"
         raise NotMeasured(MeasurementGap.REFUSED, why) from None
+
+
+def _read(body: bytes, prefix: str) -> list[Sample]:
+    families = text_string_to_metric_families(body.decode())
+    return [one for family in families for one in family.samples if one.name.startswith(prefix)]

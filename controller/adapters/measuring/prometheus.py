@@ -14,7 +14,6 @@ from typing import Any, Final
 from controller.adapters.measuring.asking import Asked, document_in, finite
 from controller.core.plan import CounterQuestion
 from controller.errors import NotMeasured
-from controller.text import excerpt
 from schemas.terms import Arm, MeasurementGap
 
 #: The label that says which part of a question about counters a series is.
@@ -28,7 +27,7 @@ async def ask_prometheus(server: Asked, query: str) -> tuple[float, float]:
 
     Raises NotMeasured.
     """
-    return _number(await _answer(server, query), server.name)
+    return _number(await _answer(server, query), server)
 
 
 async def ask_counters(
@@ -64,7 +63,7 @@ async def ask_counters(
         if not isinstance(tag, str) or tag not in tags or "value" not in sample:
             raise NotMeasured(MeasurementGap.REFUSED, f"{server.name}: a counter is no number")
         arm, part = tags[tag]
-        value, seconds = _value(sample["value"], server.name)
+        value, seconds = _value(sample["value"], server)
         if value < 0:
             why = f"{server.name}: `{part}` is {value:g}, so it is no counter"
             raise NotMeasured(MeasurementGap.NOT_A_NUMBER, why)
@@ -89,23 +88,23 @@ def _digest(labels: Mapping[str, Any]) -> str:
 async def _answer(server: Asked, query: str) -> dict[str, Any]:
     """Return the data of a complete answer. Raises NotMeasured."""
     body = await server.post("/api/v1/query", {"query": query})
-    document = document_in(body, server.name)
+    document = document_in(body, server)
     if document.get("status") != "success":
-        why = excerpt(str(document.get("error", "no reason given")), 200)
+        why = server.words(document.get("error", "no reason given"), 200)
         raise NotMeasured(MeasurementGap.REFUSED, f"{server.name}: {why}")
     if warnings := document.get("warnings"):
-        why = excerpt(str(warnings), 200)
+        why = server.words(warnings, 200)
         raise NotMeasured(MeasurementGap.INCOMPLETE, f"{server.name} warns: {why}")
     data = document.get("data")
     return data if isinstance(data, dict) else {}
 
 
-def _number(data: dict[str, Any], name: str) -> tuple[float, float]:
-    kind, result = data.get("resultType"), data.get("result")
+def _number(data: dict[str, Any], server: Asked) -> tuple[float, float]:
+    name, kind, result = server.name, data.get("resultType"), data.get("result")
     if not isinstance(result, list):
         raise NotMeasured(MeasurementGap.REFUSED, f"{name} answers in no form that is known")
     if kind == "scalar":
-        return _value(result, name)
+        return _value(result, server)
     if kind == "matrix":
         why = f"{name}: the query gives a range of samples: leave out the outermost [...]"
         raise NotMeasured(MeasurementGap.REFUSED, why)
@@ -119,10 +118,10 @@ def _number(data: dict[str, Any], name: str) -> tuple[float, float]:
     sample = result[0]
     if not isinstance(sample, dict) or "value" not in sample:
         raise NotMeasured(MeasurementGap.REFUSED, f"{name}: the query gives a histogram")
-    return _value(sample["value"], name)
+    return _value(sample["value"], server)
 
 
-def _value(pair: object, name: str) -> tuple[float, float]:
+def _value(pair: object, server: Asked) -> tuple[float, float]:
     """Return value and time of a sample, which is written the other way round."""
     seconds, value = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
-    return finite(value, name), finite(seconds, name)
+    return finite(value, server), finite(seconds, server)
