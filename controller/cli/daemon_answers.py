@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from rich.text import Text
 
+from controller.cli.within import within
 from controller.reporting.unwatched import Unwatched
 from controller.text import one_line
 
@@ -37,6 +38,8 @@ Event = dict[str, Any]
 API = "/api/v1"
 #: Short, because a person waits.
 DEADLINE_SECONDS = 2.0
+#: Of a whole answer: a list of all rollouts may be long.
+TOTAL_SECONDS = 10.0
 MAX_BYTES = 1_000_000
 #: Of all rollouts: 10,000 of them take about 30 MB.
 MAX_LIST_BYTES = 100_000_000
@@ -269,6 +272,13 @@ class _Answer:
 
 
 def _exchange(daemon: str, path: str, most_bytes: int = MAX_BYTES) -> _Answer:
+    try:
+        return within(TOTAL_SECONDS, lambda: _asked(daemon, path, most_bytes))
+    except TimeoutError as trouble:
+        return _Answer(None, f"{daemon} gave {trouble}; next: ask another replica")
+
+
+def _asked(daemon: str, path: str, most_bytes: int) -> _Answer:
     import httpx  # slow to load, and needed only with a daemon's address
 
     address = f"{daemon.rstrip('/')}{path}"

@@ -19,9 +19,12 @@ from controller.cli.common import (
     output,
 )
 from controller.cli.daemon_answers import trusted
+from controller.cli.within import within
 from controller.text import one_line, plural
 
 DEADLINE_SECONDS: Final = 5.0
+#: Of a whole answer: the next replica is asked then.
+TOTAL_SECONDS: Final = 10.0
 MAX_BYTES: Final = 1_000_000
 
 UrlOption = Annotated[
@@ -75,6 +78,13 @@ def doctor(
 
 def read_report(address: str) -> tuple[dict[str, Any] | None, str]:
     """Return the body of /readyz at this address, or None and why there is none."""
+    try:
+        return within(TOTAL_SECONDS, lambda: _asked(address))
+    except TimeoutError as trouble:
+        return None, f"{address} gave {trouble}; next: see whether this is its http.ops_port"
+
+
+def _asked(address: str) -> tuple[dict[str, Any] | None, str]:
     import httpx  # slow to load, and no other command needs it
 
     verify, why = trusted()

@@ -36,6 +36,8 @@ DAEMON_VARIABLE: Final = "ROLLOUTCTL_DAEMON"
 TOKEN_VARIABLE: Final = "ROLLOUTCTL_TOKEN_FILE"  # noqa: S105  # a variable's name
 #: A replica answers within 3 s, also while Redis is away.
 DEADLINE_SECONDS: Final = 8.0
+#: Of a whole answer, which is short.
+TOTAL_SECONDS: Final = 12.0
 MAX_BYTES: Final = 100_000
 _PREPARED: Final = (
     "for a replica that has this token in its http.command_token_file (without that setting it "
@@ -167,7 +169,10 @@ async def _ask_one(
         "issued_at": command.issued_at.isoformat(),
     }
     try:
-        async with client.stream("POST", address, json=body) as answer:
+        async with (
+            asyncio.timeout(TOTAL_SECONDS),
+            client.stream("POST", address, json=body) as answer,
+        ):
             content = b""
             async for chunk in answer.aiter_raw():
                 content += chunk
@@ -180,6 +185,9 @@ async def _ask_one(
         if answer.status_code == 202:
             return None, True, f"{daemon.url}: {one_line(str(document['reason']))}"
         return None, False, _refusal(daemon, answer.status_code, document)
+    except TimeoutError:
+        why = f"no complete answer within {TOTAL_SECONDS:g} s; it may have done it all the same"
+        return None, False, f"{daemon.url} gave {why}"
     except (httpx.HTTPError, httpx.InvalidURL) as trouble:
         why = str(trouble) or type(trouble).__name__
         return None, False, f"{daemon.url} cannot be reached either: {why}"
