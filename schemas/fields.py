@@ -7,9 +7,10 @@ are accepted everywhere.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_args
 
 from pydantic import (
     AfterValidator,
@@ -80,12 +81,33 @@ def build_models() -> None:
     A command builds only those that it reads or writes, when it does: a quarter of its start. The
     daemon calls this before its event loop runs, so that no record waits for its validator there,
     and no two threads build one at a time.
+
+    A model is built after the models of its fields: it then refers to their validators. One that is
+    built before them has a copy of each: with all models 4 MB more, made in twice the time.
     """
-    waiting = BaseModel.__subclasses__()
-    while waiting:
-        model = waiting.pop()
-        model.model_rebuild()
-        waiting += model.__subclasses__()
+    built: set[type[BaseModel]] = set()
+    for model in BaseModel.__subclasses__():
+        _build(model, built)
+
+
+def _build(model: type[BaseModel], built: set[type[BaseModel]]) -> None:
+    if model in built:
+        return
+    built.add(model)
+    for field in model.model_fields.values():
+        for inner in _models_in(field.annotation):
+            _build(inner, built)
+    model.model_rebuild()
+    for derived in model.__subclasses__():
+        _build(derived, built)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the models that a field's type names, at any depth."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
 
 
 Line = Annotated[str, Field(max_length=1000), AfterValidator(without_control_characters)]
