@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
-from pathlib import Path
 from typing import Protocol
 
 import structlog
 
 from controller.actuating.plane_alerts import edited, not_served, served_again
+from controller.actuating.plane_failures import in_words, where
 from controller.cancellation import is_cancelled
 from controller.core.rollout import RaiseAlert, Retired, Rollout
 from controller.core.serving import percent_to_serve, serving
@@ -30,7 +29,6 @@ from controller.errors import FlagPlaneUnavailable
 from controller.health import Faults, Scope
 from controller.ports import Clock, FlagPlane, LocalPlane, PlaneStanding, Served
 from controller.telemetry import Metrics
-from controller.text import excerpt
 
 MOST_DOUBLINGS = 4
 """Of the period, while a plane fails unexpectedly at a flag: 5 s become at most 80 s. A new
@@ -45,9 +43,6 @@ plane is in memory."""
 
 LOOKS_PER_TURN = 500
 """The same of flags that such a plane serves as decided; one takes some 2 µs."""
-
-WHY_MAX_CHARS = 200
-"""Characters of an exception's text that are repeated: the text may come from another system."""
 
 _REMEDY = (
     "other planes go on and it is tried again; the log line plane_failed says where it happened"
@@ -245,9 +240,9 @@ class FlagReconciler:
                     self._note_faults(plane)
             except Exception as error:
                 self._logger.error(  # noqa: TRY400 - `where` is its stack
-                    "plane_failed", plane=plane.name, error=_in_words(error), where=_where(error)
+                    "plane_failed", plane=plane.name, error=in_words(error), where=where(error)
                 )
-                self._faults.report(Scope.PLANE, plane.name, _in_words(error), _REMEDY)
+                self._faults.report(Scope.PLANE, plane.name, in_words(error), _REMEDY)
             if is_round:
                 next_round = self._clock.monotonic() + self._period_seconds
             with suppress(TimeoutError):
@@ -403,7 +398,7 @@ class FlagReconciler:
 
     def _note_failure(self, plane: FlagPlane, rollout: Rollout, error: BaseException) -> str:
         """Try a flag less and less often while its plane fails at it."""
-        key, why = (rollout.flag_key, plane.name), _in_words(error)
+        key, why = (rollout.flag_key, plane.name), in_words(error)
         known = self._failures.get(key)
         times = 1 if known is None or known.rollout is not rollout else known.times + 1
         if known is None or known.why != why:  # once: the same line every minute adds nothing
@@ -412,7 +407,7 @@ class FlagReconciler:
                 plane=plane.name,
                 flag_key=rollout.flag_key,
                 error=why,
-                where=_where(error),
+                where=where(error),
             )
         wait = self._period_seconds * (2 ** min(times - 1, MOST_DOUBLINGS) - 0.5)
         if rollout.flag_key in self._decided:  # nobody would take it back of one that has left
@@ -481,21 +476,3 @@ class FlagReconciler:
             )
             alert = not_served(rollout, plane.name, mismatch.why, mismatch.since)
             self._alerts.alert(flag_key, alert)
-
-
-def _in_words(error: BaseException) -> str:
-    """Return an exception that nobody expected as one printable line."""
-    why = excerpt(str(error), WHY_MAX_CHARS)
-    return f"failed unexpectedly: {type(error).__name__}: {why}".removesuffix(": ")
-
-
-def _where(error: BaseException) -> str:
-    """Return the innermost places that an exception came through.
-
-    No traceback: one with megabytes of an answer in it takes a console minutes to print.
-    """
-    frames = list(traceback.walk_tb(error.__traceback__))[-3:]
-    return " < ".join(
-        f"{Path(frame.f_code.co_filename).name}:{line} {frame.f_code.co_name}"
-        for frame, line in reversed(frames)
-    )

@@ -9,11 +9,13 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 from controller.adapters.memory import ManualClock, MemoryPublisher
+from controller.codec.outbox import outbox_entry
 from controller.core.rollout import RaiseAlert
 from controller.running.visibility_alerts import RETRY_SECONDS, VisibilityAlerts
 from controller.telemetry import Metrics
 from schemas.terms import AlertKind, Severity
 from tests.builders import T0, make_rollout
+from tests.unit.running.test_visibility import Bench
 from tests.virtual_time import in_virtual_time
 
 ALERT = RaiseAlert(AlertKind.SIGNAL, Severity.WARNING, "it fires", "look at it", "key")
@@ -78,3 +80,13 @@ async def test_an_outage_of_a_thousand_flags_is_told_and_ended_for_each() -> Non
     told = [json.loads(entry.value)["data"] for entry in publisher.published]
     assert [one["dedup_key"] for one in told] == [*keys, *keys]  # a repeat replaces what waits
     assert {one["severity"] for one in told[1_000:]} == {Severity.INFO}
+
+
+def test_an_alert_can_be_written_as_the_topic_wants_it() -> None:
+    """The event passes the schema, with a kind that readers know."""
+    bench = Bench()
+    bench.is_taken_up = False
+    bench.passes(12)
+    entry = outbox_entry(bench.raised[0], "new-checkout", make_rollout(), "id-1", T0)
+    assert entry.topic == "alerts"
+    assert b'"kind":"unwatched"' in entry.value
