@@ -86,7 +86,7 @@ async def _once(kafka: KafkaSettings, flag: str, daemon: str | None) -> Renderab
         if tree is not None:
             return tree
         complain(f"{why}\nshown is what Kafka has")
-    async with KafkaReader(kafka, OF_ONE_FLAG) as reader:
+    async with KafkaReader(kafka, *OF_ONE_FLAG) as reader:
         return await _tree_of_kafka(reader, flag, has_daemon=daemon is not None)
 
 
@@ -98,7 +98,7 @@ async def _watch(kafka: KafkaSettings, flag: str, daemon: str | None, console: C
             await _show(console, first, partial(_asked, daemon, flag), _EVERY_SECONDS)
             return
         complain(f"{why}\nshown is what Kafka has")
-    async with KafkaReader(kafka, OF_ONE_FLAG) as reader:
+    async with KafkaReader(kafka, *OF_ONE_FLAG) as reader:
         first = await _tree_of_kafka(reader, flag, has_daemon=daemon is not None)
         again = partial(_tree_of_kafka, reader, flag, has_daemon=daemon is not None)
         await _show(console, first, again, _EVERY_SECONDS_OF_KAFKA)

@@ -82,8 +82,8 @@ _DAEMON_KNOWS = "`rolloutctl status --daemon URL`, or ROLLOUTCTL_DAEMON, shows w
 _LAST = 20
 _MOST_LAST = 10_000
 
-#: What is read of one flag.
-OF_ONE_FLAG = ("state", "decisions", "alerts", "results")
+#: What is read of one flag, and what besides where it is there.
+OF_ONE_FLAG = (("state", "decisions"), ("alerts", "results"))
 
 LastOption = Annotated[
     int | None,
@@ -320,7 +320,7 @@ async def find_rollout(kafka: KafkaSettings, flag: str) -> tuple[Situation, Even
 
     Exits 1 when the flag has no rollout.
     """
-    async with KafkaReader(kafka, OF_ONE_FLAG) as reader:
+    async with KafkaReader(kafka, *OF_ONE_FLAG) as reader:
         return await read_situation(reader, flag)
 
 
@@ -357,7 +357,7 @@ async def _read_rollouts(
 ) -> tuple[NewestRollouts, Sequence[Event]]:
     """Return every rollout, from the daemon while Kafka is away, and the newest alerts of all."""
     try:
-        async with KafkaReader(kafka, ["state", "alerts"]) as reader:
+        async with KafkaReader(kafka, ["state"], ["alerts"]) as reader:
             newest = await read_rollouts(reader)
             alerts = await newest_events(reader, "alerts", _ALERTS_OF_ALL, None)
     except EventLogUnavailable as trouble:

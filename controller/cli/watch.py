@@ -65,9 +65,10 @@ async def _watch(
     kafka: KafkaSettings, flag: str | None, daemon: str | None, *, is_json: bool, waits: bool
 ) -> None:
     news = Transitions()
-    async with KafkaReader(kafka, ["state", "decisions", "alerts", "results"]) as reader:
+    async with KafkaReader(kafka, ["state", "decisions", "alerts"], ["results"]) as reader:
         state_ends = await reader.ends("state")
-        start = {**state_ends, **await reader.ends("decisions", "alerts", "results")}
+        results = await reader.ends("results") if reader.has("results") else {}
+        start = {**state_ends, **await reader.ends("decisions", "alerts"), **results}
         newest = await read_rollouts(reader, state_ends)
         say_unreadable(newest)
         if flag is not None and flag not in newest.rollouts and flag not in newest.unreadable:

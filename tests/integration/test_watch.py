@@ -82,3 +82,12 @@ async def test_on_request_it_waits_for_a_rollout_and_says_so(
         process.send_signal(signal.SIGINT)
         await process.communicate()
         assert process.returncode == 130
+
+
+async def test_without_the_right_to_results_the_rest_is_shown(
+    settings: KafkaSettings, producer: AIOKafkaProducer
+) -> None:
+    """The topics of this test have no results: whoever may not read them sees none either."""
+    await publish(producer, settings)
+    code, out, err = await rolloutctl(settings, "status", "new-checkout")
+    assert (code, "new-checkout" in out) == (0, True), err

@@ -45,9 +45,13 @@ class KafkaReader:
     Every call raises EventLogUnavailable when Kafka does not answer in time or a topic is missing.
     """
 
-    def __init__(self, settings: KafkaSettings, topics: Sequence[str]) -> None:
+    def __init__(
+        self, settings: KafkaSettings, topics: Sequence[str], optional: Sequence[str] = ()
+    ) -> None:
+        """`optional` topics are read where they are there for this user: see `has`."""
         self._settings = settings
-        self._topics = {logical: settings.topic(logical) for logical in topics}
+        self._topics = {logical: settings.topic(logical) for logical in (*topics, *optional)}
+        self._optional = optional
         self._consumer: Any = None
         self._guard: Guard | None = None
         # Topic to partition numbers, as at the start. The client refreshes, and so knows, only the
@@ -81,6 +85,9 @@ class KafkaReader:
         except BaseException:
             await self._close()
             raise
+        for logical in self._optional:
+            if self._topics[logical] not in present:
+                del self._topics[logical]
         missing = sorted(set(self._topics.values()) - set(present))
         if missing:
             await self._close()
@@ -102,6 +109,10 @@ class KafkaReader:
     async def _close(self) -> None:
         consumer, self._consumer = self._consumer, None
         await disconnect(consumer.stop(), consumer._client, self._settings.stop_seconds)
+
+    def has(self, topic: str) -> bool:
+        """Return whether a topic can be read, by its logical name."""
+        return topic in self._topics
 
     # --- offsets ---
 
@@ -269,7 +280,12 @@ class KafkaReader:
         return has_moved
 
     async def newest(self, topic: str, count: int, key: str | None = None) -> list[ConsumerRecord]:
-        """Return the last `count` records, of one `key` or all, oldest first by timestamp."""
+        """Return the last `count` records, of one `key` or all, oldest first by timestamp.
+
+        None of an optional topic that is not there.
+        """
+        if not self.has(topic):
+            return []
         partitions = self._partitions(topic) if key is None else [self.partition(topic, key)]
         all_ends, starts = await self.ends(topic), await self._starts(partitions)
         record_key = None if key is None else key.encode()
