@@ -39,7 +39,16 @@ def _finite(value: Any) -> Any:
 Measured = Annotated[float | None, BeforeValidator(_finite)]
 """A computed number: null when it could not be computed, ±1.797e308 for infinity."""
 
-Tally = Annotated[int, BeforeValidator(operator.index, json_schema_input_type=int), Field(ge=0)]
+
+def _whole(value: Any) -> int:
+    """Return an integer of any type. pydantic lets a TypeError through, and takes a ValueError."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError("write a whole number") from None
+
+
+Tally = Annotated[int, BeforeValidator(_whole, json_schema_input_type=int), Field(ge=0)]
 """A count; an array library's integer is accepted too."""
 
 

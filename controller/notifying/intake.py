@@ -17,6 +17,7 @@ from controller.health import Faults, Scope
 from controller.notifying.book import MOST_MUTES, Purpose
 from controller.notifying.news import TEST, News, read_event
 from controller.notifying.planner import Planner
+from controller.text import one_line
 from schemas.signal import TYPE as SIGNAL
 from schemas.signal import Signal
 from schemas.terms import NotificationRequest, Severity
@@ -27,6 +28,8 @@ OPERATOR_HOOK: Final = "rolloutctl/cli"
 HTTP_HOOK: Final = "rolloutd/http"
 #: Topics that are read, by their logical names.
 TOPICS: Final = ("decisions", "alerts", "signals")
+#: Characters of a foreign event's id that are told.
+_LONGEST_ID: Final = 200
 
 log = structlog.get_logger(__name__)
 
@@ -48,8 +51,9 @@ class Intake:
 
     def take(self, value: bytes, now: datetime) -> None:
         """Take one record. One that cannot be read is logged, and those behind it are taken."""
+        event: Any = None
         try:
-            event: Any = msgspec.json.decode(value or b"{}")
+            event = msgspec.json.decode(value or b"{}")
             if not isinstance(event, dict):
                 return
             if event.get("type") == SIGNAL:
@@ -59,12 +63,20 @@ class Intake:
         except (ValueError, RecursionError, ValidationError) as error:
             log.warning("news_unreadable", error=str(error)[:500])
             return
+        except Exception:  # ours, in reading; as below
+            self._note_mistake(event)
+            return
         try:
             self._planner.take(news, step, now)
         except Exception:  # ours: the records behind it must be taken
-            log.exception("news_failed", event_id=event.get("id"))
-            why = f"a mistake of rolloutd on {event.get('id')}, of which nobody is told"
-            self._faults.report(Scope.PART, "notifications", why, "please report it")
+            self._note_mistake(event)
+
+    def _note_mistake(self, event: Any) -> None:
+        """Report a record that was not taken because of a mistake of ours."""
+        name = str(event.get("id"))[:_LONGEST_ID] if isinstance(event, dict) else "a record"
+        log.exception("news_failed", event_id=name)
+        why = f"a mistake of rolloutd on {one_line(name)}, of which nobody is told"
+        self._faults.report(Scope.PART, "notifications", why, "please report it")
 
     def _ask(self, signal: Signal, now: datetime) -> None:
         """Do what somebody asks of the notifications."""
