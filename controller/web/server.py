@@ -42,6 +42,9 @@ _MAX_AHEAD = 16
 #: Longest head of a request, apart from the bytes of its first read (at most 256 KiB). We use no
 #: cookies.
 _MAX_HEAD_BYTES = 32 * 1024
+#: Bytes in a row of a body that has begun and none of which are content: sizes of chunks, and what
+#: follows the last one. The parser keeps the latter until it is complete.
+_MAX_EMPTY_BYTES = 32 * 1024
 #: Answer to a client that holds as many connections as one may.
 _TOO_MANY = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: "
@@ -131,6 +134,9 @@ class _Protocol(AtOnceProtocol):
     _is_ending = False  # what comes now is not read: the connection closes after its answers
     _is_in_head = False
     _head_bytes = 0
+    _is_in_body = False
+    _has_content = False  # of its body, in what is read now
+    _empty_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
 
     # uvicorn narrows the type of the transport.
@@ -193,10 +199,12 @@ class _Protocol(AtOnceProtocol):
     def data_received(self, data: bytes) -> None:
         if self._is_ending:
             return
+        self._has_content = False
         super().data_received(data)
         if not self._is_in_head:
             # The usual case: the head came in one piece, and no timer was needed.
             self._stop_timer()
+            self._bound_body(len(data))
             return
         self._head_bytes += len(data)
         if self._head_bytes > _MAX_HEAD_BYTES:
@@ -204,11 +212,20 @@ class _Protocol(AtOnceProtocol):
         elif self._head_timer is None:
             self._start_timer()
 
+    def _bound_body(self, length: int) -> None:
+        """Refuse a body that goes on without content; `length` is that of what was read."""
+        if not self._is_in_body:
+            return
+        self._empty_bytes = 0 if self._has_content else self._empty_bytes + length
+        if self._empty_bytes > _MAX_EMPTY_BYTES:
+            self._is_ending = True
+            self.send_400_response("a body without content, or with long trailers")
+
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= _MAX_AHEAD:
             raise httptools.HttpParserError("too many requests sent ahead")
         self._is_in_head = True
-        self._head_bytes = 0
+        self._head_bytes = self._empty_bytes = 0
         super().on_message_begin()
         self.scope["extensions"] = {
             "rolloutd.abort": {"call": self.transport.abort},
@@ -228,8 +245,25 @@ class _Protocol(AtOnceProtocol):
             self._is_ending = True
             before.keep_alive = False
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header of the head, and no trailer.
+
+        uvicorn adds both to one list: a proxy removes from the head what only it may say (who
+        somebody is, their groups, a certificate), and perhaps not from what follows the body.
+        """
+        if self._is_in_head:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._has_content = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._is_in_body = False
+        super().on_message_complete()
+
     def on_headers_complete(self) -> None:
-        self._is_in_head = False
+        self._is_in_head, self._is_in_body = False, True
         self.seats.work(self)
         super().on_headers_complete()
 

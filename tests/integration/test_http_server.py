@@ -352,6 +352,88 @@ async def test_a_head_has_a_limit() -> None:
     assert sent < 4 << 20
 
 
+CHUNKED = b"POST /%b HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+async def test_what_follows_a_body_is_no_header() -> None:
+    """A proxy removes from the head what only it may say, and perhaps not from trailers.
+
+    `Authorization` after the body was taken for the request's own.
+    """
+    seen: list[list[bytes]] = []
+
+    async def note(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body"):
+            continue
+        seen.append([name for name, _ in scope["headers"]])
+        await send_json(send, 200, b"1")
+
+    server = HttpServer(note, port=0)
+    await server.start()
+    try:
+        for parts in (1, 2):
+            trailer = b"0\r\nauthorization: Bearer x\r\nx-forwarded-groups: admins\r\n\r\n"
+            reader, writer = await connect(server, CHUNKED % b"" + b"2\r\n{}\r\n")
+            await asyncio.sleep(0.1 * (parts - 1))
+            writer.write(trailer)
+            assert b" 200 " in await reader.readline()
+            writer.close()
+    finally:
+        await server.stop(0.5)
+    assert seen == [[b"host", b"transfer-encoding"]] * 2
+
+
+@pytest.mark.parametrize("path", [b"", b"hang"])
+@pytest.mark.parametrize(
+    "piece",
+    [b"a: b\r\n" * 1_000, b"a" * 4_096],
+    ids=["many trailers", "one trailer"],
+)
+async def test_trailers_have_a_limit(path: bytes, piece: bytes) -> None:
+    """They were kept, so that one connection took 150 MB a second, also after its answer."""
+    async with running() as server:
+        reader, writer = await connect(server, CHUNKED % path + b"0\r\nx: ")
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 4 << 20 and not reader.at_eof():
+                writer.write(piece)
+                sent += len(piece)
+                await writer.drain()
+                await asyncio.sleep(0)
+        writer.close()
+    assert sent < 4 << 20
+
+
+async def test_a_body_in_small_pieces_has_no_such_limit() -> None:
+    """The sizes of its chunks come alone; together they are longer than trailers may be."""
+    got = 0
+
+    async def count(_scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal got
+        while True:
+            message = await receive()
+            got += len(message.get("body", b""))
+            if not message.get("more_body"):
+                return await send_json(send, 200, b"1")
+
+    server = HttpServer(count, port=0)
+    await server.start()
+    try:
+        reader, writer = await connect(server, CHUNKED % b"")
+        extension = b";" + b"e" * 8_000
+        for _ in range(20):
+            for part in (b"1" + extension + b"\r\n", b"x\r\n"):
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        writer.write(b"0\r\n\r\n")
+        assert b" 200 " in await reader.readline()
+        writer.close()
+    finally:
+        await server.stop(0.5)
+    assert got == 20
+
+
 async def test_the_listener_names_its_protocol() -> None:
     """Asyncio turns Nagle's algorithm off only for sockets that say they are TCP."""
     listener = HttpServer(echo, port=0)._bind()
