@@ -300,15 +300,25 @@ def limit_log_e_value(limit: float, trials: int, events: int, *, is_above: bool)
 def trials_until(
     log_evidence: Floats, log_weights: Floats, growth: Floats, log_threshold: float
 ) -> int | None:
-    """Return how many more trials bring one alternative over the threshold, at `growth` per trial.
+    """Return how many more trials bring all alternatives together over the threshold.
 
-    None when no alternative grows. It is an estimate that assumes the present rates.
+    `growth` is per trial. None when no alternative grows. It is an estimate that assumes the
+    present rates, up to 2 % too high.
     """
     grows = growth > 1e-12
     if not grows.any():
         return None
     missing = (log_threshold - log_weights[grows] - log_evidence[grows]) / growth[grows]
-    return max(1, math.ceil(float(missing.min())))
+    # One alternative alone gets there at the latest. The log of a sum of exponentials is convex in
+    # the number of trials, so there is one crossing below.
+    too_few, enough = 0, max(1, math.ceil(float(missing.min())))
+    while enough - too_few > max(1, enough // 50):
+        between = (too_few + enough) // 2
+        if log_sum_exp(log_weights + log_evidence + growth * between) >= log_threshold:
+            enough = between
+        else:
+            too_few = between
+    return enough
 
 
 def safe_growth(log_null: float, share: float, rate: float) -> Floats:

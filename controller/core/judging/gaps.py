@@ -81,7 +81,7 @@ def missing_data(
             yield Gap(
                 HealthGap.BELOW_MIN_SAMPLE,
                 f"{arm} has {counted.exposures:,} of {stage.min_sample:,} contexts, "
-                f"{missing:,} are missing",
+                f"{missing:,} {'is' if missing == 1 else 'are'} missing",
             )
 
 

@@ -6,12 +6,11 @@ Sentences do not name their metric: whoever shows them has put it in front.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 from controller.core.analysis.change_point import as_e_value, log_sum_exp, mean_log_effect
-from controller.core.analysis.latency import Ordered, margin_buckets
+from controller.core.analysis.latency import Ordered
 from controller.core.analysis.proportion import (
     SAFE_LOG_WEIGHTS,
     RatioEstimate,
@@ -31,7 +30,8 @@ from controller.core.analysis.sequential_tests import (
     RatioTest,
     SequentialTests,
 )
-from controller.core.evidence import VisitTotals, bucket_of
+from controller.core.evidence import VisitTotals
+from controller.core.judging.check import Arms, Check
 from controller.core.judging.judgement import MetricReport, difference
 from controller.core.judging.questions import (
     MIN_HARM_RATIO,
@@ -43,7 +43,7 @@ from controller.core.judging.questions import (
     log_tolerated,
     worst_left,
 )
-from controller.core.metrics.kind import ArmSummary, Observed, share_words
+from controller.core.metrics.kind import ArmSummary, share_words
 from controller.core.plan import Guardrail
 from schemas.terms import Arm, Verdict
 
@@ -64,29 +64,6 @@ class SafetyAnswer:
     verdict: Verdict
     log_e_value: float | None  # None: not a question at this stage
     words: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Check:
-    """Everything that one guardrail's questions are about, at one moment."""
-
-    guardrail: Guardrail
-    limit: LimitTest | None
-    floor: FloorTest | None
-    ratio: RatioTest | None
-    totals: VisitTotals
-    latencies: Mapping[Arm, Ordered]
-    elapsed_seconds: float
-    alpha: float
-    beta: float
-    gate_margin: float | None  # of a gate in this stage; None where nothing is compared
-
-    def observed(self) -> Observed:
-        """Return treatment's observations and events, as its limit counts them."""
-        trials, events = self.guardrail.kind.observed(
-            self.totals.treatment, self.latencies[Arm.TREATMENT], self.guardrail.limit
-        )
-        return Observed(trials, min(events, trials))
 
 
 def report(
@@ -110,7 +87,7 @@ def report(
     test = tests.ratios.get(number)
     has_control = percent < 100
     is_compared = guardrail.margin is not None and has_control
-    check = _Check(
+    check = Check(
         guardrail=guardrail,
         limit=tests.limits.get(number),
         floor=tests.floors.get(number),
@@ -124,7 +101,7 @@ def report(
     )
     ratio = ratio_estimate(test.curve, alpha) if test is not None and has_control else None
     estimate, low, high = (None, None, None) if ratio is None else ratio
-    arms = _Arms(check)
+    arms = Arms(check)
     answers = _safety_answers(check, ratio, arms)
     threshold = 1 / (alpha * alpha_share)
     e_value = harm_e_value(guardrail, number, tests)
@@ -153,7 +130,7 @@ def report(
 
 
 def _verdicts(
-    check: _Check, answers: list[SafetyAnswer], e_value: float, threshold: float
+    check: Check, answers: list[SafetyAnswer], e_value: float, threshold: float
 ) -> tuple[Verdict, Verdict, str]:
     """Return the verdict on harm, the verdict on safety, and the sentence."""
     verdicts = [answer.verdict for answer in answers]
@@ -213,7 +190,7 @@ def _worst(verdicts: list[Verdict]) -> Verdict:
 # --- is it worse
 
 
-def _harm_answers(check: _Check) -> list[HarmAnswer]:
+def _harm_answers(check: Check) -> list[HarmAnswer]:
     """Return each question's evidence of harm, in the order of `harm_e_value`'s."""
     answers = []
     if check.guardrail.limit is not None:
@@ -223,7 +200,7 @@ def _harm_answers(check: _Check) -> list[HarmAnswer]:
     return answers
 
 
-def _over_limit(check: _Check) -> HarmAnswer:
+def _over_limit(check: Check) -> HarmAnswer:
     trials, events = check.observed()
     # The tests search for a beginning too: what broke a minute ago is found although the stage's
     # own average is still within the limit.
@@ -242,7 +219,7 @@ def _over_limit(check: _Check) -> HarmAnswer:
     )
 
 
-def _recent_words(check: _Check, test: LimitTest) -> str:
+def _recent_words(check: Check, test: LimitTest) -> str:
     """Return what breached the limit a while ago although the whole stage's share is within it."""
     guardrail, (trials, events), (of, bad) = check.guardrail, check.observed(), test.recent
     what = guardrail.kind.limit_words(guardrail.limit or 0.0)
@@ -254,7 +231,7 @@ def _recent_words(check: _Check, test: LimitTest) -> str:
     )
 
 
-def _below_floor(check: _Check) -> HarmAnswer:
+def _below_floor(check: Check) -> HarmAnswer:
     guardrail, test = check.guardrail, check.floor
     veto = None
     if test is None or test.trials == 0:
@@ -275,7 +252,7 @@ def _below_floor(check: _Check) -> HarmAnswer:
     )
 
 
-def _worse_than_control(check: _Check) -> HarmAnswer:
+def _worse_than_control(check: Check) -> HarmAnswer:
     guardrail, test = check.guardrail, check.ratio
     log_harm = _log_comparison_harm(guardrail, test)
     if test is None:
@@ -311,7 +288,7 @@ def _too_few(harmed: int) -> str | None:
 
 
 def _safety_answers(
-    check: _Check, ratio: RatioEstimate | None, arms: Mapping[Arm, ArmSummary]
+    check: Check, ratio: RatioEstimate | None, arms: Mapping[Arm, ArmSummary]
 ) -> list[SafetyAnswer]:
     """Return each question's answer on safety."""
     answers = []
@@ -322,7 +299,7 @@ def _safety_answers(
     return answers
 
 
-def _against_limit(check: _Check) -> SafetyAnswer:
+def _against_limit(check: Check) -> SafetyAnswer:
     """Return whether treatment is shown to be within its limit."""
     share, is_floor = limit_share(check.guardrail), check.guardrail.kind.is_better_when_higher
     words = _limit_words(check)
@@ -343,7 +320,7 @@ def _against_limit(check: _Check) -> SafetyAnswer:
     return SafetyAnswer(Verdict.INCONCLUSIVE, log_safe, f"not confirmed yet: {words}; {outlook}")
 
 
-def _limit_words(check: _Check) -> str:
+def _limit_words(check: Check) -> str:
     """Return both counts and the limit in words; without data the limit alone."""
     kind, (trials, events) = check.guardrail.kind, check.observed()
     share = share_words(limit_share(check.guardrail))
@@ -358,7 +335,7 @@ def _limit_words(check: _Check) -> str:
 
 
 def _against_control(
-    check: _Check, ratio: RatioEstimate | None, arms: Mapping[Arm, ArmSummary]
+    check: Check, ratio: RatioEstimate | None, arms: Mapping[Arm, ArmSummary]
 ) -> SafetyAnswer:
     """Return whether treatment is shown not to be worse than control by the gate's margin."""
     guardrail, test, margin = check.guardrail, check.ratio, check.gate_margin
@@ -389,7 +366,7 @@ def _against_control(
     )
 
 
-def _comparison_outlook(check: _Check, test: RatioTest, margin: float, log_threshold: float) -> str:
+def _comparison_outlook(check: Check, test: RatioTest, margin: float, log_threshold: float) -> str:
     """Return how far a comparison is from showing safety, if treatment is as good as control."""
     n_t, k_t, n_c, k_c = test.counts
     share, rate = n_t / (n_t + n_c), (k_t + k_c + 0.5) / (n_t + n_c + 1)
@@ -399,14 +376,39 @@ def _comparison_outlook(check: _Check, test: RatioTest, margin: float, log_thres
         else safe_growth(math.log1p(margin), share, rate)
     )
     missing = trials_until(test.safe, SAFE_LOG_WEIGHTS, growth, log_threshold)
+    until_negligible = _until_negligible(check)
+    if until_negligible is not None and (missing is None or until_negligible < missing):
+        return f"{_outlook(check, until_negligible, 'treatment', n_t)} if it goes on so"
     if missing is None:
         return "out of reach"
-    # Where a fall is the harm, the counts have the arms exchanged.
-    arm = "control" if check.guardrail.kind.is_better_when_higher else "treatment"
-    return f"{_outlook(check, missing, arm, n_t)} if it is as good as control"
+    if check.guardrail.kind.is_better_when_higher:
+        # Where a fall is the harm, the counts have the arms exchanged. And each batch counts
+        # everyone who has not converted so far, so that there are more observations than users.
+        users = check.guardrail.kind.observed(
+            check.totals.control, check.latencies[Arm.CONTROL], None
+        ).trials
+        missing = math.ceil(missing * users / n_t)
+        return f"{_outlook(check, missing, 'control', users)} if it is as good as control"
+    return f"{_outlook(check, missing, 'treatment', n_t)} if it is as good as control"
 
 
-def _outlook(check: _Check, missing: int, arm: str, counted: int) -> str:
+def _until_negligible(check: Check) -> int | None:
+    """Return how many more observations of treatment at its rate show that it is negligible.
+
+    None where the metric has no such rate, or treatment's is above it.
+    """
+    share = check.guardrail.kind.negligible_rate
+    trials, events = check.observed()
+    if share is None:
+        return None
+    growth = limit_growth(share, (events + share) / (trials + 1), is_above=False)
+    log_weights = limit_alternatives(share, is_above=False)[2].log_weights
+    evidence = limit_increment(share, trials, events, is_above=False)
+    log_threshold = -math.log(check.beta * NEGLIGIBLE_WEIGHT)
+    return trials_until(evidence, log_weights, growth, log_threshold)
+
+
+def _outlook(check: Check, missing: int, arm: str, counted: int) -> str:
     """Return how many more observations it takes, and how long at the traffic so far."""
     words = f"about {missing:,} more {check.guardrail.kind.unit_words} in {arm}"
     if counted <= 0 or check.elapsed_seconds <= 0:
@@ -418,7 +420,7 @@ def _outlook(check: _Check, missing: int, arm: str, counted: int) -> str:
     raise AssertionError("seconds are the last unit")
 
 
-def _both(check: _Check, test: RatioTest) -> str:
+def _both(check: Check, test: RatioTest) -> str:
     """Return both arms' rates side by side.
 
     A test takes whole batches, so the newest events are in the arms' totals only. Where both are of
@@ -432,61 +434,10 @@ def _both(check: _Check, test: RatioTest) -> str:
         n_c, k_c = kind.observed(check.totals.control, check.latencies[Arm.CONTROL], None)
     rate_t, rate_c = k_t / max(n_t, 1), k_c / max(n_c, 1)
     return (
-        f"{kind.place_words(test.place)}{share_words(rate_t)} of treatment's {kind.unit_words} "
+        f"{kind.place_words(test.place, check.guardrail.margin or 0.0)}"
+        f"{share_words(rate_t)} of treatment's {kind.unit_words} "
         f"({k_t:,} of {n_t:,}) against {share_words(rate_c)} of control's ({k_c:,} of {n_c:,})"
     )
-
-
-# --- the arms
-
-
-class _Arms(Mapping[Arm, ArmSummary]):
-    """Both arms of the present visit, summed up at the first read.
-
-    Verdicts do not depend on them. Their intervals cost a quarter of a check, and most checks lead
-    to no decision that shows them.
-    """
-
-    def __init__(self, check: _Check) -> None:
-        """Keep what they are made of, which never changes."""
-        self._check = check
-
-    @cached_property
-    def _summaries(self) -> dict[Arm, ArmSummary]:
-        check = self._check
-        return {
-            arm: check.guardrail.kind.summary(
-                check.totals.arm(arm), check.latencies[arm], _slow_above(check, arm), check.alpha
-            )
-            for arm in Arm
-        }
-
-    def __getitem__(self, arm: Arm) -> ArmSummary:
-        return self._summaries[arm]
-
-    def __iter__(self) -> Iterator[Arm]:
-        return iter(self._summaries)
-
-    def __len__(self) -> int:
-        return len(self._summaries)
-
-    def __repr__(self) -> str:
-        return repr(self._summaries)
-
-
-def _slow_above(check: _Check, arm: Arm) -> int | None:
-    """Return the latency bucket above which a value is slow: the limit, else the compared place.
-
-    Treatment's place has the margin on top. None for a metric that is no latency.
-    """
-    guardrail, test = check.guardrail, check.ratio
-    if guardrail.kind.is_share:
-        return None
-    if guardrail.limit is not None:
-        return bucket_of(guardrail.limit)
-    if test is None or test.place is None:
-        return None
-    return test.place + (margin_buckets(guardrail.margin or 0) if arm is Arm.TREATMENT else 0)
 
 
 def _points(difference: float) -> str:

@@ -91,7 +91,7 @@ class ErrorRate(MetricKind):
     alpha_weight = 0.65
     takes_points = True
     # Without it a service without errors could never be shown to be as good as control. It lies
-    # far below any limit that people write. To show it takes some 60,000 contexts without an error.
+    # far below any limit that people write. To show it takes some 76,000 contexts without an error.
     negligible_rate = 1e-4
     where_to_search = "logs and traces of failed requests"
     virtual = VirtualErrors

@@ -197,8 +197,11 @@ class MetricKind(ShownKind, ABC):
         """Return the limit by itself; `share` is the share that it allows, in words."""
         return f"{'at least' if self.is_better_when_higher else 'limit'} {share}"
 
-    def place_words(self, place: int | None) -> str:
-        """Return where control's tail begins, to stand before a sentence; often empty."""
+    def place_words(self, place: int | None, margin: float) -> str:
+        """Return where each arm's tail begins, to stand before a sentence; often empty.
+
+        Treatment's begins `margin` later than control's.
+        """
         return ""
 
     def harm_words(self, latencies: Mapping[Arm, Ordered]) -> str | None:

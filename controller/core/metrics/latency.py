@@ -193,6 +193,11 @@ _FAR_BEYOND = 10
 _LEAST_VALUES = 3  # as many as a breach needs in treatment
 
 
+def ms_words(ms: float) -> str:
+    """Return a duration in ms, with three significant digits or more: `2.51 ms`, `2,890 ms`."""
+    return f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.3g} ms"
+
+
 def quantile_of(metric: str) -> float:
     """Return the quantile that people see: 0.99 for `latency_p99`, 0.9 for `latency`."""
     if metric == DISTRIBUTION:
@@ -231,8 +236,9 @@ class _Latency(MetricKind, ABC):
         implausible = bucket_of(max(_IMPLAUSIBLE_MS, _FAR_BEYOND * limit))
         if control.total < _LEAST_VALUES or 2 * control.above(implausible) <= control.total:
             return None
+        median = ms_words(control.quantile(0.5) or 0.0)
         return (
-            f"control's median, too, is {control.quantile(0.5) or 0.0:,.3g} ms, where the limit is "
+            f"control's median, too, is {median}, where the limit is "
             f"{limit:g} ms: are milliseconds sent as seconds?"
         )
 
@@ -272,12 +278,13 @@ class _Latency(MetricKind, ABC):
         """Return the limit as the plan writes it, with the share of slower ones that it allows."""
         return f"limit {limit:g} ms (at most {share} slower)"
 
-    def place_words(self, place: int | None) -> str:
-        """Return where control's tail begins."""
+    def place_words(self, place: int | None, margin: float) -> str:
+        """Return where control's tail begins, and how much later treatment's does."""
         if place is None:
             return ""
         quantile = f"p{100 * self.quantile:g}".replace(".", "")
-        return f"slower than control's {quantile} ({bucket_value(place):.3g} ms): "
+        tolerated = f", for treatment {100 * margin:.3g} % more" if margin else ""
+        return f"slower than control's {quantile} ({ms_words(bucket_value(place))}{tolerated}): "
 
     def summary(
         self, arm: ArmTotals, latency: Ordered, slow_above: int | None, alpha: float
@@ -353,6 +360,6 @@ def _quantiles(latencies: Mapping[Arm, Ordered]) -> str:
     words = []
     for name, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
         both = [latencies[arm].quantile(q) for arm in (Arm.TREATMENT, Arm.CONTROL)]
-        values = " against ".join("nothing" if ms is None else f"{ms:.3g} ms" for ms in both)
+        values = " against ".join("nothing" if ms is None else ms_words(ms) for ms in both)
         words.append(f"{name} {values}")
     return ", ".join(words)
