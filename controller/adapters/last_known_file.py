@@ -3,7 +3,7 @@
 Belongs here: reading and replacing the file. What is in it is `codec/last_known.py`; when it is
 written and served is `running/last_known.py`.
 
-Both methods block: call them in a thread.
+All methods block: call them in a thread.
 """
 
 from __future__ import annotations
@@ -67,6 +67,11 @@ class LastKnownFile:
         except LastKnownUnavailable:
             self._documents.clear()  # what the disk has is not known
             raise
+
+    def remove(self) -> None:
+        """Remove the file, if there is one. Raises LastKnownUnavailable."""
+        self._documents.clear()
+        self._file.remove()
 
     def _encode(self, rollouts: Sequence[Rollout]) -> bool:
         """Encode the rollouts that changed since the last write; return whether any did."""

@@ -101,6 +101,13 @@ class PrivateFile:
             finally:
                 os.close(directory)
 
+    def remove(self) -> None:
+        """Remove the file, if there is one. Raises LastKnownUnavailable."""
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._trouble("removed", error) from error
+
     def set_aside(self) -> Path:
         """Rename the file, so that it is not replaced; return its new path.
 

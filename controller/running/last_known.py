@@ -31,15 +31,24 @@ from controller.adapters.redis.identity import StoredIdentity
 from controller.codec.last_known import LastKnownState, Origin
 from controller.core.rollout import Rollout
 from controller.errors import DocumentUnreadable, LastKnownUnavailable, RolloutdError
+from controller.health import Faults, Scope
 from controller.ports import Clock, Rollouts
 from controller.running.reporter import SILENT_AFTER_SECONDS
 from controller.settings import Settings
+from controller.web.decision_order import exposure
 from controller.web.flags import FlagBoard
 
 #: How much longer than a write or a reading the pause after it is: 10,000 flags take seconds.
 PAUSE_PER_WORK: Final = 20
 #: A file from further in the future was written by another clock, and its age is not known.
 AHEAD_AT_MOST: Final = timedelta(minutes=1)
+
+#: The name of the fault.
+FILE: Final = "last known file"
+_FIX: Final = (
+    "free the disk, or set last_known.directory to a directory that rolloutd may write to: until "
+    "then a restart in an outage of Kafka and Redis serves what is older, or nothing"
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -105,6 +114,7 @@ class LastKnown:
         *,
         max_age: timedelta,
         update: Callable[[Rollout], object],
+        faults: Faults,
         lowered: Callable[[Rollout], Rollout] = lambda rollout: rollout,
         waiting_read: Callable[[], Awaitable[None]] | None = None,
         pace: Pace = PACE,
@@ -121,6 +131,7 @@ class LastKnown:
         self._clock = clock
         self._max_age = max_age
         self._update = update
+        self._faults = faults
         self._lowered = lowered
         self._waiting_read = waiting_read
         self._pace = pace
@@ -128,6 +139,8 @@ class LastKnown:
         self._confirmed_before: datetime | None = None  # by Kafka, to the process before
         self._written: tuple[datetime, Sequence[Rollout], datetime | None] | None = None
         self._write_trouble = ""
+        self._in_file: Mapping[str, Rollout] = {}  # by flag, what a restart would find
+        self._has_kept = False  # a directory that never took a file is a choice, and no fault
 
     async def run(self) -> None:
         """Serve what is remembered; then keep it, and follow Redis where need be."""
@@ -166,7 +179,7 @@ class LastKnown:
         try:
             async with asyncio.timeout(self._pace.read):
                 await asyncio.to_thread(file.clear_temporaries)
-                return await asyncio.to_thread(file.read)
+                state = await asyncio.to_thread(file.read)
         except (DocumentUnreadable, LastKnownUnavailable, TimeoutError) as refused:
             _log.error(
                 "last_known_refused",
@@ -175,6 +188,9 @@ class LastKnown:
                 action="none: it is replaced once Kafka has been read",
             )
             return None
+        if state is not None:
+            self._note_in_file(state.rollouts)
+        return state
 
     async def _serve_stored(self, state: LastKnownState | None) -> bool:
         """Have the board serve what Redis has; return whether Redis has anything of ours."""
@@ -283,19 +299,57 @@ class LastKnown:
         if content == self._written:
             return
         try:
-            await asyncio.to_thread(file.write, *content)
+            await self._replace(file, *content)
         except LastKnownUnavailable as trouble:
-            if self._write_trouble != str(trouble):
-                _log.warning(
-                    "last_known_not_kept",
-                    error=str(trouble),
-                    action="set last_known.directory to a directory that rolloutd may write to; "
-                    "without one, a restart in an outage of Kafka and Redis serves nothing",
-                )
-            self._write_trouble = str(trouble)
+            self._note_not_kept(str(trouble))
             return
         self._write_trouble = ""
         self._written = content
+        self._faults.clear(Scope.DEPENDENCY, FILE)
+
+    async def _replace(
+        self,
+        file: LastKnownFile,
+        known_at: datetime,
+        rollouts: Sequence[Rollout],
+        confirmed_at: datetime | None,
+    ) -> None:
+        try:
+            await asyncio.to_thread(file.write, known_at, rollouts, confirmed_at)
+        except LastKnownUnavailable:
+            if not self._gives_more(rollouts):
+                raise
+            # A restart in an outage would bring back what was lowered since: rather nothing is
+            # found. On a full disk, the room of the old file is often enough for the new one.
+            await asyncio.to_thread(file.remove)
+            self._in_file = {}
+            await asyncio.to_thread(file.write, known_at, rollouts, confirmed_at)
+        self._note_in_file(rollouts)
+
+    def _note_in_file(self, rollouts: Iterable[Rollout]) -> None:
+        self._in_file = {rollout.flag_key: rollout for rollout in rollouts}
+        self._has_kept = True
+
+    def _gives_more(self, rollouts: Iterable[Rollout]) -> bool:
+        """Return whether the file gives treatment to more contexts than what is decided now."""
+        newest = {rollout.flag_key: rollout for rollout in rollouts}
+        return any(
+            exposure(old) > (exposure(newest[key]) if key in newest else (0.0, 0.0))
+            for key, old in self._in_file.items()
+            if newest.get(key) is not old
+        )
+
+    def _note_not_kept(self, why: str) -> None:
+        if self._write_trouble != why:
+            _log.warning(
+                "last_known_not_kept",
+                error=why,
+                action="set last_known.directory to a directory that rolloutd may write to; "
+                "without one, a restart in an outage of Kafka and Redis serves nothing",
+            )
+        self._write_trouble = why
+        if self._has_kept:
+            self._faults.report(Scope.DEPENDENCY, FILE, why, _FIX)
 
     def _known_at(self) -> datetime | None:
         """Return when Kafka or Redis last said that nothing newer was decided."""
@@ -331,6 +385,7 @@ def make_last_known(
     update: Callable[[Rollout], object],
     lowered: Callable[[Rollout], Rollout],
     waiting_read: Callable[[], Awaitable[None]],
+    faults: Faults,
 ) -> LastKnown:
     """Return the last known state of a replica as its settings describe it."""
     directory = replica_directory(settings)
@@ -342,6 +397,7 @@ def make_last_known(
         clock,
         max_age=timedelta(seconds=settings.last_known.max_age_seconds),
         update=update,
+        faults=faults,
         lowered=lowered,
         waiting_read=waiting_read,
     )

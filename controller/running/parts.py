@@ -18,6 +18,7 @@ from controller.deciding.commentary.explanations import Explainer
 from controller.deciding.deciding import Deciding
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.worker_pool import WorkerPool
+from controller.health import Faults
 from controller.planes import Planes
 from controller.ports import Clock, Commentator
 from controller.running.connections import Connections
@@ -39,6 +40,7 @@ class Subsystems:
 
     settings: Settings
     clock: Clock
+    faults: Faults
     connections: Connections
     follower: StateFollower
     board: FlagBoard
@@ -152,6 +154,7 @@ def last_known_loops(subsystems: Subsystems) -> Sequence[Loop]:
         subsystems.follower.update,
         subsystems.oversight.direct.lowered,
         subsystems.oversight.direct.restored,
+        subsystems.faults,
     )
     return (("last_known", last_known.run),)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -13,11 +14,12 @@ import structlog
 
 from controller.adapters.last_known_file import LastKnownFile
 from controller.adapters.memory import ManualClock, MemoryRollouts
-from controller.adapters.private_file import ReplicaDirectory
+from controller.adapters.private_file import PrivateFile, ReplicaDirectory
 from controller.codec.last_known import Origin
 from controller.core.rollout import RolledBack, Rollout
-from controller.errors import DocumentUnreadable, StoreUnavailable
-from controller.running.last_known import LastKnown, Pace
+from controller.errors import DocumentUnreadable, LastKnownUnavailable, StoreUnavailable
+from controller.health import Faults
+from controller.running.last_known import FILE, LastKnown, Pace
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
 from tests.builders import T0, make_plan, make_rollout
@@ -67,6 +69,7 @@ class Replica:
         self.store = store
         self.feed = Feed()
         self.file = LastKnownFile(ReplicaDirectory(directory, OURS, 8080))
+        self.faults = Faults(self.clock.now)
         self.board = FlagBoard(generation=Generation.V3, now=self.clock.now)
         self.last_known = LastKnown(
             self.board,
@@ -76,6 +79,7 @@ class Replica:
             self.clock,
             max_age=max_age,
             update=self.board.update,
+            faults=self.faults,
             pace=pace,
         )
 
@@ -88,6 +92,12 @@ class Replica:
         """Return once this is served."""
         async with asyncio.timeout(60):
             while self.percents != percents:
+                await asyncio.sleep(0.001)
+
+    async def until_faults(self, names: list[str]) -> None:
+        """Return once these faults are told, and no other."""
+        async with asyncio.timeout(60):
+            while [fault.name for fault in self.faults.current] != names:
                 await asyncio.sleep(0.001)
 
     async def asked(self, times: int) -> None:
@@ -358,6 +368,59 @@ async def test_a_disk_that_refuses_is_reported_once(tmp_path: Path) -> None:
     reports = [line for line in logs if line["event"] == "last_known_not_kept"]
     assert len(reports) == 1
     assert "last_known.directory" in reports[0]["action"]
+    assert replica.faults.current == ()  # somebody's choice, perhaps
+
+
+class Disk(PrivateFile):
+    """A disk that is full but for so many files, or that cannot be written at all."""
+
+    room: int = 2  # the old file and the new one
+    is_read_only = False
+
+    def _replace(self, content: bytes, *, is_durable: bool) -> None:
+        if self.room <= self.path.exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super()._replace(content, is_durable=is_durable)
+
+    def remove(self) -> None:
+        if self.is_read_only:
+            raise LastKnownUnavailable("Read-only file system")
+        super().remove()
+
+
+@pytest.mark.parametrize("is_read_only", [False, True])
+async def test_what_was_lowered_does_not_come_back_from_a_full_disk(
+    tmp_path: Path, *, is_read_only: bool
+) -> None:
+    """The old file goes. Where even that is refused, people are told."""
+    async with running(tmp_path, await away()) as replica:
+        disk = replica.file._file = Disk(replica.file.path)
+        replica.board.update(AT_HALF)
+        replica.feed.silent_seconds = 0.0
+        replica.board.trust()
+        await replica.written(T0, [AT_HALF])
+        disk.room, disk.is_read_only = 0, is_read_only
+        replica.board.update(ROLLED_BACK)
+        await replica.until_faults([FILE])
+        assert replica.file.path.exists() is is_read_only
+        disk.room = 2
+        replica.clock.advance(timedelta(seconds=1))
+        await replica.written(replica.clock.now(), [ROLLED_BACK])
+        await replica.until_faults([])
+
+
+async def test_a_disk_with_room_for_one_file_keeps_what_was_lowered(tmp_path: Path) -> None:
+    """The old file, of the process before, makes room for the new one."""
+    keep(tmp_path, AT_HALF)
+    async with running(tmp_path, await away()) as replica:
+        await replica.until({"new-checkout": 50.0})
+        disk = replica.file._file = Disk(replica.file.path)
+        disk.room = 1
+        replica.board.update(ROLLED_BACK)
+        replica.feed.silent_seconds = 0.0
+        replica.board.trust()
+        await replica.written(T0, [ROLLED_BACK])
+        assert replica.faults.current == ()
 
 
 async def test_what_is_remembered_is_served_once_the_waiting_commands_are_read(
