@@ -46,7 +46,7 @@ from controller.running.shared_sign_outs import SharedSignOuts
 from controller.running.supervisor import Loop
 from controller.running.use_keeper import UseKeeper
 from controller.running.visibility import Visibility, needs_watching
-from controller.running.visibility_alerts import VisibilityAlerts
+from controller.running.visibility_alerts import WAITING_LIMIT, VisibilityAlerts
 from controller.running.watchdog import ConsumerWatchdog, StallMeter
 from controller.settings import Settings
 from controller.telemetry import Metrics
@@ -160,7 +160,12 @@ class Oversight:
             process.clock,
             process.metrics,
             source_of(process.settings.environment),
-            NewsKeeper(connections.reports, process.faults, registry.is_retired),
+            NewsKeeper(
+                connections.reports,
+                process.faults,
+                registry.is_retired,
+                most_waiting=WAITING_LIMIT,
+            ),
         )
 
     def _make_uses(

@@ -167,6 +167,7 @@ class FlagWorker:
         self.inbox.cancel_all()
         self._safeguards.clear()
         self._store.end()
+        self.outbox.abandon()
 
     def republish_state(self) -> None:
         """Publish the present document again: an older one was written over it."""

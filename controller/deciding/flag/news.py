@@ -31,11 +31,22 @@ FIX: Final = redis_fix(
 class NewsKeeper:
     """Keeps the newest decisions, alerts and results; each entry's key is its flag's."""
 
-    def __init__(self, reports: Reports, faults: Faults, is_retired: Callable[[str], bool]) -> None:
-        """`is_retired` tells of a flag whose news are deleted, so that late ones stay behind."""
+    def __init__(
+        self,
+        reports: Reports,
+        faults: Faults,
+        is_retired: Callable[[str], bool],
+        *,
+        most_waiting: int = WAITING_LIMIT,
+    ) -> None:
+        """`is_retired` tells of a flag whose news are deleted, so that late ones stay behind.
+
+        `most_waiting` entries wait for a Redis that is away: more, where they are of all flags.
+        """
         self._reports = reports
         self._faults = faults
         self._is_retired = is_retired
+        self._most_waiting = most_waiting
         self._waiting: list[OutboxEntry] = []
 
     def add(self, entries: Sequence[OutboxEntry]) -> None:
@@ -43,31 +54,51 @@ class NewsKeeper:
         new = {one.effect_id: one for one in entries if one.topic in NEWS_TOPICS}
         for entry in self._waiting:
             new.pop(entry.effect_id, None)
-        self._waiting = [*self._waiting, *new.values()][-WAITING_LIMIT:]
+        self._waiting = [*self._waiting, *new.values()][-self._most_waiting :]
 
     async def keep_until(self, ended: asyncio.Event) -> None:
         """Write what waits, again and again, until `ended` is set or nothing waits."""
         while self._waiting and not ended.is_set():
-            await self.keep()
+            await self.keep(ended)
             if self._waiting:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(RETRY_SECONDS):
                         await ended.wait()
 
-    async def keep(self) -> None:
-        """Write what waits; what Redis does not take now waits for the next time."""
+    async def keep(self, ended: asyncio.Event | None = None) -> None:
+        """Write what waits; what Redis does not take now waits for the next time.
+
+        So does what is left when `ended` is set: there is something to publish.
+        """
         self._waiting = [entry for entry in self._waiting if not self._is_retired(entry.key)]
-        places = dict.fromkeys((entry.key, entry.topic) for entry in self._waiting)
-        for place in places:
-            entries = [entry for entry in self._waiting if (entry.key, entry.topic) == place]
-            try:
-                await self._reports.append_news(*place, [entry.value for entry in entries])
-            except (OperatingTrouble, BrokenInvariant) as trouble:
-                self._faults.report(Scope.DEPENDENCY, REPORTS, str(trouble), FIX, reporter=_NEWS)
-                if isinstance(trouble, OperatingTrouble):
+        by_place: dict[tuple[str, str], list[OutboxEntry]] = {}
+        for entry in self._waiting:
+            by_place.setdefault((entry.key, entry.topic), []).append(entry)
+        done: set[str] = set()
+        try:
+            for place, entries in by_place.items():
+                if ended is not None and ended.is_set():
                     return
-                # Somebody else wrote to this key; it would never be taken.
-            else:
-                self._faults.clear(Scope.DEPENDENCY, REPORTS, reporter=_NEWS)
-            done = {entry.effect_id for entry in entries}
+                try:
+                    await self._reports.append_news(*place, [entry.value for entry in entries])
+                except (OperatingTrouble, BrokenInvariant) as trouble:
+                    self._faults.report(
+                        Scope.DEPENDENCY, REPORTS, str(trouble), FIX, reporter=_NEWS
+                    )
+                    if isinstance(trouble, OperatingTrouble):
+                        return
+                    # Somebody else wrote to this key; it would never be taken.
+                else:
+                    self._faults.clear(Scope.DEPENDENCY, REPORTS, reporter=_NEWS)
+                done.update(entry.effect_id for entry in entries)
+        finally:
             self._waiting = [one for one in self._waiting if one.effect_id not in done]
+
+    def abandon(self) -> None:
+        """Let go of what waits: the flag has left, and nobody would clear the fault.
+
+        If Redis is still away, the next keeper that has something to write reports it again.
+        """
+        if self._waiting:
+            self._waiting = []
+            self._faults.clear(Scope.DEPENDENCY, REPORTS, reporter=_NEWS)

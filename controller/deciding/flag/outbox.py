@@ -102,6 +102,10 @@ class Outbox:
         self._filled.set()
         self._on_waiting()
 
+    def abandon(self) -> None:
+        """Show nothing more of the flag: it runs elsewhere now."""
+        self._news.abandon()
+
     def lost_entries(
         self, stored: Sequence[OutboxEntry], newest: Rollout | None
     ) -> list[OutboxEntry]:

@@ -94,6 +94,42 @@ async def test_a_key_that_somebody_else_wrote_holds_up_no_other(faults: Faults) 
     assert list(await reports.news(FLAG, "decisions")) == []
 
 
+async def test_something_to_publish_goes_before_the_news_of_thousands_of_flags(
+    faults: Faults,
+) -> None:
+    """An outage alerts of each flag; what is left of that is written afterwards."""
+    reports, ended = MemoryReports(), asyncio.Event()
+    append = reports.append_news
+
+    async def interrupted(flag_key: str, topic: str, events: Sequence[bytes]) -> None:
+        await append(flag_key, topic, events)
+        if flag_key == "flag-9":
+            ended.set()
+
+    reports.append_news = interrupted  # type: ignore[method-assign]
+    keeper = NewsKeeper(reports, faults, RolloutRegistry().is_retired, most_waiting=2_000)
+    flags = [f"flag-{number}" for number in range(1_000)]
+    keeper.add([OutboxEntry("", f"{flag}/1", "alerts", flag, b"1") for flag in flags])
+    await keeper.keep_until(ended)
+    assert [bool(await reports.news(flag, "alerts")) for flag in flags[8:11]] == [True, True, False]
+    ended.clear()
+    await keeper.keep_until(ended)
+    assert [await reports.news(flag, "alerts") for flag in flags] == [[b"1"]] * len(flags)
+
+
+@in_virtual_time
+async def test_a_flag_that_leaves_takes_the_fault_of_its_news_with_it() -> None:
+    """A replica that has lost its flags in an outage publishes nothing that would clear it."""
+    world = World()
+    world.reports.outage.is_down = True
+    async with world.worker() as worker:
+        await worker.submit(start())
+        await settled()
+        assert world.faults.of(Scope.DEPENDENCY, REPORTS) is not None
+    worker.abandon()
+    assert world.faults.of(Scope.DEPENDENCY, REPORTS) is None
+
+
 @in_virtual_time
 async def test_a_worker_publishes_without_the_reports_and_keeps_its_news() -> None:
     """A Redis user without the right to these keys must not hold up an alert or a decision."""
