@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from controller.adapters.http.bounded import AnswerRefused, read_answer
+from controller.adapters.http.pool import CancellablePool
 from controller.errors import ConfigInvalid, HeartbeatUnheard
 from controller.settings.dead_mans_switch import DeadMansSwitchSettings
 from controller.text import excerpt
@@ -41,11 +42,12 @@ class HeartbeatAddress:
         self._http = httpx.AsyncClient(
             headers={"Accept-Encoding": "identity", "User-Agent": "rolloutd"},
             timeout=None,  # noqa: S113 - one deadline of ours covers the call
-            verify=self._context,
             trust_env=False,
             follow_redirects=False,
             # The next call is half a minute away: the server may have closed the connection by it.
-            limits=httpx.Limits(max_connections=1, max_keepalive_connections=0),
+            transport=CancellablePool(
+                self._context, httpx.Limits(max_connections=1, max_keepalive_connections=0)
+            ),
         )
         # Otherwise loaded by the first call, which would hold up the loop for 0.15 s.
         importlib.import_module("anyio._backends._asyncio")

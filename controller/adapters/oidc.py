@@ -19,6 +19,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from controller.adapters.http.bounded import AnswerRefused, read_answer
+from controller.adapters.http.pool import CancellablePool
 from controller.errors import ConfigInvalid, ProviderUnavailable, SignInRefused
 from controller.ports.people import Person, SignInBegun
 from controller.settings.sign_in import CALLBACK, OidcSettings, SignInSettings
@@ -65,7 +66,10 @@ class OidcProvider:
         except (OSError, ValueError) as error:
             raise ConfigInvalid(f"sign_in.oidc.ca_file cannot be used: {error}") from error
         self._client = httpx.AsyncClient(
-            timeout=CALL_SECONDS, trust_env=False, verify=context, follow_redirects=False
+            timeout=CALL_SECONDS,
+            trust_env=False,
+            follow_redirects=False,
+            transport=CancellablePool(context, httpx.Limits(max_connections=10)),
         )
         self._metadata: tuple[float, Mapping[str, Any]] | None = None
         self._keys: tuple[float, Any] | None = None

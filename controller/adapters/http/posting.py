@@ -17,6 +17,7 @@ import httpx
 import msgspec
 
 from controller.adapters.http.bounded import read_answer
+from controller.adapters.http.pool import CancellablePool
 from controller.errors import ConfigInvalid
 
 MAX_ANSWER_BYTES: Final = 65_536
@@ -67,10 +68,12 @@ class Poster:
             self._http = httpx.AsyncClient(
                 headers={"Accept-Encoding": "identity", "User-Agent": "rolloutd"},
                 timeout=None,  # noqa: S113 - the caller's deadline covers the call
-                verify=self._context,
                 trust_env=False,
                 follow_redirects=False,
-                limits=httpx.Limits(max_connections=self._connections, max_keepalive_connections=0),
+                transport=CancellablePool(
+                    self._context,
+                    httpx.Limits(max_connections=self._connections, max_keepalive_connections=0),
+                ),
             )
         return self._http
 

@@ -25,6 +25,7 @@ import httpx
 
 from controller.adapters.http.bounded import read_answer
 from controller.adapters.http.cooldown import Cooldown, retry_after_seconds
+from controller.adapters.http.pool import CancellablePool
 from controller.adapters.http.signing import Signer
 from controller.adapters.http_plane.signing import checked_secret
 from controller.adapters.http_plane.template import Request
@@ -107,10 +108,12 @@ class HttpPlane:
         self._http = httpx.AsyncClient(
             headers={"Accept-Encoding": "identity", "User-Agent": "rolloutd"},
             timeout=None,  # noqa: S113 - one deadline of ours covers an exchange
-            verify=context,
             trust_env=False,
             follow_redirects=False,
-            limits=httpx.Limits(max_connections=CONNECTIONS, keepalive_expiry=KEEP_ALIVE_SECONDS),
+            transport=CancellablePool(
+                context,
+                httpx.Limits(max_connections=CONNECTIONS, keepalive_expiry=KEEP_ALIVE_SECONDS),
+            ),
         )
         # Otherwise loaded by the first request, which would hold up the loop for 0.15 s.
         importlib.import_module("anyio._backends._asyncio")

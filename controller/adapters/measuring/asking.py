@@ -19,6 +19,7 @@ import msgspec
 
 from controller.adapters.http.bounded import AnswerRefused, read_answer
 from controller.adapters.http.hiding import Hiding, basic_pair
+from controller.adapters.http.pool import CancellablePool
 from controller.errors import ConfigInvalid, NotMeasured
 from controller.settings.checks import AskedSettings
 from schemas.terms import MeasurementGap
@@ -109,10 +110,12 @@ class Asked:
             self._http = httpx.AsyncClient(
                 headers={"Accept-Encoding": "identity", "User-Agent": "rolloutd"},
                 timeout=None,  # noqa: S113 - one deadline of ours covers the call
-                verify=self._context or ssl.create_default_context(),
                 trust_env=False,
                 follow_redirects=False,
-                limits=httpx.Limits(max_connections=8, max_keepalive_connections=2),
+                transport=CancellablePool(
+                    self._context or ssl.create_default_context(),
+                    httpx.Limits(max_connections=8, max_keepalive_connections=2),
+                ),
             )
         return self._http
 

@@ -19,6 +19,7 @@ import msgspec
 
 from controller.adapters.http.bounded import read_answer
 from controller.adapters.http.cooldown import Cooldown, retry_after_seconds
+from controller.adapters.http.pool import CancellablePool
 from controller.adapters.http.tls import client_context
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.ports import Clock
@@ -145,11 +146,13 @@ class UnleashApi:
             timeout=httpx.Timeout(
                 settings.request_timeout_seconds, connect=settings.connect_timeout_seconds
             ),
-            verify=client_context(
-                settings, "planes.unleash", is_used=not settings.url.startswith("http:")
-            ),
             trust_env=False,
-            limits=httpx.Limits(max_connections=4, keepalive_expiry=KEEP_ALIVE_SECONDS),
+            transport=CancellablePool(
+                client_context(
+                    settings, "planes.unleash", is_used=not settings.url.startswith("http:")
+                ),
+                httpx.Limits(max_connections=4, keepalive_expiry=KEEP_ALIVE_SECONDS),
+            ),
         )
         # Otherwise loaded by the first request, which would hold up the loop for 0.15 s.
         importlib.import_module("anyio._backends._asyncio")
