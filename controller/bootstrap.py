@@ -108,7 +108,6 @@ class Daemon:
         subsystems = Subsystems(
             settings=self.settings,
             clock=self.clock,
-            faults=self.faults,
             connections=connections,
             follower=StateFollower(
                 connections, self.registry, self.state_plane, self.health, self.faults

@@ -90,7 +90,7 @@ class Oversight:
         self._clock = clock
         self._metrics = process.metrics
         self._health = process.health
-        self._faults = faults
+        self.faults = faults
         self._connections = connections
         self.environment = RedisEnvironment(
             connections.redis, connections.rollouts, connections.damaged, settings, faults
@@ -329,7 +329,7 @@ class Oversight:
             self.admission.guardian.sessions.ended,
             RedisSignOuts(self._connections.redis),
             self._clock.now,
-            self._faults,
+            self.faults,
         )
         return (("sign_outs", shared.run),)
 
@@ -346,7 +346,7 @@ class Oversight:
                 await DeadMansSwitch(
                     heartbeat.call,
                     lambda: why_silent(self._health, self.visibility.unwatched),
-                    self._faults,
+                    self.faults,
                     every_seconds=settings.every_seconds,
                 ).run()
 

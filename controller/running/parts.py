@@ -18,7 +18,6 @@ from controller.deciding.commentary.explanations import Explainer
 from controller.deciding.deciding import Deciding
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.worker_pool import WorkerPool
-from controller.health import Faults
 from controller.planes import Planes
 from controller.ports import Clock, Commentator
 from controller.running.connections import Connections
@@ -40,7 +39,6 @@ class Subsystems:
 
     settings: Settings
     clock: Clock
-    faults: Faults
     connections: Connections
     follower: StateFollower
     board: FlagBoard
@@ -154,7 +152,7 @@ def last_known_loops(subsystems: Subsystems) -> Sequence[Loop]:
         subsystems.follower.update,
         subsystems.oversight.direct.lowered,
         subsystems.oversight.direct.restored,
-        subsystems.faults,
+        subsystems.oversight.faults,
     )
     return (("last_known", last_known.run),)
 
