@@ -120,9 +120,8 @@ class FlagReconciler:
         self._decided: dict[str, Rollout] = {}
         self._mismatches: dict[tuple[str, str], _Mismatch] = {}
         self._edits: dict[tuple[str, str], _Edit] = {}
-        self._readings: dict[
-            tuple[str, str], tuple[float | None, datetime]
-        ] = {}  # percentage read, and when
+        #: Percentage read, and when.
+        self._readings: dict[tuple[str, str], tuple[float | None, datetime]] = {}
         self._change_listeners: list[Callable[[str], None]] = []
         #: By plane, what was decided since its flags were compared last.
         self._requested: dict[str, dict[str, Rollout]] = {plane.name: {} for plane in self._planes}
@@ -297,9 +296,8 @@ class FlagReconciler:
             requested.clear()
             if waiting:
                 _, _, rollout = heapq.heappop(waiting)
-                if (
-                    self._decided.get(rollout.flag_key) is rollout
-                ):  # else a newer one waits, or none
+                # Else a newer one waits, or none.
+                if self._decided.get(rollout.flag_key) is rollout:
                     await self._reconcile_flag(plane, rollout)
                     compared += 1
                     if compared % FLAGS_PER_TURN == 0:
