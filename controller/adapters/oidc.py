@@ -7,6 +7,7 @@ requests are ours, because they have to be bounded.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import secrets
@@ -202,7 +203,7 @@ class OidcProvider:
         if document["issuer"].rstrip("/") != self._issuer:
             raise ProviderUnavailable(f"{address} is of another issuer: fix sign_in.oidc.issuer")
         for name in (*_NEEDED[1:], "userinfo_endpoint"):
-            scheme = urlsplit(document.get(name) or self._issuer).scheme
+            scheme = _scheme(document.get(name) or self._issuer)
             if scheme not in ("https", urlsplit(self._issuer).scheme):
                 raise ProviderUnavailable(f"{address}: {name} is not https")
         self._metadata = (now, document)
@@ -220,7 +221,9 @@ class OidcProvider:
         }
         headers = {}
         client_id, secret = self._settings.client_id, self._settings.client_secret
-        methods = metadata.get("token_endpoint_auth_methods_supported") or ["client_secret_basic"]
+        methods = metadata.get("token_endpoint_auth_methods_supported")
+        if not isinstance(methods, list) or not methods:
+            methods = ["client_secret_basic"]
         if secret is None:
             form["client_id"] = client_id
         elif "client_secret_basic" in methods:
@@ -253,19 +256,23 @@ class OidcProvider:
         """Return a JSON object. Raises SignInRefused for status 400 to 499 of a POST."""
         where = f"the OpenID Connect provider at {urlsplit(address).netloc}"
         try:
-            request = self._client.build_request(
-                method,
-                address,
-                headers={"accept": "application/json", "accept-encoding": "identity"}
-                | dict(headers or {}),
-                data=form,
-            )
-            response = await self._client.send(request, stream=True)
-            body = await read_answer(response, MAX_BYTES)
+            async with asyncio.timeout(CALL_SECONDS):  # httpx's is for each read alone
+                request = self._client.build_request(
+                    method,
+                    address,
+                    headers={"accept": "application/json", "accept-encoding": "identity"}
+                    | dict(headers or {}),
+                    data=form,
+                )
+                response = await self._client.send(request, stream=True)
+                body = await read_answer(response, MAX_BYTES)
             document = json.loads(body) if body.strip() else {}
         except (httpx.HTTPError, httpx.InvalidURL) as trouble:
             why = one_line(str(trouble) or type(trouble).__name__)
             raise ProviderUnavailable(f"{where} does not answer: {why}; try again") from trouble
+        except TimeoutError as trouble:
+            why = f"no complete answer within {CALL_SECONDS:g} s; try again"
+            raise ProviderUnavailable(f"{where} gave {why}") from trouble
         except (AnswerRefused, ValueError, RecursionError) as trouble:
             raise ProviderUnavailable(f"{where} does not answer as one") from trouble
         if method == "POST" and 400 <= response.status_code < 500:
@@ -283,6 +290,14 @@ def make_provider(settings: SignInSettings) -> OidcProvider | None:
     if settings.oidc.issuer is None:
         return None
     return OidcProvider(settings.oidc, f"{settings.public_url}{CALLBACK}")
+
+
+def _scheme(address: object) -> str:
+    """Return the scheme of an address, empty for what is none."""
+    try:
+        return urlsplit(address).scheme if isinstance(address, str) else ""
+    except ValueError:
+        return ""
 
 
 def _is_verified(claims: Mapping[str, Any]) -> bool:

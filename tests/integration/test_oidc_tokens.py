@@ -5,6 +5,7 @@ The real provider never sends these, so this one is ours, on a real socket.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hmac
 import json
@@ -25,6 +26,7 @@ from controller.errors import ProviderUnavailable, SignInRefused
 from controller.ports.people import Person, SignInBegun
 from controller.settings.sign_in import SignInSettings
 from controller.web.server import HttpServer
+from tests.fault_server import Exchange, fault_server
 
 KEY = RSAKey.generate_key(2048, {"kid": "one"}, private=True)
 OTHER = RSAKey.generate_key(2048, {"kid": "one"}, private=True)
@@ -292,6 +294,45 @@ async def test_a_provider_that_answers_nonsense_is_said(
     provider.documents["openid-configuration"] = document
     with pytest.raises(ProviderUnavailable):
         await client.begin()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("userinfo_endpoint", 5),
+        ("userinfo_endpoint", ["https://a"]),
+        ("authorization_endpoint", "http://["),
+    ],
+)
+async def test_what_is_no_address_is_said(
+    provider: Provider, client: OidcProvider, name: str, value: Any
+) -> None:
+    """It was a mistake of ours, with status 500."""
+    whole = {one: f"{provider.issuer}/{one}" for one in ("token_endpoint", "jwks_uri")}
+    whole |= {"issuer": provider.issuer, "authorization_endpoint": f"{provider.issuer}/auth"}
+    provider.documents["openid-configuration"] = {**whole, name: value}
+    with pytest.raises(ProviderUnavailable, match=f"{name} is not https"):
+        await client.begin()
+
+
+async def test_a_provider_that_never_ends_is_not_waited_for() -> None:
+    """It sends a byte now and then, and each read is in time."""
+
+    async def drip(exchange: Exchange) -> None:
+        await exchange.send(b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n")
+        while True:
+            await exchange.send(b" ")
+            await asyncio.sleep(0.1)
+
+    async with fault_server(drip) as server:
+        fields = {"access_file": "x", "public_url": "http://localhost:8080"}
+        oidc = {"issuer": server.url, "client_id": "rolloutd"}
+        made = make_provider(SignInSettings.model_validate({**fields, "oidc": oidc}))
+        assert made is not None
+        with pytest.raises(ProviderUnavailable, match="no complete answer within 5 s"):
+            async with asyncio.timeout(30):
+                await made.begin()
+        await made.close()
 
 
 async def test_a_provider_that_is_away_is_said(client: OidcProvider, provider: Provider) -> None:
