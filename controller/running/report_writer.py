@@ -132,6 +132,7 @@ class ReportWriter:
         due = [*live, *ended[:ENDED_PER_BEAT]]
         self._noted.update(rollout.flag_key for rollout in ended[ENDED_PER_BEAT:])
         trouble: BaseException | None = None
+        mistake: BaseException | None = None  # of ours, at one flag: the others are written first
         for at in range(0, len(due), AT_ONCE):
             outcomes = await asyncio.gather(
                 *map(self._write, due[at : at + AT_ONCE]), return_exceptions=True
@@ -140,7 +141,7 @@ class ReportWriter:
                 if isinstance(outcome, OperatingTrouble | BrokenInvariant):
                     trouble = outcome  # perhaps of this flag's key alone: the others go on
                 elif outcome is not None:
-                    raise outcome
+                    mistake = outcome
             if isinstance(trouble, StoreUnavailable) and len(outcomes) == _failed(outcomes):
                 self._noted.update(rollout.flag_key for rollout in due[at:])
                 break  # Redis is away: the next beat tries again
@@ -148,6 +149,8 @@ class ReportWriter:
             self._faults.report(Scope.DEPENDENCY, REPORTS, str(trouble), FIX, reporter=_WRITER)
         else:
             self._faults.clear(Scope.DEPENDENCY, REPORTS, reporter=_WRITER)
+        if mistake is not None:
+            raise mistake
 
     def own_report(self, flag_key: str) -> LiveReport | None:
         """Return the report on a flag as it is at this moment, None when it runs elsewhere."""

@@ -297,6 +297,23 @@ async def test_one_flags_bad_key_stops_no_other(replica: Replica) -> None:
     assert replica.faults.of(Scope.DEPENDENCY, REPORTS) is not None
 
 
+async def test_a_mistake_at_one_flag_leaves_no_other_unwritten(replica: Replica) -> None:
+    """It ends the part, which reports it and begins again; behind it everything is written."""
+    for number in range(20):
+        replica.flags[f"flag-{number}"] = make_rollout(flag_key=f"flag-{number}")
+    write = replica.store.write
+
+    async def failing(flag_key: str, *arguments: object) -> None:
+        if flag_key == FLAG:
+            raise KeyError(flag_key)
+        await write(flag_key, *arguments)  # type: ignore[arg-type]
+
+    replica.store.write = failing  # type: ignore[assignment,method-assign]
+    with pytest.raises(KeyError):
+        await replica.writer.beat()
+    assert replica.writes == 20
+
+
 @pytest.mark.parametrize(("seconds", "pause"), [(0.001, 1.0), (0.1, 1.9), (3.0, 5.0)])
 async def test_writing_takes_a_small_share_of_the_time(
     seconds: float, pause: float, replica: Replica, monkeypatch: pytest.MonkeyPatch
