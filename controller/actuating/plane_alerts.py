@@ -7,6 +7,7 @@ from datetime import datetime
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.core.serving import percent_to_serve
 from controller.ports import Served
+from schemas.alert import Alert
 from schemas.terms import AlertKind, Severity
 
 
@@ -58,6 +59,12 @@ def edited(
         f"{rollout.flag_key}/{rollout.rollout_id}/{plane}/{kind}/{served.difference}",
         occasion=at.isoformat(),
     )
+
+
+def plane_of(told: Alert) -> str:
+    """Return the plane that an alert of `not_served` is about."""
+    plane = told.dedup_key.removeprefix(f"{told.flag}/{told.rollout_id}/")
+    return plane.removesuffix(f"/{AlertKind.NOT_ACTUATED}")
 
 
 def _dedup_key(rollout: Rollout, plane: str) -> str:

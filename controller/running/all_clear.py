@@ -18,13 +18,14 @@ from typing import Final, Protocol
 
 import structlog
 
+from controller.actuating.plane_alerts import plane_of
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
 from controller.notifying.notifier import NewsLog
 from controller.ports import Clock, PlaneStanding
 from controller.running.open_alerts import OpenAlerts
-from controller.running.visibility import needs_watching
+from controller.running.visibility import needs_watching, why_unneeded
 from schemas.alert import Alert
 from schemas.terms import AlertKind, Severity
 
@@ -160,8 +161,7 @@ class AllClears:
             return "another rollout has begun"
         if told.kind is AlertKind.UNWATCHED:
             return self._why_watched(rollout)
-        plane = told.dedup_key.removeprefix(f"{told.flag}/{told.rollout_id}/")
-        plane = plane.removesuffix(f"/{AlertKind.NOT_ACTUATED}")
+        plane = plane_of(told)
         standings = self._standings(told.flag)
         if standings is None:
             return None
@@ -177,7 +177,7 @@ class AllClears:
         if rollout.flag_key in self._sight.episodes:
             return None
         if not needs_watching(rollout):
-            return "it is closed: nobody has treatment" if rollout.closed_since else "it has ended"
+            return why_unneeded(rollout)
         return "guardrails see again" if rollout.flag_key in self._sight.seen else None
 
     def _end(self, told: Alert, rollout: Rollout, why: str) -> None:

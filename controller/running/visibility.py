@@ -104,6 +104,11 @@ def needs_watching(rollout: Rollout) -> bool:
     return rollout.percent > 0 and not rollout.plan.blind and rollout.stage_index is not None
 
 
+def why_unneeded(rollout: Rollout) -> str:
+    """Return why a rollout needs no watching any more, in words."""
+    return "it is closed: nobody has treatment" if rollout.closed_since else "it has ended"
+
+
 class WatchedRollouts(Protocol):
     """What is known about live rollouts: `rollout_views.py`."""
 
@@ -340,8 +345,7 @@ class Visibility:
         if newest is not None and newest.rollout_id != episode.rollout.rollout_id:
             self._end(episode, now, "another rollout has begun")
         elif newest is not None and not needs_watching(newest):
-            over = "it is closed: nobody has treatment" if newest.closed_since else "it has ended"
-            self._end(episode, now, over)
+            self._end(episode, now, why_unneeded(newest))
         elif holder is not None and holder.is_watched:
             self._end(episode, now, "another replica runs it now, and its guardrails see")
 
