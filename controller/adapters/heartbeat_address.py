@@ -7,7 +7,6 @@ Belongs here: one call, and what of its answer counts as heard. Does not belong 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import ssl
 from typing import Final, Self
 from urllib.parse import urlsplit
@@ -15,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from controller.adapters.http.bounded import AnswerRefused, read_answer
-from controller.adapters.http.pool import CancellablePool
+from controller.adapters.http.pool import make_client
 from controller.errors import ConfigInvalid, HeartbeatUnheard
 from controller.settings.dead_mans_switch import DeadMansSwitchSettings
 from controller.text import excerpt
@@ -39,18 +38,9 @@ class HeartbeatAddress:
             raise ConfigInvalid(f"dead_mans_switch: ca_file cannot be used: {error}") from error
 
     async def __aenter__(self) -> Self:
-        self._http = httpx.AsyncClient(
-            headers={"Accept-Encoding": "identity", "User-Agent": "rolloutd"},
-            timeout=None,  # noqa: S113 - one deadline of ours covers the call
-            trust_env=False,
-            follow_redirects=False,
-            # The next call is half a minute away: the server may have closed the connection by it.
-            transport=CancellablePool(
-                self._context, httpx.Limits(max_connections=1, max_keepalive_connections=0)
-            ),
-        )
-        # Otherwise loaded by the first call, which would hold up the loop for 0.15 s.
-        importlib.import_module("anyio._backends._asyncio")
+        # The next call is half a minute away: the server may have closed the connection by it.
+        limits = httpx.Limits(max_connections=1, max_keepalive_connections=0)
+        self._http = make_client(self._context, limits)
         return self
 
     async def __aexit__(self, *_exception: object) -> None:

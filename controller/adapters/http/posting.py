@@ -6,7 +6,6 @@ caller's, and what an answer means.
 
 from __future__ import annotations
 
-import importlib
 import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import httpx
 import msgspec
 
 from controller.adapters.http.bounded import read_answer
-from controller.adapters.http.pool import CancellablePool
+from controller.adapters.http.pool import make_client
 from controller.errors import ConfigInvalid
 
 MAX_ANSWER_BYTES: Final = 65_536
@@ -63,18 +62,8 @@ class Poster:
 
     def _client(self) -> httpx.AsyncClient:
         if self._http is None:
-            # Otherwise loaded by the first call, which would hold up the loop for 0.15 s.
-            importlib.import_module("anyio._backends._asyncio")
-            self._http = httpx.AsyncClient(
-                headers={"Accept-Encoding": "identity", "User-Agent": "rolloutd"},
-                timeout=None,  # noqa: S113 - the caller's deadline covers the call
-                trust_env=False,
-                follow_redirects=False,
-                transport=CancellablePool(
-                    self._context,
-                    httpx.Limits(max_connections=self._connections, max_keepalive_connections=0),
-                ),
-            )
+            limits = httpx.Limits(max_connections=self._connections, max_keepalive_connections=0)
+            self._http = make_client(self._context, limits)
         return self._http
 
     async def close(self) -> None:

@@ -13,7 +13,6 @@ corrects what a late writer did.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import secrets
 import ssl
@@ -25,7 +24,7 @@ import httpx
 
 from controller.adapters.http.bounded import read_answer
 from controller.adapters.http.cooldown import Cooldown, retry_after_seconds
-from controller.adapters.http.pool import CancellablePool
+from controller.adapters.http.pool import make_client
 from controller.adapters.http.signing import Signer
 from controller.adapters.http_plane.signing import checked_secret
 from controller.adapters.http_plane.template import Request
@@ -105,18 +104,8 @@ class HttpPlane:
             clock, first_seconds=FIRST_WAIT_SECONDS, max_seconds=MAX_WAIT_SECONDS
         )
         self._flag_cooldowns: dict[str, Cooldown] = {}
-        self._http = httpx.AsyncClient(
-            headers={"Accept-Encoding": "identity", "User-Agent": "rolloutd"},
-            timeout=None,  # noqa: S113 - one deadline of ours covers an exchange
-            trust_env=False,
-            follow_redirects=False,
-            transport=CancellablePool(
-                context,
-                httpx.Limits(max_connections=CONNECTIONS, keepalive_expiry=KEEP_ALIVE_SECONDS),
-            ),
-        )
-        # Otherwise loaded by the first request, which would hold up the loop for 0.15 s.
-        importlib.import_module("anyio._backends._asyncio")
+        limits = httpx.Limits(max_connections=CONNECTIONS, keepalive_expiry=KEEP_ALIVE_SECONDS)
+        self._http = make_client(context, limits)
 
     @classmethod
     def from_settings(cls, name: str, settings: HttpPlaneSettings, clock: Clock) -> Self:

@@ -7,7 +7,6 @@ this one).
 from __future__ import annotations
 
 import asyncio
-import importlib
 import math
 import ssl
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ import msgspec
 
 from controller.adapters.http.bounded import AnswerRefused, read_answer
 from controller.adapters.http.hiding import Hiding, basic_pair
-from controller.adapters.http.pool import CancellablePool
+from controller.adapters.http.pool import make_client
 from controller.errors import ConfigInvalid, NotMeasured
 from controller.settings.checks import AskedSettings
 from schemas.terms import MeasurementGap
@@ -106,17 +105,8 @@ class Asked:
 
     def _client(self) -> httpx.AsyncClient:
         if self._http is None:
-            importlib.import_module("anyio._backends._asyncio")  # not within the first call
-            self._http = httpx.AsyncClient(
-                headers={"Accept-Encoding": "identity", "User-Agent": "rolloutd"},
-                timeout=None,  # noqa: S113 - one deadline of ours covers the call
-                trust_env=False,
-                follow_redirects=False,
-                transport=CancellablePool(
-                    self._context or ssl.create_default_context(),
-                    httpx.Limits(max_connections=8, max_keepalive_connections=2),
-                ),
-            )
+            limits = httpx.Limits(max_connections=8, max_keepalive_connections=2)
+            self._http = make_client(self._context or ssl.create_default_context(), limits)
         return self._http
 
     async def close(self) -> None:

@@ -8,7 +8,6 @@ Unleash 7.6 and 8.2, tried call by call.
 from __future__ import annotations
 
 import asyncio
-import importlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
@@ -19,7 +18,7 @@ import msgspec
 
 from controller.adapters.http.bounded import read_answer
 from controller.adapters.http.cooldown import Cooldown, retry_after_seconds
-from controller.adapters.http.pool import CancellablePool
+from controller.adapters.http.pool import make_client
 from controller.adapters.http.tls import client_context
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.ports import Clock
@@ -137,25 +136,16 @@ class UnleashApi:
         self._features = (
             f"{settings.url}/api/admin/projects/{quote(settings.project, safe='')}/features"
         )
-        self._http = httpx.AsyncClient(
-            headers={
-                "Authorization": self._token,
-                "Accept-Encoding": "identity",
-                "User-Agent": "rolloutd",
-            },
+        self._http = make_client(
+            client_context(
+                settings, "planes.unleash", is_used=not settings.url.startswith("http:")
+            ),
+            httpx.Limits(max_connections=4, keepalive_expiry=KEEP_ALIVE_SECONDS),
+            headers={"Authorization": self._token},
             timeout=httpx.Timeout(
                 settings.request_timeout_seconds, connect=settings.connect_timeout_seconds
             ),
-            trust_env=False,
-            transport=CancellablePool(
-                client_context(
-                    settings, "planes.unleash", is_used=not settings.url.startswith("http:")
-                ),
-                httpx.Limits(max_connections=4, keepalive_expiry=KEEP_ALIVE_SECONDS),
-            ),
         )
-        # Otherwise loaded by the first request, which would hold up the loop for 0.15 s.
-        importlib.import_module("anyio._backends._asyncio")
 
     async def close(self) -> None:
         """Close every connection."""
