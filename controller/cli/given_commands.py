@@ -25,10 +25,10 @@ from controller.cli.status import (
     SinceOption,
     how_far,
     newest_of,
+    not_before,
     printed_as_json,
     so_far,
     time_of_event,
-    within,
 )
 from controller.settings import KafkaSettings
 from schemas import result
@@ -58,7 +58,7 @@ def commands(
     events = perform(newest_of(kafka, "results", count, key, daemon))
     if key is None:
         events = sorted([*events, *perform(_no_commands(kafka, count))], key=time_of_event)[-count:]
-    found = [one for one in within(events, begin) if not is_refused or _is_refused(one)]
+    found = [one for one in not_before(events, begin) if not is_refused or _is_refused(one)]
     which = "refused command" if is_refused else "command"
     if printed_as_json(found, is_json, f"no {which} {so_far(since)}"):
         return

@@ -234,7 +234,7 @@ def decisions(
     """
     kafka, (count, begin) = connection.settings(), how_far(last, since)
     events = perform(newest_of(kafka, "decisions", count, check_flag(flag), daemon))
-    events, none = within(events, begin), f"no decision about {flag} {so_far(since)}"
+    events, none = not_before(events, begin), f"no decision about {flag} {so_far(since)}"
     if printed_as_json(events, is_json, none):
         return
     console, now = output(), datetime.now(UTC)
@@ -259,7 +259,7 @@ def alerts(
     """
     kafka, (count, begin) = connection.settings(), how_far(last, since)
     key = None if flag is None else check_flag(flag)
-    events = within(perform(newest_of(kafka, "alerts", count, key, daemon)), begin)
+    events = not_before(perform(newest_of(kafka, "alerts", count, key, daemon)), begin)
     if printed_as_json(events, is_json, f"no alert {so_far(since)}"):
         return
     console, now = output(), datetime.now(UTC)
@@ -290,7 +290,7 @@ def time_of_event(event: Event) -> str:
     return str(event.get("time", ""))
 
 
-def within(events: Sequence[Event], begin: datetime | None) -> list[Event]:
+def not_before(events: Sequence[Event], begin: datetime | None) -> list[Event]:
     """Return the events that are not older; one whose time cannot be read is not shown."""
     if begin is None:
         return list(events)

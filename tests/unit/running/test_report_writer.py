@@ -280,18 +280,23 @@ async def test_live_rollouts_do_not_wait_for_ended_ones(replica: Replica) -> Non
     assert replica.writes == 3 * ENDED_PER_BEAT + 1
 
 
-async def test_one_flags_bad_key_stops_no_other(replica: Replica) -> None:
-    """Somebody wrote to a flag's key: that flag alone is not written, and it is told."""
+def refuse_one_of_many(replica: Replica, error: Exception) -> None:
+    """Let 20 more flags run, and let writes of the first raise an error."""
     for number in range(20):
         replica.flags[f"flag-{number}"] = make_rollout(flag_key=f"flag-{number}")
     write = replica.store.write
 
     async def refusing(flag_key: str, *arguments: object) -> None:
         if flag_key == FLAG:
-            raise BrokenInvariant("WRONGTYPE")
+            raise error
         await write(flag_key, *arguments)  # type: ignore[arg-type]
 
     replica.store.write = refusing  # type: ignore[assignment,method-assign]
+
+
+async def test_one_flags_bad_key_stops_no_other(replica: Replica) -> None:
+    """Somebody wrote to a flag's key: that flag alone is not written, and it is told."""
+    refuse_one_of_many(replica, BrokenInvariant("WRONGTYPE"))
     await replica.writer.beat()
     assert replica.writes == 20
     assert replica.faults.of(Scope.DEPENDENCY, REPORTS) is not None
@@ -299,16 +304,7 @@ async def test_one_flags_bad_key_stops_no_other(replica: Replica) -> None:
 
 async def test_a_mistake_at_one_flag_leaves_no_other_unwritten(replica: Replica) -> None:
     """It ends the part, which reports it and begins again; behind it everything is written."""
-    for number in range(20):
-        replica.flags[f"flag-{number}"] = make_rollout(flag_key=f"flag-{number}")
-    write = replica.store.write
-
-    async def failing(flag_key: str, *arguments: object) -> None:
-        if flag_key == FLAG:
-            raise KeyError(flag_key)
-        await write(flag_key, *arguments)  # type: ignore[arg-type]
-
-    replica.store.write = failing  # type: ignore[assignment,method-assign]
+    refuse_one_of_many(replica, KeyError(FLAG))
     with pytest.raises(KeyError):
         await replica.writer.beat()
     assert replica.writes == 20
