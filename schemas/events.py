@@ -14,7 +14,8 @@ from schemas.envelope import MAX_TIME_MS, Headers, RecordRefused
 
 #: Context id, flag key, variant, time in ms.
 EvaluationFields = tuple[str, str, str, int]
-#: Context id, time in ms, (flag key, variant) pairs, is error, latency in ms, conversions.
+#: Context id, time in ms, (flag key, variant) pairs, is error, latency in ms, conversions. Whoever
+#: takes it apart names every value, so that the type check finds who must know of a new one.
 OutcomeFields = tuple[str, int, Sequence[tuple[str, str]], bool, float | None, Sequence[str]]
 
 
@@ -86,5 +87,5 @@ class OutcomeReader(Protocol[R]):
         refused: Callable[[R, RecordRefused], None],
         *,
         latest_ms: int = MAX_TIME_MS,
-    ) -> Iterator[tuple[R, str, int, Sequence[tuple[str, str]], bool, float | None, Sequence[str]]]:
+    ) -> Iterator[tuple[R, *OutcomeFields]]:
         """`latest_ms` is the latest time accepted of a record and of its event."""

@@ -34,7 +34,7 @@ from schemas.envelope import (
     time_in_ms,
     why_no_json,
 )
-from schemas.events import R, Readable
+from schemas.events import EvaluationFields, OutcomeFields, R, Readable
 from schemas.structs import (
     EvaluatedFlag,
     EvaluationData,
@@ -254,7 +254,7 @@ def read_evaluations(
     refused: Callable[[R, RecordRefused], None],
     *,
     latest_ms: int = MAX_TIME_MS,
-) -> Iterator[tuple[str, str, str, int]]:
+) -> Iterator[EvaluationFields]:
     """Yield the fields of `EvaluationEvent` for each record that holds one, and report the others.
 
     `latest_ms` is the latest time accepted of a record and of its event. Nothing is raised,
@@ -320,7 +320,7 @@ def read_outcomes(
     refused: Callable[[R, RecordRefused], None],
     *,
     latest_ms: int = MAX_TIME_MS,
-) -> Iterator[tuple[R, str, int, Sequence[tuple[str, str]], bool, float | None, Sequence[str]]]:
+) -> Iterator[tuple[R, *OutcomeFields]]:
     """Yield (record, fields of `OutcomeEvent`) for each record that holds one; report the others.
 
     `latest_ms` is the latest time accepted of a record and of its event. Nothing is raised,

@@ -56,6 +56,9 @@ It is half of what a save carries, so that after a save there is always room for
 _ENTRIES_PER_FIELD = 128  # memberships; a chunk takes twice as many, but there are two journals
 # Names of sets; half of what a field takes, because their numbers need not begin with one.
 _SETS_PER_FIELD = 32
+#: Of evaluations: the contexts that each arm has exposed. Of outcomes it is one, the contexts that
+#: failed, beside one for each conversion.
+_SETS_PER_VISIT = 2
 _OTHER_FIELDS = 8  # the ends of journals and of the list of names
 
 
@@ -335,7 +338,7 @@ class PartitionTotals:
         limit = room + self.flags.changed_fields
         for folded, record in enumerate(records):
             contents = packed.unpack(record, latest_ms=self._latest_ms)
-            if not all(event[2] for event in contents.events):
+            if not all(flags for _, _, flags, _, _, _ in contents.events):
                 self.flags.fold.joins = True
                 if partner is not None and (
                     record.timestamp > joinable_until_ms or not partner.flags.fold.index_exposures()
@@ -344,10 +347,12 @@ class PartitionTotals:
             # They are joined here and not while counting, because what a record changes must be
             # known before any of it is counted.
             events = [_joined(event, partner) for event in contents.events]
-            pairs = [(flag_key, event[1]) for event in events for flag_key, _ in event[2]]
-            fields = self._fields_of(
-                pairs, sum(len(event[2]) * (event[3] + len(event[5])) for event in events)
-            )
+            touched = [
+                (flag_key, time_ms)
+                for _, time_ms, flags, _, _, _ in events
+                for flag_key, _ in flags
+            ]
+            fields = self._fields_of(touched, sum(map(_memberships, events)))
             if fields > MAX_FIELDS_PER_RECORD:
                 contents, events, fields = _too_many_fields(fields), [], 0
             if self.flags.changed_fields + fields > limit:
@@ -377,7 +382,7 @@ class PartitionTotals:
                     begin <= latest and earliest < until for begin, until, _ in known.intervals
                 )
                 arms += 2 * visits
-                names += (visits + 1) * (2 + len(known.conversions))
+                names += (visits + 1) * (_SETS_PER_VISIT + len(known.conversions))
         return (
             min(arms, len(touched))
             + names // _SETS_PER_FIELD
@@ -410,6 +415,12 @@ def _joined(event: OutcomeFields, partner: PartitionTotals | None) -> OutcomeFie
     if partner is not None:
         flags = partner.flags.fold.exposures(digest_of(context_id.encode()), time_ms)
     return context_id, time_ms, flags, is_error, latency_ms, conversions
+
+
+def _memberships(event: OutcomeFields) -> int:
+    """Return how many memberships an outcome may add: for each flag, a failure and conversions."""
+    _, _, flags, is_error, _, conversions = event
+    return len(flags) * (is_error + len(conversions))
 
 
 def _too_many_fields(fields: int) -> Contents[Any]:
