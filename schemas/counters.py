@@ -3,10 +3,12 @@
 A row is a field of `Counters` with its type, default, merge rule and meaning. From the table come
 the sum of two arms (`core.evidence.ArmTotals`), the merging of partitions (`codec.merging`), what
 the sequential tests remember (`core.analysis.sequential_tests`), and the stored form
-(`schemas.totals.ArmCounts`). One place repeats the names, and a test compares it with the table:
-the counter of the fold (`counting.folding.arm_counters.ArmCounter`).
+(`schemas.totals.ArmCounts`). The two folds repeat the names, and tests compare them with the table:
+the reference (`counting.folding.arm_counters.ArmCounter`) and the native one (`arms.rs`,
+`partition_fold/arm_counts.rs`).
 
-Append a new counter at the end: the order is the order of arguments, and of stored state.
+Append a new counter at the end: the order is the order of arguments, and of stored state. What an
+older release stored lacks it, and is read as if it were 0.
 
 Belongs here: names and how to merge. Does not belong here: how events are counted
 (`controller/counting`), and what a metric makes of the counters (`controller/core/metrics`).

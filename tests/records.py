@@ -15,6 +15,7 @@ from controller.counting.counted_flags import FLAGS_WITH_OWN_FIELDS, Changes
 from controller.counting.folding.flags_to_count import FlagsToCount
 from controller.counting.partition_totals import PartitionTotals, ReadEvaluations, ReadOutcomes
 from controller.ports import Record
+from schemas.counters import COUNTERS, Shape
 from schemas.envelope import MAX_TIME_MS, RecordRefused
 from schemas.events import Contents, Packed, Readable, Unpack
 from schemas.totals import ArmCounts, decode_arm, encode_progress, parse_field
@@ -28,6 +29,20 @@ from tests.builders import HOUR, T0
 
 #: When records arrive unless a test says otherwise: after whatever happens in it.
 ARRIVAL_MS = int((T0 + 24 * HOUR).timestamp() * 1000)
+
+
+def distinct_counts() -> dict[str, Any]:
+    """Return a value for each counter of an arm: all differ, and none is the default."""
+    values: dict[str, Any] = {}
+    for number, counter in enumerate(COUNTERS, start=1):
+        match counter.shape:
+            case Shape.NUMBER:
+                values[counter.name] = number
+            case Shape.BY_NAME:
+                values[counter.name] = {"bought": number}
+            case Shape.BY_BUCKET:
+                values[counter.name] = {7: number}
+    return values
 
 
 def at_ms(at: datetime) -> int:

@@ -19,9 +19,18 @@ from hypothesis import strategies as st
 from controller.counting.folding.native import NATIVE, native_fold
 from controller.counting.folding.partition_fold import PartitionFold
 from controller.ports import Record
+from schemas.terms import Arm
+from schemas.totals import (
+    ArmCounts,
+    PartitionCounts,
+    arm_field,
+    decode_arm,
+    encode_arm,
+    encode_progress,
+)
 from tests.both_folds import FLAGS, NOW_MS, Side, batches_of, swap
 from tests.builders import HOUR, MINUTE, T0
-from tests.records import at_ms, evaluation_value, outcome_value
+from tests.records import at_ms, distinct_counts, evaluation_value, outcome_value
 
 pytestmark = pytest.mark.skipif(
     NATIVE is None, reason="NO NATIVE FOLD: `make native` builds it, with Rust 1.85"
@@ -194,6 +203,24 @@ def fold_both(
     ]
     folded = reference.fold(of_evaluations, records, room)
     assert native.fold(of_evaluations, fetched, room) == folded
+
+
+def test_every_counter_goes_on_where_it_stood() -> None:
+    """What one fold has stored of an arm, the other one stores again, with one outcome more."""
+    assert NATIVE is not None
+    counts = ArmCounts(**distinct_counts())
+    name = arm_field("new-checkout", "start-new-checkout", 0, Arm.TREATMENT)
+    begun = {"next": b"0", **encode_progress(PartitionCounts()), name: encode_arm(counts)}
+    reference, native = Side(PartitionFold, 300), Side(native_fold(NATIVE), 300)
+    for side in (reference, native):
+        side.stored[False] = dict(begun)
+        side.totals[False] = side.load(False)
+    value = outcome_value("u1", time_ms=at_ms(T0 + HOUR / 2), flags=[("new-checkout", "on")])
+    fold_both(reference, native, False, [Sent(value, None, NOW_MS, ())], 1, 1000)
+    more = {"outcomes": counts.outcomes + 1, "at_risk": counts.at_risk + 1}
+    expected = ArmCounts(**{**distinct_counts(), **more})
+    assert decode_arm(reference.save(False)[name]) == expected
+    assert native.save(False) == reference.save(False)
 
 
 def test_large_sets_are_sealed_and_cleaned_alike() -> None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.counters import COUNTERS, Shape
 from schemas.terms import Arm
 from schemas.totals import (
     BUNDLES,
@@ -32,7 +33,8 @@ histograms = st.dictionaries(st.integers(-400, 1000), counts, max_size=8)
 conversions = st.dictionaries(
     st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,8}", fullmatch=True), counts, max_size=3
 )
-arms = st.builds(ArmCounts, *[counts] * 7, conversions, histograms, histograms)
+by_shape = {Shape.NUMBER: counts, Shape.BY_NAME: conversions, Shape.BY_BUCKET: histograms}
+arms = st.builds(ArmCounts, *(by_shape[counter.shape] for counter in COUNTERS))
 
 
 @given(arms)
