@@ -31,17 +31,19 @@ def _informative(**schema: Any) -> dict[str, Any]:
     }
 
 
-#: One of these is needed: an object without any is no outcome, but would pass as a success.
-_NEEDED = {
+#: The attributes that are read, with their types. One is needed: an object without any is no
+#: outcome, but would pass as a success.
+READ_ATTRIBUTES = {
     "feature_flag.context.id": "string",
     "http.server.request.duration": "number",
     "error.type": "string",
     "rolloutd.flags": "array",
     "rolloutd.conversions": "array",
 }
-NOTHING_KNOWN = f"none of {', '.join(_NEEDED)}"
+NOTHING_KNOWN = f"none of {', '.join(READ_ATTRIBUTES)}"
 _HAS_ONE: list[JsonValue] = [
-    {"required": [name], "properties": {name: {"type": kind}}} for name, kind in _NEEDED.items()
+    {"required": [name], "properties": {name: {"type": kind}}}
+    for name, kind in READ_ATTRIBUTES.items()
 ]
 
 
@@ -114,12 +116,8 @@ class Outcome(BaseModel):
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if (
-            self.context_id is None
-            and self.duration_seconds is None
-            and self.error_type is None
-            and self.flags is None
-            and self.conversions is None
-        ):
+        fields = type(self).model_fields.items()
+        read = [getattr(self, name) for name, field in fields if field.alias in READ_ATTRIBUTES]
+        if all(value is None for value in read):
             raise ValueError(f"{NOTHING_KNOWN}; send at least the context id")
         return self

@@ -374,18 +374,16 @@ def read_outcomes(
         yield record, context_id, time_ms, flags, is_error, latency_ms, conversions
 
 
+_NOTHING_READ: Final = OutcomeData()
+
+
 def _check_known(data: OutcomeData) -> None:
     """Refuse an outcome that names no context and has no attribute that is read.
 
     It would count as a success without a latency, although its sender meant something else, such as
     a duration under another name.
     """
-    if (
-        data.duration is None
-        and data.error_type is None
-        and data.flags is None
-        and data.conversions is None
-    ):
+    if data == _NOTHING_READ:
         refuse(
             QuarantineReason.INVALID,
             outcome.NOTHING_KNOWN,

@@ -20,7 +20,7 @@ import msgspec
 
 from controller.text import one_line
 from schemas.evaluation import Evaluation
-from schemas.outcome import MAX_FLAGS, EvaluatedFlag, Outcome
+from schemas.outcome import MAX_FLAGS, READ_ATTRIBUTES, EvaluatedFlag, Outcome
 
 _KNOWN: Final[dict[str, tuple[str, ...]]] = {
     kind: tuple(field.alias or "" for field in model.model_fields.values())
@@ -33,13 +33,7 @@ _COUNTS: Final[dict[str, tuple[str, ...]]] = {
         "feature_flag.result.variant",
         "feature_flag.context.id",
     ),
-    "outcome": (
-        "error.type",
-        "http.server.request.duration",
-        "feature_flag.context.id",
-        "rolloutd.flags",
-        "rolloutd.conversions",
-    ),
+    "outcome": tuple(READ_ATTRIBUTES),
     "flag": ("feature_flag.key", "feature_flag.result.variant"),
 }
 #: Other words for them, in lower case and without separators.

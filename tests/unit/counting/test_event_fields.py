@@ -10,7 +10,7 @@ from rich.console import Console
 
 from controller.cli.event_lines import show_flag_events, show_summary
 from controller.counting.event_classes import FIELD_HINTS
-from controller.counting.event_fields import _COUNTS, fields_sent, meant_field
+from controller.counting.event_fields import _COUNTS, _OTHER_WORDS, fields_sent, meant_field
 from controller.counting.event_tally import EventTally
 from controller.counting.flag_tally import EventSample
 from controller.ports import Record
@@ -158,7 +158,8 @@ def test_the_hint_is_about_the_field_that_was_meant() -> None:
 
 def test_every_field_that_counts_has_its_hint() -> None:
     """A field that is asked after is explained."""
-    assert {name for names in _COUNTS.values() for name in names} == set(FIELD_HINTS)
+    counts = {name for names in _COUNTS.values() for name in names}
+    assert counts == set(FIELD_HINTS) == set(_OTHER_WORDS.values())
 
 
 def test_an_evaluation_with_its_context_under_another_name_is_remarked() -> None:

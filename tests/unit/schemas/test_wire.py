@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from schemas import evaluation, outcome
+from schemas.structs import OutcomeData
 from schemas.terms import QuarantineReason
 from schemas.wire import (
     EvaluationEvent,
@@ -15,6 +17,7 @@ from schemas.wire import (
     decode_evaluation,
     decode_outcome,
 )
+from tests.records import outcome_value
 
 ARRIVAL = 1_795_230_000_000  # 2026-11-21T03:00:00Z
 STRUCTURED = [("content-type", b"application/cloudevents+json; charset=UTF-8")]
@@ -328,3 +331,13 @@ def test_a_flood_of_different_refusals_is_not_kept() -> None:
         evaluated(event("x" * 1000, SERVED))
     assert 0 < len(_known_refusals) <= 1024
     assert max(len(problem) for _, problem in _known_refusals) <= 200
+
+
+def test_the_fast_reader_knows_every_attribute_of_an_outcome_that_is_read() -> None:
+    """So do the outcomes that other tests send, with which both folds are compared."""
+    known = {field.encode_name for field in msgspec.structs.fields(OutcomeData)}
+    assert known == set(outcome.READ_ATTRIBUTES)
+    value = outcome_value(
+        "u1", time_ms=0, flags=[("f", "on")], error=True, latency_ms=1.0, conversions=["paid"]
+    )
+    assert set(json.loads(value)["data"]) == known
