@@ -107,16 +107,25 @@ class Verdict(StrEnum):
     NO_DATA = "no_data"  # nothing measured
 
 
-class MetricRole(StrEnum):
-    """What a regression of the metric does."""
+class _StrongestFirst(StrEnum):
+    """What is done about something: the members are in order, the strongest first."""
+
+    @property
+    def strength(self) -> int:
+        """Higher for what does more; 0 for the last member."""
+        return len(type(self)) - 1 - list(type(self)).index(self)
+
+
+class MetricRole(_StrongestFirst):
+    """What a regression of the metric does, the strongest first."""
 
     GUARDRAIL = "guardrail"  # rolls back
     SIGNAL = "signal"  # holds
     OBSERVE = "observe"  # is only reported
 
 
-class OnBreach(StrEnum):
-    """What a breached guardrail does."""
+class OnBreach(_StrongestFirst):
+    """What a breached guardrail does, the strongest first."""
 
     ROLL_BACK = "roll_back"
     STEP_BACK = "step_back"
@@ -313,7 +322,7 @@ class NotificationRequest(StrEnum):
     UNMUTE = "unmute"  # end a mute
 
 
-class SignalAction(StrEnum):
+class SignalAction(_StrongestFirst):
     """What a signal does to a flag, the strongest first. None of them raises a percentage."""
 
     ROLL_BACK = "roll_back"

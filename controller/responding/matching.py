@@ -26,7 +26,6 @@ from schemas.terms import CommandVerb, PhaseName, SignalAction
 
 #: The strongest first: of two rules for one flag the stronger acts. A hold acts besides what leaves
 #: the rollout something to go on with.
-_STRENGTH: Final = {action: place for place, action in enumerate(SignalAction)}
 
 #: What each action usually commands; None: nothing. `commanding.py` has what stands in for it.
 _VERBS: Final[Mapping[SignalAction, CommandVerb | None]] = {
@@ -125,7 +124,7 @@ def response(
             if intent.action is SignalAction.HOLD:
                 holds.setdefault(one.rollout.flag_key, intent)
             known = best.get(one.rollout.flag_key)
-            if known is None or _STRENGTH[intent.action] < _STRENGTH[known.action]:
+            if known is None or intent.action.strength > known.action.strength:
                 best[one.rollout.flag_key] = intent
     order = [one.rollout.flag_key for one in ranked(one.suspect for one in best.values())]
     return Response(

@@ -128,8 +128,7 @@ class Judgement:
     def breach(self) -> MetricReport | None:
         """The first breached guardrail, harshest policy first."""
         breached = [metric for metric in self.metrics if metric.is_breach]
-        order = (OnBreach.ROLL_BACK, OnBreach.STEP_BACK, OnBreach.PAUSE)
-        return min(breached, key=lambda metric: order.index(metric.on_breach), default=None)
+        return max(breached, key=lambda metric: metric.on_breach.strength, default=None)
 
     @property
     def statistics(self) -> Verdict:

@@ -23,7 +23,6 @@ from schemas.terms import (
     AdvisorMode,
     GateAnswer,
     HoldReason,
-    OnBreach,
     Verdict,
 )
 
@@ -104,14 +103,13 @@ def failed_webhook(
     """Return the gate webhook that answered `fail`, the harshest policy first; None: none did."""
     if not is_current(rollout, judgement):
         return None
-    order = (OnBreach.ROLL_BACK, OnBreach.STEP_BACK, OnBreach.PAUSE)
     by_endpoint = {one.endpoint: one for one in rollout.plan.gate_webhooks}
     failed = [
         (by_endpoint[reply.endpoint], reply)
         for reply in judgement.replies
         if reply.answer is GateAnswer.FAIL and reply.endpoint in by_endpoint
     ]
-    return min(failed, key=lambda pair: order.index(pair[0].on_fail), default=None)
+    return max(failed, key=lambda pair: pair[0].on_fail.strength, default=None)
 
 
 def holding_webhooks(judgement: Judgement) -> str:

@@ -321,16 +321,14 @@ def _questions(guardrail: Guardrail, percent: float) -> tuple[object, ...]:
 
 def _is_tighter(old: Guardrail, new: Guardrail, percent: float) -> bool:
     """Return whether the new guardrail asks at least as much as the old one in every way."""
-    roles = (MetricRole.OBSERVE, MetricRole.SIGNAL, MetricRole.GUARDRAIL)
-    actions = (OnBreach.PAUSE, OnBreach.STEP_BACK, OnBreach.ROLL_BACK)
     if old.margin is not None and new.margin is not None:
         if old.in_points != new.in_points:  # which of the two is tighter depends on control's rate
             return False
         if gate_margin(new, percent) > gate_margin(old, percent):
             return False
     return (
-        roles.index(new.role) >= roles.index(old.role)
-        and actions.index(new.on_breach) >= actions.index(old.on_breach)
+        new.role.strength >= old.role.strength
+        and new.on_breach.strength >= old.on_breach.strength
         and _is_closer(old.limit, new.limit, old.kind.is_better_when_higher)
         and _is_closer(old.margin, new.margin, False)
         # Less time to convert leaves more contexts that did not.

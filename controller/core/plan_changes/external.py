@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 from controller.core.plan import ExternalMetric, Plan
-from schemas.terms import ChangeEffect, MetricRole, OnBreach
-
-_ROLES: Final = (MetricRole.OBSERVE, MetricRole.SIGNAL, MetricRole.GUARDRAIL)
-_ACTIONS: Final = (OnBreach.PAUSE, OnBreach.STEP_BACK, OnBreach.ROLL_BACK)
+from schemas.terms import ChangeEffect, MetricRole
 
 
 def external_changes(
@@ -45,8 +41,8 @@ def _is_tighter(old: ExternalMetric, new: ExternalMetric) -> bool:
         and new.newest_within <= old.newest_within
         and (old.limit is None or (new.limit is not None and sign * (new.limit - old.limit) <= 0))
         and (old.margin is None or (new.margin is not None and new.margin <= old.margin))
-        and _ROLES.index(new.role) >= _ROLES.index(old.role)
-        and _ACTIONS.index(new.on_breach) >= _ACTIONS.index(old.on_breach)
+        and new.role.strength >= old.role.strength
+        and new.on_breach.strength >= old.on_breach.strength
         and new.from_percent <= old.from_percent
         and new.to_percent >= old.to_percent
     )

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 from controller.core.plan import GateWebhook, Plan
-from schemas.terms import ChangeEffect, OnBreach
-
-_ACTIONS: Final = (OnBreach.PAUSE, OnBreach.STEP_BACK, OnBreach.ROLL_BACK)
+from schemas.terms import ChangeEffect
 
 
 def webhook_changes(old: Plan, new: Plan) -> Iterator[tuple[str, str, str, ChangeEffect]]:
@@ -29,4 +26,4 @@ def webhook_changes(old: Plan, new: Plan) -> Iterator[tuple[str, str, str, Chang
 
 def _is_milder(old: GateWebhook, new: GateWebhook) -> bool:
     """Return whether `fail` does less than before."""
-    return _ACTIONS.index(new.on_fail) < _ACTIONS.index(old.on_fail)
+    return new.on_fail.strength < old.on_fail.strength
