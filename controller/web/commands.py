@@ -29,7 +29,7 @@ from controller.web.access.roles import needed
 from controller.web.answers import CLOSE, BodyRefused, header, read_body, send_error, send_json
 from controller.web.clients import RateLimit, client_of
 from controller.web.flags import FlagBoard
-from schemas.api import CommandPending
+from schemas.api import CommandPending, CommandRequest
 from schemas.command import Command
 from schemas.result import Result
 from schemas.terms import ALWAYS_ACCEPTED, CommandStatus, CommandVerb, verb_named
@@ -43,7 +43,7 @@ PER_SECOND: Final = 2.0
 LOWERING_PER_SECOND: Final = 5.0
 BURST_SECONDS: Final = 10.0
 FORM_TOKEN: Final = b"x-rolloutd-form"
-_FIELDS: Final = frozenset({"verb", "reason", "expected_revision", "id", "plan", "to_stage"})
+_FIELDS: Final = frozenset(CommandRequest.model_fields)
 
 log = structlog.get_logger(__name__)
 
