@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from controller.adapters.http.hiding import Hiding, basic_pair
+from controller.adapters.http.hiding import Hiding, sign_in_secrets
 from controller.settings.notifications import ChannelSettings
 
 #: Of a part of an address: `api`, `v1` and the like say nothing.
@@ -24,11 +24,8 @@ def hiding_of(settings: ChannelSettings) -> Hiding:
 
 def _secrets(settings: ChannelSettings) -> Iterator[str]:
     """Yield every form in which a server may repeat one."""
-    for value in (settings.token, settings.secret, settings.password):
-        if value is not None:
-            yield value.get_secret_value()
-    if settings.password is not None:
-        yield basic_pair(settings.username, settings.password.get_secret_value())
+    others = settings.token, settings.secret
+    yield from sign_in_secrets(settings.username, settings.password, *others)
     if settings.url is None:
         return
     url = settings.url.get_secret_value()

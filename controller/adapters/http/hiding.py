@@ -3,15 +3,18 @@
 Many servers and proxies repeat the address or a header of a request that they do not take, as in
 `Cannot POST /services/T0/B0/...`. Their words go into logs, onto the page and into alerts.
 
-Belongs here: hiding given secrets. Does not belong here: which those of a service are.
+Belongs here: hiding given secrets, and the forms of those that any service may have. Does not
+belong here: which others one service has.
 """
 
 from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
+
+from pydantic import SecretStr
 
 from controller.text import excerpt
 
@@ -43,3 +46,17 @@ class Hiding:
 def basic_pair(username: str, password: str) -> str:
     """Return a name and its password as basic authentication sends them."""
     return base64.b64encode(f"{username}:{password}".encode()).decode()
+
+
+def sign_in_secrets(
+    username: str, password: SecretStr | None, *others: SecretStr | None
+) -> Iterator[str]:
+    """Yield every form in which a server may repeat what we sign in with; None: we do not use it.
+
+    `others` are sent as they are, such as a token.
+    """
+    for value in (password, *others):
+        if value is not None:
+            yield value.get_secret_value()
+    if password is not None:
+        yield basic_pair(username, password.get_secret_value())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
@@ -17,7 +17,7 @@ import httpx
 import msgspec
 
 from controller.adapters.http.bounded import AnswerRefused, read_answer
-from controller.adapters.http.hiding import Hiding, basic_pair
+from controller.adapters.http.hiding import Hiding, basic_pair, sign_in_secrets
 from controller.adapters.http.pool import make_client
 from controller.errors import ConfigInvalid, NotMeasured
 from controller.settings.checks import AskedSettings
@@ -34,7 +34,8 @@ class Asked:
         """`name` is that of the settings' section. Raises ConfigInvalid."""
         self.name = name
         self._settings = settings
-        self._hiding = Hiding(_secrets(settings))
+        secrets = sign_in_secrets(settings.username, settings.password, settings.token)
+        self._hiding = Hiding(secrets)
         self._http: httpx.AsyncClient | None = None
         self._context: ssl.SSLContext | None = None
         if settings.ca_file is not None:
@@ -114,15 +115,6 @@ class Asked:
         client, self._http = self._http, None
         if client is not None:
             await client.aclose()
-
-
-def _secrets(settings: AskedSettings) -> Iterator[str]:
-    """Yield every form in which a server may repeat one."""
-    if settings.token is not None:
-        yield settings.token.get_secret_value()
-    if settings.password is not None:
-        yield settings.password.get_secret_value()
-        yield basic_pair(settings.username, settings.password.get_secret_value())
 
 
 def document_in(body: bytes, server: Asked) -> Mapping[str, Any]:
