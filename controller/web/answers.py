@@ -33,7 +33,7 @@ _REVALIDATED = (b"cache-control", b"no-cache")
 
 
 class BodyRefused(BadInput):
-    """The request's body is too large, too slow, or never came whole."""
+    """The request's body is too large, too slow, of another type, or never came whole."""
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
@@ -81,6 +81,13 @@ async def read_body(
                     return bytes(body)
     except TimeoutError:
         raise BodyRefused(408, f"the body did not arrive within {within_seconds:g} s") from None
+
+
+async def read_json_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+    """Return the whole body of a request that says that it is JSON. Raises as `read_body`."""
+    if header(scope, b"content-type").partition(";")[0].strip() != "application/json":
+        raise BodyRefused(415, "this takes a JSON object: send it as application/json")
+    return await read_body(receive, max_bytes)
 
 
 async def send_bytes(

@@ -26,7 +26,7 @@ from controller.web.access.identity import Identity, IdentityRefused
 from controller.web.access.reading import CHALLENGE, identity_of
 from controller.web.access.recognition import Guardian
 from controller.web.access.roles import needed
-from controller.web.answers import CLOSE, BodyRefused, header, read_body, send_error, send_json
+from controller.web.answers import CLOSE, BodyRefused, header, read_json_body, send_error, send_json
 from controller.web.clients import RateLimit, client_of
 from controller.web.flags import FlagBoard
 from schemas.api import CommandPending, CommandRequest
@@ -35,7 +35,7 @@ from schemas.result import Result
 from schemas.terms import ALWAYS_ACCEPTED, CommandStatus, CommandVerb, verb_named
 
 #: A plan with all its stages is far smaller; everything else is a few words.
-MAX_BODY_BYTES: Final = 300 * 1024
+MAX_COMMAND_BYTES: Final = 300 * 1024
 #: Commands of one person or machine, with a burst of ten seconds' worth.
 PER_SECOND: Final = 2.0
 #: Commands that lower have a limit of their own, which no other command uses up: as many as
@@ -217,9 +217,7 @@ async def _send_answer(send: Send, command: Command, answer: Result | str) -> No
 
 async def _fields(scope: Scope, receive: Receive) -> dict[str, Any]:
     """Return the fields of a request. Raises NotTaken and BodyRefused."""
-    if header(scope, b"content-type").partition(";")[0].strip() != "application/json":
-        raise NotTaken(415, "a command is a JSON object: send it as application/json")
-    body = await read_body(receive, MAX_BODY_BYTES)
+    body = await read_json_body(scope, receive, MAX_COMMAND_BYTES)
     try:
         decoded = msgspec.json.decode(body)
     except RecursionError:

@@ -28,7 +28,7 @@ from controller.web.access.identity import Identity, IdentityRefused
 from controller.web.access.reading import CHALLENGE, identity_of
 from controller.web.access.recognition import Guardian
 from controller.web.access.roles import TAKE
-from controller.web.answers import CLOSE, BodyRefused, header, read_body, send_error, send_json
+from controller.web.answers import CLOSE, BodyRefused, header, read_json_body, send_error, send_json
 from controller.web.clients import RateLimit
 from controller.web.commands import FORM_TOKEN, NotTaken, PerhapsTaken
 from schemas.notifications import (
@@ -43,7 +43,7 @@ from schemas.terms import NotificationRequest, SignalStatus
 
 #: As `controller.notifying.intake.HTTP_HOOK`, of a layer that this one does not know.
 HOOK: Final = "rolloutd/http"
-MAX_BODY_BYTES: Final = 16 * 1024
+MAX_ACKNOWLEDGEMENT_BYTES: Final = 16 * 1024
 #: Of one person or machine, with a burst of ten seconds' worth.
 PER_SECOND: Final = 2.0
 #: It takes some hundred milliseconds; then people are told that it is on its way.
@@ -242,9 +242,7 @@ class TakeIncidents:
 
 async def _asked(scope: Scope, receive: Receive) -> Acknowledgement:
     """Return what a request asks for. Raises NotTaken and BodyRefused."""
-    if header(scope, b"content-type").partition(";")[0].strip() != "application/json":
-        raise NotTaken(415, "this takes a JSON object: send it as application/json")
-    body = await read_body(receive, MAX_BODY_BYTES)
+    body = await read_json_body(scope, receive, MAX_ACKNOWLEDGEMENT_BYTES)
     try:
         return Acknowledgement.model_validate_json(body)
     except ValidationError as error:

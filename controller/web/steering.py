@@ -42,7 +42,7 @@ _PURPOSES: Final[Mapping[CommandVerb, str]] = {
     CommandVerb.PAUSE: "stops the rollout where it is",
 }
 #: What a reason, an issuer, an id and a time need.
-MAX_BODY_BYTES: Final = 8 * 1024
+MAX_LOWERING_BYTES: Final = 8 * 1024
 #: Commands with a token, of all clients together, with a burst of ten seconds' worth: more than
 #: people and their scripts send in an emergency, and less than Redis notices.
 PER_SECOND: Final = 5.0
@@ -122,7 +122,7 @@ class Steer:
             await send_error(send, 429, "too many commands over HTTP", _retry(seconds), CLOSE)
             return
         try:
-            body = await read_body(receive, MAX_BODY_BYTES)
+            body = await read_body(receive, MAX_LOWERING_BYTES)
             command = _command(name, scope["path_params"]["flag_key"], body, client)
         except BodyRefused as refusal:
             await send_error(send, refusal.status, str(refusal), CLOSE)

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from controller.errors import OperatingTrouble
 from controller.settings.access_file import Role
 from controller.web.access.roles import NEEDED, needed
-from controller.web.commands import MAX_BODY_BYTES
+from controller.web.commands import MAX_COMMAND_BYTES
 from schemas.api import BASE
 from schemas.command import NEEDS_PLAN, Command
 from schemas.result import Result
@@ -161,7 +161,7 @@ async def test_hostile_bodies_are_refused(client: httpx.AsyncClient, desk: Noted
     """Too large, too deep, no JSON, no object, no text, or of another type."""
     right = {**bearer("admin"), "content-type": "application/json"}
     for content, status in (
-        (b" " * (MAX_BODY_BYTES + 1), 413),
+        (b" " * (MAX_COMMAND_BYTES + 1), 413),
         (b"[" * 100_000, 400),
         (b'{"plan":' + b'{"a":' * 900 + b"1" + b"}" * 901, 400),
         (b"{", 400),

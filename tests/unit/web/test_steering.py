@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from controller.errors import OperatingTrouble
 from controller.web.app import make_app, make_ops_app
-from controller.web.steering import MAX_BODY_BYTES, PER_SECOND, VERBS, Steer, Tokens
+from controller.web.steering import MAX_LOWERING_BYTES, PER_SECOND, VERBS, Steer, Tokens
 from schemas.command import Command
 from schemas.result import Result
 from schemas.terms import ALWAYS_ACCEPTED, CommandStatus
@@ -244,7 +244,7 @@ async def test_a_body_that_is_no_command_is_refused(
 
 async def test_a_long_body_is_refused(client: httpx.AsyncClient, steering: NotedSteering) -> None:
     """413: more than a reason needs."""
-    body = b'{"reason":"' + b"x" * MAX_BODY_BYTES + b'"}'
+    body = b'{"reason":"' + b"x" * MAX_LOWERING_BYTES + b'"}'
     answer = await client.post("/rollouts/f/roll-back", headers=RIGHT, content=body)
     assert (answer.status_code, steering.commands) == (413, [])
 
