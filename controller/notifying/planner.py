@@ -52,11 +52,19 @@ _UNTIL_NEXT_STEP: Final = frozenset(
         AlertKind.PLAN_EXPIRED,
         AlertKind.PREFLIGHT,
         AlertKind.BREACH,
+        AlertKind.FOREIGN_EDIT,
     }
 )
-#: Alerts of which nothing will be said later: they are told, and open nothing.
+#: Alerts of which nothing will be said later: they are told, and open nothing. All others last
+#: until their all-clear, or until another rollout of the flag begins.
 _TOLD_ONCE: Final = frozenset(
-    {AlertKind.FORCED, AlertKind.FLAG_DIGEST, AlertKind.ANOMALY, AlertKind.RETIRED}
+    {
+        AlertKind.FORCED,
+        AlertKind.FLAG_DIGEST,
+        AlertKind.ANOMALY,
+        AlertKind.RETIRED,
+        AlertKind.COMPLETED,
+    }
 )
 #: An incident of which nothing was heard for so long is forgotten.
 FORGOTTEN: Final = timedelta(days=14)

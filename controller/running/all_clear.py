@@ -159,8 +159,14 @@ class AllClears:
         """Return why the trouble is over, None while it is not, or not known to be."""
         if rollout.rollout_id != told.rollout_id:
             return "another rollout has begun"
-        if told.kind is AlertKind.UNWATCHED:
-            return self._why_watched(rollout)
+        match told.kind:
+            case AlertKind.UNWATCHED:
+                return self._why_watched(rollout)
+            case AlertKind.NOT_ACTUATED:
+                return self._why_served(told, rollout)
+        return None  # nothing here says that it is over: it stays open
+
+    def _why_served(self, told: Alert, rollout: Rollout) -> str | None:
         plane = plane_of(told)
         standings = self._standings(told.flag)
         if standings is None:

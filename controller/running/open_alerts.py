@@ -22,8 +22,9 @@ from schemas import alert
 from schemas.alert import Alert
 from schemas.terms import AlertKind, Severity
 
-#: The kinds whose end is known to the process alone that told of them. The others that end with an
-#: all-clear are kept with their rollout, or in Redis.
+#: The kinds whose end is known to the process alone that told of them. `AllClears._why_over` says
+#: when each is over. The others that end with an all-clear are kept with their rollout, or in
+#: Redis.
 KINDS: Final = (AlertKind.UNWATCHED, AlertKind.NOT_ACTUATED)
 #: With a plane that is away, each of 10,000 flags may have one. The oldest go first.
 MOST_OPEN: Final = 20_000

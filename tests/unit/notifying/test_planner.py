@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from controller.notifying.book import Book, Purpose
 from controller.notifying.news import News
-from controller.notifying.planner import Planner, Told
+from controller.notifying.planner import _TOLD_ONCE, _UNTIL_NEXT_STEP, Planner, Told
 from controller.notifying.rules import NotificationRules
 from controller.notifying.upkeep import REFRESH_EVERY
-from schemas.terms import Severity
+from schemas.terms import AlertKind, Severity
 from tests.builders import MINUTE, T0
 from tests.unit.notifying.news_of import news, step
 
@@ -122,7 +122,13 @@ def test_who_keeps_an_incident_open_knows_it_by_what_opened_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "is_over"), [("paused", True), ("approval_needed", True), ("not_actuated", False)]
+    ("kind", "is_over"),
+    [
+        ("paused", True),
+        ("approval_needed", True),
+        ("foreign_edit", True),  # nothing else ends it: it has no all-clear
+        ("not_actuated", False),
+    ],
 )
 def test_a_rollout_that_goes_on_waits_for_nobody(kind: str, *, is_over: bool) -> None:
     """A chat sees what the rollout did; the pager must be told."""
@@ -132,6 +138,20 @@ def test_a_rollout_that_goes_on_waits_for_nobody(kind: str, *, is_over: bool) ->
     made.take(None, step(2), T0)
     assert sent(made) == ([("pager", "over")] if is_over else [])
     assert bool(made.book.incidents) is not is_over
+
+
+def test_it_is_decided_of_every_alert_what_ends_it() -> None:
+    """An alert whose end nobody tells would stay open for two weeks, and call people all night."""
+    until_all_clear = {
+        AlertKind.NOT_ACTUATED,
+        AlertKind.UNWATCHED,
+        AlertKind.SIGNAL,
+        # These are told again while they last. Nobody says that they are over.
+        AlertKind.EVENT_FAULTS,
+        AlertKind.FLAG_BROKEN,
+    }
+    ways = [until_all_clear, _UNTIL_NEXT_STEP, _TOLD_ONCE]
+    assert sorted(kind for kinds in ways for kind in kinds) == sorted(AlertKind)
 
 
 def test_a_decision_of_the_same_moment_ends_nothing() -> None:
