@@ -56,6 +56,8 @@ def start(
 
 
 def _simple_verb(verb: CommandVerb) -> Callable[..., None]:
+    """Return the command of a verb that is sent as it is typed."""
+
     def command(
         flag: FlagArgument,
         reason: ReasonOption = "",
@@ -89,7 +91,9 @@ def kill(
     sending.send([sending.make_command(CommandVerb.ROLL_BACK, flag, options)], options)
 
 
-def _answer_verb(verb: CommandVerb) -> Callable[..., None]:
+def _confirmed_verb(verb: CommandVerb) -> Callable[..., None]:
+    """Return the command of a verb that first shows where the rollout stands, and asks."""
+
     def command(
         flag: FlagArgument,
         reason: ReasonOption = "",
@@ -218,6 +222,8 @@ def revive(
 def _freeze_verb(
     verb: CommandVerb, is_concerned: Callable[[Situation], bool]
 ) -> Callable[..., None]:
+    """Return the command of a verb for one flag, or with `--all` for each that `is_concerned`."""
+
     def command(
         flag: Annotated[
             str | None, typer.Argument(metavar="[FLAG]", help="The flag's key.", show_default=False)
@@ -268,16 +274,18 @@ def stop(words: Annotated[list[str] | None, typer.Argument()] = None) -> None:
     )
 
 
+# The functions behind these names have no docstring: it would be the command's help, which is in
+# `command_table.py`.
 pause = _simple_verb(CommandVerb.PAUSE)
 resume = _simple_verb(CommandVerb.RESUME)
 retry = _simple_verb(CommandVerb.RETRY)
 roll_back = _simple_verb(CommandVerb.ROLL_BACK)
 abort = _simple_verb(CommandVerb.ABORT)
-approve = _answer_verb(CommandVerb.APPROVE)
-reject = _answer_verb(CommandVerb.REJECT)
+approve = _confirmed_verb(CommandVerb.APPROVE)
+reject = _confirmed_verb(CommandVerb.REJECT)
 promote = _promote
-promote_full = _answer_verb(CommandVerb.PROMOTE_FULL)
-retire = _answer_verb(CommandVerb.RETIRE)
+promote_full = _confirmed_verb(CommandVerb.PROMOTE_FULL)
+retire = _confirmed_verb(CommandVerb.RETIRE)
 step_back = _step_back
 freeze = _freeze_verb(
     CommandVerb.FREEZE, lambda one: not one.rollout.has_ended or one.rollout.may_open_again

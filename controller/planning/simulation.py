@@ -80,9 +80,8 @@ _ISSUER = "simulation"
 class Run:
     """One virtual rollout, after its end."""
 
-    ended: (
-        str  # completed | rolled_back | paused: undecided at max_bake, or another reason | given_up
-    )
+    #: completed | rolled_back | paused: undecided at max_bake, or another reason | given_up
+    ended: str
     reason: str
     started_at: datetime
     at: datetime  # of the end

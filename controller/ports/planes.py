@@ -16,13 +16,11 @@ S_contra = TypeVar("S_contra", contravariant=True)
 class Served:
     """What a flag plane serves for one flag, as read from it."""
 
-    percent: (
-        float | None
-    )  # share of contexts that get treatment; None: the plane does not know the flag
+    #: Percentage of contexts that get treatment, 0 to 100; None: the plane does not know the flag.
+    percent: float | None
     difference: str | None  # in words, what is not as decided; None: all is
-    edited_by: str | None = (
-        None  # who changed it after we wrote it last; None: nobody, or the plane cannot tell
-    )
+    #: Who changed it after we wrote it last; None: nobody, or the plane cannot tell.
+    edited_by: str | None = None
 
     @classmethod
     def compared(
@@ -55,9 +53,8 @@ class PlaneStanding:
     plane: str
     is_converged: bool
     decided_percent: float
-    percent: (
-        float | None
-    )  # as read last; None: nothing was read yet, or the plane does not know the flag
+    #: As read last; None: nothing was read yet, or the plane does not know the flag.
+    percent: float | None
     why: str | None  # why it has not converged
     since: datetime | None  # since when it has not converged
     looked_at: datetime | None  # when it last answered; None: not yet
@@ -67,8 +64,9 @@ class FlagPlane(Protocol):
     """A system that serves flags to apps.
 
     A plane that the settings describe is a `ConfiguredPlane`. A plane may also be a `LocalPlane`, a
-    `FollowingPlane`, a `RunningPlane` or a `ClosablePlane`, by having the method. All planes are
-    wired alike: see `controller/planes.py`.
+    `FollowingPlane`, a `RunningPlane` or a `ClosablePlane`, by having the method. It is a
+    `DroppingPlane` or a `RetiringPlane`, or it serves retired flags for ever. All planes are wired
+    alike: see `controller/planes.py`.
     """
 
     @property
