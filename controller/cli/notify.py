@@ -79,6 +79,7 @@ def check(
     """Check a rules file, with the place of each fault."""
     from controller.errors import ConfigInvalid
     from controller.notifying.rules import parse_notification_rules
+    from controller.text import plural
 
     try:
         text = rules.read_text()
@@ -92,7 +93,7 @@ def check(
     # No fault: a file that was good must not become unusable because time passes.
     over = [one for one in made.mutes if one.until <= datetime.now(UTC)]
     if count:
-        said = f"{count} route{'' if count == 1 else 's'}"
+        said = plural(count, "route")
         said += "" if over else ", and nothing wrong with them"
     else:
         said = "no routes, so that every channel hears of warnings and worse"

@@ -76,13 +76,15 @@ def list_signals(is_json: JsonOption = False, daemon: DaemonOption = None) -> No
 @app.command("check")
 def check(rules: Annotated[Path, typer.Argument(metavar="RULES")]) -> None:
     """Check a rules file, with the place of each fault."""
+    from controller.text import plural
+
     count = len(_rules(rules).rules)
     if not count:
         output().print(
             f"{rules}: no rules, so that no signal ever does anything: add some, {_DOCS}"
         )
         return
-    output().print(f"{rules}: {count} rule{'' if count == 1 else 's'}, and nothing wrong with them")
+    output().print(f"{rules}: {plural(count, 'rule')}, and nothing wrong with them")
 
 
 @app.command("test")

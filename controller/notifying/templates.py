@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from controller.notifying.book import Delivery, Purpose
+from controller.notifying.news import KINDS
 from controller.notifying.sandbox import filled
 from controller.notifying.words import LONGEST_TEXT, LONGEST_TITLE, Message
 from controller.text import one_line
@@ -48,7 +49,7 @@ _VARIANTS: Final[Sequence[Mapping[str, Any]]] = [
     for purpose in Purpose
     for severity in Severity
     for others in ({}, {"owner": "", "cause": "ada: as planned", "link": "", "stage": ""})
-]
+] + [{"kind": kind} for kind in sorted(KINDS)]
 
 
 def fault_of(source: str) -> str | None:

@@ -117,6 +117,12 @@ def test_a_branch_that_is_rarely_taken_is_tried_as_well() -> None:
     assert fault.startswith("cannot be filled in: line 3: 'ownr' is undefined; it may use action,")
 
 
+def test_a_branch_for_one_kind_of_news_is_tried_as_well() -> None:
+    """Most templates say something else of an approval than of a rollback."""
+    fault = fault_of("{% if kind == 'approval_needed' %}{{ approver }}{% endif %}")
+    assert "'approver' is undefined" in (fault or "")
+
+
 def test_a_failure_that_nobody_foresaw_costs_no_alert() -> None:
     """One that the examples do not show."""
     made, told = message(template("{{ text|replace('o', text * percent|int) }}"))
