@@ -54,6 +54,27 @@ def test_every_path_exists() -> None:
     assert [path for path in (*paths, *links) if not (ROOT / path).exists()] == []
 
 
+def test_a_name_to_change_is_in_its_file() -> None:
+    """What stands in parentheses behind a file, or before it, is a name that the file has."""
+    changes = " ".join(section("To change X, open Y").split())
+    behind = re.findall(r"`([\w/.]+\.(?:py|rs))` \(([^)]*)\)", changes)
+    before = re.findall(r"((?:`\w+`(?: or )?)+) in `([\w/.]+\.(?:py|rs))`", changes)
+    found = [*behind, *((path, names) for names, path in before)]
+    named = [
+        (path, name)
+        for path, names in found
+        if (ROOT / path).exists()  # else it is a file beside another one
+        for name in re.findall(r"`(_?[A-Z]\w+|\w*_\w+)`", names)
+    ]
+    assert len(named) > 40
+    missing = [
+        (path, name)
+        for path, name in named
+        if not re.search(rf"\b{name}\b", (ROOT / path).read_text(encoding="utf-8"))
+    ]
+    assert missing == []
+
+
 def test_the_map_has_every_package() -> None:
     """A package is in the map exactly if it is in `controller/`."""
     folders = {
