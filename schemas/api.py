@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from schemas.alert import Alert
 from schemas.command import StageName
-from schemas.decision import Decision, JudgementRecord, PlanReference, Tally
+from schemas.decision import Decision, JudgementRecord, PlanReference, WholeNumber
 from schemas.fields import Line, Moment, Name, OpenModel, StrictModel
 from schemas.inventory import FlagList
 from schemas.notifications import Acknowledgement, NotificationsView, Taken, TakePending
@@ -60,12 +60,14 @@ class RolloutSummary(OpenModel):
 
     flag: Name = Field(description="The flag's key.")
     rollout_id: str = Field(description="The id of the command that started it.")
-    revision: Tally = Field(description="Grows with each transition.")
+    revision: WholeNumber = Field(description="Grows with each transition.")
     phase: PhaseName
     since: Moment = Field(description="Since when it is in this phase.")
-    stage: Tally | None = Field(description="1 for the first; null: in no stage.")
+    stage: WholeNumber | None = Field(description="1 for the first; null: in no stage.")
     stages: list[float] = Field(description="The percentage of each stage of the plan.")
-    reached: Tally = Field(description="Number of the last stage that was entered; 0 for none.")
+    reached: WholeNumber = Field(
+        description="Number of the last stage that was entered; 0 for none."
+    )
     percent: float = Field(description="Of contexts, as decided.")
     audience: str | None = Field(description="That `percent` is a share of; null: everybody.")
     needs_person: bool = Field(description="Nothing goes on by itself.")
@@ -91,8 +93,8 @@ class RolloutList(OpenModel):
     """Rollouts in order: what needs a person, what moves, what has ended."""
 
     rollouts: list[RolloutSummary]
-    total: Tally = Field(description="How many there are that fit the question.")
-    offset: Tally = Field(description="How many come before these.")
+    total: WholeNumber = Field(description="How many there are that fit the question.")
+    offset: WholeNumber = Field(description="How many come before these.")
     at: Moment = Field(description="When this was answered.")
     stale_since: Moment | None = Field(
         default=None, description="Since when this replica may lack decisions; null: it is current."
@@ -113,7 +115,7 @@ class FittingCommand(OpenModel):
 class StageView(OpenModel):
     """One stage of the plan, and what became of it."""
 
-    number: Tally = Field(description="1 for the first.")
+    number: WholeNumber = Field(description="1 for the first.")
     name: str
     percent: float
     audience: str | None
@@ -219,7 +221,7 @@ class CommandRequest(StrictModel):
 
     verb: CommandVerb
     reason: Line = Field(default="", description="Required as on `rollout.commands`.")
-    expected_revision: Tally | None = Field(
+    expected_revision: WholeNumber | None = Field(
         default=None,
         description="The revision that was seen. Required for every verb that may raise the "
         "percentage, but for start.",

@@ -48,18 +48,18 @@ def _whole(value: Any) -> int:
         raise ValueError("write a whole number") from None
 
 
-Tally = Annotated[int, BeforeValidator(_whole, json_schema_input_type=int), Field(ge=0)]
-"""A count; an array library's integer is accepted too."""
+WholeNumber = Annotated[int, BeforeValidator(_whole, json_schema_input_type=int), Field(ge=0)]
+"""A count, a revision or a place, 0 or more; an array library's integer is accepted too."""
 
 
 class ArmRecord(OpenModel):
     """One arm of one metric, in the metric's own unit: a share in [0, 1], or milliseconds."""
 
-    trials: Tally = Field(
+    trials: WholeNumber = Field(
         description="Observations behind the estimate: user actions (requests of one context in "
         "one batch of counting) for error_rate and latency, contexts for conversions."
     )
-    events: Tally = Field(
+    events: WholeNumber = Field(
         description="Of the trials those that were bad (errors, slow ones) or good (conversions)."
     )
     estimate: Measured = Field(description="null: nothing measured.")
@@ -167,10 +167,10 @@ class WebhookRecord(OpenModel):
 class HarmRecord(OpenModel):
     """What the rollout has cost so far, over all its stages."""
 
-    exposed_contexts: Tally = Field(
+    exposed_contexts: WholeNumber = Field(
         description="Distinct contexts that were served treatment, summed over stages."
     )
-    failed_requests: Tally = Field(description="Failed requests in treatment.")
+    failed_requests: WholeNumber = Field(description="Failed requests in treatment.")
     excess_failed_requests: Measured = Field(
         description="Of the failed requests those beyond control's rate."
     )
@@ -180,7 +180,7 @@ class JudgementRecord(OpenModel):
     """One judgement of all the evidence of a stage."""
 
     at: Moment
-    visit: Tally = Field(description="Index into the rollout's visits.")
+    visit: WholeNumber = Field(description="Index into the rollout's visits.")
     verdict: Verdict = Field(
         description="Over all guardrails and signals: pass only when each is shown to be not "
         "worse. While there are gaps, pass does not count: nothing advances by it."
@@ -188,13 +188,15 @@ class JudgementRecord(OpenModel):
     gaps: list[GapRecord]
     metrics: list[MetricRecord]
     harm: HarmRecord
-    exposures: dict[Arm, Tally] = Field(description="Distinct contexts of this visit of the stage.")
+    exposures: dict[Arm, WholeNumber] = Field(
+        description="Distinct contexts of this visit of the stage."
+    )
     srm_e_value: Measured = Field(description="Against the decided share.")
     observed_share: Measured = Field(description="Of treatment among exposures.")
-    offsets: dict[str, Tally] = Field(
+    offsets: dict[str, WholeNumber] = Field(
         description="By `topic/partition`, the next offset to read: everything before was counted."
     )
-    batches: Tally = Field(
+    batches: WholeNumber = Field(
         description="Batches of evidence that the sequential tests have taken in."
     )
     incomplete: str | None = Field(
@@ -228,13 +230,13 @@ class Decision(OpenModel):
 
     flag: Name
     rollout_id: str
-    revision: Tally = Field(description="Of the rollout after the decision.")
+    revision: WholeNumber = Field(description="Of the rollout after the decision.")
     at: Moment
     kind: DecisionKind
     reason: str
     issuer: str = Field(description="`rolloutd`, or who issued the command.")
     phase: PhaseName = Field(description="After the decision.")
-    stage: Tally | None = Field(description="1 for the first; null: in no stage.")
+    stage: WholeNumber | None = Field(description="1 for the first; null: in no stage.")
     stage_name: str | None = Field(
         default=None, description="The stage's name, or its share as in `10%`."
     )

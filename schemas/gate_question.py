@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from schemas.decision import JudgementRecord, PlanReference, Tally
+from schemas.decision import JudgementRecord, PlanReference, WholeNumber
 from schemas.envelope import without_control_characters
 from schemas.fields import Moment, Name, OpenModel
 from schemas.terms import GateAnswer
@@ -23,9 +23,9 @@ class GateQuestion(OpenModel):
 
     flag: Name
     rollout_id: str
-    revision: Tally = Field(description="Of the rollout when the question was asked.")
+    revision: WholeNumber = Field(description="Of the rollout when the question was asked.")
     gate_id: str = Field(description="Of this gate alone: no other one has it.")
-    stage: Tally = Field(description="1 for the first.")
+    stage: WholeNumber = Field(description="1 for the first.")
     stage_name: str
     percent: float = Field(description="Share of the audience in treatment now.")
     next_percent: float | None = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from schemas.decision import Measured, Tally
+from schemas.decision import Measured, WholeNumber
 from schemas.fields import Moment, Name, OpenModel
 from schemas.terms import DecisionKind, FlagFinding, FlagType, PhaseName
 
@@ -20,9 +20,9 @@ class FindingRecord(OpenModel):
 class EvaluationsRecord(OpenModel):
     """How often a flag was evaluated in the last 24 hours, as apps reported it."""
 
-    treatment: Tally
-    control: Tally
-    neither: Tally = Field(
+    treatment: WholeNumber
+    control: WholeNumber
+    neither: WholeNumber = Field(
         description="Of contexts in neither arm, and of variants that the plan does not have."
     )
 
@@ -79,16 +79,16 @@ class UnknownFlag(OpenModel):
     """A flag that apps name in events, and that has no rollout."""
 
     flag: str = Field(description="As the events name it.")
-    events: Tally = Field(description="Of the last 24 hours, at least.")
+    events: WholeNumber = Field(description="Of the last 24 hours, at least.")
 
 
 class FlagList(OpenModel):
     """Flags with a rollout: those with findings first, then by key."""
 
     flags: list[FlagLine]
-    total: Tally = Field(description="How many there are that fit the question.")
-    offset: Tally = Field(description="How many come before these.")
-    counts: dict[FlagFinding, Tally] = Field(description="Flags of all with each finding.")
+    total: WholeNumber = Field(description="How many there are that fit the question.")
+    offset: WholeNumber = Field(description="How many come before these.")
+    counts: dict[FlagFinding, WholeNumber] = Field(description="Flags of all with each finding.")
     without_rollout: list[UnknownFlag] = Field(
         default_factory=list,
         description="Flags that events name and that have no rollout, the most frequent first, 100 "

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.decision import Tally
+from schemas.decision import WholeNumber
 from schemas.fields import Line, Moment, OpenModel, StrictModel
 from schemas.terms import Severity
 
@@ -16,8 +16,8 @@ class ChannelEntry(OpenModel):
 
     name: str
     type: str
-    waiting: Tally = Field(description="Messages that it has not taken yet.")
-    sent: Tally = Field(description="Messages that it has taken.")
+    waiting: WholeNumber = Field(description="Messages that it has not taken yet.")
+    sent: WholeNumber = Field(description="Messages that it has taken.")
     sent_at: Moment | None = Field(description="The last one; null: none.")
     trouble: str = Field(description="Why it takes none now; empty: it does.")
     since: Moment | None = Field(description="Since when it takes none; null: it does.")
@@ -81,7 +81,7 @@ class MuteEntry(OpenModel):
 class DeadLetter(OpenModel):
     """A message that its channel has refused."""
 
-    number: Tally = Field(description="`rolloutctl notify retry` takes it.")
+    number: WholeNumber = Field(description="`rolloutctl notify retry` takes it.")
     channel: str
     flag: str
     summary: str

@@ -9,7 +9,7 @@ from typing import Final
 
 from pydantic import Field
 
-from schemas.decision import JudgementRecord, Measured, Tally
+from schemas.decision import JudgementRecord, Measured, WholeNumber
 from schemas.fields import Moment, Name, OpenModel
 from schemas.terms import Arm, Verdict
 
@@ -36,7 +36,7 @@ class LiveReport(OpenModel):
 
     flag: Name
     rollout_id: str
-    revision: Tally
+    revision: WholeNumber
     written_at: Moment
     replica: str = Field(description="Host name and process of the writer.")
     judgement: JudgementRecord | None = Field(description="null: nothing was judged yet.")
@@ -46,7 +46,7 @@ class LiveReport(OpenModel):
 class ArmPoint(OpenModel):
     """One arm of one metric at one moment, in the metric's unit."""
 
-    trials: Tally
+    trials: WholeNumber
     estimate: Measured
     low: Measured
     high: Measured
@@ -73,7 +73,7 @@ class HistoryPoint(OpenModel):
 
     at: Moment
     percent: float = Field(description="Decided for this stage.")
-    exposures: dict[Arm, Tally]
+    exposures: dict[Arm, WholeNumber]
     metrics: list[MetricPoint]
 
 
@@ -82,6 +82,6 @@ class StageHistory(OpenModel):
 
     flag: Name
     rollout_id: str
-    visit: Tally = Field(description="Index into the rollout's visits.")
-    stage: Tally = Field(description="1 for the first.")
+    visit: WholeNumber = Field(description="Index into the rollout's visits.")
+    stage: WholeNumber = Field(description="1 for the first.")
     points: list[HistoryPoint] = Field(max_length=MAX_POINTS)

@@ -18,7 +18,7 @@ from controller.core.plan import (
     DEFAULT_GAP_POLICIES,
     DEFAULT_WITHIN,
     AdvisorPolicy,
-    Counters,
+    CounterQueries,
     ExternalMetric,
     GateWebhook,
     Guardrail,
@@ -209,11 +209,11 @@ def _core_external(
 
 def _core_asked(
     asked: str | CountersDocument | None, variant: str = VARIANT
-) -> str | Counters | None:
+) -> str | CounterQueries | None:
     """Return what is asked for one arm."""
     if asked is None or isinstance(asked, str):
         return None if asked is None else asked.replace(VARIANT, variant)
-    return Counters(
+    return CounterQueries(
         **{
             part: None if query is None else query.replace(VARIANT, variant)
             for part, query in asked.queries.items()
@@ -331,8 +331,8 @@ def _external_document(metric: ExternalMetric) -> ExternalMetricDocument:
     )
 
 
-def _document_asked(asked: str | Counters | None) -> str | CountersDocument | None:
-    if not isinstance(asked, Counters):
+def _document_asked(asked: str | CounterQueries | None) -> str | CountersDocument | None:
+    if not isinstance(asked, CounterQueries):
         return asked
     return CountersDocument(bad=asked.bad, good=asked.good, total=asked.total)
 

@@ -141,7 +141,8 @@ class Reading:
     control: float | None = None  # None: it was not asked for
     gap: MeasurementGap | None = None
     words: str = ""  # of the gap
-    #: By arm and by part of `plan.Counters`: each series' value. None: it is no reading of them.
+    #: By arm and by part of `plan.CounterQueries`: each series' value. None: it is no reading of
+    #: counters.
     counters: Mapping[Arm, Mapping[str, Mapping[str, float]]] | None = None
 
 

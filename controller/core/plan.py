@@ -109,7 +109,7 @@ class Guardrail:
 
 
 @dataclass(frozen=True, slots=True)
-class Counters:
+class CounterQueries:
     """The queries of one arm's counters, one series for each process; two of the three are set."""
 
     bad: str | None = None
@@ -131,8 +131,8 @@ class ExternalMetric:
     """
 
     name: str
-    treatment: str | Counters  # the query of treatment's number, or of the whole service's
-    control: str | Counters | None  # the query of control's number; None: it is not asked for
+    treatment: str | CounterQueries  # the query of treatment's number, or of the whole service's
+    control: str | CounterQueries | None  # the query of control's number; None: it is not asked for
     newest: str | None  # the query of when the newest sample was taken; None: not asked
     limit: float | None  # the absolute threshold, in the unit of the query
     margin: float | None  # how much worse than control treatment may be, relative
@@ -151,7 +151,7 @@ class ExternalMetric:
     @property
     def is_counted(self) -> bool:
         """Whether it asks for counters, whose increments are tested."""
-        return isinstance(self.treatment, Counters)
+        return isinstance(self.treatment, CounterQueries)
 
     @property
     def queries(self) -> tuple[str | CounterQuestion, ...]:

@@ -24,14 +24,14 @@ PAUSE_SECONDS: Final = 0.3
 Address = tuple[str, int]
 
 
-class Turns:
+class ConnectionPace:
     """Who may try a broker that is away, and when: one attempt in `PAUSE_SECONDS`."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._tried_at: dict[Address, float] = {}  # of brokers that are away, the last attempt
 
-    def take(self, address: Address) -> bool:
+    def may_try(self, address: Address) -> bool:
         """Return whether the broker may be tried now; if it is away, this attempt is noted."""
         tried_at, now = self._tried_at.get(address), self._monotonic()
         if tried_at is None:
@@ -50,17 +50,17 @@ class Turns:
 
 
 #: Of all clients of the process, because they meet the same brokers.
-_TURNS: Final = Turns()
+_PACE: Final = ConnectionPace()
 
 
-def pace_connections(client: AIOKafkaClient, turns: Turns = _TURNS) -> None:
-    """Have a client try a broker that is away only in its turn, and leave no connection behind.
+def pace_connections(client: AIOKafkaClient, pace: ConnectionPace = _PACE) -> None:
+    """Have a client try a broker that is away when `pace` lets it, and leave no connection behind.
 
     To be called before it connects.
     """
     connect = client._get_conn
 
-    async def connect_in_turn(node_id: Any, **options: Any) -> Any:
+    async def connect_at_pace(node_id: Any, **options: Any) -> Any:
         present = client._conns.get((node_id, options.get("group", ConnectionGroup.DEFAULT)))
         if present is not None and present.connected():
             return present
@@ -68,12 +68,12 @@ def pace_connections(client: AIOKafkaClient, turns: Turns = _TURNS) -> None:
         if broker is None:
             return await connect(node_id, **options)
         address = (broker.host, broker.port)
-        if not turns.take(address):
+        if not pace.may_try(address):
             client.force_metadata_update()  # as after a refusal: another broker may lead now
             return None
         connection = await connect(node_id, **options)
-        turns.note(address, is_connected=connection is not None)
+        pace.note(address, is_connected=connection is not None)
         return connection
 
-    client._get_conn = connect_in_turn
+    client._get_conn = connect_at_pace
     close_what_a_start_leaves(client)

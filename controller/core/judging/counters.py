@@ -35,7 +35,7 @@ from controller.core.judging.batches import (
 )
 from controller.core.judging.questions import limit_share
 from controller.core.metrics.kind import Observed, Sample
-from controller.core.plan import Counters, ExternalMetric, Guardrail, Plan
+from controller.core.plan import CounterQueries, ExternalMetric, Guardrail, Plan
 from controller.core.rollout import Rollout
 from schemas.terms import Arm, HealthGap
 
@@ -197,7 +197,7 @@ def _is_bad_unseen(metric: ExternalMetric, marks: CounterMarks) -> bool:
     Many programs show a counter only once it has risen, so no series is no gap; but 0 bad events
     out of a wrong name look exactly as good.
     """
-    if not isinstance(metric.treatment, Counters) or metric.treatment.bad is None:
+    if not isinstance(metric.treatment, CounterQueries) or metric.treatment.bad is None:
         return False
     values = [bad for series in marks.series.values() for _, bad in series.values()]
     return bool(values) and not any(values) and marks.counts.k_t + marks.counts.k_c == 0

@@ -12,7 +12,7 @@ from controller.core.audience import Audience, Condition
 from controller.core.plan import (
     DEFAULT_GAP_POLICIES,
     AdvisorPolicy,
-    Counters,
+    CounterQueries,
     Guardrail,
     Plan,
     Stage,
@@ -397,12 +397,12 @@ def test_a_floor_rises_to_be_more_careful() -> None:
 
 def test_changed_counters_begin_again_and_a_stricter_share_does_not() -> None:
     """Other queries count other events."""
-    counted = make_external(treatment=Counters(bad="b", total="t"), limit=0.05)
+    counted = make_external(treatment=CounterQueries(bad="b", total="t"), limit=0.05)
     old = replace(PLAN, external=(counted,))
     for changes, effect in (
         ({"limit": 0.02}, AT_ONCE),
         ({"limit": 0.08}, RESTARTS),
-        ({"treatment": Counters(bad="x", total="t")}, RESTARTS),
+        ({"treatment": CounterQueries(bad="x", total="t")}, RESTARTS),
     ):
         new = replace(PLAN, external=(replace(counted, **changes),))
         assert effects(new, old) == {"external[p95]": effect}

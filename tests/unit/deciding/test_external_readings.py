@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from controller.core.evidence import Reading
-from controller.core.plan import Counters
+from controller.core.plan import CounterQueries
 from controller.core.rollout import Rollout
 from controller.deciding.external_readings import (
     Answer,
@@ -200,7 +200,9 @@ def test_an_answer_out_of_a_cache_is_late() -> None:
 
 
 COUNTED = make_external(
-    name="errors", treatment=Counters(bad="b", total="t"), control=Counters(bad="c", total="d")
+    name="errors",
+    treatment=CounterQueries(bad="b", total="t"),
+    control=CounterQueries(bad="c", total="d"),
 )
 VALUES: Any = {arm: {"bad": {}, "total": {"a": 5.0}} for arm in Arm}
 

@@ -9,7 +9,11 @@ from contextlib import asynccontextmanager
 from aiokafka.client import AIOKafkaClient
 from aiokafka.structs import BrokerMetadata
 
-from controller.adapters.kafka.connection_pace import PAUSE_SECONDS, Turns, pace_connections
+from controller.adapters.kafka.connection_pace import (
+    PAUSE_SECONDS,
+    ConnectionPace,
+    pace_connections,
+)
 
 LOOPBACK = "127.0.0.1"
 
@@ -44,20 +48,20 @@ class DyingBroker:
         async with server:
             yield self
 
-    def client(self, turns: Turns) -> AIOKafkaClient:
+    def client(self, pace: ConnectionPace) -> AIOKafkaClient:
         """Return a client that knows this broker as number 1."""
         client = AIOKafkaClient(bootstrap_servers=f"{LOOPBACK}:{self.port}")
         client.cluster._brokers = {1: BrokerMetadata(1, LOOPBACK, self.port, None)}
-        pace_connections(client, turns)
+        pace_connections(client, pace)
         return client
 
 
 async def test_all_clients_together_try_it_once_in_a_while() -> None:
     """The loops of one replica made a hundred attempts a second."""
     clock = SettableClock()
-    turns = Turns(clock)
+    pace = ConnectionPace(clock)
     async with DyingBroker().running() as broker:
-        clients = [broker.client(turns) for _ in range(5)]
+        clients = [broker.client(pace) for _ in range(5)]
         for attempts in range(1, 4):
             for client in clients * 4:
                 assert not await client.ready(1)
@@ -70,12 +74,12 @@ async def test_all_clients_together_try_it_once_in_a_while() -> None:
 def test_whoever_connects_lets_all_others_in_at_once() -> None:
     """They do not queue for a broker that is back."""
     clock = SettableClock()
-    turns, address = Turns(clock), ("kafka-1", 9092)
-    assert all(turns.take(address) for _ in range(5))  # nobody has failed yet
-    turns.note(address, is_connected=False)
-    assert not turns.take(address)
-    assert turns.take(("kafka-2", 9092))
+    pace, address = ConnectionPace(clock), ("kafka-1", 9092)
+    assert all(pace.may_try(address) for _ in range(5))  # nobody has failed yet
+    pace.note(address, is_connected=False)
+    assert not pace.may_try(address)
+    assert pace.may_try(("kafka-2", 9092))
     clock.now += PAUSE_SECONDS
-    assert [turns.take(address) for _ in range(3)] == [True, False, False]
-    turns.note(address, is_connected=True)
-    assert all(turns.take(address) for _ in range(5))
+    assert [pace.may_try(address) for _ in range(3)] == [True, False, False]
+    pace.note(address, is_connected=True)
+    assert all(pace.may_try(address) for _ in range(5))

@@ -23,7 +23,7 @@ from controller.core.judging.counters import statistic_words
 from controller.core.judging.gate import check_harm, judge
 from controller.core.judging.judgement import Judgement, MetricReport
 from controller.core.judging.questions import alpha_shares
-from controller.core.plan import Counters, ExternalMetric
+from controller.core.plan import CounterQueries, ExternalMetric
 from controller.core.rollout import Rollout
 from controller.core.visits import Closing
 from schemas.terms import Arm, HealthGap, MeasurementGap, MetricRole, OnBreach, Verdict
@@ -47,8 +47,8 @@ def make_counters(**overrides: Any) -> ExternalMetric:
     """Return a share of bad events that must stay below 5 %, and within 10 % of control's."""
     fields: dict[str, Any] = {
         "name": "errors",
-        "treatment": Counters(bad="bt", total="t"),
-        "control": Counters(bad="bc", total="c"),
+        "treatment": CounterQueries(bad="bt", total="t"),
+        "control": CounterQueries(bad="bc", total="c"),
         "limit": 0.05,
         "margin": 0.1,
     }
@@ -153,7 +153,7 @@ def test_a_bad_counter_that_nobody_has_ever_seen_is_doubted() -> None:
     assert doubt not in world.look((300, 1), (300, 0)).reason
     world.processes = {arm: {"a": [0, 0]} for arm in Arm}
     assert doubt not in world.look().reason  # after a restart, too
-    good = Counters(good="g", total="t")
+    good = CounterQueries(good="g", total="t")
     marks = CounterMarks(looks=1, series={Arm.TREATMENT: {"a": (7.0, 0.0)}})
     assert doubt in statistic_words(make_counters(), marks)
     assert doubt not in statistic_words(make_counters(treatment=good), marks)
@@ -372,7 +372,9 @@ def test_a_changed_plan_keeps_the_evidence_of_the_same_counters_only() -> None:
     report = world.look((300, 12), (2700, 27))
     changed(world, make_counters(margin=None, limit=0.02))
     assert counts(world.look((300, 12), (2700, 27)))[0] == (600, 24)
-    changed(world, make_counters(margin=None, limit=0.02, treatment=Counters(bad="x", total="t")))
+    changed(
+        world, make_counters(margin=None, limit=0.02, treatment=CounterQueries(bad="x", total="t"))
+    )
     report = world.look((300, 12), (2700, 27))
     assert counts(report)[0] == (0, 0)
     assert report.e_value == pytest.approx(1.0)
