@@ -64,7 +64,7 @@ EXTERNAL = MetricNames(f"{EXTERNAL_PREFIX}.*", (), Unit.PLAIN, prefix=EXTERNAL_P
 EXTERNAL_HIGHER = replace(EXTERNAL, is_better_when_higher=True)
 #: In front of the name of an external metric that is tested on its counters' increments.
 COUNTERS_PREFIX = "counters:"
-COUNTERS = MetricNames(f"{COUNTERS_PREFIX}.*", (), Unit.SHARE, prefix=COUNTERS_PREFIX)
+EXTERNAL_COUNTERS = MetricNames(f"{COUNTERS_PREFIX}.*", (), Unit.SHARE, prefix=COUNTERS_PREFIX)
 
 METRIC_KINDS = (ERROR_RATE, LATENCY, CONVERSION)
 """All kinds, in the order in which people read them."""

@@ -85,7 +85,7 @@ def read_report(address: str) -> tuple[dict[str, Any] | None, str]:
 
 
 def _asked(address: str) -> tuple[dict[str, Any] | None, str]:
-    import httpx  # slow to load, and no other command needs it
+    import httpx  # slow to load
 
     verify, why = trusted()
     if why:

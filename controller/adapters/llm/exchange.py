@@ -29,7 +29,7 @@ from controller.adapters.llm.trouble import (
     NOT_REACHED_FIX,
     TOO_SLOW_FIX,
     ServerTrouble,
-    quoted,
+    server_words,
     status_fix,
 )
 from controller.errors import AdviceUnavailableError
@@ -162,7 +162,7 @@ class Exchange:
                 )
             media_type = _header(response, b"content-type").partition(";")[0].strip().lower()
             if media_type != "application/json":
-                form = quoted(media_type) or "no content type"
+                form = server_words(media_type) or "no content type"
                 raise ServerTrouble(
                     f"{self.name} answered with {form}, not JSON",
                     fix=NO_MODEL_SERVER_FIX,
@@ -188,7 +188,7 @@ class Exchange:
             return text  # nothing readable: the status stands alone
         if self._settings.api_key is not None:
             message = message.replace(self._settings.api_key.get_secret_value(), "***")
-        return f"{text}: {quoted(message)}" if message else text
+        return f"{text}: {server_words(message)}" if message else text
 
     def _describe(self, error: Exception) -> str:
         match error:
@@ -197,11 +197,11 @@ class Exchange:
                     f"accepted no connection within {self._settings.connect_timeout_seconds:.1f} s"
                 )
             case httpcore.ConnectError():
-                return f"cannot be reached: {quoted(str(root_cause(error)))}"
+                return f"cannot be reached: {server_words(str(root_cause(error)))}"
             case httpcore.ReadError() | httpcore.WriteError() | httpcore.RemoteProtocolError():
-                return f"broke off: {quoted(str(error)) or type(error).__name__}"
+                return f"broke off: {server_words(str(error)) or type(error).__name__}"
             case _:
-                return f"gave no usable answer: {quoted(str(error)) or type(error).__name__}"
+                return f"gave no usable answer: {server_words(str(error)) or type(error).__name__}"
 
 
 def _network_fix(error: Exception) -> str:

@@ -31,7 +31,7 @@ from controller.adapters.llm.trouble import (
     cut_off_fix,
     form_fix,
     only_advice_errors,
-    quoted,
+    server_words,
 )
 from controller.errors import AdviceUnavailableError, ConfigInvalid
 from controller.ports import Clock
@@ -185,10 +185,11 @@ class ModelServer:
                 b"GET", self._dialect.models_address(self._base), None, deadline
             )
         try:
-            return tuple(quoted(name) for name in self._dialect.read_models(body))
+            return tuple(server_words(name) for name in self._dialect.read_models(body))
         except _UNREADABLE as error:
             raise ServerTrouble(
-                f"{self.name} sent no list of models: {quoted(str(error))}", fix=NO_MODEL_SERVER_FIX
+                f"{self.name} sent no list of models: {server_words(str(error))}",
+                fix=NO_MODEL_SERVER_FIX,
             ) from None
 
     async def close(self) -> None:
@@ -204,12 +205,12 @@ class ModelServer:
             written = self._dialect.read(body, self._settings)
         except _UNREADABLE as error:
             raise ServerTrouble(
-                f"{self.name} sent no chat completion: {quoted(str(error))}",
+                f"{self.name} sent no chat completion: {server_words(str(error))}",
                 fix=NO_MODEL_SERVER_FIX,
             ) from None
         if written.finish_reason != "stop":
             raise AdviceUnavailableError(
-                f"the answer was cut off: finish_reason {quoted(written.finish_reason)}",
+                f"the answer was cut off: finish_reason {server_words(written.finish_reason)}",
                 fix=cut_off_fix(self._settings.protocol, self._settings.max_tokens),
             )
         if has_lost_words(prompt, written.prompt_tokens):

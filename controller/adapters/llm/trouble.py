@@ -71,7 +71,7 @@ class ServerTrouble(AdviceUnavailableError):
         self.is_lasting = is_lasting  # it will not pass by itself
 
 
-def quoted(text: str) -> str:
+def server_words(text: str) -> str:
     """Return the beginning of a server's text, fit for a log line and a reason."""
     return excerpt(text, MAX_EXCERPT_CHARS)
 
@@ -94,5 +94,5 @@ def only_advice_errors() -> Iterator[None]:
         raise ServerTrouble("the question was broken off from within") from error
     except Exception as error:
         raise ServerTrouble(
-            f"asking failed unexpectedly: {type(error).__name__}: {quoted(str(error))}"
+            f"asking failed unexpectedly: {type(error).__name__}: {server_words(str(error))}"
         ) from error

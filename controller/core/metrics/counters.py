@@ -17,7 +17,7 @@ from schemas import metric_names
 class CountersRate(ErrorRate):
     """The share of counted events that are bad."""
 
-    names = metric_names.COUNTERS
+    names = metric_names.EXTERNAL_COUNTERS
     unit_words = "counted events"
     where_to_search = "the monitoring system's graph of these counters"
 
