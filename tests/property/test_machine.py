@@ -15,6 +15,7 @@ from itertools import pairwise
 import pytest
 
 from controller.codec.rollouts import rollout_from_json, rollout_to_json
+from controller.core.command_ages import COMMAND_MAX_AGE
 from controller.core.invariants import Step, violations
 from controller.core.machine import decide, is_frozen, next_deadline
 from controller.core.rollout import (
@@ -96,6 +97,8 @@ def test_i1_percent_rises_only_by_a_passed_gate_a_command_or_the_scheduled_start
             assert step.after.stage_index == 0
         else:
             assert is_accepted(step, *RAISING_COMMANDS)
+            assert isinstance(step.event, CommandReceived)
+            assert step.now - step.event.issued_at <= COMMAND_MAX_AGE
 
 
 @invariant(MANY)
