@@ -22,6 +22,7 @@ from controller.core.plan import Guardrail, Stage
 from controller.core.rollout import Rollout
 from controller.core.serving import decided_share, share_before
 from controller.core.visits import Visit
+from controller.text import plural
 from schemas.terms import Arm, HealthGap
 
 _NAMES_SHOWN = 3  # partitions named in a gap's detail
@@ -74,14 +75,14 @@ def missing_data(
         elif counted.outcomes == 0:
             yield Gap(
                 HealthGap.NO_OUTCOMES,
-                f"{counted.exposures:,} contexts saw {arm}, none reported an outcome",
+                f"{plural(counted.exposures, 'context')} saw {arm}, none reported an outcome",
             )
         elif counted.exposures < stage.min_sample:
             missing = stage.min_sample - counted.exposures
             yield Gap(
                 HealthGap.BELOW_MIN_SAMPLE,
-                f"{arm} has {counted.exposures:,} of {stage.min_sample:,} contexts, "
-                f"{missing:,} {'is' if missing == 1 else 'are'} missing",
+                f"{arm} has {counted.exposures:,} of {plural(stage.min_sample, 'context')}, "
+                f"{plural(missing, 'is', 'are')} missing",
             )
 
 
@@ -105,7 +106,8 @@ def are_outcomes_missing(totals: VisitTotals) -> bool:
 def _missing_outcomes_words(totals: VisitTotals) -> str:
     treatment, control = totals.treatment, totals.control
     return (
-        f"{treatment.outcomes:,} outcomes of {treatment.exposures:,} contexts in treatment, "
+        f"{plural(treatment.outcomes, 'outcome')} of {plural(treatment.exposures, 'context')} in "
+        f"treatment, "
         f"{control.outcomes:,} of {control.exposures:,} in control: treatment's are missing"
     )
 

@@ -16,6 +16,7 @@ from controller.core.evidence import Evidence, PartitionProgress
 from controller.core.judging.judgement import Gap
 from controller.core.plan import Plan
 from controller.core.visits import Visit
+from controller.text import plural
 from schemas.terms import HealthGap
 
 #: A partition whose owner has not written for longer than this may have nobody counting it. Owners
@@ -64,8 +65,7 @@ def _counting_lag(plan: Plan, visit: Visit, evidence: Evidence, at: datetime) ->
     ]
     if not behind:
         return None
-    verb = "record is" if sum(behind) == 1 else "records are"
-    return f"counting lags, {sum(behind):,} {verb} not counted yet"
+    return f"counting lags, {plural(sum(behind), 'record is', 'records are')} not counted yet"
 
 
 def _has_older_than(partition: PartitionProgress, moment: datetime) -> bool:
@@ -140,7 +140,7 @@ def _partition_delays(
         elif age is Age.AHEAD:
             yield f"{name} reports from a clock {-silence:.0f} s ahead"
         else:
-            yield f"{name} lags {partition.lag:,} records behind"
+            yield f"{name} lags {plural(partition.lag, 'record')} behind"
 
 
 def _ages_of_partition(

@@ -168,6 +168,14 @@ def test_exposures_without_outcomes_are_no_outcomes() -> None:
     assert gaps_of(look_at(replace(HEALTHY, treatment=silent))) == [HealthGap.NO_OUTCOMES]
 
 
+def test_a_gap_of_one_context_is_in_the_singular() -> None:
+    """People read it in the first seconds of a stage."""
+    silent = ArmTotals(evaluations=1, exposures=1)
+    gaps = look_at(replace(HEALTHY, treatment=silent)).gaps
+    details = [gap.detail for gap in gaps if gap.kind is HealthGap.NO_OUTCOMES]
+    assert details == ["1 context saw treatment, none reported an outcome"]
+
+
 def test_far_fewer_outcomes_of_treatment_are_no_outcomes() -> None:
     """A third of control's outcomes per context is a gap.
 
