@@ -160,7 +160,7 @@ def filled(made: NotedIncidents) -> NotedIncidents:
         summary="new-checkout was rolled back from 10 % to 0 %: error_rate 4.1 % against 0.93 %",
         action="find the cause, fix it, then restart the rollout",
     )
-    made.planner.look(now - minute)
+    made.planner.do_due(now - minute)
     made.deliver(now - minute, but="pager")
     made.book.channel_is(
         "pager", ChannelState(3, now - 500 * minute, "no answer within 10 s", now - minute)

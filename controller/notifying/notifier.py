@@ -125,7 +125,7 @@ class Notifier:
     # --- a turn ---
 
     async def _notify(self) -> None:
-        """Read, look and send until it is no longer this replica's turn, or something fails."""
+        """Read, do what is due and send, until the turn is lost or something fails."""
         planner = Planner(self._book, self._rules(), self._told)
         planner.drop_unknown_channels(self._process.clock.now())
         self._senders = [self._sender(one) for one in self._channels]
@@ -134,7 +134,7 @@ class Notifier:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._read(intake), name="notifications: read")
-                group.create_task(self._look(planner), name="notifications: look")
+                group.create_task(self._do_due(planner), name="notifications: due")
                 for channel, sender in zip(self._channels, self._senders, strict=True):
                     group.create_task(sender.run(), name=f"notifications: {channel.name}")
         except asyncio.CancelledError:
@@ -198,11 +198,11 @@ class Notifier:
                     await self._save()
                     self._wake()
 
-    async def _look(self, planner: Planner) -> None:
+    async def _do_due(self, planner: Planner) -> None:
         """Do what is due, and say again and again that it is this replica's turn."""
         while True:
             planner.rules = self._rules()
-            planner.look(self._process.clock.now())
+            planner.do_due(self._process.clock.now())
             await self._save(is_beat=True)
             self._wake()
             await asyncio.sleep(self._turns.pulse.beat)

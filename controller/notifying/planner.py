@@ -237,7 +237,7 @@ class Planner:
                 self._send(told, incident.news, Purpose.TAKEN, now, by=who)
         return taken
 
-    def look(self, now: datetime) -> None:
+    def do_due(self, now: datetime) -> None:
         """Do what is due by now."""
         for key, known in list(self.book.incidents.items()):
             if now - max(known.told_at, known.opened_at) > FORGOTTEN:
@@ -248,7 +248,7 @@ class Planner:
             incident = self.book.incidents[key]
             if incident.muted_until is None and incident.taken_at is None:
                 self._escalate(key, incident, now)
-        self._refresher.look(now)
+        self._refresher.refresh(now)
         make_room(self.book, now)
         self.book.tidy(now)
 

@@ -1,4 +1,4 @@
-"""What is done with a long book at each look, in time that grows with its length and no faster.
+"""What is done with a long book at each beat, in time that grows with its length and no faster.
 
 The loop that does it decides about flags, too: a storm fills a book with thousands of incidents and
 messages, and no decision may wait while they are gone through.
@@ -29,7 +29,7 @@ class Refresher:
         self._forgetful = forgetful
         self._told_at: dict[tuple[str, str], datetime] = {}  # by key and channel
 
-    def look(self, now: datetime) -> None:
+    def refresh(self, now: datetime) -> None:
         """Let each hear of what it was told long ago, unless it waits to hear of it anyway."""
         open_ = self._book.incidents
         for name in [one for one in self._told_at if one[0] not in open_]:

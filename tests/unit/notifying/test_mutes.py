@@ -103,7 +103,7 @@ def test_what_gets_critical_while_it_is_muted_is_told_at_once() -> None:
     made = planner(ON_CALL)
     mute(made, "checkout")
     made.take(warning(), None, T0)
-    made.look(T0 + MINUTE)
+    made.do_due(T0 + MINUTE)
     made.take(warning(2, severity=Severity.CRITICAL), None, T0 + 2 * MINUTE)
     assert sent(made) == [("chat", "news")]
     assert (10, "pager", "escalated") in minutes(made, 11, since=T0 + 2 * MINUTE)
@@ -219,9 +219,9 @@ def test_a_mute_loses_nothing(events: list[Any]) -> None:
             ask(made, NotificationRequest.UNMUTE, one, now)
         else:
             now += one * MINUTE
-            made.look(now)
+            made.do_due(now)
         known |= _told(made)
-    made.look(now + timedelta(hours=2))
+    made.do_due(now + timedelta(hours=2))
     known |= _told(made)
     assert made.book.mutes == {}
     for key, incident in made.book.incidents.items():

@@ -64,7 +64,7 @@ def minutes(made: Planner, count: int, *, since: datetime = T0) -> list[tuple[in
     """Return what is sent in so many minutes: minute, channel and purpose."""
     found = []
     for minute in range(1, count + 1):
-        made.look(since + minute * MINUTE)
+        made.do_due(since + minute * MINUTE)
         found += [(minute, *one) for one in sent(made)]
     return found
 
@@ -346,7 +346,7 @@ def test_after_any_course_a_pager_has_open_what_is_open(events: list[Any]) -> No
             made.acknowledge("checkout", "ada", now)
         elif isinstance(event, int):
             now += event * MINUTE
-            made.look(now)
+            made.do_due(now)
         else:
             made.take(None, event, now)
         for one in list(made.book.waiting("pager")):

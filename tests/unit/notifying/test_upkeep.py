@@ -56,7 +56,7 @@ def test_open_incidents_are_not_each_looked_for_among_all_that_waits() -> None:
     had = next(iter(book.waiting("am")))
     book.sent(had)
     book.seen = 0
-    made.look(T0 + REFRESH_EVERY)
+    made.do_due(T0 + REFRESH_EVERY)
     assert book.seen <= COUNT
     purposes = [one.purpose for one in book.waiting("am")]
     assert purposes == [Purpose.NEWS] * (COUNT - 1) + [Purpose.REFRESH]
