@@ -193,9 +193,19 @@ class FlagdSyncSettings(Section):
     """PEM file with the key of our certificate. None: it is in `certificate_file`."""
     max_streams: Count = 200
     """Clients that are synced at the same time. More are refused, and try again."""
+    max_streams_per_client: int | None = Field(default=None, ge=0)
+    """Calls of one client address, or of one IPv6 /64, at the same time. More are refused, and try
+    again. None: half of `max_streams`. 0: no limit, as behind a proxy, which makes all clients one.
+    """
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.key_file and not self.certificate_file:
             raise ValueError("key_file needs certificate_file")
         return self
+
+    @property
+    def streams_per_client(self) -> int:
+        """Calls that one client may have at the same time; 0: no limit per client."""
+        limit = self.max_streams_per_client
+        return max(1, self.max_streams // 2) if limit is None else limit

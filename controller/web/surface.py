@@ -218,5 +218,6 @@ def make_flagd_sync(settings: Settings, board: FlagBoard) -> FlagdSyncServer | N
         flagd_sync.certificate_file,
         flagd_sync.key_file,
         flagd_sync.max_streams,
+        flagd_sync.streams_per_client,
     )
     return FlagdSyncServer(board, address, flag_set_id=settings.environment)

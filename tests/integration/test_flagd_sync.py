@@ -9,7 +9,9 @@ import asyncio
 import builtins
 import importlib
 import json
+import os
 import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -23,7 +25,11 @@ from openfeature.schemas.protobuf.flagd.sync.v1 import sync_pb2, sync_pb2_grpc
 from controller.core.rollout import RolledBack
 from controller.errors import ConfigInvalid
 from controller.web.bucketing import Generation
-from controller.web.flagd_sync import FlagdSyncServer, SyncAddress
+from controller.web.flagd_sync import (
+    MORE_CONNECTIONS,
+    FlagdSyncServer,
+    SyncAddress,
+)
 from controller.web.flags import FlagBoard
 from tests.builders import T0, make_rollout
 from tests.flag_clients import flagd_sync, openfeature_client, users_in
@@ -191,6 +197,98 @@ async def test_what_is_not_here_is_refused(stub: Any) -> None:
             except grpc.aio.AioRpcError:
                 await asyncio.sleep(0.01)
     streams[1].cancel()
+
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_DATA, _HEADERS, _SETTINGS = 0, 1, 4
+_END_STREAM, _END_HEADERS = 1, 4
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """Return an HTTP/2 frame (RFC 9113, section 4.1)."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def head(method: str) -> bytes:
+    """Return the header block of a call: literals without an index, each below 127 bytes."""
+    fields = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": f"/flagd.sync.v1.FlagSyncService/{method}",
+        ":authority": "rolloutd",
+        "te": "trailers",
+        "content-type": "application/grpc",
+    }
+    return b"".join(
+        bytes([0, len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in fields.items()
+    )
+
+
+def rude_client(
+    port: int, method: str, calls: int, *, sends_request: bool = True, host: str = "127.0.0.1"
+) -> socket.socket:
+    """Make calls on one connection and take nothing of any answer: their windows are empty."""
+    client = socket.create_connection(("127.0.0.1", port), timeout=5, source_address=(host, 0))
+    sent = _PREFACE + frame(_SETTINGS, 0, 0, struct.pack(">HI", 4, 0))
+    for stream in range(1, 2 * calls, 2):
+        sent += frame(_HEADERS, _END_HEADERS, stream, head(method))
+        if sends_request:
+            sent += frame(_DATA, _END_STREAM, stream, bytes(5))
+    client.sendall(sent)
+    return client
+
+
+@pytest.mark.parametrize(
+    ("method", "sends_request"),
+    [("SyncFlags", True), ("SyncFlags", False), ("FetchAllFlags", True), ("FetchAllFlags", False)],
+)
+async def test_one_client_leaves_room_for_others(
+    board: FlagBoard, method: str, sends_request: bool
+) -> None:
+    """An address whose calls never end keeps nobody else from the flags.
+
+    It takes no answer, and perhaps sends no request.
+    """
+    address = SyncAddress(max_streams=8, max_per_client=4)
+    server = FlagdSyncServer(board, address, flag_set_id="production")
+    await server.start()
+    rude = rude_client(server.port, method, 40, sends_request=sends_request, host="127.0.0.2")
+    try:
+        await asyncio.sleep(0.5)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            stub = sync_pb2_grpc.FlagSyncServiceStub(channel)
+            fetched = await stub.FetchAllFlags(sync_pb2.FetchAllFlagsRequest())
+            assert share_of(fetched) == 1_000
+            streams = [stub.SyncFlags(sync_pb2.SyncFlagsRequest()) for _ in range(4)]
+            for stream in streams:
+                assert share_of(await stream.read()) == 1_000
+            fifth = stub.SyncFlags(sync_pb2.SyncFlagsRequest())
+            assert await code_of(fifth.read()) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    finally:
+        rude.close()
+        await server.stop()
+
+
+async def test_idle_connections_do_not_take_every_descriptor(
+    board: FlagBoard, server: FlagdSyncServer, stub: Any
+) -> None:
+    """Beyond the limit connections are closed, and a client that was there before goes on."""
+    stream = stub.SyncFlags(sync_pb2.SyncFlagsRequest())
+    await stream.read()
+    limit = 2 + MORE_CONNECTIONS
+    before = len(os.listdir("/proc/self/fd"))
+    idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3 * limit)]
+    try:
+        await asyncio.sleep(1.0)
+        accepted = len(os.listdir("/proc/self/fd")) - before - len(idle)
+        assert accepted <= limit
+        board.update(make_rollout(revision=2, percent=50.0))
+        assert share_of(await stream.read()) == 5_000
+    finally:
+        for connection in idle:
+            connection.close()
+    stream.cancel()
 
 
 async def test_stopping_does_not_wait_for_clients(board: FlagBoard) -> None:
