@@ -13,11 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from controller.core.analysis.proportion import NOTHING, Counts
 from schemas.terms import Arm
 
+#: Beyond it a counter, which is a float64, no longer counts single events. Sums of such values
+#: stay far below infinity, which is no number of events.
+LARGEST: Final = 2.0**53
 #: By part (two of bad, good, total): by series, its value.
 Parts = Mapping[str, Mapping[str, float]]
 #: By series, the values of its two parts, in the order of `_names`.
@@ -58,6 +61,12 @@ def increment(before: Marks, now: Parts) -> Increment:
     """
     first, second = _names(now)
     whole, part = now[first], now[second]
+    largest = max((*whole.values(), *part.values()), default=0.0)
+    if largest > LARGEST:
+        fault = (
+            f"counters are up to {largest:.3g}: beyond {LARGEST:.3g} they count no single events"
+        )
+        return Increment(0, 0, 0, _values(now), fault)
     has_total = "total" in (first, second)
     if has_total and (alone := part.keys() - whole.keys()):
         fault = (

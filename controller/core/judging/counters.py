@@ -20,7 +20,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
-from controller.core.analysis.counter_marks import CounterMarks, increment
+from controller.core.analysis.counter_marks import LARGEST, CounterMarks, increment
 from controller.core.analysis.latency import ordered
 from controller.core.analysis.proportion import LOG_RATIOS, NOTHING, Counts
 from controller.core.analysis.sequential_tests import LimitTest, SequentialTests
@@ -94,10 +94,14 @@ def _after_look(marks: CounterMarks, reading: Reading) -> CounterMarks:
         added = added._replace(n_t=treatment.events, k_t=treatment.bad)
     if control := used.get(Arm.CONTROL):
         added = added._replace(n_c=control.events, k_c=control.bad)
+    counts = Counts(*(sum(pair) for pair in zip(marks.counts, added, strict=True)))
+    if max(counts) > LARGEST:
+        fault = f"more than {LARGEST:.3g} events in this stage: counters of events are needed"
+        counts = marks.counts
     return CounterMarks(
         at=now,
         series={arm: rise.marks for arm, rise in rises.items()},
-        counts=Counts(*(sum(pair) for pair in zip(marks.counts, added, strict=True))),
+        counts=counts,
         tested=marks.tested,
         closed_at=marks.closed_at or now,
         rose_at={

@@ -53,6 +53,15 @@ def test_the_difference_of_two_looks_is_added_up_over_processes() -> None:
     )
 
 
+@pytest.mark.parametrize("value", [2.0**53 + 2, 1e18, 1.7e308])
+def test_a_counter_too_large_to_count_single_events_is_a_fault(value: float) -> None:
+    """The sum of two would be infinite, which is no number of events."""
+    found = rises(({"a": 0, "b": 0}, {"a": 0}), ({"a": value, "b": value}, {"a": value}))
+    assert "no single events" in found.fault
+    assert (found.events, found.bad) == (0, 0)
+    assert not rises(({"a": value}, {"a": 1}), ({"a": 5}, {"a": 1})).fault
+
+
 def test_a_fall_is_a_restart_and_what_stands_there_was_counted_since() -> None:
     """As in Prometheus' increase(). The other process is not touched by it."""
     found = rises(({"a": 100, "b": 50}, {"a": 9}), ({"a": 20, "b": 60}, {"a": 2}))

@@ -122,6 +122,25 @@ def gaps(judgement: Judgement) -> dict[HealthGap, str]:
     return {one.kind: one.detail for one in judgement.gaps if one.kind.value.startswith("metric_")}
 
 
+@pytest.mark.parametrize("step", [2**53, 10**18, int(1.6e308)])
+def test_absurd_counters_are_a_gap_and_the_guardrails_go_on(step: int) -> None:
+    """A query that gives no counts of events stops nothing else of the flag's judgement."""
+    world = Counted()
+    world.look()
+    for _ in range(4):
+        for process in ("a", "b"):
+            world.work(Arm.TREATMENT, step, step, process)
+            world.work(Arm.CONTROL, step, 0, process)
+        report = world.look()
+        world.processes = {arm: {"a": [0, 0], "b": [0, 0]} for arm in Arm}  # all restart
+        world.look()
+        assert math.isfinite(report.e_value)
+    for process in ("a", "b"):
+        world.work(Arm.TREATMENT, step, 0, process)
+    world.look()
+    assert HealthGap.METRIC_REFUSED in gaps(world.judge())
+
+
 def test_twice_as_many_bad_events_as_control_are_a_breach() -> None:
     """By the sequential test, and the sentence says so."""
     world = Counted(make_counters(limit=None))
