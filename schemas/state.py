@@ -13,7 +13,15 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from schemas.advice import AdviceRecord
-from schemas.fields import Count, Name, Number, StoredMoment, StrictModel, Switch
+from schemas.fields import (
+    LARGEST_INTEGER,
+    Count,
+    Name,
+    Number,
+    StoredMoment,
+    StrictModel,
+    Switch,
+)
 from schemas.plan import PlanDocument
 from schemas.terms import HealthGap, HoldReason
 
@@ -21,6 +29,8 @@ TYPE = "io.rolloutd.state.v1"
 
 #: Header of the record without a value that retires a flag; its content is the revision, in digits.
 RETIRED_HEADER: Final = "rolloutd-retired"
+#: Each transition adds one, and no reader of JSON may take two revisions for the same.
+LARGEST_REVISION: Final = LARGEST_INTEGER // 2
 
 SCHEMA_VERSION: Final = 5
 #: Version 1 has no audiences, flag types and values; otherwise it is version 2. Both number stages

@@ -24,10 +24,7 @@ from controller.plans import unrunnable
 from controller.text import describe_faults
 from schemas import state
 from schemas.advice import AdviceRecord
-from schemas.fields import LARGEST_INTEGER
 
-#: Each transition adds one, and no reader of JSON may take two revisions for the same.
-LARGEST_REVISION: Final = LARGEST_INTEGER // 2
 #: Characters of the reason why a document cannot be read.
 MAX_REASON_CHARS: Final = 500
 
@@ -174,7 +171,8 @@ def _check_coherent(document: state.RolloutState) -> None:
     stages = len(document.plan.stages)
     phase = document.phase.held if isinstance(document.phase, state.PausedPhase) else document.phase
     stage = getattr(phase, "stage", None)
-    if document.revision > LARGEST_REVISION:
+    # A rollback is read at any revision: refused, the document before it would serve again.
+    if document.revision > state.LARGEST_REVISION and document.percent > 0:
         problems.append(f"revision {document.revision} leaves no room for the next ones")
     if document.flag != document.plan.flag:
         problems.append(f"it is of {document.flag}, its plan of {document.plan.flag}")

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from schemas.state import RETIRED_HEADER
+from schemas.state import LARGEST_REVISION, RETIRED_HEADER
 
-#: Digits of a revision. A longer header was not written by us.
-MAX_DIGITS: Final = 16
+#: Digits of the largest revision. A longer header was not written by us.
+MAX_DIGITS: Final = len(str(LARGEST_REVISION))
 
 
 def tombstone_headers(revision: int) -> list[tuple[str, bytes]]:
@@ -26,5 +26,7 @@ def retired_revision(value: bytes | None, headers: Iterable[tuple[str, bytes]]) 
         return None
     for name, content in headers:
         if name == RETIRED_HEADER and content.isdigit() and len(content) <= MAX_DIGITS:
-            return int(content)
+            revision = int(content)
+            # Beyond it no document of the flag could follow: nobody could ever start it again.
+            return revision if revision <= LARGEST_REVISION else None
     return None

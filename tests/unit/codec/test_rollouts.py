@@ -8,7 +8,13 @@ import pytest
 
 from controller.codec.cloud_events import source_of
 from controller.codec.outbox import outbox_entry
-from controller.codec.rollouts import read_state, rollout_from_json, rollout_to_json, state_event
+from controller.codec.rollouts import (
+    read_state,
+    rollout_from_json,
+    rollout_to_json,
+    state_event,
+)
+from controller.core.machine import decide
 from controller.core.plan import Window
 from controller.core.rollout import (
     Aborted,
@@ -23,15 +29,18 @@ from controller.core.rollout import (
     RolledBack,
     Scheduled,
 )
+from controller.core.serving import percent_to_serve
 from controller.errors import (
     DocumentUnreadable,
     ForeignDocument,
 )
-from schemas.terms import HoldReason
+from schemas.state import LARGEST_REVISION
+from schemas.terms import CommandVerb, HoldReason
 from tests.builders import (
     HOUR,
     T0,
     make_advice,
+    make_command,
     make_plan,
     make_rollout,
     make_visit,
@@ -157,6 +166,20 @@ def test_a_document_whose_parts_do_not_fit_is_refused(change: dict[str, Any], sa
     fields = {**json.loads(rollout_to_json(make_rollout())), **change}
     with pytest.raises(DocumentUnreadable, match=said):
         rollout_from_json(json.dumps(fields).encode())
+
+
+def test_a_rollback_is_read_at_any_revision() -> None:
+    """What follows a document of the last revision would be refused, and that document serve again.
+
+    Only somebody else can have written such a document.
+    """
+    last = make_rollout(revision=LARGEST_REVISION)
+    assert rollout_from_json(rollout_to_json(last)).percent > 0
+    command = make_command(CommandVerb.ROLL_BACK)
+    after, _ = decide(last, command, T0 + HOUR)
+    assert after is not None
+    assert after.revision > LARGEST_REVISION
+    assert percent_to_serve(rollout_from_json(rollout_to_json(after))) == 0
 
 
 def test_the_plan_of_a_stored_rollout_can_be_run() -> None:

@@ -10,6 +10,7 @@ from controller.adapters.kafka.state_feed import KafkaStateFeed
 from controller.codec.tombstones import tombstone_headers
 from controller.core.rollout import Rollout
 from controller.settings import KafkaSettings
+from schemas.state import LARGEST_REVISION
 from tests.builders import make_rollout
 
 
@@ -125,6 +126,13 @@ def test_a_record_without_a_value_by_somebody_else_retires_nothing() -> None:
     assert reader.given(written("f", 3), FakeRecord(b"f", None)) == [3]
     assert "deleted" in reader.feed.corrupt["f"]
     assert reader.given(FakeRecord(b"f", None, headers=(("rolloutd-retired", b"four"),))) == []
+
+
+@pytest.mark.parametrize("revision", [LARGEST_REVISION + 1, 10**16 - 1])
+def test_a_tombstone_that_no_document_can_follow_retires_nothing(revision: int) -> None:
+    """Somebody else wrote it: the flag would be gone, and no start could bring it back."""
+    reader = Reader()
+    assert reader.given(written("f", 3), retired("f", revision), written("f", 4)) == [4]
 
 
 def test_an_old_tombstone_ends_no_newer_rollout() -> None:
