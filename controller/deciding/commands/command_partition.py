@@ -9,6 +9,8 @@ What waits, and what it may cost:
 |                                   |                              | partition                    |
 | all others, and those beyond that | `CommandPartition.unknown`   | `UNKNOWN_LIMIT` and          |
 |                                   |                              | `UNKNOWN_BYTES` a partition  |
+| refusals that a worker stores     | with their worker            | `STORED_REFUSALS_LIMIT` a    |
+|                                   |                              | flag; others are not stored  |
 | refusals that Kafka has to take   | `command_refusals.py`        | `REFUSALS_LIMIT` and         |
 |                                   |                              | `REFUSALS_BYTES`; beyond it  |
 |                                   |                              | the oldest are dropped while |
@@ -33,6 +35,9 @@ UNCOMMITTED_LIMIT = 50_000
 #: the second, all: the two hundred before them already request 0 % or a pause.
 FLAG_COMMANDS_LIMIT = 100
 FLAG_LOWERING_LIMIT = 200
+#: Refusals of one flag that its worker stores one by one, so that a repeat gets the same answer.
+#: Those beyond are committed first, and then refused without the store, which takes 10 ms for each.
+STORED_REFUSALS_LIMIT = 200
 #: Commands of flags that do not exist: all other commands come before them.
 UNKNOWN_LIMIT = 30_000
 UNKNOWN_BYTES = 16 * 1024 * 1024
@@ -156,6 +161,7 @@ class OpenCommands:
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
 
     def __getitem__(self, flag_key: str) -> int:
         """Return the number of one flag, 0 for none."""
@@ -166,22 +172,30 @@ class OpenCommands:
         return len(self._counts)
 
     def begin(self, command: PendingCommand) -> None:
-        """Count a command, unless it is only refused."""
-        if not command.why_not:
+        """Count a command; one that is only refused among the refusals."""
+        if command.why_not:
+            self._refused[command.flag_key] += 1
+        else:
             self._counts[command.flag_key] += 1
             command.partition.handled += 1
 
     def end(self, command: PendingCommand) -> None:
         """Undo `begin`."""
+        counts = self._refused if command.why_not else self._counts
+        counts[command.flag_key] -= 1
+        if not counts[command.flag_key]:
+            del counts[command.flag_key]
         if not command.why_not:
             command.partition.handled -= 1
-            self._counts[command.flag_key] -= 1
-            if not self._counts[command.flag_key]:
-                del self._counts[command.flag_key]
 
     def clear(self) -> None:
         """Forget all counts."""
         self._counts.clear()
+        self._refused.clear()
+
+    def has_enough_refusals(self, flag_key: str) -> bool:
+        """Return whether as many refusals of a flag as may be stored wait for its worker."""
+        return self._refused[flag_key] >= STORED_REFUSALS_LIMIT
 
     def refuse_excess(self, command: PendingCommand) -> bool:
         """Return whether too many commands of the flag are being handled, and note the reason.

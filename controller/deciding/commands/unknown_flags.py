@@ -8,6 +8,7 @@ record that is read again after a crash gets the same answer. A start makes a fl
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import structlog
 
@@ -99,10 +100,31 @@ class UnknownFlags:
                 self._commands.refuse_excess(command)
             partition.take_unknown()
             partition.free_followers(command, flag_key)
-            if fault is None:
-                self._handler.begin(command, group)
-            else:
+            if fault is not None:
                 self._refusals.add(Refusal(command, record, fault))
+            elif command.why_not and self._commands.has_enough_refusals(command.flag_key):
+                self._refuse_once_committed(command, record)
+            else:
+                self._handler.begin(command, group)
+
+    def _refuse_once_committed(self, command: PendingCommand, record: Record) -> None:
+        """Refuse a command of a flood. Once it is committed, no next owner carries it out."""
+        try:
+            event = self._inbox.read(record).event
+        except CommandRefused as refused:
+            fault = refused
+        except BadInput as unreadable:
+            self._refusals.add(Refusal(command, record, unreadable))
+            return
+        else:
+            fault = CommandRefused(
+                command_id=event.command_id,
+                flag_key=command.flag_key,
+                verb=event.verb,
+                reason=command.why_not,
+            )
+        # Its text is needed no more: thousands may wait until they are committed.
+        command.record, command.refusal = None, Refusal(command, replace(record, value=None), fault)
 
     def _why_not(self, command: PendingCommand, record: Record) -> BadInput | None:
         """Return why a command is refused here; None when a worker has to handle it.

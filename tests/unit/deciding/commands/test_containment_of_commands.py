@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from controller.core.machine.commands import NOTHING_TO_LOWER
-from controller.deciding.commands import command_follower
+from controller.deciding.commands import command_follower, command_partition
 from controller.deciding.commands.command_inbox import ParsedCommand
 from controller.errors import (
     CommandRefused,
@@ -289,6 +289,46 @@ async def test_of_one_flag_only_so_many_commands_wait() -> None:
         assert sum("send it again" in reason for reason in reasons(cluster)) == 50
         assert replica.refused == []
     assert cluster.committed(flag) == 152
+
+
+@in_virtual_time
+async def test_a_flood_for_one_flag_keeps_no_roll_back_of_another_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A script in a loop sends more than is read at once; each of its commands gets one answer."""
+    for module in (command_partition, command_follower):
+        monkeypatch.setattr(module, "UNCOMMITTED_LIMIT", 1000)
+    monkeypatch.setattr(command_partition, "FLAG_COMMANDS_LIMIT", 10)
+    monkeypatch.setattr(command_partition, "FLAG_LOWERING_LIMIT", 20)
+    monkeypatch.setattr(command_partition, "STORED_REFUSALS_LIMIT", 20)
+    cluster, flag = Cluster(), FLAGS[0]
+    other = next(
+        name
+        for name in (f"other-{number}" for number in range(100))
+        if partition_of(name) == partition_of(flag)
+    )
+    async with cluster.replica() as replica:
+        cluster.order("start", flag)
+        cluster.order("start", other)
+        await cluster.passes(3)
+        real_save = cluster.rollouts.save
+
+        async def save(*args: Any, **kwargs: Any) -> bool:
+            await asyncio.sleep(0.02)
+            return await real_save(*args, **kwargs)
+
+        cluster.rollouts.save = save  # type: ignore[method-assign]
+        for _ in range(2500):
+            cluster.order("pause", flag)
+            cluster.order("resume", flag)
+        cluster.order("roll_back", other)
+        await cluster.passes(30)
+        assert await percent_of(cluster, other) == 0
+        await cluster.passes(30)
+        refused = [one.command_id for _, one in replica.refused if isinstance(one, CommandRefused)]
+        answered = [*refused, *cluster.results()]
+        assert sorted(answered) == sorted(f"c{number}" for number in range(1, 5004))
+    assert cluster.committed(flag) == 5003
 
 
 @in_virtual_time
