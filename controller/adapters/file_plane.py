@@ -211,20 +211,26 @@ class FilePlane:
             status = self._path.stat()
         except FileNotFoundError:
             return _Content(is_missing=True)
+        if not stat.S_ISREG(status.st_mode):
+            # To read a pipe or a device may never end, and to replace one is not for us.
+            raise FlagPlaneUnavailable(f"{self._path} is no regular file: set another path")
         read_at = (status.st_ino, status.st_mtime_ns, status.st_size)
         with self._reading:
             if read_at != self._read_at:
-                self._content = self._parse(status.st_size)
+                self._content = self._parse()
                 # Two writes within one tick of the file system's clock may have the same number,
                 # time and size.
                 is_settled = abs(time.time_ns() - status.st_mtime_ns) > UNSETTLED_NS
                 self._read_at = read_at if is_settled else None
             return self._content
 
-    def _parse(self, size: int) -> _Content:
-        if size > MAX_BYTES:
-            return _Content(broken=f"it has {size} bytes")
-        raw = self._path.read_bytes()
+    def _parse(self) -> _Content:
+        # Without waiting: it may have become a pipe since, which nobody writes to.
+        descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            raw = file.read(MAX_BYTES + 1) or b""
+        if len(raw) > MAX_BYTES:
+            return _Content(broken=f"it has more than {MAX_BYTES:,} bytes")
         try:
             document = yaml.safe_load(raw) if self._is_yaml else json.loads(raw)
         except (ValueError, yaml.YAMLError, RecursionError) as error:

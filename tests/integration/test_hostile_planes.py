@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import os
 import random
+import stat
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -19,6 +21,7 @@ import pytest
 import yaml
 
 from controller.actuating.reconciler import FlagReconciler
+from controller.adapters.file_plane import FilePlane
 from controller.adapters.http_plane.plane import HttpPlane
 from controller.adapters.memory import MemoryFlagPlane
 from controller.adapters.redis.plane import RedisPlane
@@ -28,7 +31,7 @@ from controller.core.rollout import RaiseAlert, Rollout
 from controller.errors import FlagPlaneUnavailable
 from controller.health import Faults, Scope
 from controller.ports import FlagPlane
-from controller.settings.planes import HttpPlaneSettings
+from controller.settings.planes import FilePlaneSettings, HttpPlaneSettings
 from controller.telemetry import Metrics
 from tests.builders import make_rollout
 from tests.fault_server import Exchange, FaultServer, Script, answering, fault_server, repeating
@@ -296,3 +299,21 @@ async def test_a_redis_that_answers_anything(reply: bytes) -> None:
     assert why
     assert loop.stall < STALL_SECONDS
     assert all(fault.scope is Scope.PLANE for fault in loop.faults.current)
+
+
+async def test_a_pipe_is_neither_read_nor_replaced_and_holds_nothing_up_later(
+    tmp_path: Path,
+) -> None:
+    """It held the plane up until a restart, also once it was gone."""
+    path, pipe = tmp_path / "flags.json", tmp_path / "pipe"
+    os.mkfifo(pipe)
+    path.symlink_to(pipe)
+    plane = FilePlane("edge", FilePlaneSettings.model_validate({"path": path}))
+    async with asyncio.timeout(20):
+        for attempt in (plane.look, plane.serve):
+            with pytest.raises(FlagPlaneUnavailable, match="no regular file"):
+                await attempt(make_rollout())
+        assert stat.S_ISFIFO(pipe.lstat().st_mode)
+        pipe.unlink()
+        await plane.serve(make_rollout())
+        assert (await plane.look(make_rollout())).difference is None
