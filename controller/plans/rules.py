@@ -36,7 +36,11 @@ from controller.plans.guardrail_rules import (
 )
 from controller.plans.health_rules import health_faults
 from controller.plans.webhook_rules import webhook_faults
-from controller.plans.window_rules import endless_freezes, unknown_time_zones
+from controller.plans.window_rules import (
+    endless_freezes,
+    time_zones_of_one_machine,
+    unknown_time_zones,
+)
 from controller.text import is_blank, plural
 from controller.yaml_places import Path
 from schemas.audiences import ConditionDocument
@@ -457,6 +461,7 @@ _RULES: tuple[tuple[Rule, tuple[str, ...]], ...] = (
     (external_faults, ("variants",)),
     (external_stage_faults, ("stages", STAGE_TIMES, "blind")),
     (unknown_time_zones, ()),
+    (time_zones_of_one_machine, ()),
     (endless_freezes, ("freeze_windows",)),
     (windows_closed_for_good, ()),
     (active_window_faults, ("active",)),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
+from importlib import resources
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -12,6 +14,7 @@ from controller.core.windows import frozen_until
 from controller.plans.finding import Finding, error
 from schemas.plan import ActiveWindowDocument, FreezeWindowDocument, PlanDocument, days_of
 
+_HOW_TO_NAME: Final = "write an IANA name, as in Europe/Berlin"
 _DAY_MINUTES: Final = 24 * 60
 _WEEK_MINUTES: Final = 7 * _DAY_MINUTES
 _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -24,18 +27,34 @@ _LONGEST_FREEZE: Final = timedelta(days=50)
 
 def unknown_time_zones(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
     """Find time zones that do not exist."""
-    zones = {
-        "freeze_windows": [window.timezone for window in document.freeze_windows],
-        "active": [window.timezone for window in document.active],
-    }
-    for section, names in zones.items():
-        for index, name in enumerate(names):
-            if not is_zone(name):
-                yield error(
-                    (section, index, "timezone"),
-                    f"unknown time zone {name!r}",
-                    "write an IANA name, as in Europe/Berlin",
-                )
+    for place, name in _zones(document):
+        if not is_zone(name):
+            yield error(place, f"unknown time zone {name!r}", _HOW_TO_NAME)
+
+
+def time_zones_of_one_machine(document: PlanDocument, _: datetime | None) -> Iterator[Finding]:
+    """Find time zones that other replicas may not have, or not the same: they could not read it.
+
+    `localtime` is whatever a machine is set to, `right/UTC` has leap seconds.
+    """
+    for place, name in _zones(document):
+        if is_zone(name) and name not in _names_everywhere():
+            what = f"time zone {name!r} is not the same on every machine"
+            yield error(place, what, _HOW_TO_NAME)
+
+
+def _zones(document: PlanDocument) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Yield place and name of each time zone."""
+    for index, freeze in enumerate(document.freeze_windows):
+        yield ("freeze_windows", index, "timezone"), freeze.timezone
+    for index, active in enumerate(document.active):
+        yield ("active", index, "timezone"), active.timezone
+
+
+@cache
+def _names_everywhere() -> frozenset[str]:
+    """Return the names of the database that every installation has."""
+    return frozenset(resources.files("tzdata").joinpath("zones").read_text("utf-8").split())
 
 
 def is_zone(name: str) -> bool:

@@ -1,7 +1,10 @@
 """The rules that a plan must keep to work."""
 
 import re
+from importlib import resources
+from pathlib import Path
 from typing import Any
+from zoneinfo import reset_tzpath
 
 import pytest
 
@@ -214,6 +217,24 @@ def test_plan_that_cannot_work_is_refused(overrides: dict[str, Any], said: str) 
     errors = errors_of(**overrides)
     assert any(said in error for error in errors), errors
     assert all("; " in error for error in errors)
+
+
+@pytest.mark.parametrize("section", ["freeze_windows", "active"])
+@pytest.mark.parametrize("name", ["localtime", "right/Europe/Berlin"])
+def test_a_time_zone_of_one_machine_is_refused(tmp_path: Path, name: str, section: str) -> None:
+    """Another replica, in a slim image, could not read the rollout, nor roll it back."""
+    berlin = resources.files("tzdata").joinpath("zoneinfo/Europe/Berlin").read_bytes()
+    here = tmp_path / name
+    here.parent.mkdir(parents=True, exist_ok=True)
+    here.write_bytes(berlin)
+    reset_tzpath([tmp_path])
+    try:
+        window = {"days": ["fri"], "from": "08:00", "to": "18:00", "timezone": name}
+        errors = errors_of(**{section: [window]})
+        assert any("not the same on every machine" in error for error in errors), errors
+        assert not errors_of(**{section: [{**window, "timezone": "Europe/Berlin"}]})
+    finally:
+        reset_tzpath()
 
 
 @pytest.mark.parametrize(
