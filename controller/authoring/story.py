@@ -37,6 +37,8 @@ MAX_RECORDS = 40
 
 _LOWERING = (DecisionKind.ROLL_BACK, DecisionKind.STEP_BACK, DecisionKind.ABORT, DecisionKind.END)
 _STOPPING = (*_LOWERING, DecisionKind.PAUSE, DecisionKind.HOLD)
+#: What was held before one of these held no longer.
+_ONWARD = (DecisionKind.ADVANCE, DecisionKind.COMPLETE)
 
 #: What a person should check first, by the gap in the evidence. A test checks that all are here.
 STEPS_FOR_GAPS = {
@@ -160,9 +162,13 @@ def earlier_rollouts(decisions: Sequence[Decision], rollout_id: str) -> list[Ear
 
 
 def subject_of(decisions: Sequence[Decision]) -> Decision | None:
-    """Return the newest decision that lowered, else that stopped, else the newest of all."""
-    for kinds in (_LOWERING, _STOPPING):
-        newest = next((one for one in reversed(decisions) if one.kind in kinds), None)
+    """Return the newest decision that lowered, else that stopped, else the newest of all.
+
+    A gate that held and then let the rollout on needs no explaining.
+    """
+    onward = max((at for at, one in enumerate(decisions) if one.kind in _ONWARD), default=-1)
+    for kinds, among in ((_LOWERING, decisions), (_STOPPING, decisions[onward + 1 :])):
+        newest = next((one for one in reversed(among) if one.kind in kinds), None)
         if newest is not None:
             return newest
     return decisions[-1] if decisions else None

@@ -87,8 +87,9 @@ def _reason(situation: Situation) -> str:
     if situation.rollout.has_ended:
         words = getattr(phase, "reason", "") or situation.waits_for.removeprefix("nothing; ")
         return words if situation.frozen is None else f"{situation.frozen}; {words}"
-    waits = f"waits for {situation.waits_for}"
-    return waits if situation.hold is None else f"{situation.hold}; {waits}"
+    hold = None if situation.rollout.hold is HoldReason.FROZEN else situation.hold
+    parts = (situation.frozen, hold, f"waits for {situation.waits_for}")
+    return "; ".join(part for part in parts if part)
 
 
 def phase_text(rollout: Rollout) -> Text:

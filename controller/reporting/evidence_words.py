@@ -160,7 +160,8 @@ def verdict_words(judgement: JudgementRecord) -> str:
 
     A failing guardrail acts whatever the gaps are, so nothing is added to it.
     """
-    gaps = ", ".join(GAP_WORDS.get(gap.kind, gap.kind.value) for gap in judgement.gaps)
+    words = (GAP_WORDS.get(gap.kind, gap.kind.value) for gap in judgement.gaps)
+    gaps = ", ".join(dict.fromkeys(words))  # both arms may have the same gap
     if gaps and judgement.verdict is Verdict.PASS:
         return f"every guardrail passes, but this does not count: {gaps}"
     return f"verdict {judgement.verdict.value.replace('_', ' ')}"

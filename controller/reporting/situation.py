@@ -30,6 +30,7 @@ from controller.core.rollout import (
 )
 from controller.core.windows import closes_at, frozen_until, is_active, local_words
 from controller.reporting.unwatched import Unwatched
+from schemas.command import CONTROLLER_NAME
 from schemas.decision import Decision, JudgementRecord
 from schemas.fields import format_duration
 from schemas.result import Result
@@ -40,6 +41,10 @@ from schemas.terms import AdviceChoice, DecisionKind, HoldReason, Safe, Verdict
 OVERDUE_AFTER = timedelta(seconds=15)
 #: A live stage is judged once a second. Another replica takes over within a minute.
 NOT_JUDGED_AFTER = timedelta(minutes=2)
+
+#: Decisions after which a rollout is held as it was before.
+_LEAVES_A_HOLD = frozenset({DecisionKind.APPLY, DecisionKind.CLOSE, DecisionKind.OPEN})
+_HELD_BY_PEOPLE = frozenset({HoldReason.OPERATOR, HoldReason.REJECTED})
 
 HOLD_WORDS = {
     HoldReason.HEALTH: "the evidence cannot be judged yet",
@@ -270,14 +275,16 @@ class Situation:
     def _holding_decision(self) -> Decision | None:
         """The decision that led to where the rollout is held, None where it is not known here.
 
-        It is the newest one, but for those that leave a hold as it is: a changed plan, and what
-        active windows close and open.
+        It is the newest one, but for those that leave a hold as it is: a changed plan, what active
+        windows close and open, and what people do (a freeze, its end) where no person holds it.
         """
         revision = self.rollout.revision
+        is_by_rule = self.rollout.hold not in _HELD_BY_PEOPLE
         for one in reversed(self.decisions):
             if one.rollout_id != self.rollout.rollout_id or one.revision != revision:
                 continue
-            if one.kind not in (DecisionKind.APPLY, DecisionKind.CLOSE, DecisionKind.OPEN):
+            is_beside_it = is_by_rule and one.issuer != CONTROLLER_NAME
+            if one.kind not in _LEAVES_A_HOLD and not is_beside_it:
                 return one
             revision -= 1
         return None

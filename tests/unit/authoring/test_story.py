@@ -232,6 +232,20 @@ def test_what_most_needs_explaining() -> None:
     assert subject_of([]) is None
 
 
+@pytest.mark.parametrize("onward", ["advance", "complete"])
+async def test_a_gate_that_held_and_then_opened_is_no_trouble(onward: str) -> None:
+    """What held an earlier gate is no cause of anything once the rollout went on."""
+    hold = make_decision("hold", 2, make_judgement(gaps=(Gap(HealthGap.STALE, "40 s old"),)))
+    went_on = make_decision(onward, 3)
+    told = await explain_rollout(None, make_rollout(), [STARTED, hold, went_on])
+    assert told.subject is went_on
+    assert told.guess.content.likely_cause == (
+        "None to explain: by the records nothing stopped this rollout."
+    )
+    assert subject_of([STARTED, ROLLED_BACK, went_on]) is ROLLED_BACK
+    assert subject_of([STARTED, went_on, hold]) is hold
+
+
 async def test_changelog_lists_transitions() -> None:
     """Every change of a flag is one line with time, movement and reason; holds are none."""
     made = await changelog(None, [STARTED, make_decision("hold", 2), ROLLED_BACK], "Rollouts")

@@ -364,6 +364,28 @@ def test_what_is_told_of_a_pause_is_not_its_cause() -> None:
     assert hold == "an operator paused it; since then: stale for 5 min: nothing was counted"
 
 
+@pytest.mark.parametrize("phase", [BAKING, GATING])
+@pytest.mark.parametrize(
+    ("kind", "reason"), [(DecisionKind.HOLD, "frozen: db"), (DecisionKind.RESUME, "unfrozen")]
+)
+def test_a_freeze_is_no_reason_of_the_gate(kind: DecisionKind, reason: str, phase: Phase) -> None:
+    """What holds a stage is told with the numbers of its own decision, whatever people did since.
+
+    The list begins with who froze it.
+    """
+    freeze = None if kind is DecisionKind.RESUME else Freeze(T0, "ada", "db")
+    rollout = make_rollout(phase=phase, hold=HoldReason.HEALTH, freeze=freeze, revision=3)
+    held = make_decision("stale for 5 min", revision=2)
+    person = make_decision(reason, revision=3, kind=kind).model_copy(update={"issuer": "ada"})
+    one = Situation(rollout, (held, person), T0 + MINUTE)
+    assert one.hold == "the evidence cannot be judged yet: stale for 5 min"
+    out = io.StringIO()
+    make_console(out, is_colored=False).print(status_table([one]))
+    assert ("frozen by ada at 09:00:00 UTC (1m ago): db; the evid" in out.getvalue()) == (
+        freeze is not None
+    )
+
+
 def test_a_bake_goes_on_while_frozen() -> None:
     """What a baking stage waits for first is the end of its bake; then a person has to act."""
     one = make_situation(make_rollout(freeze=Freeze(T0, "ada", "")))
