@@ -64,14 +64,19 @@ class CommandRefused(BadInput):
         flag_key: str,
         verb: CommandVerb | None,
         reason: str,
+        issuer: str = "",
         command: Command | None = None,
     ) -> None:
-        """`command`: what was read, where it is whole and its plan alone cannot be used."""
+        """`issuer`: empty where the command does not say.
+
+        `command`: what was read, where it is whole and its plan alone cannot be used.
+        """
         super().__init__(reason)
         self.command_id = command_id
         self.flag_key = flag_key
         self.verb = verb
         self.reason = reason
+        self.issuer = issuer
         self.command = command
 
 

@@ -25,3 +25,7 @@ class Result(OpenModel):
         description="Of the rollout after the command; 0 when the flag has none."
     )
     at: Moment
+    issuer: str | None = Field(
+        default=None,
+        description="Who sent the command. null: it does not say, or an earlier release answered.",
+    )

@@ -143,14 +143,15 @@ def event_line(event: Event, now: datetime) -> Text | None:
     return None
 
 
-def result_line(answer: Result) -> Text:
-    """Return the answer to a command."""
+def result_line(answer: Result, *, with_issuer: bool = False) -> Text:
+    """Return the answer to a command, with who sent it for whoever may be another."""
     is_accepted = answer.status is CommandStatus.ACCEPTED
     why = "" if answer.reason == "done" else f": {one_line(answer.reason)}"
+    by = f" by {one_line(answer.issuer)}" if with_issuer and answer.issuer else ""
     return Text.assemble(
         (answer.status.value, "bold green" if is_accepted else "bold red"),
         f"  {'unknown verb' if answer.verb is None else dashed(answer.verb)} "
-        f"{answer.flag}{why} (revision {answer.revision})",
+        f"{answer.flag}{by}{why} (revision {answer.revision})",
     )
 
 
@@ -178,7 +179,7 @@ def answer_line(event: Event, now: datetime) -> Text | None:
             answer = Result.model_validate(data)
         except ValidationError:
             return None
-        said, at = result_line(answer), answer.at.isoformat()
+        said, at = result_line(answer, with_issuer=True), answer.at.isoformat()
     return Text.assemble(stamp(datetime.fromisoformat(at), now), said)
 
 
@@ -198,4 +199,5 @@ def result_document(command: Command, answer: Result | None) -> Mapping[str, Any
         "same id is safe",
         "revision": None,
         "at": None,
+        "issuer": command.issuer,
     }

@@ -117,8 +117,8 @@ def situation_of(
     ]
     unwatched, now = open_unwatched(rollout, told), datetime.now(UTC)
     refused = next((one for one in map(as_refused, reversed(results)) if one is not None), None)
-    if refused is not None and now - refused.at > _REFUSED_SHOWN_FOR:
-        refused = None
+    if refused is not None and refused.at < max(rollout.started_at, now - _REFUSED_SHOWN_FOR):
+        refused = None  # a command that was meant for an earlier rollout says nothing about this
     return Situation(rollout, decisions, now, unwatched=unwatched, refused=refused)
 
 

@@ -153,7 +153,8 @@ def show_flag(
     _fact(console, "plan", Text(one_line(plan)))
     if (refused := situation.refused) is not None:
         verb = "a command" if refused.verb is None else dashed(refused.verb)
-        why = f"{verb} {moment(refused.at, now)}: {refused.reason}"
+        by = f" by {refused.issuer}" if refused.issuer else ""
+        why = f"{verb}{by} {moment(refused.at, now)}: {refused.reason}"
         more = f"`rolloutctl commands {rollout.flag_key}` shows all"
         _fact(console, "last refused", Text(one_line(f"{why}; {more}")))
     if situation.advised:

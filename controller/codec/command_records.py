@@ -18,14 +18,14 @@ import hashlib
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from controller.codec.commands import to_command_received
 from controller.codec.plans import from_core_plan, to_core_plan
 from controller.errors import CommandRefused, CommandUnreadable
 from controller.plans import lint
 from controller.text import describe_faults, excerpt, printable
-from schemas.command import TYPE, Command
+from schemas.command import TYPE, Command, Issuer
 from schemas.envelope import (
     MAX_AHEAD_MS,
     Headers,
@@ -38,6 +38,7 @@ from schemas.envelope import (
 from schemas.envelope import read as read_envelope
 from schemas.terms import ALWAYS_ACCEPTED, NAME, CommandVerb, QuarantineReason, verb_named
 
+_ISSUER: Final[TypeAdapter[str]] = TypeAdapter(Issuer)
 #: Characters of a refusal that quotes from a command: enough for a handful of faults in its plan.
 MAX_REASON_CHARS: Final = 2000
 #: Refusal of a command that made our reader fail: a mistake of ours that no test has foreseen.
@@ -207,5 +208,14 @@ def _refusal(
         flag_key=str(flag_key),
         verb=verb_named(verb),
         reason=reason,
+        issuer=_issuer_in(fields),
         command=command,
     )
+
+
+def _issuer_in(fields: dict[str, Any]) -> str:
+    """Return who a refused command says has sent it; empty where that is no name."""
+    try:
+        return _ISSUER.validate_python(fields.get("issuer"))
+    except ValidationError:
+        return ""

@@ -71,6 +71,7 @@ def result_event(effect: AnswerCommand, flag_key: str, at: datetime, source: str
         reason=effect.reason,
         revision=effect.revision,
         at=at,
+        issuer=effect.issuer or None,
     )
     event_id = effect.event or effect.command_id
     value = write_event(result.TYPE, event_id, flag_key, at, record, source)

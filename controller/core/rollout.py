@@ -383,6 +383,7 @@ class CommandUnusable:
     verb: CommandVerb | None  # None: not a verb we know
     why: str
     digest: str = ""  # of a usable command that is refused; empty: the digest follows from `why`
+    issuer: str = ""  # empty: it does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -455,6 +456,7 @@ class AnswerCommand:
     revision: int  # after the command
     digest: str = ""  # of the command's content; empty until the worker has computed it
     event: str = ""  # id of the result's event for the second use of a command id, else empty
+    issuer: str = ""  # of the command; empty: it does not say
 
 
 @dataclass(frozen=True, slots=True)

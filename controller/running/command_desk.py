@@ -234,6 +234,7 @@ def _refusal(command: Command, why: str, revision: int) -> Result:
         reason=why,
         revision=revision,
         at=command.issued_at,
+        issuer=command.issuer,
     )
 
 

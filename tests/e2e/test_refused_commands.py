@@ -67,7 +67,8 @@ async def test_what_is_no_good_command_is_shown_everywhere(
         async def listed() -> str:
             return await printed("commands")
 
-        text = await until(listed, "accepted start new-checkout", "new-chekout", "unknown verb")
+        text = await until(listed, "accepted start new-checkout by ", "new-chekout", "unknown verb")
+        assert "rollback new-chekout by unnamed: the flag has no rollout" in text
         assert "no JSON" in text or "JSON" in text
         refused = await printed("commands", "--refused", "--json")
         events = [json.loads(line) for line in refused.splitlines()]
@@ -82,7 +83,8 @@ async def test_what_is_no_good_command_is_shown_everywhere(
         async def fleet() -> str:
             return (await daemon.get("/", HTML)).text
 
-        page = await until(fleet, "Refused commands", "new-chekout", "JSON")
+        by = '</bdi> <span class="dim">by <bdi>unnamed</bdi></span>: <span><bdi>the flag has no'
+        page = await until(fleet, "Refused commands", f"<bdi>new-chekout{by}", "JSON")
         assert "This replica is in trouble" not in page
 
         async def rollout() -> str:

@@ -196,7 +196,12 @@ def _with_evidence(effect: Effect, newest: Judgement | None, trouble: str | None
 def accepted(command: CommandReceived, rollout: Rollout, reason: str = "done") -> AnswerCommand:
     """Return the answer to a command that was carried out, or had nothing left to do."""
     return AnswerCommand(
-        command.command_id, command.verb, CommandStatus.ACCEPTED, reason, rollout.revision
+        command.command_id,
+        command.verb,
+        CommandStatus.ACCEPTED,
+        reason,
+        rollout.revision,
+        issuer=command.issuer,
     )
 
 
@@ -205,4 +210,11 @@ def rejected(
 ) -> AnswerCommand:
     """Return the answer to a command that changes nothing."""
     revision = 0 if rollout is None else rollout.revision
-    return AnswerCommand(command.command_id, command.verb, CommandStatus.REJECTED, reason, revision)
+    return AnswerCommand(
+        command.command_id,
+        command.verb,
+        CommandStatus.REJECTED,
+        reason,
+        revision,
+        issuer=command.issuer,
+    )

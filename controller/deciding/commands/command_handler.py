@@ -166,7 +166,11 @@ class CommandHandler:
         """Refuse a command that is correct, and that we cannot carry out."""
         self._faults.report(Scope.COMMAND, event.command_id, f"{flag_key}: {failure}")
         fault = CommandRefused(
-            command_id=event.command_id, flag_key=flag_key, verb=event.verb, reason=failure
+            command_id=event.command_id,
+            flag_key=flag_key,
+            verb=event.verb,
+            reason=failure,
+            issuer=event.issuer,
         )
         refusal = Refusal(command, record, fault)
         if lowers:

@@ -158,7 +158,12 @@ class CommandInbox:
         It follows from the record alone: a record that is read again gets the same answer.
         """
         answer = AnswerCommand(
-            fault.command_id, fault.verb, CommandStatus.REJECTED, fault.reason, 0
+            fault.command_id,
+            fault.verb,
+            CommandStatus.REJECTED,
+            fault.reason,
+            0,
+            issuer=fault.issuer,
         )
         at = time_of(record.timestamp)
         return outbox_entry(answer, fault.flag_key, None, fault.command_id, at, source=self._source)

@@ -213,6 +213,7 @@ def _news_of(refusal: Refusal) -> OutboxEntry:
             "reason": str(fault)[:MOST_REASON],
             "revision": 0,
             "at": format_time(time_of(record.timestamp)),
+            "issuer": None if named is None else named.issuer or None,
         },
     }
     value = msgspec.json.encode(document)

@@ -365,6 +365,7 @@ class DirectCommands:
             reason=why,
             revision=0 if newest is None else newest.revision,
             at=self._dependencies.clock.now(),
+            issuer=command.issuer,
         )
 
     # --- while Redis is away ---

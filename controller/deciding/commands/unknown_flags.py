@@ -152,5 +152,9 @@ class UnknownFlags:
             return None
         reason = next(effect.reason for effect in effects if isinstance(effect, AnswerCommand))
         return CommandRefused(
-            command_id=event.command_id, flag_key=request.flag_key, verb=event.verb, reason=reason
+            command_id=event.command_id,
+            flag_key=request.flag_key,
+            verb=event.verb,
+            reason=reason,
+            issuer=event.issuer,
         )

@@ -173,7 +173,7 @@ def unusable(fault: CommandRefused) -> CommandUnusable:
             digest = digest_of(to_command_received(fault.command))
         except (ValueError, ArithmeticError, LookupError):
             digest = ""  # a plan that cannot be converted has no version
-    return CommandUnusable(fault.command_id, fault.verb, fault.reason, digest)
+    return CommandUnusable(fault.command_id, fault.verb, fault.reason, digest, fault.issuer)
 
 
 def read_answer(answer: bytes) -> EarlierUse:

@@ -208,7 +208,14 @@ class FlagDecider:
         assert isinstance(event, CommandReceived | CommandUnusable)
         rollout = self._state.rollout
         revision = 0 if rollout is None else rollout.revision
-        return AnswerCommand(event.command_id, event.verb, CommandStatus.REJECTED, why, revision)
+        return AnswerCommand(
+            event.command_id,
+            event.verb,
+            CommandStatus.REJECTED,
+            why,
+            revision,
+            issuer=event.issuer,
+        )
 
 
 def _bound(effect: Effect, binding: Binding) -> Effect:

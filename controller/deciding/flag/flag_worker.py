@@ -155,7 +155,8 @@ class FlagWorker:
 
         It is kept as the command's answer: a command that is read again gets the same.
         """
-        refusal = CommandUnusable(command.command_id, command.verb, why, digest_of(command))
+        digest, issuer = digest_of(command), command.issuer
+        refusal = CommandUnusable(command.command_id, command.verb, why, digest, issuer)
         return self.inbox.put_refusal(refusal)
 
     def poke(self) -> None:

@@ -185,7 +185,13 @@ def _refused(data: Any) -> dict[str, Any] | None:
     try:
         verb = "a record" if data["verb"] is None else str(data["verb"]).replace("_", " ")
         at = datetime.fromisoformat(data["at"])
-        return {"at": at, "what": verb, "flag": data["flag"], "reason": str(data["reason"])}
+        return {
+            "at": at,
+            "what": verb,
+            "flag": data["flag"],
+            "by": data.get("issuer"),
+            "reason": str(data["reason"]),
+        }
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -331,7 +331,7 @@ def _news(known: Known) -> list[dict[str, Any]]:
                 "what": f"refused: {verb}",
                 "change": "",
                 "text": result.reason,
-                "by": "",
+                "by": result.issuer or "",
                 "action": "",
                 "severity": "",
                 "revision": result.revision,

@@ -8,12 +8,13 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from controller.cli import event_view, rendering, status_view
 from controller.cli.operator_client import Event, as_decision, as_rollout, read_event
+from controller.cli.status import situation_of
 from controller.codec.alerts import alert_event
 from controller.codec.decisions import decision_event, to_judgement_record
 from controller.codec.rollouts import state_event, to_state
@@ -32,6 +33,7 @@ from controller.core.rollout import (
 from controller.reporting.evidence_words import harm_words
 from controller.reporting.situation import Situation
 from controller.reporting.views import summary
+from schemas import result
 from schemas.command import Command
 from schemas.result import Result
 from schemas.terms import (
@@ -342,3 +344,24 @@ def test_advice_is_one_line_of_a_flags_view() -> None:
     assert "agreed with the outcome at 1 of 1 gate" in " ".join(
         shown(Situation(make_rollout(), (ended,), T0)).split()
     )
+
+
+def test_a_refusal_before_this_rollout_is_not_its_own() -> None:
+    """What was refused of an earlier rollout is not told of this one; who sent it is told."""
+    now = datetime.now(UTC)
+    rollout = make_rollout(started_at=now - MINUTE)
+
+    def refused(at: datetime) -> Event:
+        data = {"command_id": "c-1", "flag": "new-checkout", "verb": "resume", "revision": 1}
+        data |= {"status": "rejected", "reason": "nothing is paused", "at": at.isoformat()}
+        return {"id": "c-1", "type": result.TYPE, "data": data | {"issuer": "ada"}}
+
+    assert situation_of(rollout, results=[refused(now - 2 * MINUTE)]).refused is None
+    out = io.StringIO()
+    console = rendering.make_console(out, is_colored=False)
+    situation = situation_of(rollout, results=[refused(now - MINUTE / 2)])
+    status_view.show_flag(console, situation)
+    assert "last refused     resume by ada at " in out.getvalue()
+    line = event_view.answer_line(refused(now), now)
+    assert line is not None
+    assert "rejected  resume new-checkout by ada: nothing is paused (revision 1)" in line.plain

@@ -84,7 +84,17 @@ def test_result_has_its_commands_id_and_needs_no_rollout() -> None:
         "f/c-1",
         "c-1",
     )
-    assert Result.model_validate(event["data"]).reason == "there is no rollout"
+    answer = Result.model_validate(event["data"])
+    assert (answer.reason, answer.issuer) == ("there is no rollout", None)
+
+
+def test_a_result_says_who_sent_the_command() -> None:
+    """The list of commands can name who did it, also where nothing was decided."""
+    effect = AnswerCommand(
+        "c-1", CommandVerb.PAUSE, CommandStatus.REJECTED, "no", 0, issuer="ada@laptop"
+    )
+    event = json.loads(outbox_entry(effect, "f", None, "ignored", T0).value)
+    assert Result.model_validate(event["data"]).issuer == "ada@laptop"
 
 
 def test_only_answers_do_without_a_rollout() -> None:

@@ -15,12 +15,19 @@ def test_an_order_that_cannot_be_meant_is_answered_and_changes_nothing(
     """A command with a refusal is rejected with that reason, in every phase."""
     for rollout in (None, make_rollout()):
         after, effects = decide(
-            rollout, CommandUnusable("command-1", verb, "start needs a `plan`"), T0
+            rollout,
+            CommandUnusable("command-1", verb, "start needs a `plan`", issuer="ada"),
+            T0,
         )
         assert after is rollout
         revision = 0 if rollout is None else rollout.revision
         assert effects == (
             AnswerCommand(
-                "command-1", verb, CommandStatus.REJECTED, "start needs a `plan`", revision
+                "command-1",
+                verb,
+                CommandStatus.REJECTED,
+                "start needs a `plan`",
+                revision,
+                issuer="ada",
             ),
         )
