@@ -126,6 +126,15 @@ CoreSchemaLoader.add_implicit_resolver(
 )
 
 
+#: Frequent mistakes in words that need no knowledge of how YAML is parsed, by PyYAML's.
+_PLAINER = {
+    "found character '\\t' that cannot start any token": (
+        "a tab stands where YAML takes spaces alone: indent with spaces"
+    ),
+    "but found another document": "a second document begins here: keep each in a file of its own",
+}
+
+
 def read_yaml(text: str, loader_type: type[yaml.SafeLoader]) -> YamlText:
     """Return the one document of `text`, as `loader_type` reads its scalars.
 
@@ -147,7 +156,8 @@ def read_yaml(text: str, loader_type: type[yaml.SafeLoader]) -> YamlText:
         raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        message = f"{error.problem or error.context}"
+        problem = f"{error.problem or error.context}"
+        message = _PLAINER.get(problem, problem)
         if mark is None:
             raise YamlRefused(message) from None
         raise YamlRefused(message, mark.line + 1, mark.column + 1) from None

@@ -152,6 +152,7 @@ COMMANDS: Final = (
         _INSPECT,
         "Show one rollout as a tree: stages, gate, evidence, flag planes, decisions, commands.",
         "get:get",
+        ("describe", "show"),
     ),
     ListedCommand(
         "open",
@@ -176,6 +177,7 @@ COMMANDS: Final = (
         _INSPECT,
         "Show a flag's newest decisions and what each was based on.",
         "status:decisions",
+        ("log", "logs", "audit"),
     ),
     ListedCommand(
         "history",
@@ -191,7 +193,7 @@ COMMANDS: Final = (
         _INSPECT,
         "Show the newest commands and what became of each: done, or refused and why.",
         "given_commands:commands",
-        ("results",),
+        ("results", "who"),
     ),
     ListedCommand(
         "doctor",
@@ -235,6 +237,7 @@ COMMANDS: Final = (
         _DRAFT,
         "Explain what happened to a rollout, on what evidence, the likely cause and next steps.",
         "drafts:explain",
+        ("why",),
     ),
     ListedCommand(
         "changelog",

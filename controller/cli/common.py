@@ -192,7 +192,7 @@ PlanFlagOption = Annotated[
 AnyFlagArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[FLAG]",
+        metavar="FLAG",
         help="The flag's key. Default: all flags.",
         show_default=False,
         autocompletion=_complete_flag,
@@ -354,8 +354,9 @@ def without_rollout(flag: str, known: Iterable[str], retired: Container[str] = (
     flags = sorted(known)
     if not flags:
         return f"{flag} has no rollout, and no other flag has one; `rolloutctl start` starts one"
-    near = difflib.get_close_matches(flag, flags, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are: {shown(flags)}"
+    lowered = {one.lower(): one for one in flags}
+    near = difflib.get_close_matches(flag.lower(), lowered, n=1)
+    hint = f"did you mean {lowered[near[0]]}?" if near else f"there are: {shown(flags)}"
     return f"{flag} has no rollout; {hint}"
 
 

@@ -12,7 +12,7 @@ import typer
 
 from controller.cli.command_table import COMMANDS
 from controller.cli.demo import demo
-from controller.cli.examples import CommandGroup, with_examples
+from controller.cli.examples import CONTEXT, CommandGroup, with_examples
 from controller.cli.version import version_option
 from controller.errors import BadInput, RolloutdError
 
@@ -35,6 +35,7 @@ app = typer.Typer(
     help="Watches every flag event and moves the flag only when the evidence says no harm.",
     no_args_is_help=True,
     add_completion=False,
+    context_settings=CONTEXT,
     pretty_exceptions_enable=False,
 )
 config = typer.Typer(help="What the daemon would run with.", no_args_is_help=True)
@@ -137,6 +138,7 @@ def check(config: ConfigOption = None) -> None:
     """
     from controller.running.part_checks import check_parts
     from controller.settings import insecure_connections
+    from controller.settings.reading import CONFIG_VARIABLE
 
     settings = _settings(config)
     try:
@@ -145,7 +147,9 @@ def check(config: ConfigOption = None) -> None:
         _refuse(refused)
     for warning in insecure_connections(settings):
         typer.echo(f"warning: {warning}", err=True)
-    typer.echo("the configuration is valid")
+    named = config or os.environ.get(CONFIG_VARIABLE)
+    of = f"of {named}" if named else "of no file: ROLLOUTD_ variables over the defaults"
+    typer.echo(f"the configuration is valid ({of})")
 
 
 @config.command("show")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from pathlib import Path
 from typing import Any, Final
 
 import typer
@@ -33,12 +34,17 @@ _SAME: Final = {
     "--brokers": ("--bootstrap-servers",),
     "--kafka": ("--bootstrap-servers",),
     "--prefix": ("--topic-prefix",),
+    "--output": ("--json",),
+    "--format": ("--json",),
+    "-o": ("--json",),
 }
 #: By argument that is missing: where one is found.
 _WHERE_FROM: Final = {
     "FLAG": "`rolloutctl status` lists the flags.",
     "PLAN": "Name a file, or a template: `rolloutctl plan templates` lists them.",
 }
+#: Both roots have it, and every command below them.
+CONTEXT: Final = {"help_option_names": ["--help", "-h"]}
 _BAD: Final = '"error rate doubled in eu-west"'
 
 #: By command. Each begins with `rolloutctl` and the command's name; a test parses all of them.
@@ -148,15 +154,26 @@ class _Command(TyperCommand):
             unknown = one_line(str(getattr(error, "option_name", "")))
             ctx.fail(f"No such option: {unknown}. {_meant_option(unknown, params)}")
         if ctx.args and not ctx.resilient_parsing:
-            arguments = (one for one in params if isinstance(one, TyperArgument))
-            names = [(one.metavar or one.name or "").upper() for one in arguments]
-            too_much = ", ".join(map(repr, ctx.args))
-            ctx.fail(f"{self.name} takes {' '.join(names) or 'options alone'}: drop {too_much}.")
+            ctx.fail(f"{self.name} takes {_too_much(ctx, params)}")
         return rest
 
     def get_params(self, ctx: typer.Context) -> list[Any]:  # type: ignore[override]
         """Return the parameters."""
         return _without_types(super().get_params(ctx))
+
+
+def _too_much(ctx: typer.Context, params: list[Any]) -> str:
+    """Return what a command takes, and the words that were typed for it."""
+    arguments = [one for one in params if isinstance(one, TyperArgument)]
+    names = " ".join((one.metavar or one.name or "").upper() for one in arguments)
+    typed = [*(ctx.params.get(one.name or "") for one in arguments), *ctx.args]
+    words = ", ".join(repr(one) for one in typed if one is not None)
+    if arguments:
+        return f"{names} alone: drop what is too much of {words}."
+    takes_config = any("--config" in getattr(one, "opts", ()) for one in params)
+    if takes_config and Path(ctx.args[0]).is_file():
+        return f"options alone. Did you mean --config {ctx.args[0]}?"
+    return f"options alone: drop {words}."
 
 
 def _meant_option(typed: str, params: list[Any]) -> str:
@@ -180,6 +197,23 @@ def _meant_option(typed: str, params: list[Any]) -> str:
 class CommandGroup(TyperGroup):
     """A group of commands whose switches are shown without a type."""
 
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Take `help COMMAND` for `COMMAND --help`; say where the option of a command belongs."""
+        if args[:1] == ["help"] and "help" not in self.commands:
+            args = [*args[1:], "--help"]
+        typed = list(args)  # the parser takes words out of its list
+        try:
+            return super().parse_args(ctx, args)
+        except TyperException as error:
+            command = next((word for word in typed if word in self.commands), None)
+            if not hasattr(error, "possibilities") or command is None:
+                raise
+            unknown = one_line(str(getattr(error, "option_name", "")))
+            ctx.fail(
+                f"No such option: {unknown}. Options of a command come after it: "
+                f"{ctx.command_path} {command} {unknown}"
+            )
+
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]
         """Return the command; for an unknown one say which was meant, or which there are."""
         is_typing = ctx.resilient_parsing  # a shell completes what is not a command yet
@@ -189,7 +223,9 @@ class CommandGroup(TyperGroup):
             begun = [name for name in listed if name.startswith(word) and len(word) >= 3]
             near = begun or difflib.get_close_matches(word, self.commands, n=1)
             hint = f"There are: {', '.join(listed)}."
-            if (place := self.place_of(args[0].lower())) is not None:
+            if any(f"--{word}" in getattr(param, "opts", ()) for param in self.get_params(ctx)):
+                hint = f"Did you mean --{word}?"
+            elif (place := self.place_of(word)) is not None:
                 hint = f"Did you mean {place}?"
             elif near:
                 hint = f"Did you mean {' or '.join(map(self.own_name, near))}?"

@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from controller.cli.examples import CONTEXT
 from controller.cli.lazy_commands import LazyGroup
 from controller.cli.version import version_option
 
@@ -28,6 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     cls=LazyGroup,
+    context_settings=CONTEXT,
     pretty_exceptions_enable=False,
 )
 

@@ -106,7 +106,7 @@ def lint(
 @app.command("templates")
 def show_templates(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="The template to print as YAML.")
+        str | None, typer.Argument(metavar="NAME", help="The template to print as YAML.")
     ] = None,
     flag: Annotated[str, typer.Option("--flag", help="The flag to write into it.")] = "my-flag",
     conversion: Annotated[

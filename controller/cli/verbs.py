@@ -226,7 +226,7 @@ def _freeze_verb(
 
     def command(
         flag: Annotated[
-            str | None, typer.Argument(metavar="[FLAG]", help="The flag's key.", show_default=False)
+            str | None, typer.Argument(metavar="FLAG", help="The flag's key.", show_default=False)
         ] = None,
         is_all: Annotated[
             bool, typer.Option("--all", help="Every flag whose rollout is under way.")

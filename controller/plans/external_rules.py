@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Final
 
-from controller.plans.finding import Finding, error, percent_words, warning
+from controller.plans.finding import Finding, error, is_servable, percent_words, warning
 from controller.text import plural
 from controller.yaml_places import Path
 from schemas.external import VARIANT, CountersDocument, ExternalMetricDocument
@@ -238,9 +238,12 @@ def _stage_faults(
         if judges(metric, stage.percent)
     ]
     if not watched and document.stages:
-        yield error(
-            at, "watches no stage at all", "let from_percent and to_percent enclose a stage's"
-        )
+        if all(is_servable(stage.percent) for stage in document.stages):
+            yield error(
+                at,
+                "watches no stage at all",
+                "let from_percent and to_percent enclose a stage's percent",
+            )
         return
     queries = [query for field, query in _queries(metric) if field[0] != "newest"]
     longest = timedelta(seconds=max((longest_range(one) for one in queries), default=0.0))

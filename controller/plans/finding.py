@@ -54,6 +54,11 @@ def warning(path: Path, message: str, fix: str) -> Finding:
     return Finding(path, Severity.WARNING, message, fix)
 
 
+def is_servable(percent: float) -> bool:
+    """Return whether a stage can have this percent; if not, its own finding says all of it."""
+    return 0 < percent <= 100
+
+
 def percent_words(value: float) -> str:
     """Return a percentage for a message, as in `0.5 %`."""
     return f"{value:.10g} %"

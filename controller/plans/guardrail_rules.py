@@ -9,7 +9,7 @@ from itertools import combinations
 from controller.core.metrics import kind_of
 from controller.core.plan import DEFAULT_WITHIN
 from controller.plans.external_rules import judges as external_judges
-from controller.plans.finding import Finding, error, percent_words
+from controller.plans.finding import Finding, error, is_servable, percent_words
 from controller.yaml_places import Path
 from schemas.fields import format_duration
 from schemas.guardrails import SMALLEST_MARGIN, GuardrailDocument
@@ -64,6 +64,8 @@ def unwatched_guardrails(document: PlanDocument, _: datetime | None) -> Iterator
         in_range = [
             s.percent for s in document.stages if guardrail.from_percent <= s.percent <= to_percent
         ]
+        if any(not is_servable(stage.percent) for stage in document.stages):
+            continue  # found with the stage: nobody knows which percent was meant
         is_range_given = guardrail.to_percent is not None or guardrail.from_percent > 0
         if not in_range and document.stages:
             yield error(
@@ -172,7 +174,9 @@ def unwatched_stages(document: PlanDocument, _: datetime | None) -> Iterator[Fin
         )
         return
     for index, stage in enumerate(document.stages):
-        if any(external_judges(one, stage.percent) for one in external):
+        if not is_servable(stage.percent) or any(
+            external_judges(one, stage.percent) for one in external
+        ):
             continue
         judging = [guardrail for guardrail in armed if _judges(guardrail, stage.percent)]
         late = [within for one in judging if (within := _time_to_convert(one)) is not None]

@@ -24,6 +24,7 @@ from controller.plans.finding import (
     STAGE_TIMES,
     Finding,
     error,
+    is_servable,
     nearest_word,
     percent_words,
     warning,
@@ -83,7 +84,7 @@ def _unreachable_stages(document: PlanDocument, _: datetime | None) -> Iterator[
     if not document.stages:
         yield error(("stages",), "there is no stage", "a rollout needs one")
     for index, stage in enumerate(document.stages):
-        if not 0 < stage.percent <= 100:
+        if not is_servable(stage.percent):
             what = f"{percent_words(stage.percent)} is not in (0, 100]"
             yield error(("stages", index, "percent"), what, "it is a share")
         if stage.audience is not None and stage.audience not in document.audiences:
@@ -100,7 +101,7 @@ def _stage_faults(document: PlanDocument, _: datetime | None) -> Iterator[Findin
     """Find what is wrong with each stage by itself."""
     for index, stage in enumerate(document.stages):
         at: Path = ("stages", index)
-        if not 0 < stage.percent <= 100:
+        if not is_servable(stage.percent):
             yield error(
                 (*at, "percent"),
                 f"{percent_words(stage.percent)} is not in (0, 100]",

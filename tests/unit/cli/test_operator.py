@@ -86,7 +86,17 @@ def test_switches_are_shown_without_a_type() -> None:
     assert "<bool>" not in run("--help")[1] + run("plan", "--help")[1]
 
 
-@pytest.mark.parametrize("alias", ["roll-back", "undo", "list"])
+@pytest.mark.parametrize(
+    "words", [["pause", "-h"], ["help", "pause"], ["plan", "help", "lint"], ["help"], ["-h"]]
+)
+def test_help_is_found_by_every_habit(words: list[str]) -> None:
+    """`-h` and `help COMMAND` show the help, as of most command lines."""
+    code, out, _ = run(*words)
+    assert (code, "Usage: root " in out) == (0, True)
+    assert words[-1] in ("-h", "help") or f" {words[-1]} [OPTIONS]" in out
+
+
+@pytest.mark.parametrize("alias", ["roll-back", "undo", "list", "why", "logs", "describe"])
 def test_an_alias_works_and_is_not_listed(alias: str) -> None:
     """What people type by habit is accepted, and the help stays short."""
     code, out, _ = run(alias, "--help")
@@ -143,7 +153,15 @@ def test_an_alias_works_and_is_not_listed(alias: str) -> None:
         (["pause"], "Missing argument 'FLAG'. `rolloutctl status` lists the flags. "),
         (["start"], "Missing argument 'PLAN'. Name a file, or a template: `rolloutctl plan "),
         (["backtest", "plan.yaml"], "Missing option '--from'."),
-        (["apply", "new-checkout", "plan.yaml"], "apply takes PLAN: drop 'plan.yaml'. "),
+        (
+            ["apply", "new-checkout", "plan.yaml"],
+            "apply takes PLAN alone: drop what is too much of 'new-checkout', ",
+        ),
+        (["commands", "a", "b"], "commands takes FLAG alone: drop what is too much of 'a', 'b'. "),
+        (["version"], "No such command 'version'. Did you mean --version? "),
+        (["--json", "status"], "Options of a command come after it: root status "),
+        (["alerts", "-o", "json"], "No such option: -o. Did you mean --json? "),
+        (["events", "--output", "json"], "No such option: --output. Did you mean --json? "),
         (["doctor", "new-checkout"], "doctor takes options alone: drop 'new-checkout'. "),
         (["frobnicate"], "No such command 'frobnicate'. There are: start, pause, "),
         (

@@ -44,6 +44,30 @@ def test_an_impossible_percentage_makes_no_other_stage_guilty(percent: int) -> N
     assert {one.path[:2] for one in findings} == {("stages", 0)}
 
 
+@pytest.mark.parametrize("percent", [150, 0])
+def test_an_impossible_percentage_is_one_fault(percent: int) -> None:
+    """No guardrail is blamed for not watching a stage that cannot be."""
+    external = {"name": "p95", "prometheus": {"query": "x"}, "at_most": 1, "role": "signal"}
+    plan: dict[str, Any] = {"name": "x", "flag": "f", "owner": "a", "guardrails": ["error_rate < 1%"]}
+    plan |= {"stages": [{"percent": percent, "bake": "1h"}], "external": [external]}
+    _, findings = lint_text(json.dumps(plan))
+    assert {one.path for one in findings if one.is_error} == {("stages", 0, "percent")}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: a\nstages:\n\t- {percent: 1}\n", "a tab stands where YAML takes spaces alone"),
+        ("name: a\n---\nname: b\n", "a second document begins here: keep each in a file of its"),
+    ],
+)
+def test_a_frequent_mistake_in_yaml_is_told_in_plain_words(text: str, said: str) -> None:
+    """What the parser says of it helps nobody who does not know how YAML is parsed."""
+    _, (finding,) = lint_text(text)
+    assert said in str(finding)
+    assert finding.line in (2, 3)
+
+
 @pytest.mark.parametrize(
     ("section", "said"),
     [

@@ -463,6 +463,22 @@ def test_config_check_names_insecure_connections() -> None:
     result = CliRunner().invoke(daemon, ["config", "check"], env=environ)
     assert result.exit_code == 0
     assert "warning: Kafka at kafka:9092 is PLAINTEXT" in result.output
+    assert "valid (of no file: ROLLOUTD_ variables over the defaults)" in result.output
+
+
+def test_config_check_says_which_file_it_has_read(tmp_path: Path) -> None:
+    """A file that was given without --config is not taken for one that was checked."""
+    file = tmp_path / "rolloutd.yaml"
+    file.write_text("environment: staging\n")
+    for arguments, environ in (
+        (["--config", str(file)], {}),
+        ([], {"ROLLOUTD_CONFIG": str(file)}),
+    ):
+        result = CliRunner().invoke(daemon, ["config", "check", *arguments], env=environ)
+        assert (result.exit_code, f"valid (of {file})" in result.output) == (0, True)
+    result = CliRunner().invoke(daemon, ["config", "check", str(file)], env={"COLUMNS": "400"})
+    assert result.exit_code == 2
+    assert f"check takes options alone. Did you mean --config {file}? " in result.output
 
 
 @pytest.mark.parametrize("servers", ["k:1", "k-1:9092, k-2:9092,", "[::1]:9092", "kafka_1", "K:1"])
