@@ -35,7 +35,7 @@ from controller.deciding.flag.flag_inbox import NewTotals
 from controller.deciding.flag.flag_state import FlagState
 from controller.deciding.flag.safeguards import OUTBOX_FULL, Safeguards
 from controller.ports import Clock
-from schemas.terms import CommandStatus, CommandVerb
+from schemas.terms import CommandStatus, CommandVerb, HealthGap
 
 #: While a stage bakes, only harm has to act at once, so only harm is tested; that costs a third of
 #: a full judgement. Gaps, which act when they have lasted, intervals and texts are computed this
@@ -165,8 +165,9 @@ class FlagDecider:
     def _with_gaps(self, event: Event) -> Event:
         """Return a command with the gaps of the newest evidence; other events as they are.
 
-        That a sample is still small is no news but for an approval, which it refuses. While it is
-        closed nothing is counted, which is no gap.
+        That a sample is still small is no news but for an approval, which it refuses. Whoever rolls
+        back has to know of a plane that does not serve what was decided, and of nothing else: the
+        answer is read in an emergency. While it is closed nothing is counted, which is no gap.
         """
         rollout = self._state.rollout
         newest = self._judge.newest_of(rollout)
@@ -178,6 +179,8 @@ class FlagDecider:
             return event
         is_approval = event.verb is CommandVerb.APPROVE
         gaps = [gap for gap in newest.gaps if is_approval or is_alarming(gap)]
+        if event.verb is CommandVerb.ROLL_BACK:
+            gaps = [gap for gap in gaps if gap.kind is HealthGap.ACTUATION_DRIFT]
         return replace(event, gaps=tuple(f"{gap.kind}: {gap.detail}" for gap in gaps))
 
     def _held_back(

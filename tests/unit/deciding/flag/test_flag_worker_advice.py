@@ -310,6 +310,28 @@ async def test_who_goes_past_a_gap_is_told_which_one_is_open(verb: CommandVerb) 
     assert "below_min_sample" not in answer["reason"]
 
 
+@pytest.mark.parametrize("verb", [CommandVerb.PROMOTE, CommandVerb.ROLL_BACK])
+@in_virtual_time
+async def test_a_rollback_is_answered_without_what_does_not_matter_to_it(
+    verb: CommandVerb,
+) -> None:
+    """That nobody could judge the evidence is told to who promotes, not to who rolls back."""
+    world = World()
+    async with world.worker() as worker:
+        await worker.submit(start(make_plan(guardrails=(make_guardrail(margin=None, limit=0.5),))))
+        await asyncio.sleep(5 * 60)
+        rollout = await world.stored()
+        incomplete = replace(world.evidence(rollout), expected_partitions=2)
+        worker.inbox.put_totals(NewTotals(rollout.rollout_id, incomplete))
+        await settled()
+        await worker.submit(make_command(verb, issued_at=world.clock.now(), command_id="c-1"))
+    reason = world.results()[-1]["reason"]
+    assert ("at this moment the evidence cannot be judged: " in reason) == (
+        verb is CommandVerb.PROMOTE
+    )
+    assert verb is CommandVerb.PROMOTE or reason == "done"
+
+
 @in_virtual_time
 async def test_a_rollback_while_closed_names_no_gap() -> None:
     """What was a gap before the closing is none now: nothing is counted."""
