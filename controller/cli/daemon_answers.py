@@ -366,7 +366,9 @@ def plane_line(plane: dict[str, Any]) -> Text:
     """Return one line about a plane: its name, and why it does not serve what was decided."""
     name = one_line(str(plane.get("plane")))
     if plane.get("is_converged"):
-        return Text(f"{name}: serves {plane.get('percent')} %")
+        percent = plane.get("percent")
+        share = f"{percent:g}" if isinstance(percent, float) else percent
+        return Text(f"{name}: serves {share} %")
     since = str(plane.get("since") or "")[11:19]
     return Text(
         f"{name}: NOT CONVERGED{f' since {since} UTC' if since else ''}: "

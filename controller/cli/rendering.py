@@ -6,9 +6,11 @@ nothing in it can move a terminal's cursor or forge a line.
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import typer
 
@@ -26,6 +28,27 @@ if TYPE_CHECKING:
 _NARROWEST = 40
 #: Columns of a pipe: longer than any line that is written.
 _PIPE_WIDTH = 100_000
+_PADDING = re.compile(r" +$", re.MULTILINE)
+
+
+class _Unpadded(io.TextIOBase):
+    """A pipe that gets no spaces at the end of a line: a table fills its last column with them.
+
+    Whoever reads it in a pager would see each row again in empty lines below it.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    def write(self, text: str) -> int:
+        return self._stream.write(_PADDING.sub("", text))
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def make_console(stream: TextIO, *, is_colored: bool) -> Console:
@@ -36,7 +59,7 @@ def make_console(stream: TextIO, *, is_colored: bool) -> Console:
     from rich.console import Console
 
     return Console(
-        file=stream,
+        file=stream if stream.isatty() else cast("TextIO", _Unpadded(stream)),
         width=None if stream.isatty() else _PIPE_WIDTH,
         color_system="auto" if is_colored else None,
         highlight=False,

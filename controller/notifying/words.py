@@ -68,7 +68,7 @@ class Message:
     @property
     def line(self) -> str:
         """The whole on one line, for a list."""
-        return one_line(self.title)[:LONGEST_TITLE]
+        return cut(one_line(self.title))
 
 
 def plain_message(delivery: Delivery, environment: str, page_url: str | None) -> Message:
@@ -85,7 +85,7 @@ def plain_message(delivery: Delivery, environment: str, page_url: str | None) ->
         parts.append(news.cause)
     return Message(
         id=f"{news.id}/{purpose.value}/{delivery.number}",
-        title=one_line(title)[:LONGEST_TITLE],
+        title=cut(one_line(title)),
         text=_whole(news.summary, title, parts)[:LONGEST_TEXT],
         facts=_facts(news, environment),
         link=link_of(page_url, news),
@@ -95,6 +95,11 @@ def plain_message(delivery: Delivery, environment: str, page_url: str | None) ->
         taken_by=delivery.by,
         only=delivery.only,
     )
+
+
+def cut(title: str) -> str:
+    """Return a title of at most `LONGEST_TITLE` characters; one that is cut off shows it."""
+    return title if len(title) <= LONGEST_TITLE else f"{title[: LONGEST_TITLE - 2]} …"
 
 
 def _whole(summary: str, title: str, parts: Sequence[str]) -> str:

@@ -107,6 +107,13 @@ async def test_what_is_no_number_has_a_name(body: str, status: str, gap: str) ->
     assert why.value.gap is expected
 
 
+async def test_an_empty_answer_is_called_one() -> None:
+    """A sentence does not end with a colon and nothing behind it."""
+    async with systems(answering("")) as (made, _):
+        with pytest.raises(NotMeasured, match=r"answers no JSON object: nothing at all$"):
+            await made.value(check(prometheus="up"))
+
+
 async def test_a_number_is_a_number() -> None:
     """Of a vector of one, and of a scalar; the query and the token arrive."""
     async with systems(answering(prometheus([sample("0.25")]))) as (made, server):

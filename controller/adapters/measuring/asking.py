@@ -124,7 +124,8 @@ def document_in(body: bytes, server: Asked) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        why = f"{server.name} answers no JSON object: {server.words(body, 100)}"
+        said = server.words(body, 100) or "nothing at all"
+        why = f"{server.name} answers no JSON object: {said}"
         raise NotMeasured(MeasurementGap.REFUSED, why)
     return found
 

@@ -115,7 +115,7 @@ def test_a_line_per_plane() -> None:
         "reason": "gone\x1b[2J",
         "since": "2026-11-21T03:00:00Z",
     }
-    assert plane_line(good).plain == "redis: serves 10.0 %"
+    assert plane_line(good).plain == "redis: serves 10 %"
     assert plane_line(bad).plain == "http:x: NOT CONVERGED since 03:00:00 UTC: gone?[2J"
 
 

@@ -365,3 +365,12 @@ def test_a_refusal_before_this_rollout_is_not_its_own() -> None:
     line = event_view.answer_line(refused(now), now)
     assert line is not None
     assert "rejected  resume new-checkout by ada: nothing is paused (revision 1)" in line.plain
+
+
+def test_a_pipe_gets_no_spaces_at_the_end_of_a_line() -> None:
+    """A pager would break each row of a table into a row and empty lines."""
+    out = io.StringIO()
+    console = rendering.make_console(out, is_colored=False)
+    console.print(rendering.templates_table({"canary": "one, two", "default": "a longer text"}))
+    lines = out.getvalue().splitlines()
+    assert lines == ["TEMPLATE  WHAT IT DOES", "canary    one, two", "default   a longer text"]

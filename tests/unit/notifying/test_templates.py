@@ -177,6 +177,7 @@ def test_long_words_are_cut_and_nothing_is_lost_of_the_summary() -> None:
     long = news(summary="word " * 300, action="")
     made = plain_message(Delivery(1, "chat", long, Purpose.NEWS, T0), "production", None)
     assert len(made.title) == 200
+    assert made.title.endswith(" …")  # that it goes on is seen
     assert made.text.startswith(long.summary.strip()[:1000])
     assert len(made.text) <= LONGEST_TEXT
     assert made.link == ""

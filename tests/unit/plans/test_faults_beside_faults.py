@@ -48,8 +48,8 @@ def test_an_impossible_percentage_makes_no_other_stage_guilty(percent: int) -> N
 def test_an_impossible_percentage_is_one_fault(percent: int) -> None:
     """No guardrail is blamed for not watching a stage that cannot be."""
     external = {"name": "p95", "prometheus": {"query": "x"}, "at_most": 1, "role": "signal"}
-    plan: dict[str, Any] = {"name": "x", "flag": "f", "owner": "a", "guardrails": ["error_rate < 1%"]}
-    plan |= {"stages": [{"percent": percent, "bake": "1h"}], "external": [external]}
+    plan: dict[str, Any] = {"name": "x", "flag": "f", "owner": "a", "external": [external]}
+    plan |= {"stages": [{"percent": percent, "bake": "1h"}], "guardrails": ["error_rate < 1%"]}
     _, findings = lint_text(json.dumps(plan))
     assert {one.path for one in findings if one.is_error} == {("stages", 0, "percent")}
 
