@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import io
 import logging
 import os
@@ -314,7 +315,8 @@ def warn_by_settings(document: PlanDocument, config: Path | None) -> None:
 def perform(work: Coroutine[Any, Any, T]) -> T:
     """Return what `work` returns.
 
-    Ctrl-C, and Kafka out of reach, end the process with their exit codes.
+    Ctrl-C, and Kafka out of reach, end the process with their exit codes. Raises BrokenPipeError,
+    on which it ends silently, where whoever read the output has gone, as `head` does.
     """
     import asyncio
 
@@ -331,6 +333,11 @@ def perform(work: Coroutine[Any, Any, T]) -> T:
         fail(f"{refused}", EXIT_CONFIG)
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
+    except BaseExceptionGroup as group:
+        closed, others = group.split(BrokenPipeError)
+        if closed is None or others is not None:
+            raise
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
 
 
 def check_flag(flag: str) -> str:

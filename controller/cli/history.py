@@ -43,6 +43,7 @@ def history(
     from controller.cli.status import newest_of
     from controller.reporting.history import history as rollouts_of
     from controller.text import one_line
+    from schemas.command import CONTROLLER_NAME
 
     kafka = connection.settings()
     key = check_flag(flag)
@@ -67,6 +68,8 @@ def history(
             f"{one.highest_percent:g} %",
             one.phase.replace("_", " "),
             f"{one.changed_at:%Y-%m-%d %H:%M}",
-            Text(one_line(one.reason)),
+            Text(
+                one_line(one.reason if one.by == CONTROLLER_NAME else f"{one.reason} (by {one.by})")
+            ),
         )
     output().print(table)

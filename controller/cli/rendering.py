@@ -6,8 +6,10 @@ nothing in it can move a terminal's cursor or forge a line.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -58,7 +60,16 @@ def make_console(stream: TextIO, *, is_colored: bool) -> Console:
     """
     from rich.console import Console
 
-    return Console(
+    class Raising(Console):
+        """Says that nobody reads any more as every writer does: rich ends the process itself.
+
+        That is no error which a group of tasks can pass on.
+        """
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    return Raising(
         file=stream if stream.isatty() else cast("TextIO", _Unpadded(stream)),
         width=None if stream.isatty() else _PIPE_WIDTH,
         color_system="auto" if is_colored else None,

@@ -259,7 +259,8 @@ def _freeze_verb(
             if is_concerned(situation_of(newest.rollouts[key]))
         ]
         if not flags:
-            complain(f"no rollout to {dashed(verb)}")
+            later = "; one that starts later is not frozen" if verb is CommandVerb.FREEZE else ""
+            complain(f"no rollout to {dashed(verb)}{later}")
         sending.send([sending.make_command(verb, key, options) for key in flags], options)
 
     return command

@@ -83,8 +83,9 @@ async def test_what_is_no_good_command_is_shown_everywhere(
         async def fleet() -> str:
             return (await daemon.get("/", HTML)).text
 
-        by = '</bdi> <span class="dim">by <bdi>unnamed</bdi></span>: <span><bdi>the flag has no'
-        page = await until(fleet, "Refused commands", f"<bdi>new-chekout{by}", "JSON")
+        by = '<span class="dim">by <bdi>unnamed</bdi></span></li>'
+        why = "<bdi>new-chekout</bdi>: <span><bdi>the flag has no rollout"
+        page = await until(fleet, "Refused commands", why, by, "JSON")
         assert "This replica is in trouble" not in page
 
         async def rollout() -> str:

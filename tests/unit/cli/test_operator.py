@@ -5,6 +5,8 @@ And plans, which need no Kafka.
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import shlex
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from controller.cli.common import EXIT_CONFIG, EXIT_REJECTED, EXIT_USAGE
+from controller.cli.common import EXIT_CONFIG, EXIT_REJECTED, EXIT_USAGE, perform
 from controller.cli.examples import EXAMPLES
 from controller.cli.operator import app
 from controller.plans import templates
@@ -415,3 +417,22 @@ def test_a_restart_takes_no_plan_of_another_flag(plan_file: Path) -> None:
     code, _, err = run("restart", "another-flag", "--plan", str(plan_file))
     assert code == EXIT_USAGE
     assert "is a plan of the flag new-checkout, and this is for another-flag" in err
+
+
+def test_a_reader_that_has_gone_is_no_crash_of_a_group_of_tasks() -> None:
+    """`watch | head -1` ends as `status | head -1` does, without a traceback."""
+
+    async def write(*errors: Exception) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for error in errors:
+                tasks.create_task(_raising(error))
+
+    with pytest.raises(BrokenPipeError) as closed:
+        perform(write(BrokenPipeError(errno.EPIPE, "closed")))
+    assert closed.value.errno == errno.EPIPE
+    with pytest.raises(ExceptionGroup):
+        perform(write(BrokenPipeError(errno.EPIPE, "closed"), ValueError("ours")))
+
+
+async def _raising(error: Exception) -> None:
+    raise error

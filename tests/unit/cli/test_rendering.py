@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -374,3 +375,13 @@ def test_a_pipe_gets_no_spaces_at_the_end_of_a_line() -> None:
     console.print(rendering.templates_table({"canary": "one, two", "default": "a longer text"}))
     lines = out.getvalue().splitlines()
     assert lines == ["TEMPLATE  WHAT IT DOES", "canary    one, two", "default   a longer text"]
+
+
+def test_a_reader_that_has_gone_is_an_error_and_no_exit() -> None:
+    """What ends the process from within a task cannot be told from a crash."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf-8", buffering=1) as gone:
+        with pytest.raises(BrokenPipeError):
+            rendering.make_console(gone, is_colored=False).print("a line")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writing)  # where the rest goes on closing
