@@ -208,6 +208,14 @@ async def test_a_rollout_is_steered_from_the_shell(
         await rolloutctl("promote", FLAG, "--reason", "again", "--timeout", PATIENCE)
     ).code == EXIT_REJECTED
 
+    none = await rolloutctl("freeze", "--all", "--reason", "x")
+    assert (none.code, "no rollout to freeze; one that starts later is not" in none.err) == (
+        0,
+        True,
+    )
+    table = await rolloutctl("history", FLAG)
+    assert table.out.splitlines()[1].split("it smells ")[1].startswith("(by ")
+
     await expect_history(rolloutctl)
     await expect_drafts(rolloutctl)
 
