@@ -21,6 +21,7 @@ _ORACLE = "tests compare the daemon's faster form with it"
 _BY_VALUE = "members are looked up by value"
 USED_ELSEWHERE: dict[str, str] = {
     "wrap_str_format": "Jinja2's sandbox calls it",
+    "on_broken_pipe": "rich calls it",
     "on_partitions_assigned": _AIOKAFKA,
     "validate_crc": _AIOKAFKA,
     "on_partitions_revoked": _AIOKAFKA,

@@ -264,7 +264,7 @@ def test_every_command_line_parses() -> None:
         ("rolloutctl approve", None),
         ("rolloutctl stats", "No such command"),
         ("rolloutctl status --deamon x", "No such option"),
-        ("rolloutd repair flag a b", "takes FLAG: drop 'b'"),
+        ("rolloutd repair flag a b", "takes FLAG alone: drop what is too much of 'a', 'b'"),
         ("rolloutctl simulate p.yaml --runs many", "valid integer"),
     ],
 )
