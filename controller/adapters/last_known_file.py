@@ -17,7 +17,7 @@ from controller.codec.last_known import (
     last_known_from_bytes,
     last_known_to_bytes,
 )
-from controller.codec.rollouts import rollout_to_json
+from controller.codec.rollouts import is_as_written_now, rollout_to_json
 from controller.core.rollout import Rollout
 from controller.errors import LastKnownUnavailable
 
@@ -30,7 +30,7 @@ class LastKnownFile:
         self._directory = directory
         self._file = directory.file("last-known", "jsonl")
         self.path = self._file.path
-        self._documents: dict[str, tuple[Rollout, bytes]] = {}  # as written last, by flag
+        self._documents: dict[str, tuple[Rollout, bytes]] = {}  # as read or written last, by flag
 
     def read(self) -> LastKnownState | None:
         """Return what the file holds, None where there is none.
@@ -41,7 +41,16 @@ class LastKnownFile:
         if content is None:
             return None
         directory = self._directory
-        return last_known_from_bytes(content, directory.origin, directory.former_environments)
+        state = last_known_from_bytes(content, directory.origin, directory.former_environments)
+        # What a start finds unchanged in the state topic and in Redis is not encoded again. What an
+        # early release wrote is: after two more upgrades nobody could read it.
+        # After a write, as where the disk gave this read too late, that write is what counts.
+        self._documents = self._documents or {
+            rollout.flag_key: (rollout, document)
+            for rollout, document in zip(state.rollouts, state.documents, strict=True)
+            if is_as_written_now(document)
+        }
+        return state
 
     def write(
         self,
@@ -74,7 +83,7 @@ class LastKnownFile:
         self._file.remove()
 
     def _encode(self, rollouts: Sequence[Rollout]) -> bool:
-        """Encode the rollouts that changed since the last write; return whether any did."""
+        """Encode the rollouts that changed since then; return whether any did."""
         known = self._documents
         self._documents = {
             rollout.flag_key: written

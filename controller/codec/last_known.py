@@ -45,6 +45,7 @@ class LastKnownState:
 
     known_at: datetime  # UTC; Kafka or Redis said then that nothing newer was decided
     rollouts: Sequence[Rollout]
+    documents: Sequence[bytes]  # those that the rollouts were read from
     #: When Kafka said so: earlier than `known_at` in an outage of Kafka. None: not known.
     confirmed_at: datetime | None = None
 
@@ -101,4 +102,4 @@ def last_known_from_bytes(
     if header.rollouts != len(documents) or any(at.tzinfo is None for at in times):
         raise DocumentUnreadable("its header does not fit its content")
     rollouts = tuple(map(rollout_from_json, documents))
-    return LastKnownState(header.known_at, rollouts, header.confirmed_at)
+    return LastKnownState(header.known_at, rollouts, documents, header.confirmed_at)

@@ -193,7 +193,7 @@ class Freeze:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Rollout:
     """The document of one rollout: where it stands and how it got there.
 

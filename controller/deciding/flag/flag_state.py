@@ -257,7 +257,7 @@ class FlagState:
             lost = self._lost(stored, newest)
         rollout, self._token = stored.rollout, stored.token
         self._last_revision, self._is_loaded = stored.last_revision, True
-        if rollout is not None:
+        if rollout is not None and rollout.has_advisor != self._dependencies.has_advisor:
             # This replica's settings count, not those of the replica that saved it.
             rollout = replace(rollout, has_advisor=self._dependencies.has_advisor)
         self._take(rollout)
