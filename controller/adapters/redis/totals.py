@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from controller.adapters.redis.connection import FIELDS_PER_CALL, RedisConnection, chunks
 from controller.codec.merging import (
@@ -177,17 +177,11 @@ class RedisTotals:
         A row is an exception where the key holds something other than a hash.
         """
 
-        async def read() -> list[_Row]:
-            async with self._connection.client.pipeline(transaction=False) as pipeline:
-                for key in partition_keys:
-                    pipeline.hmget(self._key(key), names)
-                rows: list[_Row] = await pipeline.execute(raise_on_error=False)
-            for row in rows:
-                if isinstance(row, Exception) and not str(row).startswith("WRONGTYPE"):
-                    raise row
-            return rows
+        def queue(pipeline: Any) -> None:
+            for key in partition_keys:
+                pipeline.hmget(self._key(key), names)
 
-        return await self._connection.call("read totals", read) if partition_keys else []
+        return await self._connection.read_rows("read totals", queue) if partition_keys else []
 
 
 def _head_of(row: _Row) -> Mapping[str, bytes | None] | Exception:
