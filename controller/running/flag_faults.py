@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from itertools import islice
 from typing import Final
 
 from controller.codec.rollouts import state_event
@@ -28,6 +29,10 @@ _REFUSED_FIX: Final = (
     "see state_refused in the log; the next decision about the flag writes a good one"
 )
 _SIZE_FIX: Final = "roll back or abort, start a new rollout, and raise kafka.max_record_bytes"
+#: State records encoded at once to learn their size; one takes some 0.2 ms.
+MEASURED_AT_ONCE: Final = 20
+#: Those passed over at once because the topic has them; one takes less than a microsecond.
+PASSED_AT_ONCE: Final = 2_000
 _TIMES_FIX: Final = (
     "it is brought back by itself once the clocks agree: see the fault of scope clock"
 )
@@ -127,12 +132,23 @@ class LargeStates:
     Each replica that knows such a rollout says so, also one that learned of it over Redis.
     """
 
-    def __init__(self, faults: Faults, *, most_bytes: Callable[[str], int]) -> None:
-        """`most_bytes` gives the largest value that is written, by key."""
+    def __init__(
+        self,
+        faults: Faults,
+        *,
+        most_bytes: Callable[[str], int],
+        in_topic: Callable[[str], int | None],
+    ) -> None:
+        """`most_bytes` gives the largest value that is written, by key.
+
+        `in_topic` gives the revision that the state topic has of a flag. Such a document was
+        written, so it needs no measuring: to encode ten thousand at a start takes seconds.
+        """
         self._faults = faults
         self._most_bytes = most_bytes
+        self._in_topic = in_topic
         self._reasons: dict[str, str] = {}
-        self._measured: dict[str, tuple[str, int, int]] = {}  # by flag: which document
+        self._unmeasured: dict[str, Rollout] = {}  # oldest first
 
     @property
     def reasons(self) -> Mapping[str, str]:
@@ -140,12 +156,27 @@ class LargeStates:
         return dict(self._reasons)
 
     def update(self, rollout: Rollout) -> None:
-        """Measure the newest rollout of a flag: a listener of the registry."""
+        """Note the newest rollout of a flag: a listener of the registry."""
+        self._unmeasured[rollout.flag_key] = rollout
+
+    def measure(self) -> None:
+        """Report what is too large of that which was noted, and clear what is not.
+
+        Called once a second: what was decided meanwhile has mostly come back from the topic.
+        """
+        measured = 0
+        for flag_key, rollout in [*islice(self._unmeasured.items(), PASSED_AT_ONCE)]:
+            if self._in_topic(flag_key) == rollout.revision:
+                self._clear(flag_key)
+            elif measured < MEASURED_AT_ONCE:
+                self._measure(rollout)
+                measured += 1
+            else:
+                return
+            del self._unmeasured[flag_key]
+
+    def _measure(self, rollout: Rollout) -> None:
         flag_key = rollout.flag_key
-        document = rollout.rollout_id, rollout.revision, len(rollout.visits)
-        if self._measured.get(flag_key) == document:
-            return  # it came from the state topic, and now from its worker, or the other way round
-        self._measured[flag_key] = document
         effect_id = f"{flag_key}/{rollout.revision}/0"
         size = len(state_event(rollout, effect_id, rollout.updated_at))
         most = self._most_bytes(flag_key)
@@ -156,5 +187,9 @@ class LargeStates:
             )
             self._reasons[flag_key] = why
             self._faults.report(Scope.FLAG, flag_key, why, _SIZE_FIX, reporter=_SIZE)
-        elif self._reasons.pop(flag_key, None) is not None:
+        else:
+            self._clear(flag_key)
+
+    def _clear(self, flag_key: str) -> None:
+        if self._reasons.pop(flag_key, None) is not None:
             self._faults.clear(Scope.FLAG, flag_key, reporter=_SIZE)

@@ -62,6 +62,7 @@ class HealthWatch:
             counters = self._parts.ingest.counters
             self._reporter.count_troubles(counters.save_troubles, counters.fetch_troubles)
             self._reporter.report_brokers(self._parts.feed.silent_seconds)
+            self._large_states.measure()
             if self._health.is_running:  # before, the steps at the start say what they wait for
                 self._reporter.report(self.signs())
                 self._times_ahead.report(self._parts.deciding.pool.rollouts)

@@ -277,7 +277,11 @@ class Oversight:
         topic = process.settings.kafka.topic("state")
         kafka = process.settings.kafka.bootstrap_servers
         publisher = self._connections.publisher
-        large_states = LargeStates(process.faults, most_bytes=publisher.most_bytes)
+        large_states = LargeStates(
+            process.faults,
+            most_bytes=publisher.most_bytes,
+            in_topic=self._connections.feed.revision_of,
+        )
         registry.subscribe(large_states.update)
         return HealthWatch(
             parts,

@@ -76,6 +76,10 @@ class KafkaStateFeed:
         """Record keys whose newest record cannot be used, with the reason."""
         return dict(self._corrupt)
 
+    def revision_of(self, flag_key: str) -> int | None:
+        """Return the revision of a flag's last record in the topic, None where it has none."""
+        return self._last.get(flag_key)
+
     @property
     def silent_seconds(self) -> float | None:
         """Seconds since the brokers last confirmed that nothing is newer than what was given.

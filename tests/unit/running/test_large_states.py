@@ -34,15 +34,19 @@ def test_the_largest_plan_with_all_its_visits_fits_into_the_least_record() -> No
 def test_a_state_too_large_is_a_fault_until_a_smaller_one_follows() -> None:
     """Named with both sizes and what to do."""
     faults = Faults(lambda: T0)
-    states = LargeStates(faults, most_bytes=lambda key: 10_000)
+    topic: dict[str, int] = {}
+    states = LargeStates(faults, most_bytes=lambda key: 10_000, in_topic=topic.get)
     states.update(with_visits(1))
+    states.measure()
     assert states.reasons == {}
     large = with_visits(200)
     states.update(large)
+    states.measure()
     fault = faults.of(Scope.FLAG, large.flag_key, reporter="state-size")
     assert fault is not None
     assert "at most 10000 are written" in states.reasons[large.flag_key]
     assert "start a new rollout" in fault.fix
     states.update(with_visits(1))
+    states.measure()
     assert states.reasons == {}
     assert faults.of(Scope.FLAG, large.flag_key, reporter="state-size") is None
