@@ -57,7 +57,7 @@ class ExternalReadings:
     def __init__(
         self, queries: Queries, rollouts: Callable[[], Mapping[str, Rollout]], clock: Clock
     ) -> None:
-        """`rollouts` returns those that run here, by flag."""
+        """`rollouts` returns those that run here and have external metrics, by flag."""
         self._queries = queries
         self._rollouts = rollouts
         self._clock = clock

@@ -40,6 +40,7 @@ class RolloutRegistry:
     def __init__(self) -> None:
         self._newest: dict[str, Rollout] = {}
         self._stored_flags: frozenset[str] = frozenset()
+        self._flags_version = 0
         self._retired: dict[str, int] = {}  # the revision that did it, oldest first
         self._listeners: list[Listener] = []
         self._retired_listeners: list[RetiredListener] = []
@@ -84,6 +85,11 @@ class RolloutRegistry:
         """Every flag that has a rollout, as far as is known without asking Redis; in order."""
         return sorted({*self._newest, *self._stored_flags})
 
+    @property
+    def flags_version(self) -> int:
+        """A number that grows whenever `flag_keys` may have changed."""
+        return self._flags_version
+
     def on_overtaken(self, *listeners: Callable[[str], object]) -> None:
         """Call these with each flag whose newest rollout the state topic lacks."""
         self._overtaken_listeners.extend(listeners)
@@ -99,10 +105,12 @@ class RolloutRegistry:
     def add_stored_flags(self, flag_keys: Sequence[str]) -> None:
         """Add flags that Redis holds. Their rollouts may not be known yet."""
         self._stored_flags = self._stored_flags.union(flag_keys)
+        self._flags_version += 1
 
     def drop_stored(self, flag_key: str) -> None:
         """Note that Redis holds nothing of a flag any more."""
         self._stored_flags = self._stored_flags.difference((flag_key,))
+        self._flags_version += 1
 
     def retire(self, flag_key: str, revision: int) -> None:
         """Let go of a flag that was retired as this revision, unless a newer rollout is known.
@@ -115,6 +123,7 @@ class RolloutRegistry:
         if newest is not None and newest.revision > revision:
             return
         self._newest.pop(flag_key, None)
+        self._flags_version += 1
         self._retired.pop(flag_key, None)
         self._retired[flag_key] = revision
         if len(self._retired) > RETIRED_KEPT:
@@ -134,6 +143,8 @@ class RolloutRegistry:
             return
         self._retired.pop(rollout.flag_key, None)
         newest = self._newest.get(rollout.flag_key)
+        if newest is None:
+            self._flags_version += 1
         if newest is None or rollout.revision >= newest.revision:
             self._newest[rollout.flag_key] = rollout
             for listener in self._listeners:

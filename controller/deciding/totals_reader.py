@@ -110,7 +110,7 @@ class TotalsReader:
         self._totals = totals
         self.partitions = partitions
         self._actuation = actuation
-        self.readings = ExternalReadings(queries, lambda: pool.rollouts, clock)
+        self.readings = ExternalReadings(queries, lambda: pool.with_external_metrics, clock)
         self.gates = GateQuestions(webhooks, lambda: pool.judged_gates, clock)
         self._clock = clock
         self._faults = faults

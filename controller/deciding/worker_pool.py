@@ -61,6 +61,9 @@ class WorkerPool:
         #: Kept up to date by the workers: several loops ask for them each second.
         self._rollouts: dict[str, Rollout] = {}
         self._at_gates_with_webhooks: set[str] = set()
+        self._with_external: dict[str, Rollout] = {}
+        #: Grows with each flag that begins to run here, or runs here no longer.
+        self.version = 0
         self._broken: dict[str, str] = {}
         #: Flags whose worker had effects to publish, or trouble with the store, when asked last.
         self._restless: set[str] = set()
@@ -96,6 +99,11 @@ class WorkerPool:
     def rollouts(self) -> Mapping[str, Rollout]:
         """The rollouts that run here, without those of flags that were retired."""
         return dict(self._rollouts)
+
+    @property
+    def with_external_metrics(self) -> Mapping[str, Rollout]:
+        """Those whose plan has metrics that a monitoring system measures; mostly few."""
+        return dict(self._with_external)
 
     @property
     def judgements(self) -> Mapping[str, tuple[Rollout, Judgement]]:
@@ -191,6 +199,7 @@ class WorkerPool:
         """Start workers in this group from now on. Those of a group before are gone."""
         for flag_key, run in list(self._runs.items()):
             del self._runs[flag_key]
+            self.version += 1
             self._follow(flag_key, None)
             self._leave(flag_key, run)
         self._group = group
@@ -208,6 +217,7 @@ class WorkerPool:
                 on_waiting=partial(self._restless.add, flag_key),
             )
             run = self._runs[flag_key] = WorkerRun(worker)
+            self.version += 1
             work = self._keep_running(flag_key, run)
             run.task = self._group.create_task(work, name=f"worker:{flag_key}")
         return run
@@ -215,6 +225,7 @@ class WorkerPool:
     async def stop(self, flag_key: str) -> None:
         """Stop a worker: another replica runs the flag now."""
         run = self._runs.pop(flag_key)
+        self.version += 1
         self._follow(flag_key, None)
         if run.task is not None:
             run.task.cancel()
@@ -228,8 +239,13 @@ class WorkerPool:
             rollout = None  # its worker is being stopped, and saved once more
         if rollout is None or isinstance(rollout.phase, Retired):
             self._rollouts.pop(flag_key, None)
+            self._with_external.pop(flag_key, None)
         else:
             self._rollouts[flag_key] = rollout
+            if rollout.plan.external:
+                self._with_external[flag_key] = rollout
+            else:
+                self._with_external.pop(flag_key, None)
         if rollout is not None and isinstance(rollout.phase, Gating) and rollout.plan.gate_webhooks:
             self._at_gates_with_webhooks.add(flag_key)
         else:

@@ -8,6 +8,7 @@ exist go last.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Sequence
 
 import structlog
 
@@ -37,8 +38,9 @@ RETRY_SECONDS = 1.0
 PLACE_EVERY_SECONDS = 0.5
 #: A commit asks the brokers: not after each of a hundred fetches a second.
 COMMIT_EVERY_SECONDS = 0.1
-#: Flags placed before the event loop gets its turn.
+#: Flags placed before the event loop gets its turn, and workers started.
 PLACED_AT_ONCE = 500
+STARTED_AT_ONCE = 20
 
 
 class CommandFollower:
@@ -72,7 +74,10 @@ class CommandFollower:
         self._faults = faults
         self._passing_faults = passing_faults
         self._partitions: dict[TopicPartition, CommandPartition] = {}
-        self._placed: tuple[int, frozenset[TopicPartition]] | None = None
+        #: Partitions of the topic, those of this replica, and the versions of the known flags and
+        #: of the pool when flags were last placed.
+        self._placed: tuple[int, frozenset[TopicPartition], int, int] | None = None
+        self._has_guests = False  # a flag of another replica runs here until its commands are done
         self._placed_at = self._committed_at = float("-inf")  # monotonic seconds
         #: When the loop last began a round, in monotonic seconds; None: never.
         self.followed_at: float | None = None
@@ -199,28 +204,57 @@ class CommandFollower:
     async def _place_flags(self) -> None:
         """Run the flags of our partitions, and only those: others start flags, and topics grow."""
         now = self._clock.monotonic()
-        count = self._topic.partitions
-        placed = (count, frozenset(self._partitions))
-        if placed == self._placed and now - self._placed_at < PLACE_EVERY_SECONDS:
+        count, keys = self._topic.partitions, frozenset(self._partitions)
+        is_same_topic = self._placed is not None and self._placed[:2] == (count, keys)
+        if is_same_topic and now - self._placed_at < PLACE_EVERY_SECONDS:
             return
+        known, version = self._known.version, self._pool.version
+        if self._placed == (count, keys, known, version) and not self._has_guests:
+            self._placed_at = now
+            return  # to go through ten thousand flags for nothing takes some milliseconds
         if self._placed is not None and self._placed[0] != count:
             self._logger.warning("command_partitions_changed", before=self._placed[0], after=count)
         flag_keys = self._known.refresh()
-        self._placed, self._placed_at = placed, now
-        numbers = {number for _, number in self._partitions}
+        self._placed_at = now
+        numbers = {number for _, number in keys}
+        started = await self._start_own(flag_keys, numbers)
+        stopped = await self._stop_foreign(numbers)
+        # Not the version as it is now: others may have started or stopped workers meanwhile.
+        self._placed = count, keys, known, version + started + stopped
+        if started:
+            self._logger.info("flags_taken_over", partitions=sorted(numbers), flags=started)
+
+    async def _start_own(self, flag_keys: Sequence[str], numbers: Collection[int]) -> int:
+        """Start the flags of these partitions that do not run yet; return how many."""
         started = 0
-        for place, flag_key in enumerate(flag_keys):
-            if place % PLACED_AT_ONCE == PLACED_AT_ONCE - 1:
-                await asyncio.sleep(0)
+        for place, flag_key in enumerate(flag_keys, start=1):
             if self._topic.home_of(flag_key) in numbers and flag_key not in self._pool:
                 self._pool.start(flag_key)
                 started += 1
-        for flag_key in self._pool.flag_keys:
-            # A command that was forwarded to us is handled first.
-            if self._topic.home_of(flag_key) not in numbers and not self._commands[flag_key]:
-                await self._pool.stop(flag_key)
-        if started:
-            self._logger.info("flags_taken_over", partitions=sorted(numbers), flags=started)
+                if started % STARTED_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            if place % PLACED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return started
+
+    async def _stop_foreign(self, numbers: Collection[int]) -> int:
+        """Stop the flags of other partitions; return how many. Note whether some go on as guests.
+
+        A command that was forwarded to us is handled first.
+        """
+        stopped = 0
+        self._has_guests = False
+        for place, flag_key in enumerate(self._pool.flag_keys, start=1):
+            if place % PLACED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            if self._topic.home_of(flag_key) in numbers or flag_key not in self._pool:
+                continue
+            if self._commands[flag_key]:
+                self._has_guests = True
+                continue
+            await self._pool.stop(flag_key)
+            stopped += 1
+        return stopped
 
     def _pause_full_partitions(self) -> None:
         """Read no more commands than are handled: while Redis is away they wait in the topic."""

@@ -28,6 +28,11 @@ class KnownFlags:
         self._stored: frozenset[str] = frozenset()  # as of `_stored_at`
         self._stored_at = float("-inf")  # monotonic seconds
 
+    @property
+    def version(self) -> int:
+        """A number that grows whenever `refresh` would give other flags."""
+        return self._registry.flags_version
+
     def has(self, flag_key: str) -> bool:
         """Return whether a flag may have a rollout, or was retired: its answers are kept."""
         return (

@@ -122,6 +122,11 @@ class ClusterRegistry(RolloutRegistry):
         decided = (rollout.flag_key for rollout in self._cluster.transitions)
         return sorted({*self._cluster.newest, *decided})
 
+    @property
+    def flags_version(self) -> int:
+        """A number for each set of flags: the topic of a cluster is written from outside."""
+        return hash(tuple(self.flag_keys))
+
     def update_own(self, rollout: Rollout) -> None:
         """Note a transition."""
         self._cluster.transitions.append(rollout)
