@@ -153,7 +153,10 @@ async def test_everything_works_on_a_cluster() -> None:
         for flag in ("a", "b", "c", "d"):
             assert await rollouts.save(flag, expected_token=0, tests=flag.encode())
             assert await rollouts.load(flag) == StoredRollout(None, 1, flag.encode(), [])
+        together = await asyncio.gather(*map(rollouts.load, "abcd"))
+        assert [one.tests for one in together] == [b"a", b"b", b"c", b"d"]
         assert list(await rollouts.flag_keys()) == ["a", "b", "c", "d"]
+        assert list(await rollouts.newer_than({})) == []
         assert await first.dbsize() > 0
         assert await second.dbsize() > 0
 

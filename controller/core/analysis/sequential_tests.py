@@ -27,6 +27,7 @@ from schemas.counters import TESTED_COUNTERS, Shape
 from schemas.terms import Arm, HealthGap
 
 VERSION = 2
+_GAP_KINDS: Final = frozenset(HealthGap)
 #: Its bets were one array, all of it begun by schedule.
 _FIRST_VERSION = 1
 #: In `LimitTest.used`: what a visit has at the next check is used, and adds no evidence.
@@ -321,9 +322,7 @@ def decode_tests(encoded: bytes) -> SequentialTests:
 
 def _gap_times(stored: Iterable[list[Any]]) -> Mapping[HealthGap, GapTime]:
     """Return how long gaps have lasted; a later release may know kinds that this one does not."""
-    return {
-        HealthGap(kind): GapTime(*seconds) for kind, *seconds in stored if kind in list(HealthGap)
-    }
+    return {HealthGap(kind): GapTime(*seconds) for kind, *seconds in stored if kind in _GAP_KINDS}
 
 
 def _look(stored: list[Any]) -> Look:

@@ -12,7 +12,8 @@ import pytest
 from controller.adapters import last_known_file, private_file
 from controller.adapters.last_known_file import LastKnownFile
 from controller.adapters.private_file import ReplicaDirectory
-from controller.codec.last_known import Origin
+from controller.codec.last_known import Origin, last_known_to_bytes
+from controller.codec.rollouts import rollout_to_json
 from controller.core.rollout import Rollout
 from controller.errors import DocumentUnreadable, LastKnownUnavailable
 from tests.builders import T0, make_plan, make_rollout
@@ -139,3 +140,24 @@ def test_an_unchanged_state_does_not_wait_for_the_disk(
     second = len(synced)
     file.write(T0 + timedelta(seconds=2), [rollout_of("a", 2)])
     assert (first, second, len(synced)) == (2, 2, 4)
+
+
+def test_a_start_encodes_only_what_has_changed_since_the_file_was_written(tmp_path: Path) -> None:
+    """Documents that were read and are the same are kept as they are, unless they are old ones."""
+    kept, changed, old = (rollout_to_json(rollout_of(flag_key)) for flag_key in "abc")
+    kept = kept.replace(b'"hold":null', b'"hold": null')  # as nothing here would write it
+    old = old.replace(b'"schema_version":5', b'"schema_version":4')
+    file = make_file(tmp_path)
+    file.path.parent.mkdir()
+    file.path.write_bytes(last_known_to_bytes(OURS, T0, [kept, changed, old]))
+    file.path.chmod(0o600)
+    state = file.read()
+    assert state is not None
+    a, _, c = state.rollouts
+    file.write(T0, [a, rollout_of("b", 2), c])
+    _, _, *documents = file.path.read_bytes().split(b"\n")
+    assert documents == [
+        kept,
+        rollout_to_json(rollout_of("b", 2)),
+        rollout_to_json(rollout_of("c")),
+    ]

@@ -1,8 +1,10 @@
 """The state document: round trips, and what is refused with the reason."""
 
+import gc
 import json
 from datetime import date
 from typing import Any
+from weakref import ref
 
 import pytest
 
@@ -197,3 +199,45 @@ def test_the_plan_of_a_stored_rollout_can_be_run() -> None:
         document = {**fields, "plan": {**fields["plan"], **change}}
         with pytest.raises(DocumentUnreadable, match=said):
             rollout_from_json(json.dumps(document).encode())
+
+
+def test_the_same_bytes_are_decoded_once_wherever_they_are_read() -> None:
+    """A start reads each document in a file, in the state topic and in Redis."""
+    rollout = make_rollout(authors=("ada@example.org",))
+    document = rollout_to_json(rollout)
+    from_file = rollout_from_json(document)
+    assert rollout_from_json(document) is from_file
+    assert read_state(state_event(rollout, "new-checkout/1/0", T0)) is from_file
+    assert read_state(state_event(rollout, "new-checkout/1/7", T0, "/rolloutd/live")) is from_file
+    assert rollout_from_json(document + b" ") is not from_file
+    assert rollout_from_json(document + b" ") == from_file
+
+
+def test_what_was_decoded_is_kept_only_while_somebody_has_it() -> None:
+    """Ten thousand flags change a hundred times a day each."""
+    document = rollout_to_json(make_rollout(authors=("grace@example.org",)))
+    kept = ref(rollout_from_json(document))
+    gc.collect()
+    assert kept() is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        (b"/rolloutd/live", b"/rolloutd/test"),
+        (b"io.rolloutd.state.v1", b"io.rolloutd.state.v9"),
+        (b"new-checkout/1/0", b"\\ud800"),
+        (b"new-checkout/1/0", b"\xff"),
+        (b'"percent":10.0', b'"percent":"all"'),
+        (b'"data":', b'"payload":'),
+    ],
+)
+def test_a_document_that_is_known_makes_no_other_record_good(change: tuple[bytes, bytes]) -> None:
+    """Whose record it is, that it is text, and every byte of the document are checked as before."""
+    record = state_event(make_rollout(), "new-checkout/1/0", T0, "/rolloutd/live")
+    known = read_state(record, ("live",))
+    assert known == make_rollout()
+    altered = record.replace(*change)
+    assert altered != record
+    with pytest.raises(DocumentUnreadable):
+        read_state(altered, ("live",))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from typing import Any
 
 from controller.core.rollout import RaiseAlert
 from schemas.terms import AlertKind, Severity
+from tests.builders import make_external
 from tests.unit.deciding.cluster import FLAGS, Cluster
 from tests.virtual_time import in_virtual_time
 
@@ -56,3 +59,54 @@ async def test_effects_that_wait_for_kafka_are_counted_until_they_are_published(
         cluster.publisher.outage.is_down = False
         await cluster.passes(40)
         assert (pool.pending_effects, pool.outbox_seconds) == (0, 0.0)
+
+
+@in_virtual_time
+async def test_rollouts_with_external_metrics_are_known_without_a_search() -> None:
+    """They are looked for twice a second, and most plans have none."""
+    cluster, flag = Cluster(), FLAGS[0]
+    async with cluster.replica() as replica:
+        cluster.order("start", flag)
+        await cluster.passes(5)
+        pool = replica.pool
+        rollout = pool.rollouts[flag]
+        assert pool.with_external_metrics == {}
+        measured = replace(rollout, plan=replace(rollout.plan, external=(make_external(),)))
+        pool._follow(flag, measured)
+        assert pool.with_external_metrics == {flag: measured}
+        pool._follow(flag, rollout)
+        assert pool.with_external_metrics == {}
+        pool._follow(flag, measured)
+        await pool.stop(flag)
+        assert pool.with_external_metrics == {}
+
+
+@in_virtual_time
+async def test_flags_are_placed_again_only_when_flags_or_workers_have_changed() -> None:
+    """Ten thousand flags are not sorted twice a second for nothing."""
+    cluster, first, second = Cluster(), FLAGS[0], FLAGS[1]
+    async with cluster.replica() as replica:
+        follower: Any = replica.deciding.follower
+        placed: list[float] = []
+        start_own = follower._start_own
+
+        async def noted(*arguments: Any) -> int:
+            placed.append(cluster.clock.monotonic())
+            started: int = await start_own(*arguments)
+            return started
+
+        follower._start_own = noted
+        cluster.order("start", first)
+        await cluster.passes(5)
+        rounds = len(placed)
+        await cluster.passes(60)
+        assert len(placed) == rounds
+        cluster.order("start", second)
+        await cluster.passes(5)
+        assert len(placed) > rounds
+        assert set(replica.pool.rollouts) == {first, second}
+        rounds = len(placed)
+        await replica.pool.stop(first)  # as if it had been retired, which it was not
+        await cluster.passes(5)
+        assert len(placed) > rounds
+        assert set(replica.pool.rollouts) == {first, second}

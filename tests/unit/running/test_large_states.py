@@ -10,9 +10,9 @@ from controller.codec.rollouts import state_event
 from controller.core.machine.obstacles import MOST_VISITS
 from controller.core.rollout import Rollout
 from controller.health import Faults, Scope
-from controller.running.flag_faults import LargeStates
+from controller.running.flag_faults import MEASURED_AT_ONCE, LargeStates
 from controller.settings import KafkaSettings
-from tests.builders import T0, make_rollout
+from tests.builders import T0, make_plan, make_rollout
 
 
 def with_visits(count: int) -> Rollout:
@@ -29,6 +29,42 @@ def test_the_largest_plan_with_all_its_visits_fits_into_the_least_record() -> No
     field: Any = KafkaSettings.model_fields["max_record_bytes"]
     (least,) = (one.ge for one in field.metadata if hasattr(one, "ge"))
     assert event - plan + MAX_PLAN_BYTES + 50_000 < least
+
+
+def test_a_state_that_the_topic_has_is_not_measured() -> None:
+    """It was written, and ten thousand of them at a start take seconds to encode."""
+    large = with_visits(200)
+    topic = {large.flag_key: large.revision}
+    states = LargeStates(Faults(lambda: T0), most_bytes=lambda key: 10_000, in_topic=topic.get)
+    states.update(large)
+    states.measure()
+    assert states.reasons == {}
+    topic[large.flag_key] -= 1
+    states.update(large)
+    states.measure()
+    assert states.reasons != {}
+    topic[large.flag_key] += 1
+    states.update(large)
+    states.measure()
+    assert states.reasons == {}
+
+
+def test_few_states_are_measured_at_once() -> None:
+    """Also where the topic has none of ten thousand: the event loop has other work."""
+    measured: list[str] = []
+
+    def most_bytes(flag_key: str) -> int:
+        measured.append(flag_key)
+        return 10_000
+
+    states = LargeStates(Faults(lambda: T0), most_bytes=most_bytes, in_topic=lambda _: None)
+    count = MEASURED_AT_ONCE + 1
+    for number in range(count):
+        states.update(make_rollout(plan=make_plan(flag_key=f"flag-{number}")))
+    states.measure()
+    assert len(measured) == MEASURED_AT_ONCE
+    states.measure()
+    assert measured == [f"flag-{number}" for number in range(count)]
 
 
 def test_a_state_too_large_is_a_fault_until_a_smaller_one_follows() -> None:

@@ -1,0 +1,129 @@
+"""What is stored of many flags is read together, and each flag's trouble stays its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import pytest
+
+from controller.adapters.redis.connection import RedisConnection
+from controller.adapters.redis.gathered_hashes import HASHES_PER_CALL
+from controller.adapters.redis.rollouts import RedisRollouts
+from controller.errors import BrokenInvariant, StoreUnavailable
+from tests.brokers import RedisServer
+from tests.builders import make_plan, make_rollout
+
+T = TypeVar("T")
+FLAGS = [f"flag-{number:03}" for number in range(3 * HASHES_PER_CALL)]
+
+
+class CountingConnection(RedisConnection):
+    """Notes the purpose of each call, and can be told to hold all calls back."""
+
+    def __init__(self, store: RedisConnection) -> None:
+        """Call as `store` does."""
+        super().__init__(store.client, prefix=store.prefix, deadline_seconds=5)
+        self.purposes: list[str] = []
+        self.may_call = asyncio.Event()
+        self.may_call.set()
+
+    async def call(self, purpose: str, make: Callable[[], Awaitable[T]], **options: Any) -> T:
+        """Note a call, and make it."""
+        self.purposes.append(purpose)
+        await self.may_call.wait()
+        return await super().call(purpose, make, **options)
+
+
+async def fill(store: RedisConnection) -> None:
+    """Save one rollout for each flag."""
+    rollouts = RedisRollouts(store)
+    for flag_key in FLAGS:
+        plan = make_plan(flag_key=flag_key)
+        assert await rollouts.save(flag_key, expected_token=0, rollout=make_rollout(plan=plan))
+
+
+async def test_flags_that_are_loaded_at_once_take_few_calls(store: RedisConnection) -> None:
+    """A replica that takes over ten thousand flags does not call ten thousand times."""
+    await fill(store)
+    connection = CountingConnection(store)
+    stored = await asyncio.gather(*map(RedisRollouts(connection).load, FLAGS))
+    assert [one.rollout.flag_key for one in stored if one.rollout is not None] == FLAGS
+    assert connection.purposes == [
+        f"load flag-{number:03} and 19 more flags" for number in (0, 20, 40)
+    ]
+
+
+async def test_all_documents_are_compared_in_few_calls(store: RedisConnection) -> None:
+    """A start reads every document twice; those that are known are not even decoded."""
+    await fill(store)
+    connection = CountingConnection(store)
+    known = dict.fromkeys(FLAGS[1:], 1)
+    newer = await RedisRollouts(connection).newer_than(known)
+    assert [rollout.flag_key for rollout in newer] == FLAGS[:1]
+    assert connection.purposes == ["list the flags", "read the documents of 60 flags"]
+
+
+async def test_a_key_of_another_kind_concerns_its_flag_alone(store: RedisConnection) -> None:
+    """The flags that were read with it are loaded."""
+    await fill(store)
+    await store.client.set("rolloutd:ro:{strange}", "no hash")
+    rollouts = RedisRollouts(store)
+    first, strange, last = await asyncio.gather(
+        *map(rollouts.load, (FLAGS[0], "strange", FLAGS[1])), return_exceptions=True
+    )
+    assert isinstance(strange, BrokenInvariant)
+    assert "load strange: WRONGTYPE" in str(strange)
+    assert not isinstance(first, BaseException)
+    assert not isinstance(last, BaseException)
+
+
+async def test_a_caller_that_leaves_does_not_hold_up_the_others(store: RedisConnection) -> None:
+    """Its worker was stopped while it waited."""
+    await fill(store)
+    connection = CountingConnection(store)
+    connection.may_call.clear()
+    rollouts = RedisRollouts(connection)
+    loads = [asyncio.create_task(rollouts.load(flag_key)) for flag_key in FLAGS[:3]]
+    while not connection.purposes:
+        await asyncio.sleep(0)
+    loads[0].cancel()
+    connection.may_call.set()
+    done = await asyncio.gather(*loads, return_exceptions=True)
+    assert isinstance(done[0], asyncio.CancelledError)
+    assert [one.token for one in done[1:] if not isinstance(one, BaseException)] == [1, 1]
+
+
+async def test_a_read_that_was_asked_for_later_sees_what_was_saved_before(
+    store: RedisConnection,
+) -> None:
+    """It does not get the answer to a read that is under way."""
+    await fill(store)
+    connection = CountingConnection(store)
+    connection.may_call.clear()
+    rollouts = RedisRollouts(connection)
+    early = asyncio.create_task(rollouts.load(FLAGS[0]))
+    while not connection.purposes:
+        await asyncio.sleep(0)
+    assert await RedisRollouts(store).save(FLAGS[0], expected_token=1, tests=b"new")
+    late = asyncio.create_task(rollouts.load(FLAGS[0]))
+    connection.may_call.set()
+    await early
+    assert (await late).token == 2
+    assert connection.purposes == [f"load {FLAGS[0]}"] * 2
+
+
+async def test_each_learns_that_redis_is_away(own_redis: RedisServer) -> None:
+    """Each worker waits by itself, and tries again."""
+    connection = RedisConnection.connect(own_redis.url, deadline_seconds=0.3, try_seconds=0.1)
+    own_redis.terminate()
+    rollouts = RedisRollouts(connection)
+    done = await asyncio.gather(*map(rollouts.load, FLAGS), return_exceptions=True)
+    assert {type(one) for one in done} == {StoreUnavailable}
+    assert len({id(one) for one in done}) == len(FLAGS)
+    own_redis.start()
+    connection.why_refused = "it is another environment's"
+    with pytest.raises(StoreUnavailable, match="load strange: "):
+        await rollouts.load("strange")
+    await connection.close()
