@@ -36,8 +36,9 @@ LONGEST_BEAT_SECONDS: Final = 5.0
 QUIET_SECONDS: Final = 60.0
 #: The same of a rollout that has ended: thousands of them may stand beside a few that run.
 ENDED_QUIET_SECONDS: Final = 900.0
-#: Flags written at a time; counting and deciding use the same connections.
-AT_ONCE: Final = 4
+#: Flags written at a time: together they take one connection for one round trip, and the event loop
+#: for a millisecond or two. Counting and deciding use the same.
+AT_ONCE: Final = 16
 #: Of those that have ended, so many are written in one beat.
 ENDED_PER_BEAT: Final = 100
 #: The reporter of troubles with writing.

@@ -197,16 +197,16 @@ class RedisConnection:
                 why = f"tried for {seconds:g} s: {_description(trouble)}"
             raise StoreUnavailable(f"{purpose}: {why}") from error
 
-    async def read_rows(
+    async def answers_to(
         self, purpose: str, queue: Callable[[Any], object], *, times_deadline: float = 1.0
     ) -> list[Any]:
-        """Return the answers to all reads that `queue` adds to a pipeline, in one round trip.
+        """Return the answers to all commands that `queue` adds to a pipeline, in one round trip.
 
-        An answer is an exception where its key holds another kind of value: somebody else wrote it,
-        and that concerns this key alone. Raises as `call` does.
+        Each command must bear repeating. An answer is an exception where its key holds another kind
+        of value: somebody else wrote it, and that concerns this key alone. Raises as `call` does.
         """
 
-        async def read() -> list[Any]:
+        async def send() -> list[Any]:
             async with self.client.pipeline(transaction=False) as pipeline:
                 queue(pipeline)
                 rows: list[Any] = await pipeline.execute(raise_on_error=False)
@@ -215,7 +215,7 @@ class RedisConnection:
                     raise row
             return rows
 
-        return await self.call(purpose, read, times_deadline=times_deadline)
+        return await self.call(purpose, send, times_deadline=times_deadline)
 
     async def _try(self, make: Callable[[], Awaitable[T]]) -> T:
         """Return the result of one try."""

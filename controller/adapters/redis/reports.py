@@ -20,6 +20,7 @@ from typing import Any, Final
 import xxhash
 
 from controller.adapters.redis.connection import RedisConnection
+from controller.adapters.redis.gathered_calls import Command, GatheredCalls
 from controller.ports import NEWS_TOPICS, CourseKey
 
 #: Digits of a second since the epoch. A longer field was not written by us.
@@ -34,6 +35,7 @@ class RedisReports:
     def __init__(self, connection: RedisConnection, *, keep_seconds: int) -> None:
         """What was not written again for `keep_seconds` goes."""
         self._connection = connection
+        self._calls = GatheredCalls(connection, times_deadline=0.5)
         self._keep_seconds = keep_seconds
 
     async def write(
@@ -45,21 +47,20 @@ class RedisReports:
         gone: Sequence[int] = (),
     ) -> None:
         live = self._live(flag_key)
-        points = {} if points is None else points
-
-        async def send() -> Any:
-            pipe = self._connection.client.pipeline(transaction=False)
-            pipe.hset(live, mapping={"report": report})
-            pipe.expire(live, self._keep_seconds)
-            if course is not None and points:
-                key = self._course(flag_key, course)
-                pipe.hset(key, mapping={str(second): point for second, point in points.items()})
-                if gone:
-                    pipe.hdel(key, *(str(second) for second in gone))
-                pipe.expire(key, self._keep_seconds)
-            return _checked(await pipe.execute(raise_on_error=False))
-
-        await self._connection.call(f"report on {flag_key}", send, times_deadline=0.5)
+        commands: list[Command] = [
+            ("HSET", live, "report", report),
+            ("EXPIRE", live, self._keep_seconds),
+        ]
+        if course is not None and points:
+            key = self._course(flag_key, course)
+            pairs: list[bytes | int] = []
+            for second, point in points.items():
+                pairs += (second, point)
+            commands.append(("HSET", key, *pairs))
+            if gone:
+                commands.append(("HDEL", key, *gone))
+            commands.append(("EXPIRE", key, self._keep_seconds))
+        await self._calls.call(f"report on {flag_key}", *commands)
 
     async def read(self, flag_key: str) -> bytes | None:
         report: bytes | None = await self._connection.call(
@@ -70,10 +71,9 @@ class RedisReports:
         return report
 
     async def course(self, flag_key: str, course: CourseKey) -> Mapping[int, bytes]:
-        stored: Mapping[bytes, bytes] = await self._connection.call(
-            f"read the course of {flag_key}",
-            lambda: self._connection.client.hgetall(self._course(flag_key, course)),
-            times_deadline=0.5,
+        stored: Mapping[bytes, bytes]
+        (stored,) = await self._calls.call(
+            f"read the course of {flag_key}", ("HGETALL", self._course(flag_key, course))
         )
         seconds = sorted(
             (int(name), point)

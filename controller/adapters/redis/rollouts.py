@@ -25,7 +25,7 @@ import msgspec
 import structlog
 
 from controller.adapters.redis.connection import FIELDS_PER_CALL, RedisConnection, chunks
-from controller.adapters.redis.gathered_hashes import GatheredHashes
+from controller.adapters.redis.gathered_calls import GatheredCalls
 from controller.codec.merging import outbox_number
 from controller.codec.rollouts import read_state, rollout_from_json, rollout_to_json
 from controller.core.rollout import Rollout
@@ -73,13 +73,13 @@ class RedisRollouts:
         """Call `unreadable` with flag and reason for each document that `newer_than` leaves out."""
         self._connection = connection
         self._unreadable = unreadable
-        self._hashes = GatheredHashes(connection)
+        self._loads = GatheredCalls(connection)
 
     def _key(self, flag_key: str) -> str:
         return f"{self._connection.prefix}ro:{{{flag_key}}}"
 
     async def load(self, flag_key: str) -> StoredRollout:
-        raw = await self._hashes.read(self._key(flag_key), flag_key)
+        (raw,) = await self._loads.call(f"load {flag_key}", ("HGETALL", self._key(flag_key)))
         if not raw:
             return await self._buried(flag_key)
         try:
@@ -284,7 +284,7 @@ class RedisRollouts:
                 pipeline.hget(self._key(flag_key), "document")
 
         purpose = f"read the documents of {plural(len(flag_keys), 'flag')}"
-        return await self._connection.read_rows(purpose, queue, times_deadline=5)
+        return await self._connection.answers_to(purpose, queue, times_deadline=5)
 
 
 def _newest_answers(raw: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:

@@ -151,7 +151,7 @@ class RedisTotals:
         # Without visits there is still one round, for the progress.
         for number, chunk in enumerate(chunks(visits_of(wanted), VISITS_PER_READ) or [[]]):
             names = fields_of(chunk)
-            rows = await self._read_rows(partition_keys, [*_HEAD, *names])
+            rows = await self._answers_to(partition_keys, [*_HEAD, *names])
             if number == 0:  # of the first round: never ahead of what later rounds read
                 reading.take_heads(map(_head_of, rows))
             reading.begin_rows()
@@ -168,10 +168,10 @@ class RedisTotals:
 
     async def progress(self, partition_keys: Sequence[str]) -> Sequence[PartitionProgress]:
         reading = Reading(self._merger, partition_keys, {})
-        reading.take_heads(map(_head_of, await self._read_rows(partition_keys, _HEAD)))
+        reading.take_heads(map(_head_of, await self._answers_to(partition_keys, _HEAD)))
         return reading.progress
 
-    async def _read_rows(self, partition_keys: Sequence[str], names: Sequence[str]) -> list[_Row]:
+    async def _answers_to(self, partition_keys: Sequence[str], names: Sequence[str]) -> list[_Row]:
         """Return one row of values per partition, all requested at once.
 
         A row is an exception where the key holds something other than a hash.
@@ -181,7 +181,7 @@ class RedisTotals:
             for key in partition_keys:
                 pipeline.hmget(self._key(key), names)
 
-        return await self._connection.read_rows("read totals", queue) if partition_keys else []
+        return await self._connection.answers_to("read totals", queue) if partition_keys else []
 
 
 def _head_of(row: _Row) -> Mapping[str, bytes | None] | Exception:

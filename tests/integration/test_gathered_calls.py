@@ -1,4 +1,4 @@
-"""What is stored of many flags is read together, and each flag's trouble stays its own."""
+"""What concerns many flags is read and written together; each flag's trouble stays its own."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import Any, TypeVar
 import pytest
 
 from controller.adapters.redis.connection import RedisConnection
-from controller.adapters.redis.gathered_hashes import HASHES_PER_CALL
+from controller.adapters.redis.gathered_calls import CALLERS_PER_TRIP
+from controller.adapters.redis.reports import RedisReports
 from controller.adapters.redis.rollouts import RedisRollouts
 from controller.errors import BrokenInvariant, StoreUnavailable
+from controller.ports import CourseKey
 from tests.brokers import RedisServer
 from tests.builders import make_plan, make_rollout
 
 T = TypeVar("T")
-FLAGS = [f"flag-{number:03}" for number in range(3 * HASHES_PER_CALL)]
+FLAGS = [f"flag-{number:03}" for number in range(3 * CALLERS_PER_TRIP)]
 
 
 class CountingConnection(RedisConnection):
@@ -51,7 +53,7 @@ async def test_flags_that_are_loaded_at_once_take_few_calls(store: RedisConnecti
     stored = await asyncio.gather(*map(RedisRollouts(connection).load, FLAGS))
     assert [one.rollout.flag_key for one in stored if one.rollout is not None] == FLAGS
     assert connection.purposes == [
-        f"load flag-{number:03} and 19 more flags" for number in (0, 20, 40)
+        f"load flag-{number:03} and 19 more calls" for number in (0, 20, 40)
     ]
 
 
@@ -127,3 +129,23 @@ async def test_each_learns_that_redis_is_away(own_redis: RedisServer) -> None:
     with pytest.raises(StoreUnavailable, match="load strange: "):
         await rollouts.load("strange")
     await connection.close()
+
+
+async def test_reports_of_many_flags_are_written_together(store: RedisConnection) -> None:
+    """Each with its course, and one whose key somebody else wrote stops no other."""
+    connection = CountingConnection(store)
+    reports = RedisReports(connection, keep_seconds=60)
+    await store.client.set("rolloutd:live:{strange}", "no hash")
+    flag_keys = ["strange", "a", "b"]
+    course = CourseKey("start-1", 0)
+    done = await asyncio.gather(
+        *(reports.write(flag_key, flag_key.encode(), course, {7: b"p"}) for flag_key in flag_keys),
+        return_exceptions=True,
+    )
+    assert [type(one) for one in done] == [BrokenInvariant, type(None), type(None)]
+    assert "report on strange: WRONGTYPE" in str(done[0])
+    assert [await reports.read(flag_key) for flag_key in "ab"] == [b"a", b"b"]
+    connection.purposes.clear()
+    courses = await asyncio.gather(*(reports.course(flag_key, course) for flag_key in "ab"))
+    assert courses == [{7: b"p"}, {7: b"p"}]
+    assert connection.purposes == ["read the course of a and 1 more call"]
