@@ -128,10 +128,8 @@ class FlagBoard:
         if present is not None and not self._supersedes(rollout, present, is_saved=is_saved):
             return False
         remembered = self._remembered.get(rollout.flag_key)
-        if remembered is not None and remembered.rollout is rollout:
-            self._flags[rollout.flag_key] = remembered  # read twice, and the same: prepared once
-        else:
-            self._flags[rollout.flag_key] = self._prepare(rollout)
+        known = remembered if remembered and remembered.rollout is rollout else None
+        self._flags[rollout.flag_key] = known or self._prepare(rollout)
         if remembered is not None and (
             lowers(rollout, remembered.rollout)
             or (is_saved and is_same_decision(rollout, remembered.rollout))
@@ -147,8 +145,6 @@ class FlagBoard:
     def _supersedes(self, rollout: Rollout, present: ServedFlag, *, is_saved: bool) -> bool:
         """Return whether a document is to be served in place of the present one."""
         known = present.rollout
-        if rollout is known:
-            return False  # from the topic, and now from its worker
         if rollout.revision != known.revision:
             return rollout.revision > known.revision
         if is_same_decision(rollout, known):

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import pytest
 
 from controller.adapters.redis.connection import RedisConnection
-from controller.adapters.redis.gathered_calls import CALLERS_PER_TRIP
+from controller.adapters.redis.gathered_calls import CALLERS_PER_TRIP, GatheredCalls
 from controller.adapters.redis.reports import RedisReports
 from controller.adapters.redis.rollouts import RedisRollouts
 from controller.errors import BrokenInvariant, StoreUnavailable
@@ -149,3 +149,17 @@ async def test_reports_of_many_flags_are_written_together(store: RedisConnection
     courses = await asyncio.gather(*(reports.course(flag_key, course) for flag_key in "ab"))
     assert courses == [{7: b"p"}, {7: b"p"}]
     assert connection.purposes == ["read the course of a and 1 more call"]
+
+
+async def test_a_caller_is_not_cancelled_with_its_round_trip(store: RedisConnection) -> None:
+    """A worker that is would end without a word, and its flag would be watched by nobody."""
+    connection = CountingConnection(store)
+    connection.may_call.clear()
+    calls = GatheredCalls(connection)
+    caller = asyncio.create_task(calls.call("load a", ("HGETALL", "a")))
+    while not connection.purposes:
+        await asyncio.sleep(0)
+    for trip in calls._trips:
+        trip.cancel()
+    with pytest.raises(StoreUnavailable, match="load a: the call was given up"):
+        await caller

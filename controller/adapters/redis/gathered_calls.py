@@ -16,7 +16,7 @@ from copy import copy
 from typing import Any, Final, NamedTuple
 
 from controller.adapters.redis.connection import RedisConnection, chunks
-from controller.errors import BrokenInvariant
+from controller.errors import BrokenInvariant, StoreUnavailable
 from controller.text import plural
 
 #: Callers of one round trip. A flag's hash has some kilobytes, with a thousand answers half a
@@ -90,12 +90,18 @@ class GatheredCalls:
                     if number % ANSWERED_PER_TURN == 0:
                         await asyncio.sleep(0)
         except Exception as trouble:  # of all of them, and each has to know
-            for caller in callers:
-                if not caller.answers.done():
-                    caller.answers.set_exception(copy(trouble))
+            _refuse(callers, trouble)
         finally:
-            for caller in callers:
-                caller.answers.cancel()  # only where this was ended before
+            # This was cancelled, or everybody is answered. A caller is not cancelled with it: a
+            # worker would end without a word.
+            _refuse(callers, StoreUnavailable(f"{purpose}: the call was given up"))
+
+
+def _refuse(callers: Sequence[_Caller], trouble: Exception) -> None:
+    """Raise an error of its own for each caller that waits."""
+    for caller in callers:
+        if not caller.answers.done():
+            caller.answers.set_exception(copy(trouble))
 
 
 def _answer(caller: _Caller, rows: Sequence[Any]) -> None:
