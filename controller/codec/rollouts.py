@@ -116,7 +116,8 @@ def rollout_from_json(document: bytes) -> Rollout:
     digest = _digest_of(document)
     known = _decoded.get(digest)
     if known is None:
-        known = _decoded[digest] = _read_fields(_parse_json(document, "rollout document"))
+        # The file is read in a thread of its own: what it has decoded meanwhile is the one to keep.
+        known = _decoded.setdefault(digest, _read_fields(_parse_json(document, "rollout document")))
     return known
 
 
