@@ -110,3 +110,28 @@ async def test_flags_are_placed_again_only_when_flags_or_workers_have_changed() 
         await cluster.passes(5)
         assert len(placed) > rounds
         assert set(replica.pool.rollouts) == {first, second}
+
+
+@in_virtual_time
+async def test_a_flag_that_comes_as_a_guest_while_flags_are_placed_is_let_go() -> None:
+    """A forwarded command starts a worker here at any moment; its flag runs on another replica."""
+    cluster = Cluster()
+    async with cluster.replica() as one, cluster.replica():
+        await cluster.passes(5)
+        follower: Any = one.deciding.follower
+        own = {number for _, number in follower.owned}
+        foreign = next(flag for number, flag in FLAGS.items() if number not in own)
+        stop_foreign, came = follower._stop_foreign, asyncio.Event()
+
+        async def while_a_guest_comes(numbers: Any) -> int:
+            stopped: int = await stop_foreign(numbers)
+            if not came.is_set():
+                came.set()
+                one.pool.start(foreign)
+            return stopped
+
+        follower._stop_foreign = while_a_guest_comes
+        cluster.order("start", next(flag for number, flag in FLAGS.items() if number in own))
+        await cluster.passes(5)
+        assert came.is_set()
+        assert foreign not in one.pool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from controller.core.rollout import Retired, Rollout
 from controller.deciding.registry import RolloutRegistry
@@ -94,3 +94,23 @@ def test_a_document_that_is_retired_retires_its_flag() -> None:
     registry.update(make_rollout(revision=5, percent=0.0, phase=Retired(T0, "because")))
     assert registry.newest("new-checkout") is None
     assert registry.retired_revision("new-checkout") == 5
+
+
+def test_whoever_lists_the_flags_learns_that_they_have_changed() -> None:
+    """A new revision changes no list; a flag that comes or goes does."""
+    registry = RolloutRegistry()
+    changes: list[Callable[[], object]] = [
+        lambda: registry.update(make_rollout(revision=1)),
+        lambda: registry.add_stored_flags(["b"]),
+        lambda: registry.drop_stored("b"),
+        lambda: registry.retire("new-checkout", 3),
+        lambda: registry.update(make_rollout(revision=4)),
+    ]
+    for change in changes:
+        before, known = registry.flags_version, registry.flag_keys
+        change()
+        assert registry.flag_keys != known
+        assert registry.flags_version > before
+    before = registry.flags_version
+    registry.update(make_rollout(revision=5))
+    assert registry.flags_version == before
