@@ -15,7 +15,7 @@ All expire. Nothing is decided by them, so a Redis that lost them loses a pictur
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import xxhash
 
@@ -84,16 +84,13 @@ class RedisReports:
 
     async def append_news(self, flag_key: str, topic: str, events: Sequence[bytes]) -> None:
         key = self._news(flag_key, topic)
-
-        async def send() -> Any:
-            pipe = self._connection.client.pipeline(transaction=False)
-            pipe.lpush(key, *events)
-            pipe.ltrim(key, 0, NEWS_KEPT - 1)
-            pipe.expire(key, self._keep_seconds)
-            return _checked(await pipe.execute(raise_on_error=False))
-
         if events:
-            await self._connection.call(f"keep {topic} of {flag_key}", send, times_deadline=0.5)
+            await self._calls.call(
+                f"keep {topic} of {flag_key}",
+                ("LPUSH", key, *events),
+                ("LTRIM", key, 0, NEWS_KEPT - 1),
+                ("EXPIRE", key, self._keep_seconds),
+            )
 
     async def news(self, flag_key: str, topic: str, *, most: int | None = None) -> Sequence[bytes]:
         key = self._news(flag_key, topic)
@@ -122,14 +119,3 @@ class RedisReports:
 
     def _news(self, flag_key: str, topic: str) -> str:
         return f"{self._connection.prefix}news:{{{flag_key}}}:{topic}"
-
-
-def _checked(answers: Sequence[Any]) -> Sequence[Any]:
-    """Return the answers to a pipeline; raise the first error among them, in its own words.
-
-    redis-py would put the command before it, and then nobody knows what kind of error it is.
-    """
-    for answer in answers:
-        if isinstance(answer, Exception):
-            raise answer
-    return answers
