@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import pytest
 
 from controller.adapters.redis.connection import RedisConnection
-from controller.adapters.redis.gathered_calls import CALLERS_PER_TRIP, GatheredCalls
+from controller.adapters.redis.gathered_calls import (
+    CALLERS_PER_TRIP,
+    SETTLED_PER_TURN,
+    GatheredCalls,
+)
 from controller.adapters.redis.reports import RedisReports
 from controller.adapters.redis.rollouts import RedisRollouts
 from controller.errors import BrokenInvariant, StoreUnavailable
@@ -163,3 +168,31 @@ async def test_a_caller_is_not_cancelled_with_its_round_trip(store: RedisConnect
         trip.cancel()
     with pytest.raises(StoreUnavailable, match="load a: the call was given up"):
         await caller
+
+
+async def test_few_learn_of_trouble_in_one_turn_of_the_loop(store: RedisConnection) -> None:
+    """Ten thousand workers that log and wait at once would hold the loop for seconds.
+
+    That is longer than the next calls may take: they would fail while Redis is well.
+    """
+    store.why_refused = "it is another environment's"
+    rollouts, turns, ended = RedisRollouts(store), Counter[int](), asyncio.Event()
+    turn = 0
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while not ended.is_set():
+            turn += 1
+            await asyncio.sleep(0)
+
+    async def load(flag_key: str) -> None:
+        with pytest.raises(StoreUnavailable, match="another environment"):
+            await rollouts.load(flag_key)
+        turns[turn] += 1
+
+    counting = asyncio.create_task(count_turns())
+    await asyncio.gather(*map(load, FLAGS))
+    ended.set()
+    await counting
+    assert turns.total() == len(FLAGS)
+    assert max(turns.values()) <= SETTLED_PER_TURN

@@ -11,7 +11,7 @@ they say (`rollouts.py`, `reports.py`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, Final, NamedTuple
 
@@ -23,10 +23,12 @@ from controller.text import plural
 #: megabyte.
 CALLERS_PER_TRIP: Final = 20
 #: Callers that get their answers before the loop's others have their turn: each goes on with them.
-ANSWERED_PER_TURN: Final = 4
+SETTLED_PER_TURN: Final = 4
 
 Command = tuple[str | bytes | int, ...]
 """A command of Redis and its arguments."""
+
+_Outcome = Sequence[Any] | Exception
 
 
 class _Caller(NamedTuple):
@@ -46,7 +48,7 @@ class GatheredCalls:
         self._times_deadline = times_deadline
         self._waiting: list[_Caller] = []
         self._trips: set[asyncio.Task[None]] = set()
-        self._answering = asyncio.Lock()
+        self._settling = asyncio.Lock()
 
     async def call(self, purpose: str, *commands: Command) -> Sequence[Any]:
         """Return the answers to commands, which are sent after this was called.
@@ -80,36 +82,46 @@ class GatheredCalls:
         if len(callers) > 1:
             purpose += f" and {plural(len(callers) - 1, 'more call')}"
         try:
-            rows = await self._connection.answers_to(
-                purpose, queue, times_deadline=self._times_deadline
-            )
-            async with self._answering:  # one trip after the other, so that turns stay short
-                for number, caller in enumerate(callers, start=1):
-                    own, rows = rows[: len(caller.commands)], rows[len(caller.commands) :]
-                    _answer(caller, own)
-                    if number % ANSWERED_PER_TURN == 0:
+            outcomes = await self._outcomes(purpose, queue, callers)
+            # One trip after the other, so that turns stay short: also where Redis is away, and ten
+            # thousand callers learn it in the same moment.
+            async with self._settling:
+                for number, (caller, outcome) in enumerate(
+                    zip(callers, outcomes, strict=True), start=1
+                ):
+                    _settle(caller, outcome)
+                    if number % SETTLED_PER_TURN == 0:
                         await asyncio.sleep(0)
-        except Exception as trouble:  # of all of them, and each has to know
-            _refuse(callers, trouble)
         finally:
             # This was cancelled, or everybody is answered. A caller is not cancelled with it: a
             # worker would end without a word.
-            _refuse(callers, StoreUnavailable(f"{purpose}: the call was given up"))
+            for caller in callers:
+                _settle(caller, StoreUnavailable(f"{caller.purpose}: the call was given up"))
+
+    async def _outcomes(
+        self, purpose: str, queue: Callable[[Any], object], callers: Sequence[_Caller]
+    ) -> Sequence[_Outcome]:
+        """Return what comes of each call: answers, or what it raises."""
+        try:
+            rows = await self._connection.answers_to(
+                purpose, queue, times_deadline=self._times_deadline
+            )
+        except Exception as trouble:  # of all of them, and each has to know
+            return [trouble] * len(callers)
+        outcomes: list[_Outcome] = []
+        for caller in callers:
+            own, rows = rows[: len(caller.commands)], rows[len(caller.commands) :]
+            wrong = next((row for row in own if isinstance(row, Exception)), None)
+            is_good = wrong is None
+            outcomes.append(own if is_good else BrokenInvariant(f"{caller.purpose}: {wrong}"))
+        return outcomes
 
 
-def _refuse(callers: Sequence[_Caller], trouble: Exception) -> None:
-    """Raise an error of its own for each caller that waits."""
-    for caller in callers:
-        if not caller.answers.done():
-            caller.answers.set_exception(copy(trouble))
-
-
-def _answer(caller: _Caller, rows: Sequence[Any]) -> None:
-    """Give a caller its answers, unless nobody waits for them any more."""
-    wrong = next((row for row in rows if isinstance(row, Exception)), None)
+def _settle(caller: _Caller, outcome: _Outcome) -> None:
+    """Give a caller what came of its call, unless it has something or waits no more."""
     if caller.answers.done():
         return
-    if wrong is None:
-        caller.answers.set_result(rows)
+    if isinstance(outcome, Exception):
+        caller.answers.set_exception(copy(outcome))  # each raises its own
     else:
-        caller.answers.set_exception(BrokenInvariant(f"{caller.purpose}: {wrong}"))
+        caller.answers.set_result(outcome)
