@@ -2,8 +2,9 @@
 
 `python -m tests.benchmarks.idle [--rollouts 1000] [--seconds 60] [--trickle 100]` on a real Kafka
 and Redis. It starts the real `rolloutd run`, measures its memory when it is ready, starts the
-rollouts by commands, and restarts it: all rollouts bake then, no event comes, and the CPU time of
-the process is measured for that time. Before, the same is measured without a rollout. With
+rollouts by commands, and restarts it. Measured is the CPU time until it is ready, and until it has
+taken over all flags. All rollouts bake then, no event comes, and the CPU time of the process is
+measured for that time. Before, the same is measured without a rollout. With
 `--trickle` so many events a second come for ten of the flags, and the same is measured once more.
 The last line is JSON.
 """
@@ -19,6 +20,8 @@ import uuid
 from functools import partial
 from itertools import islice
 from pathlib import Path
+
+import redis.asyncio
 
 from controller.settings import KafkaSettings
 from schemas.terms import CommandVerb
@@ -65,6 +68,24 @@ async def start_rollouts(bootstrap: str, prefix: str, number: int) -> None:
                 started |= {data["flag"] for data in documents if data["percent"] > 0}
 
 
+async def start_again(
+    daemon: DaemonProcess, url: str, prefix: str, number: int
+) -> tuple[float, float]:
+    """Start a daemon that finds so many rollouts.
+
+    Return its CPU seconds until it was ready, and until it had written a report on each.
+    """
+    reports = [f"{prefix}live:{{{LoadOptions.flag_key(n)}}}" for n in range(number)]
+    async with redis.asyncio.Redis.from_url(url) as client, asyncio.timeout(_START_SECONDS):
+        await client.unlink(*reports)
+        await daemon.start()
+        assert daemon.process is not None
+        ready = cpu_seconds_of(daemon.process.pid)
+        while await client.exists(*reports) < number:
+            await asyncio.sleep(0.5)
+        return ready, cpu_seconds_of(daemon.process.pid)
+
+
 async def trickle(settings: KafkaSettings, per_second: int, seconds: float) -> None:
     """Write so many events a second for a few flags, some each tenth of a second."""
     options = LoadOptions(round(per_second * seconds), _TRICKLE_FLAGS, contexts=1_000)
@@ -93,7 +114,8 @@ async def measure(chosen: argparse.Namespace, bootstrap: str, url: str, director
         print(f"no rollout: {none:.1%} of a core", flush=True)
         await start_rollouts(bootstrap, prefix, chosen.rollouts)
         await daemon.stop()
-        await daemon.start()
+        ready, taken_over = await start_again(daemon, url, prefix, chosen.rollouts)
+        print(f"started again: {ready:.1f} s of CPU until ready, {taken_over:.1f} until all run")
         print(f"pid {daemon.process.pid}", flush=True)
         many = await share_of_a_core(daemon, chosen.seconds)
         later = resident_bytes(daemon.process.pid) / 1e6
@@ -111,6 +133,8 @@ async def measure(chosen: argparse.Namespace, bootstrap: str, url: str, director
             "own_mb": own,
             "cpu_none": none,
             "cpu_baking": many,
+            "start_cpu_seconds": ready,
+            "takeover_cpu_seconds": taken_over,
         }
         print(json.dumps({"benchmark": "idle", "rollouts": chosen.rollouts, **figures}))
     finally:
