@@ -169,7 +169,7 @@ def _envelope(value: bytes) -> _Envelope | None:
     try:
         value.decode()  # what is no text is refused, also outside the document
         envelope = _decode_envelope(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return envelope if envelope.type == state.TYPE else None
 

@@ -139,7 +139,16 @@ def test_unknown_or_damaged_document_is_refused(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [b"", b"{", b"[]", b"null", b'{"type":"io.rolloutd.alert.v1"}', b"[" * 100_000]
+    "value",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"type":"io.rolloutd.alert.v1"}',
+        b"[" * 100_000,
+        b'{"type":"io.rolloutd.state.v1","source":"/rolloutd","data":' + b"[" * 100_000,
+    ],
 )
 def test_record_that_is_no_document_is_refused(value: bytes) -> None:
     """What is no document is refused with one kind of error."""
