@@ -61,8 +61,10 @@ class Counters(
     """What is counted for one arm in one visit, from its beginning on.
 
     Counts are absolute, so that merging and differencing are exact. The statistical unit is the
-    context. The error test uses `at_risk` and `first_errors`, the latency test uses `latency`.
-    `outcomes`, `errors` and `latency_all` count raw events, for the picture and for people.
+    context. The error test uses `at_risk` and `first_errors`, the latency test uses `latency`: what
+    these count leaves out contexts that are far more active than the others
+    (`counting.folding.activity`). `outcomes`, `errors` and `latency_all` count raw events, for the
+    picture and for people.
     """
 
     #: Events.

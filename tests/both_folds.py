@@ -118,6 +118,10 @@ class Side:
             stored.pop(name, None)
         return stored
 
+    def begin_batch(self) -> None:
+        """Begin the next batch of outcomes without a save."""
+        self.totals[False].begin_batch()
+
     def noticed(self) -> object:
         """Return what was recorded beside the totals."""
         found = self.directory

@@ -129,6 +129,9 @@ class Round:
         figures, chance = self.figures, self.chance
         while figures["records"] < records:
             self.fold_batch(of_evaluations=chance.random() < 0.5)
+            if chance.random() < 0.5:
+                self.reference.begin_batch()
+                self.native.begin_batch()
             kind = chance.random()
             if kind < 0.1:
                 self.save(of_evaluations=chance.random() < 0.5)

@@ -125,8 +125,11 @@ class Material:
         return self._chance.choice(words).encode("utf-8", "surrogatepass")
 
     def _context(self) -> bytes:
-        if self._chance.random() < 0.02:
+        kind = self._chance.random()
+        if kind < 0.02:
             return self._word(_CONTEXTS)
+        if kind < 0.2:
+            return b"bot"  # one that is far more active than others
         return b"u%d" % (self._chance.random() * self._contexts)
 
     def _time(self) -> bytes:

@@ -7,6 +7,7 @@ from tests.planted import Bug
 SOURCE = "controller/counting/native/src"
 BOTH_FOLDS = "tests/hostile/test_fold_fuzz.py"
 CUT_OFF = "tests/property/test_cut_off_records.py"
+ACTIVITY = "tests/unit/counting/test_activity.py"
 
 BUGS = (
     Bug(
@@ -38,17 +39,45 @@ BUGS = (
         BOTH_FOLDS,
     ),
     Bug(
-        "a latency after one without is tested again",
+        "a second latency of an action is tested, too",
         f"{SOURCE}/fold.rs",
-        "known.insert(before || has_latency);",
-        "known.insert(before && has_latency);",
+        "                *action = Action::Timed;\n",
+        "",
         BOTH_FOLDS,
     ),
     Bug(
         "a context that failed is at risk again",
         f"{SOURCE}/fold.rs",
-        "if !arm.failed.is_some_and(|failed| self.sets.contains(failed, digest)) {",
-        "if arm.failed.is_some() {",
+        "if action != Action::LeftOut && !has_failed {",
+        "if action != Action::LeftOut && (!has_failed || true) {",
+        BOTH_FOLDS,
+    ),
+    Bug(
+        "an action that is left out is at risk",
+        f"{SOURCE}/fold.rs",
+        "if action != Action::LeftOut && !has_failed {",
+        "if !has_failed {",
+        BOTH_FOLDS,
+    ),
+    Bug(
+        "a failure of an action that is left out counts",
+        f"{SOURCE}/fold.rs",
+        "arm.failed.filter(|_| !is_left_out)",
+        "arm.failed.filter(|_| !is_left_out || true)",
+        ACTIVITY,
+    ),
+    Bug(
+        "a bot may be somewhat more active",
+        f"{SOURCE}/activity.rs",
+        "own <= ALWAYS || (own - ALWAYS)",
+        "own <= 2 * ALWAYS || (own - ALWAYS)",
+        BOTH_FOLDS,
+    ),
+    Bug(
+        "a context is compared with all groups, also the empty ones",
+        f"{SOURCE}/activity.rs",
+        "self.used += u64::from(own == 1);",
+        "self.used = GROUPS as u64;",
         BOTH_FOLDS,
     ),
     Bug(

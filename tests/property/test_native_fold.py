@@ -140,6 +140,7 @@ steps = st.lists(
     st.one_of(
         st.tuples(st.just("evaluations"), st.lists(sent_of(evaluations), min_size=1, max_size=12)),
         st.tuples(st.just("outcomes"), st.lists(sent_of(outcomes), min_size=1, max_size=12)),
+        st.tuples(st.just("busy"), st.lists(sent_of(outcomes), min_size=1, max_size=3)),
         st.tuples(st.just("save"), st.booleans()),
         st.tuples(st.just("swap"), st.just(None)),
         st.tuples(st.just("drop"), flags),
@@ -159,6 +160,8 @@ def test_both_folds_count_and_store_the_same(
     for kind, what in steps:
         if kind in ("evaluations", "outcomes"):
             fold_both(reference, native, kind == "evaluations", what, per_batch, room)
+        elif kind == "busy":
+            fold_busy(reference, native, what, per_batch)
         elif kind == "save":
             assert native.save(what) == reference.save(what)
         elif kind == "swap":
@@ -177,6 +180,29 @@ def test_both_folds_count_and_store_the_same(
         assert native.noticed() == reference.noticed()
     for of_evaluations in (True, False):
         assert native.save(of_evaluations) == reference.save(of_evaluations)
+
+
+BUSY_BATCHES = 25
+
+
+def fold_busy(reference: Side, native: Side, what: Sequence[Sent], per_batch: int) -> None:
+    """Fold many batches with the same context, which soon is far more active than the others.
+
+    It fails at last, and others come now and then.
+    """
+    for number in range(BUSY_BATCHES):
+        busy = outcome_value(
+            "u0",
+            time_ms=at_ms(T0 + HOUR - MINUTE),
+            flags=[(FLAGS[0], "on")],
+            error=number == BUSY_BATCHES - 1,
+            latency_ms=None if number % 5 == 4 else 12.5,
+        )
+        others = what[number % 4 : number % 4 + 1]
+        sent = [Sent(busy, None, NOW_MS, ())] * (1 + number % 2)
+        fold_both(reference, native, False, [*sent, *others], per_batch, 1000)
+        for side in (reference, native):
+            side.begin_batch()
 
 
 def fold_both(

@@ -2,8 +2,8 @@
 
 A user action is the requests of one context that are counted in the same batch. It fails with the
 context's first failed request in its visit of the stage. After that the context does not count any
-more: the failures of one context depend on each other. Tests, tables and sentences have this one
-rate.
+more: the failures of one context depend on each other. The actions of a context that is far more
+active than the others are left out. Tests, tables and sentences have this one rate.
 """
 
 from __future__ import annotations

@@ -207,7 +207,10 @@ def quantile_of(metric: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Latency(MetricKind, ABC):
-    """A metric whose observations are latencies: one per context and batch."""
+    """A metric whose observations are latencies: one per context and batch.
+
+    Those of a context that is far more active than the others are left out.
+    """
 
     names = metric_names.LATENCY
     alpha_weight = 0.25

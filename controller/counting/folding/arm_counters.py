@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from controller.counting.folding.activity import Activity
 from controller.counting.folding.context_sets import ContextSet
 from schemas.terms import Arm
 from schemas.totals import ArmCounts
+
+#: What is counted of a context's action, its outcomes in one batch: its end but no latency so far,
+#: both, or neither, because the context is far more active than others.
+UNTIMED, TIMED, LEFT_OUT = range(3)
 
 
 class ArmCounter:
@@ -21,6 +26,7 @@ class ArmCounter:
     """
 
     __slots__ = (
+        "activity",
         "arm",
         "at_risk",
         "batch_contexts",
@@ -84,9 +90,10 @@ class ArmCounter:
         self.opposite = _NO_SET  # the other arm's `exposed`
         self.failed = _NO_SET  # the visit's contexts with an error, shared by both arms
         self.converted: Mapping[str, ContextSet] = _NONE_CONVERTED  # likewise
-        # Contexts with an outcome in this batch, and whether one of their outcomes had a latency.
+        # Contexts with an outcome in this batch, and what is counted of it: one of the three below.
         # It begins with the batch's first outcome.
         self.batch_contexts = NO_CONTEXTS
+        self.activity = Activity()
 
     def counts(self) -> ArmCounts:
         """Return the totals."""
@@ -112,6 +119,6 @@ class ArmCounter:
 
 
 _NOTHING_COUNTED = ArmCounts()  # never changed
-NO_CONTEXTS: dict[int, bool] = {}  # never changed, either
+NO_CONTEXTS: dict[int, int] = {}  # never changed, either
 _NONE_CONVERTED: Mapping[str, ContextSet] = {}
 _NO_SET = ContextSet("", -1, 0)  # where a counter needs none

@@ -11,6 +11,11 @@ move into the treatment would be fresh there, while the control keeps only survi
 latencies in a batch the first is used for the test. It is not a random one, but which one it is
 depends neither on the value nor on the arm, so both arms are sampled alike. `latency_all` has every
 value.
+
+A context's outcomes of one batch are its action. The actions of a context that is far more active
+than the others are left out of everything that is compared (`activity.py`): they are not at risk,
+their latencies are not tested, and no failure of them is a first error. So each first error has its
+trial, and whether an action counts says nothing about how it ends.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from controller.core.evidence import bucket_of
-from controller.counting.folding.arm_counters import ArmCounter
+from controller.counting.folding.arm_counters import LEFT_OUT, TIMED, UNTIMED, ArmCounter
 from controller.counting.folding.context_sets import digest_of
 from controller.counting.folding.duplicates import NOT_SAMPLED, RecentRecords
 from controller.counting.folding.evaluation_hours import FlagArm
@@ -221,20 +226,25 @@ class EventFold:
             self._arms.note_change(counter)
         counter.outcomes += 1
         batch_contexts = counter.batch_contexts
-        is_timed = batch_contexts.get(digest)
-        if is_timed is None:
-            batch_contexts[digest] = bucket is not None
-            failed = counter.failed
-            if digest not in failed.exact and not (failed.filters and digest in failed):
-                counter.at_risk += 1
+        action = batch_contexts.get(digest)
+        if action is None:
+            if counter.activity.add(digest):
+                action = UNTIMED
+                failed = counter.failed
+                if digest not in failed.exact and not (failed.filters and digest in failed):
+                    counter.at_risk += 1
+            else:
+                action = LEFT_OUT
+            batch_contexts[digest] = action
         if bucket is not None:
-            latency = counter.latency_again if is_timed else counter.latency
+            latency = counter.latency_again
+            if action == UNTIMED:
+                latency = counter.latency
+                batch_contexts[digest] = TIMED
             latency[bucket] = latency.get(bucket, 0) + 1
-            if is_timed is False:
-                batch_contexts[digest] = True
         if is_error:
             counter.errors += 1
-            if self._arms.sets.add(counter.failed, digest):
+            if action != LEFT_OUT and self._arms.sets.add(counter.failed, digest):
                 counter.first_errors += 1
         for conversion in conversions:
             converted = counter.converted.get(conversion)

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::activity::Activity;
 use crate::hashing::Map;
 
 /// Numbers by log bucket, in the order in which the buckets were first met, as in Python's dict.
@@ -82,8 +83,15 @@ pub enum Kind {
     Neither,
 }
 
-/// What a context's outcomes of one batch were so far.
-pub type BatchContexts = Map<u64, bool>;
+/// What is counted of a context's action, its outcomes in one batch.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    Untimed, // its end, and no latency so far
+    Timed,
+    LeftOut, // neither: the context is far more active than others
+}
+
+pub type BatchContexts = Map<u64, Action>;
 
 pub struct Arm {
     pub flag_key: Arc<str>,
@@ -99,7 +107,8 @@ pub struct Arm {
     pub opposite: Option<usize>,
     pub failed: Option<usize>,
     pub converted: Vec<(Box<str>, usize)>,
-    pub batch: BatchContexts, // and whether one of their outcomes had a latency
+    pub batch: BatchContexts,
+    pub activity: Activity,
 }
 
 impl Arm {

@@ -7,7 +7,7 @@ mod visits;
 
 use std::sync::Arc;
 
-use crate::arms::{is_one_of, Arm, CountedFlag, Counts, Kind, OpenFlags, Visit};
+use crate::arms::{is_one_of, Action, Arm, CountedFlag, Counts, Kind, OpenFlags, Visit};
 use crate::exposures::RecentExposures;
 use crate::hashing::Map;
 use crate::sets::{Added, ContextSets};
@@ -277,30 +277,32 @@ impl Fold {
         let arm = self.arms[place].as_mut().expect("an arm of an open flag");
         arm.counts.outcomes += 1;
         let digest = outcome.digest;
-        let has_latency = outcome.bucket.is_some();
-        let was_timed = match arm.batch.entry(digest) {
+        let action = match arm.batch.entry(digest) {
             hashbrown::hash_map::Entry::Vacant(vacant) => {
-                vacant.insert(has_latency);
-                if !arm.failed.is_some_and(|failed| self.sets.contains(failed, digest)) {
+                let action = match arm.activity.add(digest) {
+                    true => Action::Untimed,
+                    false => Action::LeftOut,
+                };
+                let has_failed = arm.failed.is_some_and(|set| self.sets.contains(set, digest));
+                if action != Action::LeftOut && !has_failed {
                     arm.counts.at_risk += 1;
                 }
-                false
+                vacant.insert(action)
             }
-            hashbrown::hash_map::Entry::Occupied(mut known) => {
-                let before = *known.get();
-                known.insert(before || has_latency);
-                before
-            }
+            hashbrown::hash_map::Entry::Occupied(known) => known.into_mut(),
         };
         if let Some(bucket) = outcome.bucket {
-            match was_timed {
-                true => arm.counts.latency_again.add(bucket, 1),
-                false => arm.counts.latency.add(bucket, 1),
+            if *action == Action::Untimed {
+                *action = Action::Timed;
+                arm.counts.latency.add(bucket, 1);
+            } else {
+                arm.counts.latency_again.add(bucket, 1);
             }
         }
+        let is_left_out = *action == Action::LeftOut;
         if outcome.is_error {
             arm.counts.errors += 1;
-            if let Some(failed) = arm.failed {
+            if let Some(failed) = arm.failed.filter(|_| !is_left_out) {
                 if matches!(self.sets.add(failed, digest), Added::New) {
                     arm.counts.first_errors += 1;
                 }

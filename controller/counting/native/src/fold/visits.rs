@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{Fold, Surroundings};
+use crate::activity::Activity;
 use crate::arms::{is_one_of, Arm, Flag, Kind, Visit};
 use crate::hashing::Map;
 
@@ -151,6 +152,7 @@ impl Fold {
             failed: None,
             converted: Vec::new(),
             batch: Map::default(),
+            activity: Activity::default(),
         })));
         Ok(self.arms.len() - 1)
     }
