@@ -1,7 +1,7 @@
 """How often healthy rollouts are rolled back where one context makes a large part of all requests.
 
-    python -m tests.benchmarks.heavy_context [--runs 500] [--only errors|latency|few|harm]
-        [--equal-weight] [--processes 2] [--seed 1]
+    python -m tests.benchmarks.heavy_context [--runs 500] [--only rates|errors|latency|few|harm]
+        [--match WORDS] [--equal-weight] [--processes 2] [--seed 1]
 
 Requests are drawn one by one and counted by the real fold: 8 partitions, ten batches a second. The
 real tests judge the totals every second or two. The plan compares `error_rate` and `latency` with
@@ -9,13 +9,18 @@ control, each with a margin of 10 %, at alpha 1 %. People are many, with lognorm
 1), and 1 % of their requests fail. Durations of people differ by 0.5 in the logarithm, those of one
 person by 0.6. A bot is one context in either arm by turns; it never fails.
 
-With `--equal-weight` every action counts, as before there was `folding/activity.py`. The last cells
-have harm and no bot: they say what the rule costs.
+`rates` is the same for error rates alone, and much faster: half an hour of many rollouts side by
+side. Only the actions in the bot's arm and partition are counted one by one, all others are drawn
+as numbers.
+
+With `--equal-weight` every action counts, as before there was `folding/activity.py`. The cells
+`few` and `harm` have no bot: they say what the rule costs.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import statistics
 from collections.abc import Iterator
@@ -23,16 +28,19 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from itertools import groupby
-from math import inf
 from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
 
+from controller.core.analysis.change_point import Bets
+from controller.core.analysis.proportion import Counts
 from controller.core.analysis.sequential_tests import SequentialTests
 from controller.core.evidence import ArmTotals, VisitTotals
+from controller.core.judging.batches import MIN_BATCH
 from controller.core.judging.gate import check_harm, judge
 from controller.core.judging.judgement import Judgement
+from controller.core.metrics.error_rate import ErrorRate
 from controller.core.rollout import Rollout
 from controller.counting.folding import activity
 from controller.counting.folding.events import OutcomeOfRecord
@@ -41,11 +49,13 @@ from controller.counting.folding.partition_fold import PartitionFold
 from controller.ports import Record
 from schemas.terms import Arm
 from schemas.totals import decode_arm
+from tests.benchmarks.late_harm import LOG_THRESHOLD, Question, Streams
 from tests.builders import MINUTE, T0, make_guardrail, make_plan, make_rollout, make_visit
 from tests.records import at_ms
 from tests.streams import make_evidence
 
 PARTITIONS = 8
+RATE_SECONDS = 1800
 BATCHES = 10  # a second
 ERRORS = 0.01
 AT_MS = at_ms(T0 + 2 * MINUTE)
@@ -172,7 +182,7 @@ class World:
                 events.setdefault(self.partition[person], []).append((record, *outcome))
             for partition, some in events.items():
                 self.folds[partition].begin_batch()
-                self.folds[partition].count_outcomes(some, inf, None, 0.0)
+                self.folds[partition].count_outcomes(some, math.inf, None, 0.0)
 
     def totals(self) -> VisitTotals:
         """Return what is counted so far, as it is stored and merged."""
@@ -207,6 +217,70 @@ class World:
         return Result(None, self.cell.seconds)
 
 
+# --- error rates alone, of many rollouts side by side ---
+
+
+def rates(
+    runs: int, seed: int, per_second: int, bot: float, share: float, *, equal_weight: bool
+) -> tuple[int, float]:
+    """Return how many healthy rollouts were rolled back, and how often the bot counted: median."""
+    rng = np.random.default_rng([seed, per_second, round(100 * bot), round(100 * share)])
+    question = Question("against control", ERRORS, None)
+    streams = Streams(question, Bets.fresh(runs, len(question.log_weights)))
+    threshold = LOG_THRESHOLD - math.log(ErrorRate.alpha_weight)
+    in_treatment = rng.random(runs) < share
+    of_bot = [activity.Activity() for _ in range(runs)]
+    is_in_batch = -math.expm1(-per_second * bot / BATCHES)
+    found, times = np.zeros(runs, np.bool_), np.zeros(runs, np.int64)
+    open_batch = np.zeros((4, runs), np.int64)
+    for second in range(1, RATE_SECONDS + 1):
+        requests = rng.poisson(per_second * (1 - bot), runs)
+        n_t = rng.binomial(requests, share)
+        n_c = requests - n_t
+        k_t, k_c = rng.binomial(n_t, ERRORS), rng.binomial(n_c, ERRORS)
+        counted = rng.binomial(BATCHES, is_in_batch, runs)
+        if not equal_weight:
+            beside = rng.binomial(np.where(in_treatment, n_t, n_c), 1 / PARTITIONS)
+            each = zip(of_bot, counted.tolist(), beside.tolist(), strict=True)
+            counted = np.array([counted_actions(*one, rng) for one in each])
+        times += counted
+        open_batch += n_t + counted * in_treatment, k_t, n_c + counted * ~in_treatment, k_c
+        if open_batch[[0, 2]].mean(axis=1).min() >= MIN_BATCH:
+            # An arm without an observation has one without an event: it says nothing.
+            n_t, k_t, n_c, k_c = open_batch
+            batch = Counts(np.maximum(n_t, 1), k_t, np.maximum(n_c, 1), k_c)  # type: ignore[arg-type]
+            streams.look(batch, second - streams.seconds)
+            found |= streams.bets.log_e_values(question.log_weights) >= threshold
+            open_batch[:] = 0
+    return int(found.sum()), float(np.median(times))
+
+
+def counted_actions(
+    of_bot: activity.Activity, actions: int, beside: int, rng: np.random.Generator
+) -> int:
+    """Return how many of a bot's actions count that come by turns with those of people."""
+    counted, people = 0, rng.integers(0, 2**63, beside).tolist()
+    for number in range(max(actions, beside)):
+        if number < actions:
+            counted += of_bot.add(0)
+        if number < beside:
+            of_bot.add(people[number])
+    return counted
+
+
+def print_rates(runs: int, seed: int, *, equal_weight: bool) -> None:
+    """Print each cell of error rates."""
+    for share in (0.5, 0.1):
+        for per_second in (5, 50, 500):
+            for bot in (0.03, 0.1, 0.3):
+                found, times = rates(runs, seed, per_second, bot, share, equal_weight=equal_weight)
+                print(
+                    f"{share:.0%} in treatment, bot {bot:.0%} of {per_second}/s: rolled back "
+                    f"{found} of {runs}; the bot counted {times:.0f} times",
+                    flush=True,
+                )
+
+
 def breach(judgement: Judgement) -> str | None:
     """Return the first metric that breached, None when none did."""
     return next((report.metric for report in judgement.metrics if report.is_breach), None)
@@ -223,12 +297,14 @@ def main() -> None:
     """Print each cell."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=500)
-    parser.add_argument("--only", choices=("errors", "latency", "few", "harm"))
+    parser.add_argument("--only", choices=("rates", "errors", "latency", "few", "harm"))
     parser.add_argument("--match", default="", help="a part of the names of the cells to run")
     parser.add_argument("--equal-weight", action="store_true")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    if options.only in (None, "rates"):
+        print_rates(options.runs, options.seed, equal_weight=options.equal_weight)
     with multiprocessing.Pool(options.processes) as pool:
         for cell in cells(options.only):
             if options.match not in cell.name:
