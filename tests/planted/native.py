@@ -69,8 +69,8 @@ BUGS = (
     Bug(
         "a bot may be somewhat more active",
         f"{SOURCE}/activity.rs",
-        "own <= ALWAYS || (own - ALWAYS)",
-        "own <= 2 * ALWAYS || (own - ALWAYS)",
+        "MULTIPLE: u64 = 8;",
+        "MULTIPLE: u64 = 9;",
         BOTH_FOLDS,
     ),
     Bug(
