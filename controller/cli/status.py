@@ -73,9 +73,9 @@ _ALERTS_OF_ALL = 500
 #: Rollouts that ended earlier are shown on request.
 _ENDED_SHOWN_FOR = timedelta(days=7)
 
-#: A replica judges what is quiet every minute, and others read of it within another one:
-#: evidence that is older is told.
-_FRESH_EVIDENCE = timedelta(seconds=130)
+#: A replica judges what is quiet every five minutes, and others read of it within another one:
+#: evidence that is older is told. That nobody sees what a rollout does is told at once.
+_FRESH_EVIDENCE = timedelta(seconds=370)
 _DAEMON_KNOWS = "`rolloutctl status --daemon URL`, or ROLLOUTCTL_DAEMON, shows what a replica knows"
 
 #: Events shown without --last, and the most there may be.

@@ -32,9 +32,11 @@ BEAT_SECONDS: Final = 1.0
 #: a beat every few seconds: counting and deciding come first.
 TIME_SHARE: Final = 0.05
 LONGEST_BEAT_SECONDS: Final = 5.0
-#: What says nothing but that time has passed is written so often.
+#: A judgement that says nothing but that time has passed is written so often.
 QUIET_SECONDS: Final = 60.0
-#: The same of a rollout that has ended: thousands of them may stand beside a few that run.
+#: So often it is written that planes, which stand as they stood, were looked at again.
+PLANES_QUIET_SECONDS: Final = 300.0
+#: Both of a rollout that has ended: thousands of them may stand beside a few that run.
 ENDED_QUIET_SECONDS: Final = 900.0
 #: Flags written at a time: together they take one connection for one round trip, and the event loop
 #: for a millisecond or two. Counting and deciding use the same.
@@ -187,9 +189,11 @@ class ReportWriter:
             return True
         if _have_planes_changed(written.planes, planes):
             return True
-        quiet = ENDED_QUIET_SECONDS if rollout.has_ended else QUIET_SECONDS
-        is_old = self._clock.monotonic() - written.at >= quiet
-        return is_old and (judgement is not written.judgement or planes != written.planes)
+        age = self._clock.monotonic() - written.at
+        ended = ENDED_QUIET_SECONDS if rollout.has_ended else 0.0
+        if judgement is not written.judgement and age >= max(QUIET_SECONDS, ended):
+            return True
+        return age >= max(PLANES_QUIET_SECONDS, ended) and planes != written.planes
 
     def _report(
         self, rollout: Rollout, judgement: Judgement | None, planes: Sequence[PlaneStanding]

@@ -17,6 +17,9 @@ from schemas.terms import HealthGap
 #: break of ours nobody knows whether a gap lasted through it, so that time counts neither as
 #: lasting nor as over.
 LONGEST_BREAK = timedelta(seconds=90)
+#: The same of a gap that has lasted for the grace time already: it acts, and only words say for how
+#: long. Such rollouts are judged every few minutes (`quiet.py`).
+LONGEST_BREAK_SETTLED = timedelta(seconds=330)
 #: For so long a gap has been gone at most when it is not found for the first time.
 JUST_GONE_SECONDS = 1.0
 
@@ -33,12 +36,14 @@ def follow(
     `grace` goes on if it had lasted for `grace`; a shorter one begins again. It is forgotten once
     it has been gone for `grace`.
     """
-    is_break = since_previous > LONGEST_BREAK
-    step = 0.0 if is_break else max(since_previous.total_seconds(), 0.0)
+    passed = max(since_previous.total_seconds(), 0.0)
     limit = grace.total_seconds()
     after = {}
     for kind in HealthGap:
         before = times.get(kind)
+        is_settled = before is not None and is_settled_gap(before, grace)
+        longest = LONGEST_BREAK_SETTLED if is_settled else LONGEST_BREAK
+        step = passed if since_previous <= longest else 0.0
         if kind in found:
             if before is None or (before.gone and before.lasted < limit):
                 after[kind] = GapTime()
@@ -46,7 +51,12 @@ def follow(
                 after[kind] = GapTime(before.lasted + (0.0 if before.gone else step))
         elif before is not None:
             # Just gone, it may have been there until a moment ago.
-            gone = before.gone + (step if before.gone else min(step, JUST_GONE_SECONDS))
+            gone = before.gone + (step if before.gone else min(passed, JUST_GONE_SECONDS))
             if gone < limit:
                 after[kind] = replace(before, gone=gone)
     return after
+
+
+def is_settled_gap(gap: GapTime, grace: timedelta) -> bool:
+    """Return whether a gap is there and has lasted for `grace`, so that more time adds nothing."""
+    return not gap.gone and gap.lasted >= grace.total_seconds()

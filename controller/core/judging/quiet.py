@@ -15,6 +15,7 @@ from typing import Final
 from controller.core.analysis.sequential_tests import SequentialTests
 from controller.core.judging.batches import MAX_OPEN
 from controller.core.judging.floors import MOMENTS
+from controller.core.judging.gap_times import is_settled_gap
 from controller.core.rollout import Baking, Paused, Rollout
 
 #: Phases in which nothing but the moments below follows from the same totals. At a gate a judgement
@@ -24,7 +25,10 @@ _QUIET_PHASES: Final = (Baking, Paused)
 _JUST_AFTER: Final = timedelta(milliseconds=1)
 #: However far the next moment is: how long a gap has lasted is remembered so often, with less than
 #: `gap_times.LONGEST_BREAK` in between, also where the controller is restarted.
-LONGEST: Final = timedelta(seconds=60)
+LONGEST_YOUNG: Final = timedelta(seconds=60)
+#: The same once that changes nothing any more: each gap has lasted for its grace time, or there is
+#: none. What people read then is so old at most.
+LONGEST: Final = timedelta(seconds=300)
 SHORTEST: Final = timedelta(seconds=1)
 
 
@@ -37,18 +41,27 @@ def quiet_until(rollout: Rollout, tests: SequentialTests, at: datetime) -> datet
     if not isinstance(rollout.phase, _QUIET_PHASES) or not rollout.visits:
         return at + SHORTEST
     soonest = min((one for one in _moments(rollout, tests) if one >= at), default=at + LONGEST)
-    return min(max(soonest + _JUST_AFTER, at + SHORTEST), at + _longest(rollout))
+    return min(max(soonest + _JUST_AFTER, at + SHORTEST), at + _longest(rollout, tests, at))
 
 
-def _longest(rollout: Rollout) -> timedelta:
-    """Return `LONGEST`, or less where contexts become old enough for a floor by time alone."""
-    percent = rollout.visits[-1].percent
+def _longest(rollout: Rollout, tests: SequentialTests, at: datetime) -> timedelta:
+    """Return `LONGEST`, or less where time alone changes what is remembered.
+
+    Young gaps do so, contexts that become old enough for a floor, and answers of monitoring
+    systems that become too old. That a gap is over is announced some time after a transition.
+    """
+    visit, plan = rollout.visits[-1], rollout.plan
+    is_young = (
+        at - rollout.updated_at < 2 * LONGEST_YOUNG
+        or not all(is_settled_gap(gap, plan.health_grace) for gap in tests.gap_times.values())
+        or bool(plan.external_at(visit.percent))
+    )
     steps = [
         guardrail.within / MOMENTS
-        for guardrail in rollout.plan.guardrails
-        if guardrail.has_floor and guardrail.is_watched_at(percent)
+        for guardrail in plan.guardrails
+        if guardrail.has_floor and guardrail.is_watched_at(visit.percent)
     ]
-    return max(min((LONGEST, *steps)), SHORTEST)
+    return max(min((LONGEST_YOUNG if is_young else LONGEST, *steps)), SHORTEST)
 
 
 def _moments(rollout: Rollout, tests: SequentialTests) -> Iterator[datetime]:

@@ -20,6 +20,7 @@ from controller.ports import CourseKey, PlaneStanding
 from controller.running.report_writer import (
     ENDED_PER_BEAT,
     ENDED_QUIET_SECONDS,
+    PLANES_QUIET_SECONDS,
     QUIET_SECONDS,
     ReportWriter,
 )
@@ -143,6 +144,17 @@ async def test_what_says_nothing_new_is_written_seldom(replica: Replica) -> None
     replica.tell()
     await replica.writer.beat()
     assert replica.writes == 4
+
+
+async def test_that_planes_were_looked_at_again_is_written_more_seldom(replica: Replica) -> None:
+    """A quiet rollout is judged every few minutes; its planes stand as they stood."""
+    replica.judgement = make_judgement(at=T0)
+    standing = PlaneStanding("ofrep", True, 1.0, 1.0, None, None, T0)
+    for second in range(int(PLANES_QUIET_SECONDS) + 1):
+        replica.planes = [replace(standing, looked_at=T0 + second * SECOND)]
+        await replica.writer.beat()
+        assert replica.writes == (1 if second < PLANES_QUIET_SECONDS else 2)
+        replica.clock.advance(SECOND)
 
 
 async def test_of_rollouts_that_have_ended_it_is_written_more_seldom(replica: Replica) -> None:

@@ -12,6 +12,7 @@ from controller.core.analysis.sequential_tests import (
     encode_tests,
 )
 from controller.core.judging.gap_times import JUST_GONE_SECONDS, follow
+from controller.core.judging.quiet import LONGEST
 from schemas.terms import HealthGap
 
 GRACE = timedelta(minutes=5)
@@ -50,8 +51,15 @@ def test_time_that_nobody_judged_counts_for_neither() -> None:
     """After an outage of ours nobody knows whether a gap lasted or was gone."""
     hours = timedelta(hours=3)
     assert after(after({}, "xx"), "x", hours) == {STALE: GapTime(1)}
-    assert after(after({}, "x" * 301), ".", hours) == {STALE: GapTime(300)}
+    assert after(after({}, "x" * 301), "x", hours) == {STALE: GapTime(300)}
+    assert after(after({}, "x" * 301), ".", hours) == {STALE: GapTime(300, JUST_GONE_SECONDS)}
     assert after(after({}, "xx"), "x", -hours) == {STALE: GapTime(1)}
+
+
+def test_a_gap_that_has_lasted_goes_on_between_rare_judgements() -> None:
+    """It is judged every five minutes then, and words say for how long it has lasted."""
+    assert after(after({}, "x" * 301), "xxx", LONGEST) == {STALE: GapTime(300 + 3 * 300)}
+    assert after(after({}, "x" * 300), "x", LONGEST) == {STALE: GapTime(299)}
 
 
 def test_without_grace_nothing_is_kept() -> None:

@@ -11,15 +11,15 @@ from controller.core.analysis.sequential_tests import GapTime, SequentialTests
 from controller.core.evidence import VisitTotals
 from controller.core.judging.batches import MAX_OPEN
 from controller.core.judging.floors import MOMENTS
-from controller.core.judging.gap_times import LONGEST_BREAK
+from controller.core.judging.gap_times import LONGEST_BREAK, LONGEST_BREAK_SETTLED
 from controller.core.judging.gate import judge
-from controller.core.judging.quiet import LONGEST, SHORTEST, quiet_until
+from controller.core.judging.quiet import LONGEST, LONGEST_YOUNG, SHORTEST, quiet_until
 from controller.core.judging.staleness import REPORT_WITHIN, Age, ages
 from controller.core.plan import Guardrail
 from controller.core.rollout import Gating
 from controller.deciding.flag.flag_state import TIMES_SAVED_EVERY_SECONDS
 from schemas.terms import HealthGap
-from tests.builders import HOUR, T0, make_plan, make_rollout
+from tests.builders import HOUR, T0, make_external, make_plan, make_rollout
 from tests.streams import make_arm, make_evidence, make_progress
 
 SECOND = timedelta(seconds=1)
@@ -35,26 +35,40 @@ def until(tests: SequentialTests, at: datetime = NOW) -> float:
 def test_nothing_to_come_is_judged_now_and_then() -> None:
     """So often that a restart within a quarter of a minute forgets no time of a gap."""
     assert until(SequentialTests()) == LONGEST.total_seconds()
-    assert timedelta(seconds=TIMES_SAVED_EVERY_SECONDS + 15) + LONGEST < LONGEST_BREAK
+    restart = timedelta(seconds=TIMES_SAVED_EVERY_SECONDS + 15)
+    assert restart + LONGEST_YOUNG < LONGEST_BREAK
+    assert restart + LONGEST < LONGEST_BREAK_SETTLED
 
 
 @pytest.mark.parametrize(
     ("tests", "seconds"),
     [
         (SequentialTests(last_event_at=NOW - 50 * SECOND), 10),
-        (SequentialTests(last_event_at=NOW - 70 * SECOND), 60),  # it is stale already
+        (SequentialTests(last_event_at=NOW - 70 * SECOND), 300),  # it is stale already
         (SequentialTests(closed_at=NOW - MAX_OPEN + 7 * SECOND), 7),
         (SequentialTests(judged_at=NOW, gap_times={HealthGap.STALE: GapTime(lasted=280)}), 20),
         (SequentialTests(judged_at=NOW, gap_times={HealthGap.STALE: GapTime(280, gone=290)}), 10),
-        (SequentialTests(judged_at=NOW, gap_times={HealthGap.STALE: GapTime(lasted=900)}), 60),
+        (SequentialTests(judged_at=NOW, gap_times={HealthGap.STALE: GapTime(lasted=200)}), 60),
+        (SequentialTests(judged_at=NOW, gap_times={HealthGap.STALE: GapTime(900, gone=1)}), 60),
+        (SequentialTests(judged_at=NOW, gap_times={HealthGap.STALE: GapTime(lasted=900)}), 300),
         (SequentialTests(last_event_at=NOW - 60 * SECOND), 1),  # never at once again
     ],
 )
 def test_it_is_judged_again_when_time_changes_something(
     tests: SequentialTests, seconds: float
 ) -> None:
-    """At that moment, not up to a minute later."""
+    """At that moment, not minutes later; often while how long a gap lasts is remembered."""
     assert until(tests) == pytest.approx(seconds, abs=0.01)
+
+
+def test_news_and_answers_that_grow_old_are_judged_every_minute() -> None:
+    """That a gap is over is announced a minute after a transition."""
+    begun = make_rollout(plan=PLAN)
+    assert begun.updated_at == T0
+    soon = T0 + 90 * SECOND
+    assert quiet_until(begun, SequentialTests(), soon) == soon + LONGEST_YOUNG
+    asked = make_rollout(plan=replace(PLAN, external=(make_external(),)))
+    assert quiet_until(asked, SequentialTests(), NOW) == NOW + LONGEST_YOUNG
 
 
 def test_a_gap_acts_at_its_moment() -> None:
