@@ -20,13 +20,14 @@ position alone.
 | `tainted_from` | end of the last loss, for readers that do not know `losses`; empty for none |
 | `topic_id` | the brokers' id of the topic that was counted; empty when they gave none |
 | `rebased` | how often counting moved to another log of the same name (2); empty for never |
+| `changed` | whose totals the last saves have changed: `LatelyChanged` as JSON (6) |
 | `<flag>\|<rollout id>\|<visit>\|treatment` or `\|control` | one arm's totals as JSON (3) |
 | `arms/<number>` | a bundle: one JSON object from such names to such totals (4) |
 | `joins`, and names with another first word before a `/` | what ingest keeps beside totals (5) |
 
 (1) `from` 0 is the beginning of time; `to` null means that no later record was read yet. (2) It is
 part of the fence. (3) A number that is absent is 0. (4) It holds all flags whose CRC-32 gives this
-number. (5) Membership sets and attribution.
+number. (5) Membership sets and attribution. (6) For readers alone: totals never depend on it.
 
 An arm stands in a field of its own while there are few flags, and in its flag's bundle when there
 are many: a save carries a bounded number of fields. Ingest decides when it first writes the arm. It
@@ -308,6 +309,46 @@ def decode_progress(fields: Mapping[str, bytes]) -> PartitionCounts:
         topic_id=fields.get("topic_id", b"").decode(),
         rebased=parse_number(fields, "rebased") if fields.get("rebased") else 0,
     )
+
+
+MOST_CHANGED = 100
+"""Flags named in the field `changed`. With more, readers read the totals of all flags."""
+
+
+class LatelyChanged(msgspec.Struct, frozen=True):
+    """Which flags' totals the last saves of a partition have changed."""
+
+    writer: str  # who counts the partition, and since when: no two loads of it have the same
+    number: int  # of the last save of this writer that changed totals
+    since: int  # the number of the last save whose flags may be missing below
+    next: int  # the fence of the save that wrote this; another one: an older release saved since
+    flags: dict[str, int]  # flag key -> number of the last save that changed its totals
+
+    def after(self, before: LatelyChanged) -> frozenset[str] | None:
+        """Return the flags whose totals have changed since `before`, None where that is unknown."""
+        if self.writer != before.writer or not self.since <= before.number <= self.number:
+            return None
+        return frozenset(key for key, number in self.flags.items() if number > before.number)
+
+
+_changed_decoder = msgspec.json.Decoder(LatelyChanged)
+
+
+def changed_field(changed: LatelyChanged) -> dict[str, bytes]:
+    """Return the field that tells readers which flags' totals have changed."""
+    return {"changed": _encoder.encode(changed)}
+
+
+def lately_changed(fields: Mapping[str, bytes]) -> LatelyChanged | None:
+    """Return what the field `changed` of a hash says, None where it says nothing of the fence.
+
+    An older release does not write it, and leaves what a newer one wrote.
+    """
+    try:
+        changed = _changed_decoder.decode(fields["changed"])
+    except (KeyError, ValueError):
+        return None
+    return changed if fields.get("next") == b"%d" % changed.next else None
 
 
 def rebased_field(rebased: int) -> bytes:

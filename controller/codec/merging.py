@@ -23,7 +23,7 @@ from controller.core.evidence import (
 )
 from controller.errors import BrokenInvariant
 from controller.health import UPGRADE_FIRST, Faults, Scope, partition_remedy
-from controller.ports import StoredPartition
+from controller.ports import PartitionHead, StoredPartition
 from schemas.counters import merged_values, values_of
 from schemas.terms import Arm
 from schemas.totals import (
@@ -37,6 +37,7 @@ from schemas.totals import (
     decode_bundle,
     decode_progress,
     is_bundle_field,
+    lately_changed,
     parse_number,
     rebased_field,
 )
@@ -300,7 +301,7 @@ class Reading:
         self._arms: list[dict[str, bytes]] = []
         self._closed: list[dict[str, str]] = []  # per partition: bundles that cannot be read
         self.found: dict[str, dict[int, VisitTotals]] = {flag_key: {} for flag_key in wanted}
-        self.progress: list[PartitionProgress] = []
+        self.heads: list[PartitionHead] = []
         self.unreadable: dict[str, str] = {}  # partition key -> why
         self.damaged: dict[str, str] = {}  # flag key -> why
 
@@ -317,7 +318,12 @@ class Reading:
                 self.unreadable[key] = str(broken)
             else:
                 if progress is not None:
-                    self.progress.append(progress)
+                    self.heads.append(PartitionHead(progress, lately_changed(known)))
+
+    @property
+    def progress(self) -> list[PartitionProgress]:
+        """How far the partitions are counted whose heads could be read."""
+        return [head.progress for head in self.heads]
 
     def begin_rows(self) -> None:
         """Begin another round of rows."""

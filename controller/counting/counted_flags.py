@@ -44,7 +44,7 @@ class Changes:
 
     fields: dict[str, bytes] = field(default_factory=dict)
     garbage: list[str] = field(default_factory=list)  # fields to delete once it is written
-    has_totals: bool = False  # of an arm
+    flag_keys: set[str] = field(default_factory=set)  # whose totals have changed
 
 
 class CountedFlags:
@@ -208,6 +208,6 @@ class CountedFlags:
             for _, flag_key, arm, _, count, _ in arms:
                 if count:
                     hours.add(flag_key, arm, count, last_ms)
-            changes.has_totals |= bool(arms)
+            changes.flag_keys.update(arm[1] for arm in arms)
         yield
         yield from self._arms.write_bundles(self.fold, changes.fields, turn, freshest_ms)

@@ -24,6 +24,7 @@ from controller.counting.folding.engine import Fold
 from controller.counting.folding.events import Counted
 from controller.counting.folding.flags_to_count import OPEN_END_MS, FlagsToCount
 from controller.counting.folding.refused import refusal_of
+from controller.counting.layout.changed_flags import ChangedFlags
 from controller.errors import BrokenInvariant
 from controller.ports import Record
 from schemas.envelope import MAX_AHEAD_MS, MAX_TIME_MS
@@ -94,6 +95,7 @@ class PartitionTotals:
             flags_with_own_fields=flags_with_own_fields,
             new_fold=new_fold,
         )
+        self.changed_flags = ChangedFlags()
         self.position = 0  # the offset to read next
         self.progress = PartitionCounts()
         self.refused: list[Refusal] = []

@@ -34,7 +34,7 @@ from controller.health import Scope
 from controller.ports import TopicPartition
 from controller.settings import CountingSettings
 from schemas.quarantine import Refusal
-from schemas.totals import MAX_FIELDS_PER_SAVE, encode_progress
+from schemas.totals import MAX_FIELDS_PER_SAVE, changed_field, encode_progress
 
 BUDGET = "budget"
 """The reporter of flags whose contexts fill a partition; it alone clears these faults."""
@@ -216,7 +216,9 @@ class Saving:
                 "invariant_violated", invariant="I2", topic_partition=owned.key, error=why
             )
             raise BrokenInvariant(f"{owned.key}: {why}")
-        changes.fields |= encode_progress(progress)
+        totals.changed_flags.note(changes.flag_keys)
+        changed = totals.changed_flags.at(totals.position)
+        changes.fields |= encode_progress(progress) | changed_field(changed)
         refusals, totals.refused = totals.refused, []
         return _Snapshot(
             owned,
@@ -292,7 +294,7 @@ class Saving:
         self._counters.saves += 1
         self._metrics.flush_duration_seconds.observe(now - began)
         self._report.update(owned)
-        if snapshot.changes.has_totals:
+        if snapshot.changes.flag_keys:
             self._on_saved()
 
     def _lose_fence(self, owned: OwnedPartition, stored: int) -> None:

@@ -1,4 +1,4 @@
-"""Remembers which totals were read and given last, to avoid repeated work.
+"""Remembers which evidence was given last, to avoid repeated work.
 
 Pure but for the worker that is asked. Does not belong here: reading, and when workers get what
 (`totals_reader.py`).
@@ -18,7 +18,7 @@ from controller.core.evidence import (
     VisitTotals,
     WebhookReply,
 )
-from controller.core.judging.staleness import Age, ages, uncounted
+from controller.core.judging.staleness import Age, ages, has_older_than, uncounted
 from controller.core.rollout import Rollout
 from controller.deciding.flag.flag_worker import FlagWorker
 
@@ -41,7 +41,6 @@ class Progress:
         self.expected_partitions = expected_partitions
         self.at = at
         self.losses = tuple(partition.losses for partition in partitions)
-        self.fences = {one.topic_partition: one.next_offset for one in partitions}
         self.lagging = any(one.lag for one in partitions)
         self._ages: dict[timedelta, frozenset[tuple[str, Age]]] = {}
 
@@ -51,15 +50,17 @@ class Progress:
             self._ages[fresh_within] = ages(self.partitions, fresh_within, self.at)
         return self._ages[fresh_within]
 
+    def says_as(self, before: Progress, fresh_within: timedelta) -> bool:
+        """Return whether it says the same as before, but for records that wait to be counted."""
+        return (
+            self.expected_partitions == before.expected_partitions
+            and self.ages(fresh_within) == before.ages(fresh_within)
+            and self.losses == before.losses
+        )
 
-@dataclass(frozen=True, slots=True)
-class Known:
-    """All totals as they were read last, and where the fences stood before."""
-
-    read_at: float  # monotonic seconds
-    fences: Mapping[str, int]
-    wanted: Mapping[str, Visits]
-    totals: Mapping[str, Mapping[int, VisitTotals]]
+    def is_behind(self, moment: datetime) -> bool:
+        """Return whether a partition with records to count has counted none since then."""
+        return any(has_older_than(one, moment) for one in self.partitions)
 
 
 class Facts(NamedTuple):
@@ -115,23 +116,23 @@ class Given:
             return True
         return (
             rollout is self.rollout
-            and worker.needs_no_totals(self.at, next_turn)
+            and self.rests_until(worker, next_turn) is not None
             and facts == self.facts
             and self._is_progress_enough(rollout, facts, progress)
         )
 
+    def rests_until(self, worker: FlagWorker, next_turn: datetime) -> datetime | None:
+        """Return until when the same totals lead to the same; None: not until the next turn."""
+        until = worker.quiet_until(self.at)
+        return until if until is not None and next_turn < until else None
+
     def _is_progress_enough(self, rollout: Rollout, facts: Facts, progress: Progress) -> bool:
         """Return whether newer partitions say the same of this rollout."""
         before, within = self.progress, rollout.plan.fresh_within
-        return (
-            progress.expected_partitions == before.expected_partitions
-            and progress.ages(within) == before.ages(within)
-            and progress.losses == before.losses
-            and (
-                not (progress.lagging or before.lagging)
-                or _is_all_counted(rollout, facts, progress)
-                == _is_all_counted(rollout, self.facts, before)
-            )
+        return progress.says_as(before, within) and (
+            not (progress.lagging or before.lagging)
+            or _is_all_counted(rollout, facts, progress)
+            == _is_all_counted(rollout, self.facts, before)
         )
 
 

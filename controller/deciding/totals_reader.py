@@ -6,7 +6,7 @@ Totals that one flag's worker cannot use concern this flag alone: the others are
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import NamedTuple, Protocol
@@ -15,6 +15,7 @@ import structlog
 
 from controller.core.evidence import VisitTotals
 from controller.core.rollout import Rollout
+from controller.deciding.due_looks import DueLooks
 from controller.deciding.event_partitions import EventPartitions
 from controller.deciding.evidence_reader import visits_to_read
 from controller.deciding.external_readings import ExternalReadings
@@ -25,10 +26,10 @@ from controller.deciding.given_evidence import (
     READ_EVERY_SECONDS,
     Facts,
     Given,
-    Known,
     Progress,
     Visits,
 )
+from controller.deciding.known_totals import KnownTotals
 from controller.deciding.worker_pool import WorkerPool
 from controller.errors import OperatingTrouble
 from controller.health import Faults, Scope
@@ -39,8 +40,8 @@ from controller.text import plural
 #: takes no more than this share of the time, as far as that leaves one read a second.
 READ_AT_MOST_EVERY_SECONDS = 0.1
 READ_TIME_SHARE = 0.1
-#: While no fence moves, nothing is counted, and only the fences are read. All totals are read again
-#: so often all the same: a manual repair changes totals without moving a fence.
+#: Only totals that have changed are read, as far as their partitions tell. All are read again so
+#: often all the same: a manual repair changes totals and tells nobody.
 READ_ALL_EVERY_SECONDS = 30.0
 #: Flags whose totals are read together: what they get is fresh, also where there are thousands.
 FLAGS_PER_READ = 200
@@ -68,6 +69,9 @@ class Actuation(Protocol):
 
     def drift(self, rollout: Rollout) -> str | None:
         """Return which plane does not serve what was decided, None when all do."""
+
+    def on_change(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with each flag whose planes stand otherwise than before."""
 
 
 class WatchView(NamedTuple):
@@ -115,18 +119,21 @@ class TotalsReader:
         self._clock = clock
         self._faults = faults
         self._saved = asyncio.Event()
-        self._known: Known | None = None
+        self._noted: set[str] = set()  # flags of which something else may be new
+        self._known = KnownTotals()
+        self._all_read_at = float("-inf")  # monotonic seconds
+        self._looks = DueLooks()
         #: For how long each flag waited for its turn in the last pass, and in the present one.
         self._turn_seconds = 0.0
         self._present_turn_seconds = 0.0
         self._flags_read = 0  # in the last pass
         self._got_on_at = clock.monotonic()  # when something was read last
         self._given: dict[str, Given] = {}  # by flag
-        #: By flag, what was read with its newest totals, and when (monotonic seconds).
-        self._read_last: dict[str, tuple[Progress, float]] = {}
         self._unread: set[str] = set()  # flags whose totals could not be read or used
         self._logger = structlog.get_logger()
         pool.on_stop(self.forget)
+        pool.on_news(self._note)
+        actuation.on_change(self._note)
 
     @property
     def turn_seconds(self) -> float:
@@ -146,7 +153,7 @@ class TotalsReader:
             worker = self.pool.worker(flag_key)
             if rollout.has_ended or worker is None:
                 continue
-            progress, read_at = self._read_last.get(flag_key, (None, None))
+            progress, read_at = self._known.as_of(flag_key) or (None, None)
             trouble = worker.unsaved or ""
             if flag_key in broken:
                 trouble = f"its worker stopped: {broken[flag_key]}"
@@ -165,20 +172,24 @@ class TotalsReader:
         """Note that new totals were saved here: they are to be read."""
         self._saved.set()
 
+    def _note(self, flag_key: str) -> None:
+        self._noted.add(flag_key)
+
     def forget(self, flag_key: str) -> None:
         """Forget a flag that runs here no longer; its next owner reads for itself."""
         self._given.pop(flag_key, None)
-        self._read_last.pop(flag_key, None)
+        self._known.want(flag_key, None)
+        self._looks.forget(flag_key)
         self._clear_unread(flag_key)
 
     def reset(self) -> None:
         """Forget all flags, as a run begins."""
         for flag_key in list(self._unread):
             self._clear_unread(flag_key)
-        self._known = None
-        self._turn_seconds = self._present_turn_seconds = 0.0
+        self._known, self._looks = KnownTotals(), DueLooks()
+        self._all_read_at = float("-inf")
         self._given.clear()
-        self._read_last.clear()
+        self._turn_seconds = self._present_turn_seconds = 0.0
 
     async def run(self) -> None:
         """Read when new totals were saved, and once a second, until cancelled."""
@@ -188,11 +199,10 @@ class TotalsReader:
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(READ_EVERY_SECONDS - pause, 0)):
                     await self._saved.wait()
-            has_saved = self._saved.is_set()
             self._saved.clear()
             began = self._clock.monotonic()
             try:
-                await self._read(has_saved=has_saved)
+                await self._read()
                 self._faults.clear(Scope.PART, "totals")
                 self._end_turn()
             except OperatingTrouble as trouble:
@@ -223,62 +233,53 @@ class TotalsReader:
         )
         self._faults.report(Scope.PART, _LOOKS, why, fix)
 
-    async def _read(self, *, has_saved: bool) -> None:
-        """Read the totals of all flags, many in one round trip per partition.
-
-        Unless this replica `has_saved` some, the fences are read alone first: while they stand
-        where they stood, no total has changed.
-        """
-        live = self.pool.rollouts
-        wanted = {
-            key: (rollout.rollout_id, visits_to_read(rollout))
-            for key, rollout in live.items()
-            if rollout.stage_index is not None
-        }
-        for flag_key in self._read_last.keys() - live.keys():
-            del self._read_last[flag_key]
-        for flag_key in self._unread - wanted.keys():
-            self._clear_unread(flag_key)
-        self._flags_read = len(wanted)
-        if not wanted:
-            return
-        keys = self.partitions.keys
-        known = None if has_saved else self._known
-        if known is not None:
-            partitions = tuple(await self._totals.progress(keys))
-            progress = Progress(partitions, len(keys), self._clock.now())
-            if self._is_all_known(known, wanted, progress):
-                await self._give_all(live, known.totals, progress, [*wanted])
-                return
-        self._known, self._present_turn_seconds = None, 0.0
+    async def _read(self) -> None:
+        """Read the totals that have changed, and give them and what else is new to the workers."""
+        live, known = self.pool.rollouts, self._known
         now = self._clock.monotonic()
-        fences: Mapping[str, int] | None = None
-        found: dict[str, Mapping[int, VisitTotals]] = {}
-        is_complete = True
-        waiting = list(wanted)
+        reads_all = now - self._all_read_at >= READ_ALL_EVERY_SECONDS
+        if reads_all:
+            self._noted.update(live, known.wanted)
+        self._follow_rollouts(live)
+        self._flags_read = len(known.wanted)
+        if not known.wanted:
+            return
+        self._present_turn_seconds = 0.0
+        keys = self.partitions.keys
+        heads = await self._totals.heads(keys)
+        partitions = tuple(head.progress for head in heads)
+        progress = Progress(partitions, len(keys), self._clock.now())
+        known.take_heads(heads, (progress, now))
+        if reads_all:
+            known.doubt(known.wanted)
+            self._all_read_at = now
+        waiting = [*known.unknown]
         for at in range(0, len(waiting), FLAGS_PER_READ):
-            some = {flag_key: wanted[flag_key] for flag_key in waiting[at : at + FLAGS_PER_READ]}
-            read = await self._read_some(keys, some, live)
-            if read is None:
-                is_complete = False
-                continue
-            totals, progress = read
-            fences = progress.fences if fences is None else fences
-            found |= totals
-        if fences is not None and is_complete:
-            self._known = Known(now, fences, wanted, found)
+            some = waiting[at : at + FLAGS_PER_READ]
+            wanted = {key: known.wanted[key] for key in some if key in known.wanted}
+            await self._read_some(keys, wanted, live)
+        next_at = self._clock.now() + timedelta(seconds=self.turn_seconds)
+        looks = self._looks.due(progress, next_at) & known.wanted.keys()
+        totals = {key: known.totals[key] for key in looks.difference(waiting, known.unknown)}
+        await self._give_all(live, totals, progress, [*totals])
 
-    def _is_all_known(self, known: Known, wanted: Mapping[str, Visits], progress: Progress) -> bool:
-        is_recent = self._clock.monotonic() - known.read_at < READ_ALL_EVERY_SECONDS
-        return is_recent and progress.fences == known.fences and wanted == known.wanted
+    def _follow_rollouts(self, live: Mapping[str, Rollout]) -> None:
+        """Note which totals are to be known of the flags of which something was noted."""
+        noted, self._noted = self._noted, set()
+        for flag_key in noted:
+            rollout = live.get(flag_key)
+            if rollout is None or rollout.stage_index is None:
+                self._known.want(flag_key, None)
+                self._looks.forget(flag_key)
+                self._clear_unread(flag_key)
+            else:
+                self._known.want(flag_key, (rollout.rollout_id, visits_to_read(rollout)))
+                self._looks.wake(flag_key)
 
     async def _read_some(
         self, keys: Sequence[str], wanted: Mapping[str, Visits], live: Mapping[str, Rollout]
-    ) -> tuple[Mapping[str, Mapping[int, VisitTotals]], Progress] | None:
-        """Read the totals of some flags, and give them to their workers, some at a time.
-
-        Return them, None where they had to be read one by one.
-        """
+    ) -> None:
+        """Read the totals of some flags, and give them to their workers, some at a time."""
         try:
             totals, partitions = await self._totals.read(keys, wanted)
         except OperatingTrouble:
@@ -287,10 +288,9 @@ class TotalsReader:
             self._logger.warning("totals_unreadable", error=repr(mistake))
             for flag_key, of_flag in wanted.items():
                 await self._read_one(live[flag_key], keys, of_flag)
-            return None
+            return
         progress = Progress(tuple(partitions), len(keys), self._clock.now())
         await self._give_all(live, totals, progress, [*wanted])
-        return totals, progress
 
     async def _give_all(
         self,
@@ -352,9 +352,15 @@ class TotalsReader:
                     is_given = True
                     evidence = facts.evidence(turn.progress, turn.at)
                     worker.inbox.put_totals(NewTotals(rollout.rollout_id, evidence))
-                    self._given[flag_key] = Given(rollout, facts, turn.progress, turn.began)
-                self._read_last[flag_key] = turn.read
+                    given = Given(rollout, facts, turn.progress, turn.began)
+                    self._given[flag_key] = given
+                    self._looks.wake(flag_key)
+                until = given.rests_until(worker, turn.next_at)
+                if until is not None and not is_given:
+                    self._looks.rest(rollout, until, turn.progress)
+            self._known.take(flag_key, visits, turn.read)
         except Exception as mistake:  # of what is given with it; other flags are watched
+            self._known.doubt([flag_key])
             self._report_unread(flag_key, mistake)
             return False
         self._clear_unread(flag_key)

@@ -7,6 +7,7 @@ exceptions of `controller.errors`.
 from controller.ports.counting import (
     NO_FENCE,
     EventLog,
+    PartitionHead,
     Record,
     StoredPartition,
     TopicPartition,
@@ -83,6 +84,7 @@ __all__ = [
     "Lift",
     "LocalPlane",
     "OutboxEntry",
+    "PartitionHead",
     "PlaneStanding",
     "Publisher",
     "Queries",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from controller.core.evidence import PartitionProgress, VisitTotals
+from schemas.totals import LatelyChanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,14 @@ class StoredPartition:
 
     next_offset: int | None  # None: never counted, begin at the earliest record
     fields: Mapping[str, bytes]  # everything else, as written
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionHead:
+    """What a partition's hash says besides totals."""
+
+    progress: PartitionProgress
+    changed: LatelyChanged | None  # None: which totals have changed lately is not known
 
 
 TopicPartition = tuple[str, int]
@@ -179,8 +188,11 @@ class Totals(Protocol):
         neither raises.
         """
 
-    async def progress(self, partition_keys: Sequence[str]) -> Sequence[PartitionProgress]:
-        """Return the partitions' progress alone; one that cannot be read is missing."""
+    async def heads(self, partition_keys: Sequence[str]) -> Sequence[PartitionHead]:
+        """Return how far partitions are counted, and whose totals have changed lately.
+
+        A partition that cannot be read is missing.
+        """
 
     async def discard(self, partition_key: str) -> bool:
         """Delete everything stored for one partition; return whether there was something.

@@ -10,10 +10,12 @@ from schemas.terms import Arm
 from schemas.totals import (
     MAX_FIELDS_PER_SAVE,
     ArmCounts,
+    LatelyChanged,
     PartitionCounts,
     arm_field,
     bundle_entry,
     bundle_field,
+    changed_field,
     decode_arm,
     encode_arm,
     encode_bundle,
@@ -295,7 +297,21 @@ async def test_a_damaged_partition_costs_itself(totals: Totals, damage: dict[str
     found, partitions = await totals.read([KEY, OTHER_KEY], {"new-checkout": ("start-1", [0])})
     assert [each.topic_partition for each in partitions] == ["flag.evaluations/4"]
     assert found["new-checkout"][0].treatment.exposures == 5
-    assert await totals.progress([KEY, OTHER_KEY]) == partitions
+    heads = await totals.heads([KEY, OTHER_KEY])
+    assert [head.progress for head in heads] == partitions
+
+
+async def test_heads_say_whose_totals_have_changed(totals: Totals) -> None:
+    """As the last save wrote it; nothing where an older release has saved since."""
+    changed = LatelyChanged("w", 3, 1, 5, {"new-checkout": 3})
+    fields = {**progress(5), **changed_field(changed)}
+    await totals.save(KEY, expected=None, next_offset=5, fields=fields)
+    await totals.save(OTHER_KEY, expected=None, next_offset=5, fields=progress(5))
+    first, second = await totals.heads([KEY, OTHER_KEY])
+    assert (first.progress.next_offset, first.changed) == (5, changed)
+    assert second.changed is None
+    await totals.save(KEY, expected=5, next_offset=6, fields=progress(6))
+    assert [head.changed for head in await totals.heads([KEY])] == [None]
 
 
 async def test_a_log_made_again_has_a_fence_of_its_own(totals: Totals) -> None:

@@ -112,7 +112,7 @@ CALLS: dict[str, Call] = {
     "totals.read": lambda store, totals, rollouts: totals.read(
         [PARTITION], {"f": ("start-1", [0])}
     ),
-    "totals.progress": lambda store, totals, rollouts: totals.progress([PARTITION]),
+    "totals.heads": lambda store, totals, rollouts: totals.heads([PARTITION]),
     "totals.drop": lambda store, totals, rollouts: totals.drop(PARTITION, ["gone"]),
     "rollouts.save": lambda store, totals, rollouts: rollouts.save(
         "f", expected_token=0, rollout=make_rollout(), outbox=[entry(0)], answer=("c", b"y")

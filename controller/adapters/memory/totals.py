@@ -22,6 +22,7 @@ from controller.errors import (
 from controller.health import Faults
 from controller.ports import (
     NO_FENCE,
+    PartitionHead,
     StoredPartition,
 )
 from schemas.totals import FORMAT, MAX_FIELDS_PER_SAVE, rebased_field
@@ -114,9 +115,9 @@ class MemoryTotals:
         self._faults.note(reading.unreadable, reading.damaged)
         return reading.found, reading.progress
 
-    async def progress(self, partition_keys: Sequence[str]) -> Sequence[PartitionProgress]:
+    async def heads(self, partition_keys: Sequence[str]) -> Sequence[PartitionHead]:
         self.outage.before()
         self.outage.after()
         reading = Reading(self._merger, partition_keys, {})
         reading.take_heads([self.hashes.get(key, {}) for key in partition_keys])
-        return reading.progress
+        return reading.heads

@@ -31,7 +31,7 @@ from controller.codec.merging import (
 from controller.core.evidence import PartitionProgress, VisitTotals
 from controller.errors import BrokenInvariant, StoreUnavailable
 from controller.health import Faults
-from controller.ports import NO_FENCE, StoredPartition
+from controller.ports import NO_FENCE, PartitionHead, StoredPartition
 from schemas.totals import FORMAT, MAX_FIELDS_PER_SAVE, PROGRESS_FIELDS, rebased_field
 
 #: Fields of one HSCAN of a partition's hash. With 3 KB each that is 1 MB, with filters of 64 KB
@@ -47,7 +47,7 @@ VISITS_PER_READ: Final = 200
 VISITS_PER_TURN: Final = 20
 
 #: Fields that every read of totals begins with.
-_HEAD: Final = ("next", "format", *PROGRESS_FIELDS)
+_HEAD: Final = ("next", "format", "changed", *PROGRESS_FIELDS)
 
 _Row = list[bytes | None] | Exception
 """The values of some fields of one hash, or what reading them raised."""
@@ -166,10 +166,10 @@ class RedisTotals:
         self._faults.note(reading.unreadable, reading.damaged)
         return reading.found, reading.progress
 
-    async def progress(self, partition_keys: Sequence[str]) -> Sequence[PartitionProgress]:
+    async def heads(self, partition_keys: Sequence[str]) -> Sequence[PartitionHead]:
         reading = Reading(self._merger, partition_keys, {})
         reading.take_heads(map(_head_of, await self._answers_to(partition_keys, _HEAD)))
-        return reading.progress
+        return reading.heads
 
     async def _answers_to(self, partition_keys: Sequence[str], names: Sequence[str]) -> list[_Row]:
         """Return one row of values per partition, all requested at once.

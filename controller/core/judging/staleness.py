@@ -63,7 +63,7 @@ def _counting_lag(plan: Plan, visit: Visit, evidence: Evidence, at: datetime) ->
         if (lag := partition.lag)  # mostly none: ten thousand rollouts ask for each partition
         and (
             Age.LAGS in _ages_of_partition(partition, plan.fresh_within, at)
-            or _has_older_than(partition, visit.counts_from)
+            or has_older_than(partition, visit.counts_from)
         )
     ]
     if not behind:
@@ -71,7 +71,7 @@ def _counting_lag(plan: Plan, visit: Visit, evidence: Evidence, at: datetime) ->
     return f"counting lags, {plural(sum(behind), 'record is', 'records are')} not counted yet"
 
 
-def _has_older_than(partition: PartitionProgress, moment: datetime) -> bool:
+def has_older_than(partition: PartitionProgress, moment: datetime) -> bool:
     """Return whether there are records to read, and the newest counted is from before `moment`."""
     freshest = partition.freshest
     return partition.lag > 0 and freshest is not None and freshest < moment

@@ -111,15 +111,14 @@ class FlagWorker:
         """The newest judgement, perhaps of an earlier rollout."""
         return self._judge.judgement
 
-    def needs_no_totals(self, given_at: float, now: datetime) -> bool:
-        """Return whether totals given at `given_at` are handled, and need not be again by `now`.
+    def quiet_until(self, given_at: float) -> datetime | None:
+        """Return until when totals given at `given_at` (monotonic seconds) need not be given again.
 
-        `given_at` is in monotonic seconds, `now` is UTC. Totals need not be handled again where
-        nothing follows from the same ones but what followed already.
+        Nothing follows from the same ones until then but what followed already. None: they are not
+        handled yet, or more may follow at any time.
         """
         is_handled = self.handled_at is not None and self.handled_at >= given_at
-        until = self._judge.quiet_until
-        return is_handled and until is not None and now < until
+        return self._judge.quiet_until if is_handled else None
 
     @property
     def is_at_rest(self) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from controller.health import Scope
 from controller.settings import CountingSettings
 from schemas.quarantine import Refusal
+from schemas.totals import lately_changed
 from tests.records import arms_in, at_ms
 from tests.unit.counting.ingest_bench import (
     EVALUATIONS,
@@ -38,6 +39,32 @@ async def test_events_become_totals_with_the_fence() -> None:
     assert bench.times_told > 0
     assert bench.progress(EVALUATIONS).counted == 3
     assert bench.progress(EVALUATIONS).freshest_ms == at_ms(NOW)
+
+
+async def test_each_save_tells_readers_which_flags_have_changed() -> None:
+    """With the fence that it belongs to; a replica that loads the partition begins anew."""
+    bench = Bench()
+    bench.evaluate("a", "on")
+    bench.evaluate("b", "on", flag="nobody-knows-it")
+    async with bench.running():
+        await until(bench.is_all_saved)
+        first = lately_changed(bench.stored(EVALUATIONS))
+        bench.evaluate("c", "on", flag="nobody-knows-it")
+        await until(bench.is_all_saved)
+        second = lately_changed(bench.stored(EVALUATIONS))
+    assert first is not None
+    assert second is not None
+    assert (first.next, second.next) == (2, 3)
+    assert set(first.flags) == {"new-checkout"}
+    assert second.after(first) == frozenset()  # that event changed no totals
+    bench.evaluate("d", "on")
+    async with bench.running():
+        await until(bench.is_all_saved)
+    third = lately_changed(bench.stored(EVALUATIONS))
+    assert third is not None
+    assert third.after(second) is None
+    assert lately_changed({**bench.stored(EVALUATIONS), "next": b"99"}) is None  # an older release
+    assert lately_changed({**bench.stored(EVALUATIONS), "changed": b"{"}) is None
 
 
 async def test_position_comes_from_the_fence() -> None:

@@ -94,6 +94,9 @@ class NoDrift:
         """Return none."""
         return None
 
+    def on_change(self, listener: object) -> None:
+        """Take a listener: nothing ever changes."""
+
 
 class NoRecords:
     """Takes refused records, and keeps none."""

@@ -11,7 +11,7 @@ import pytest
 
 from controller.adapters.memory import MemoryPublisher, MemoryRollouts
 from controller.bootstrap import Daemon
-from controller.core.judging.quiet import LONGEST
+from controller.core.judging.quiet import LONGEST_YOUNG
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.errors import (
     BrokenInvariant,
@@ -56,6 +56,7 @@ async def test_a_flag_that_is_handed_over_leaves_no_fault() -> None:
         replica.faults.report(
             Scope.FLAG, wrong, "a decision would break invariant I1", reporter="invariants"
         )
+        replica.totals._known.doubt([blind, wrong, late])
         await cluster.passes(5)
         reading.clear()
         await reading.wait()
@@ -166,7 +167,7 @@ async def test_a_stopped_worker_takes_no_other_part_s_fault_away() -> None:
         assert worker is not None
         decider: Any = worker._decider
         real, decider.decide = decider.decide, None
-        await cluster.passes(LONGEST.total_seconds() + 5)  # nothing new is counted
+        await cluster.passes(LONGEST_YOUNG.total_seconds() + 5)  # nothing new is counted
         assert {fault.reporter for fault in replica.faults.current} == {"budget", "worker"}
         decider.decide = real
         await cluster.passes(60)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from controller.codec.commands import to_command_received
-from controller.core.judging.quiet import LONGEST
+from controller.core.judging.quiet import LONGEST_YOUNG
 from controller.core.rollout import Baking, RolledBack
 from controller.deciding.commands import command_follower, command_partition
 from controller.deciding.flag.command_answers import digest_of, read_answer
@@ -266,7 +266,7 @@ async def test_totals_are_looked_at_without_news_too() -> None:
         worker = replica.pool.worker(flag)
         assert worker is not None
         assert worker.rollout is not None
-        every = LONGEST.total_seconds()
+        every = LONGEST_YOUNG.total_seconds()
         looks: list[float] = []
         inbox: Any = worker.inbox
         real = inbox.put_totals
@@ -287,6 +287,7 @@ async def test_totals_are_looked_at_without_news_too() -> None:
         looks.clear()
         views: Any = replica.totals
         views._actuation = SimpleNamespace(drift=lambda _: "one plane serves 5 %")
+        views._note(flag)
         await cluster.passes(1.2)
         assert len(looks) == 1
         looks.clear()

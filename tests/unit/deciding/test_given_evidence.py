@@ -25,12 +25,12 @@ def is_enough(
     evidence: Evidence,
     *,
     rollout: Rollout = ROLLOUT,
-    needs_no_totals: bool = True,
+    is_quiet: bool = True,
     seconds: float = 2.0,
     given: Evidence | None = None,
 ) -> bool:
     """Return whether what was given at `NOW` is enough, by these later totals."""
-    worker: Any = SimpleNamespace(needs_no_totals=lambda *_: needs_no_totals)
+    worker: Any = SimpleNamespace(quiet_until=lambda _: LATER + HOUR if is_quiet else None)
     before = Given(ROLLOUT, *read(given or make_evidence(VISITS, NOW)), at=100.0)
     return before.is_enough(rollout, *read(evidence), worker, 100.0 + seconds, evidence.at)
 
@@ -73,8 +73,8 @@ def test_anything_that_decides_something_is_given(other: Evidence) -> None:
 def test_a_changed_rollout_and_totals_that_wait_are_given_again() -> None:
     """After a second: what is newer than that may be on its way."""
     assert not is_enough(SAME, rollout=replace(ROLLOUT, revision=ROLLOUT.revision + 1))
-    assert not is_enough(SAME, needs_no_totals=False)
-    assert is_enough(SAME, needs_no_totals=False, seconds=READ_EVERY_SECONDS / 2)
+    assert not is_enough(SAME, is_quiet=False)
+    assert is_enough(SAME, is_quiet=False, seconds=READ_EVERY_SECONDS / 2)
 
 
 def test_records_that_begin_to_wait_matter_where_the_present_visit_is_not_counted_yet() -> None:
@@ -84,7 +84,7 @@ def test_records_that_begin_to_wait_matter_where_the_present_visit_is_not_counte
     rollout = replace(ROLLOUT, plan=plan)
     given = make_evidence(VISITS, NOW, partitions=make_progress(NOW, freshest=old))
     waiting = make_progress(LATER, freshest=old, end_offset=900)
-    worker: Any = SimpleNamespace(needs_no_totals=lambda *_: True)
+    worker: Any = SimpleNamespace(quiet_until=lambda _: LATER + HOUR)
     before = Given(rollout, *read(given), at=100.0)
     later = read(make_evidence(VISITS, LATER, partitions=waiting))
     assert not before.is_enough(rollout, *later, worker, 102.0, LATER)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,8 @@ from controller.deciding.totals_reader import (
 )
 from controller.errors import StoreUnavailable
 from controller.health import Faults, Scope
-from controller.ports import Clock
+from controller.ports import Clock, PartitionHead
+from schemas.totals import LatelyChanged
 from tests.builders import T0, make_rollout
 from tests.gate_webhooks import Webhooks
 from tests.monitoring import Monitoring
@@ -39,6 +41,7 @@ class Store:
         self.seconds = 0.0
         self.is_away = False
         self.read_at: list[float] = []
+        self.fence = 7
 
     async def read(
         self, partition_keys: Sequence[str], wanted: Mapping[str, Any]
@@ -50,10 +53,16 @@ class Store:
             raise StoreUnavailable("away")
         return {}, ()
 
-    async def progress(self, partition_keys: Sequence[str]) -> Sequence[PartitionProgress]:
-        """Return none, counted as a read."""
-        await self.read(partition_keys, {})
-        return ()
+    async def heads(self, partition_keys: Sequence[str]) -> Sequence[PartitionHead]:
+        """Return what the progress says, and not which flags have changed."""
+        if self.is_away:
+            await self.read(partition_keys, {})
+        self.fence += 1
+        return [PartitionHead(one, None) for one in self.progress()]
+
+    def progress(self) -> Sequence[PartitionProgress]:
+        """Return where the fence stands: it moves all the time."""
+        return [PartitionProgress("e/0", self.fence, self.fence, T0, T0)]
 
 
 class Pool:
@@ -70,11 +79,18 @@ class Pool:
     def on_stop(self, listener: object) -> None:
         """Take a listener."""
 
+    def on_news(self, listener: Callable[[str], None]) -> None:
+        """Take the one that hears of new rollouts."""
+        self.tell = listener
+
     def worker(self, flag_key: str) -> None:
         """Return none: nobody takes the evidence."""
 
     def clear_recovered(self) -> None:
         """Do nothing."""
+
+
+LATE = T0 + timedelta(days=365)
 
 
 def reader_of(
@@ -86,7 +102,7 @@ def reader_of(
         pool,
         store,
         partitions,
-        SimpleNamespace(drift=lambda _: None),
+        SimpleNamespace(drift=lambda _: None, on_change=lambda _: None),
         Monitoring(),
         Webhooks(),
         clock=clock or LoopClock(),
@@ -165,7 +181,7 @@ class ManyFlags(Pool):
 
     def worker(self, flag_key: str) -> Any:
         """Return a worker that looks at once."""
-        return SimpleNamespace(inbox=self, handled_at=None, needs_no_totals=lambda *_: False)
+        return SimpleNamespace(inbox=self, handled_at=None, quiet_until=lambda _: None)
 
     def put_totals(self, _totals: object) -> None:
         """Take the time of a look."""
@@ -184,9 +200,9 @@ class Lagging(Store):
         self, partition_keys: Sequence[str], wanted: Mapping[str, Any]
     ) -> tuple[Mapping[str, Mapping[int, VisitTotals]], Sequence[PartitionProgress]]:
         """Return no totals."""
-        return {}, await self.progress(partition_keys)
+        return {}, self.progress()
 
-    async def progress(self, partition_keys: Sequence[str]) -> Sequence[PartitionProgress]:
+    def progress(self) -> Sequence[PartitionProgress]:
         """Return the one partition."""
         return [PartitionProgress("e/0", 7, 7 + self.lag, T0, T0)]
 
@@ -217,21 +233,26 @@ class Quiet(Store):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fence = 7
-        self.totals_read = 0
+        self.totals_read: list[int] = []  # of so many flags
+        #: Of a release that tells whose totals have changed.
+        self.changed: LatelyChanged | None = None
 
     async def read(
         self, partition_keys: Sequence[str], wanted: Mapping[str, Any]
     ) -> tuple[Mapping[str, Mapping[int, VisitTotals]], Sequence[PartitionProgress]]:
         """Return one context for each record."""
-        self.totals_read += 1
+        self.totals_read.append(len(wanted))
         totals = VisitTotals(make_arm(self.fence))
-        return {key: {0: totals} for key in wanted}, await self.progress(partition_keys)
+        return {key: {0: totals} for key in wanted}, self.progress()
 
-    async def progress(self, partition_keys: Sequence[str]) -> Sequence[PartitionProgress]:
+    def progress(self) -> Sequence[PartitionProgress]:
         """Return where the fence stands."""
         now = LoopClock().now()
         return [PartitionProgress("e/0", self.fence, self.fence, now, now)]
+
+    async def heads(self, partition_keys: Sequence[str]) -> Sequence[PartitionHead]:
+        """Return what the progress says."""
+        return [PartitionHead(one, self.changed) for one in self.progress()]
 
 
 @in_virtual_time
@@ -243,24 +264,97 @@ async def test_totals_are_not_read_again_while_no_fence_moves() -> None:
     inbox = SimpleNamespace(
         put_totals=lambda new: given.append(new.evidence.visits[0].treatment.exposures)
     )
-    pool.worker = lambda _: SimpleNamespace(inbox=inbox, needs_no_totals=lambda *_: True)
+    pool.worker = lambda _: SimpleNamespace(inbox=inbox, quiet_until=lambda _: LATE)
     reader = reader_of(pool, store, clock=clock, faults=faults)
     async with asyncio.TaskGroup() as tasks:
         reading = tasks.create_task(reader.run())
         await asyncio.sleep(READ_ALL_EVERY_SECONDS)
-        assert (store.totals_read, given) == (1, [7])
-        store.fence = 8  # another replica counted
+        assert (store.totals_read, given) == ([1], [7])
+        store.fence = 8  # an older release counted
         await asyncio.sleep(2 * READ_EVERY_SECONDS)
-        assert (store.totals_read, given) == (2, [7, 8])
-        reader.totals_saved()  # this one did, though no fence moved
-        await asyncio.sleep(READ_EVERY_SECONDS)
-        assert store.totals_read == 3
+        assert (store.totals_read, given) == ([1] * 3, [7, 8])  # one more: after half a minute
         pool.rollouts = {"g": make_rollout(flag_key="g")}  # another rollout has begun
+        pool.tell("f")
+        pool.tell("g")
         await asyncio.sleep(2 * READ_EVERY_SECONDS)
-        assert (store.totals_read, given) == (4, [7, 8, 8])
+        assert (store.totals_read, given) == ([1] * 4, [7, 8, 8])
         await asyncio.sleep(READ_ALL_EVERY_SECONDS + READ_EVERY_SECONDS)
-        assert store.totals_read == 5  # whatever was repaired by hand
+        assert store.totals_read == [1] * 5  # whatever was repaired by hand
         assert faults.current == ()
+        reading.cancel()
+
+
+@in_virtual_time
+async def test_only_flags_that_changed_are_read_and_the_others_are_as_good_as_read() -> None:
+    """Of a thousand flags three get events, and the others cost nothing."""
+    clock, store = LoopClock(), Quiet()
+    pool: Any = Pool()
+    pool.rollouts = {f"f{n}": make_rollout(flag_key=f"f{n}") for n in range(1_000)}
+    given: list[str] = []
+    drifts: list[str] = []
+
+    def worker(flag_key: str) -> Any:
+        inbox = SimpleNamespace(put_totals=lambda _: given.append(flag_key))
+        return SimpleNamespace(
+            inbox=inbox, quiet_until=lambda _: LATE, unsaved=None, handled_at=clock.monotonic()
+        )
+
+    pool.worker = worker
+    store.changed = LatelyChanged("w", 0, 0, store.fence, {})
+    reader = reader_of(pool, store, clock=clock)
+    reader._actuation = SimpleNamespace(drift=lambda one: drifts.append(one.flag_key))
+    async with asyncio.TaskGroup() as tasks:
+        reading = tasks.create_task(reader.run())
+        await asyncio.sleep(3 * READ_EVERY_SECONDS)
+        assert (len(given), store.totals_read) == (1_000, [FLAGS_PER_READ] * 5)
+        await asyncio.sleep(64)  # they have settled, and all were read twice more
+        given.clear()
+        drifts.clear()
+        store.totals_read.clear()
+        for number in range(1, 51):
+            store.fence += 1
+            changed = {f"f{n}": number for n in range(3)}
+            store.changed = LatelyChanged("w", number, 0, store.fence, changed)
+            reader.totals_saved()
+            await asyncio.sleep(0.15)
+        assert set(given) == {"f0", "f1", "f2"} == set(drifts)
+        assert set(store.totals_read) == {3}
+        assert len(store.totals_read) >= 40
+        ages = [clock.monotonic() - (view.read_at or 0) for view in reader.views()]
+        assert len(ages) == 1_000
+        assert max(ages) < READ_EVERY_SECONDS
+        reading.cancel()
+
+
+@in_virtual_time
+async def test_a_flag_whose_totals_are_not_read_does_not_look_read() -> None:
+    """The store says that they have changed, and then answers nothing: they are as old as before.
+
+    The others, which have not changed, are as new as that.
+    """
+    clock, store = LoopClock(), Quiet()
+    pool: Any = Pool()
+    pool.rollouts = {f"f{n}": make_rollout(flag_key=f"f{n}") for n in range(2)}
+    inbox = SimpleNamespace(put_totals=lambda _: None)
+    pool.worker = lambda _: SimpleNamespace(
+        inbox=inbox, quiet_until=lambda _: LATE, unsaved=None, handled_at=clock.monotonic()
+    )
+    store.changed = LatelyChanged("w", 0, 0, store.fence, {})
+    reader = reader_of(pool, store, clock=clock)
+    async with asyncio.TaskGroup() as tasks:
+        reading = tasks.create_task(reader.run())
+        await asyncio.sleep(3 * READ_EVERY_SECONDS)
+
+        async def away(*_: object) -> Any:
+            raise StoreUnavailable("away")
+
+        store.read = away  # type: ignore[method-assign, assignment]
+        store.fence += 1
+        store.changed = LatelyChanged("w", 1, 0, store.fence, {"f0": 1})
+        await asyncio.sleep(10)
+        ages = {one.flag_key: clock.monotonic() - (one.read_at or 0) for one in reader.views()}
+        assert 9 < ages["f0"] < 12
+        assert ages["f1"] < 2 * READ_EVERY_SECONDS
         reading.cancel()
 
 
@@ -282,7 +376,7 @@ async def test_totals_that_cannot_be_read_keep_no_flag_behind_them_unread() -> N
 
     def worker(flag_key: str) -> Any:
         inbox = SimpleNamespace(put_totals=lambda _: given.add(flag_key))
-        return SimpleNamespace(inbox=inbox, needs_no_totals=lambda *_: True)
+        return SimpleNamespace(inbox=inbox, quiet_until=lambda _: LATE)
 
     pool.worker = worker
     reader = reader_of(pool, store)
@@ -307,7 +401,7 @@ async def test_nobody_waits_for_a_turn_where_nothing_gets_on() -> None:
         async def away(*_: object) -> Any:
             raise StoreUnavailable("away")
 
-        store.read = store.progress = away  # type: ignore[method-assign, assignment]
+        store.read = store.heads = away  # type: ignore[method-assign, assignment]
         await asyncio.sleep(2 * STUCK_AFTER_SECONDS)
         assert reader.turn_seconds == 0
         reading.cancel()
