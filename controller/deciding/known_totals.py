@@ -10,6 +10,7 @@ Pure. Does not belong here: reading, and what workers get (`totals_reader.py`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 
 from controller.core.evidence import VisitTotals
 from controller.deciding.given_evidence import Progress, Visits
@@ -74,6 +75,11 @@ class KnownTotals:
         if read is None or heads is None or flag_key in self.unknown or read[1] > heads[1]:
             return read
         return heads
+
+    def same_until(self, flag_key: str) -> datetime | None:
+        """Return until when (UTC) the totals of a flag are known to have been the same."""
+        as_of = self.as_of(flag_key)
+        return None if as_of is None else as_of[0].at
 
 
 def _changed(

@@ -351,7 +351,8 @@ class TotalsReader:
                 ):
                     is_given = True
                     evidence = facts.evidence(turn.progress, turn.at)
-                    worker.inbox.put_totals(NewTotals(rollout.rollout_id, evidence))
+                    same_until = self._known.same_until(flag_key)
+                    worker.inbox.put_totals(NewTotals(rollout.rollout_id, evidence, same_until))
                     given = Given(rollout, facts, turn.progress, turn.began)
                     self._given[flag_key] = given
                     self._looks.wake(flag_key)

@@ -221,16 +221,13 @@ class Claims:
         if now - self._trouble_since > READ_WITHIN_SECONDS:
             self._faults.report(Scope.DEPENDENCY, CLAIMS, why, _REMEDY)
 
-    def sees(self, partition: int) -> Callable[[str], bool]:
-        """Return what tells of a flag whether a replica is known to run it and to see it.
+    def unseen(self, partition: int) -> Collection[str] | None:
+        """Return the flags that no guardrail is known to see, of those that a replica runs.
 
-        `partition` is that of its commands.
+        `partition` is that of their commands. None: perhaps none of its flags is seen.
         """
         now = self._clock.monotonic()
-        unseen = self._knowledge.unseen(partition, now) if self._knowledge.is_known(now) else None
-        if unseen is None:
-            return lambda _: False
-        return lambda flag_key: flag_key not in unseen
+        return self._knowledge.unseen(partition, now) if self._knowledge.is_known(now) else None
 
     def judge(self, partition: int, *, is_owned: bool) -> tuple[bool, str | None]:
         """Return whether a replica runs a partition's flags, and why none does.

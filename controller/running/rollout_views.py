@@ -12,8 +12,9 @@ from controller.deciding.registry import RolloutRegistry
 from controller.health import Faults, Health, Scope
 from controller.ports import Clock
 from controller.running.claims import Claims
+from controller.running.holders import Holder
 from controller.running.reporter import SILENT_AFTER_SECONDS
-from controller.running.visibility import Holder, Unseen, View, needs_watching
+from controller.running.visibility import Unseen, View, needs_watching
 
 #: A process that has not started by then may be kept from it by an outage.
 STARTING_SECONDS: Final = 30.0
@@ -61,6 +62,8 @@ class RolloutViews:
         self._event_topics = event_topics
         self._store_heard_at = store_heard_at
         self._began_at = clock.monotonic()
+        #: What the holders were made of, and they. Of thousands of rollouts they seldom change.
+        self._held: tuple[object, Sequence[Holder]] = (None, ())
 
     @property
     def expected_partitions(self) -> int:
@@ -126,25 +129,35 @@ class RolloutViews:
         return views
 
     def holders(self) -> Sequence[Holder]:
-        """Return, for every live rollout that needs watching, which replica runs it."""
+        """Return, for every live rollout that needs watching, which replica runs it.
+
+        The same object as before, while nothing about them has changed.
+        """
         owned = {number for _, number in self._deciding.follower.owned}
-        # By command partition: whether it is claimed, why no replica runs it, which flags it sees.
-        judged: dict[int, tuple[bool, str | None, Callable[[str], bool]]] = {}
-        holders = []
-        for flag_key, rollout in self._registry.rollouts.items():
-            if not needs_watching(rollout):
-                continue
-            try:
-                number = self._deciding.topic.home_of(flag_key)
-            except KeyError:  # the number of partitions is not known yet
-                continue
-            if number not in judged:
-                is_claimed, why = self._claims.judge(number, is_owned=number in owned)
-                judged[number] = is_claimed, why, self._claims.sees(number)
-            is_claimed, why, sees = judged[number]
-            is_watched = is_claimed and sees(flag_key)
-            holders.append(Holder(flag_key, rollout, is_claimed, why, is_watched))
-        return holders
+        try:
+            numbers = range(self._deciding.topic.partitions)
+        except KeyError:  # it is not known yet
+            return ()
+        # By command partition: whether it is claimed, why no replica runs it, and which of its
+        # flags no guardrail sees.
+        judged = [
+            (*self._claims.judge(number, is_owned=number in owned), self._claims.unseen(number))
+            for number in numbers
+        ]
+        made_of = (self._registry.changes, judged)
+        if self._held[0] != made_of:
+            self._held = made_of, [self._holder(one, judged) for one in self._live()]
+        return self._held[1]
+
+    def _live(self) -> Sequence[Rollout]:
+        return [one for one in self._registry.rollouts.values() if needs_watching(one)]
+
+    def _holder(
+        self, rollout: Rollout, judged: Sequence[tuple[bool, str | None, Collection[str] | None]]
+    ) -> Holder:
+        is_claimed, why, unseen = judged[self._deciding.topic.home_of(rollout.flag_key)]
+        is_watched = is_claimed and unseen is not None and rollout.flag_key not in unseen
+        return Holder(rollout.flag_key, rollout, is_claimed, why, is_watched)
 
     def unseen(self, seen: Collection[str]) -> Mapping[int, Collection[str]]:
         """Return the flags by command partition that need watching and are not `seen` here."""

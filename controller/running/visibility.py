@@ -28,6 +28,7 @@ from controller.health import Faults, Scope
 from controller.ports import Clock
 from controller.reporting.unwatched import Unwatched, unwatched_words
 from controller.running.blindness import Blindness, Partitions, Reported, blindness_of
+from controller.running.holders import Held, Holder
 from controller.telemetry import Metrics
 from schemas.terms import AlertKind, Severity
 
@@ -89,16 +90,6 @@ class Unseen(NamedTuple):
     trouble: str = ""
 
 
-class Holder(NamedTuple):
-    """Which replica runs a live rollout, as far as the claims of all replicas say."""
-
-    flag_key: str
-    rollout: Rollout
-    is_claimed: bool  # by a replica that works; False: by none, or not known
-    why: str | None = None  # why no replica runs it; None: one does, or not known
-    is_watched: bool = False  # by that replica: its guardrails see
-
-
 def needs_watching(rollout: Rollout) -> bool:
     """Return whether contexts are exposed and a guardrail is to watch them."""
     return rollout.percent > 0 and not rollout.plan.blind and rollout.stage_index is not None
@@ -136,8 +127,11 @@ class WatchedRollouts(Protocol):
     def views(self) -> Iterable[View]:
         """Return the rollouts that this replica should watch."""
 
-    def holders(self) -> Iterable[Holder]:
-        """Return which replica runs each live rollout that needs watching."""
+    def holders(self) -> Sequence[Holder]:
+        """Return which replica runs each live rollout that needs watching.
+
+        The same object as before says that nothing has changed.
+        """
 
 
 class AlertQueue(Protocol):
@@ -201,7 +195,7 @@ class Visibility:
         #: they were.
         self._watched_before: dict[str, tuple[str, float]] = {}
         self._seen_here: frozenset[str] = frozenset()
-        self._unheld: frozenset[str] = frozenset()  # flags that no replica runs
+        self._held = Held(())
         self._cause: str | None = None  # other faults of this replica; None: not looked at yet
 
     @property
@@ -244,28 +238,33 @@ class Visibility:
         """Check every rollout once."""
         now = self._clock.monotonic()
         self._cause = None
-        views = [view for view in self._rollouts.views() if needs_watching(view.rollout)]
-        holders = {holder.flag_key: holder for holder in self._rollouts.holders()}
+        held = self._rollouts.holders()
+        if held is not self._held.holders:
+            self._held = Held(held)
+        holders, unheld = self._held.by_flag, self._held.unheld
+        views = [view for view in self._rollouts.views() if self._is_to_watch(view)]
         here = {view.flag_key for view in views}
         seconds = len(holders.keys() | here) / CHECKED_PER_SECOND
         self._pause_seconds = min(max(seconds, CHECK_EVERY_SECONDS), CHECK_AT_LEAST_EVERY_SECONDS)
-        self._unheld = frozenset(key for key, one in holders.items() if one.why is not None)
         for flag_key in self._watched_since.keys() - here:
             del self._watched_since[flag_key]
         self._follow_fences(views, now)
-        self._follow_views(views, holders, now)
-        elsewhere = [holders[key] for key in self._unheld - here]
+        self._follow_views(views, now)
+        elsewhere = [holders[key] for key in unheld - here]
         for holder in elsewhere:
             if holder.why is not None:
                 self._follow(holder.rollout, Blindness(holder.why), now)
-        for flag_key in list(self._episodes.keys() - here - self._unheld):
+        for flag_key in list(self._episodes.keys() - here - unheld):
             self._end_elsewhere(self._episodes[flag_key], holders.get(flag_key), now)
-        self._note_watched(views, holders, now)
+        self._note_watched(views, now)
         self._metrics.unwatched_rollouts.set(len(self.unwatched))
 
-    def _follow_views(
-        self, views: Sequence[View], holders: Mapping[str, Holder], now: float
-    ) -> None:
+    def _is_to_watch(self, view: View) -> bool:
+        holder = self._held.by_flag.get(view.flag_key)  # of the same rollout: that was asked
+        is_held = holder is not None and holder.rollout is view.rollout
+        return is_held or needs_watching(view.rollout)
+
+    def _follow_views(self, views: Sequence[View], now: float) -> None:
         """Judge each rollout that is to be watched here."""
         blind, expected = self._rollouts.why_all_blind(), self._rollouts.expected_partitions
         # A takeover needs time. It is not what is waited for while the store says nothing.
@@ -274,7 +273,7 @@ class Visibility:
         self._turn_seconds = min(turn, MOST_TURN_SECONDS)
         seen = []
         for view in views:
-            rollout, holder = view.rollout, holders.get(view.flag_key)
+            rollout, holder = view.rollout, self._held.by_flag.get(view.flag_key)
             since = self._watched_from(view, now)
             found = Blindness(blind) if blind else self._blindness(view, since, expected, now)
             if found is None and holder is not None and holder.why is not None:
@@ -284,17 +283,15 @@ class Visibility:
                 continue  # its worker was started a moment ago: nothing is known yet
             if found is None and has_handled:
                 seen.append(view.flag_key)
-            self._follow(rollout, found, now, watched_since=since if has_grace else None)
+            if found is not None or view.flag_key in self._episodes:
+                self._follow(rollout, found, now, watched_since=since if has_grace else None)
         self._seen_here = frozenset(seen)
 
-    def _note_watched(
-        self, views: Sequence[View], holders: Mapping[str, Holder], now: float
-    ) -> None:
+    def _note_watched(self, views: Sequence[View], now: float) -> None:
         """Note which rollouts are watched, here or by another replica."""
-        watched = {key: one.rollout.rollout_id for key, one in holders.items() if one.is_watched}
-        for view in views:
-            if view.flag_key in self._seen_here:
-                watched[view.flag_key] = view.rollout.rollout_id
+        seen = self._seen_here
+        here = {view.flag_key: view.rollout.rollout_id for view in views if view.flag_key in seen}
+        watched = {**self._held.watched, **here}
         for flag_key in self._watched.keys() - watched.keys():
             self._watched_before[flag_key] = self._watched[flag_key], self._watched_at
         for flag_key, (_, at) in list(self._watched_before.items()):
@@ -434,7 +431,7 @@ class Visibility:
         """Return what helps now: a command helps only where a replica can carry it out."""
         if self._rollouts.store_trouble is not None:
             waits, first = "Redis", "start or restore Redis, or free its memory"
-        elif flag_key in self._unheld:
+        elif flag_key in self._held.unheld:
             waits = "a replica"
             first = (
                 "`rolloutctl doctor` says what each replica waits for: bring one back, and see "
@@ -448,7 +445,7 @@ class Visibility:
 
     def _fix(self, flag_key: str, action: str) -> str:
         """Return what helps now, for whoever reads the replica's own report already."""
-        if self._rollouts.store_trouble is not None or flag_key in self._unheld:
+        if self._rollouts.store_trouble is not None or flag_key in self._held.unheld:
             return action
         if self._cause is None:  # once in a check: thousands of flags may be blind by one cause
             others = [one for one in self._faults.current if one.reporter != _REPORTER]

@@ -30,6 +30,7 @@ from controller.core.rollout import (
 )
 from controller.counting.ingest import Ingest
 from controller.deciding.flag.flag_decision import EvidenceJudge
+from controller.deciding.flag.flag_inbox import NewTotals
 from controller.planning.backtest import Backtest, Replay, Source
 from controller.settings import CountingSettings
 from controller.telemetry import Metrics
@@ -265,7 +266,8 @@ class DaemonParts:
         totals, progress = await self.totals.read(keys, {flag: (rollout.rollout_id, visits)})
         now = self.clock.now()
         evidence = Evidence(now, totals.get(flag, {}), tuple(progress), len(keys), None)
-        judgement, self.tests = self.judge.judge(rollout, evidence, self.tests, now)
+        new = NewTotals(rollout.rollout_id, evidence)
+        judgement, self.tests = self.judge.judge(rollout, new, self.tests, now)
         if judgement is not None:
             gaps = tuple(gap for gap in judgement.gaps if gap.kind not in OF_THE_SPLIT)
             self.handle(EvidenceJudged(replace(judgement, gaps=gaps)))

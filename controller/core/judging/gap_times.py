@@ -13,13 +13,10 @@ from datetime import timedelta
 from controller.core.analysis.sequential_tests import GapTime
 from schemas.terms import HealthGap
 
-#: The daemon judges about once a second, and once a minute where nothing is counted. After a longer
-#: break of ours nobody knows whether a gap lasted through it, so that time counts neither as
+#: The daemon judges about once a second, and seldom where nothing changes (`quiet.py`). After a
+#: longer break of ours nobody knows whether a gap lasted through it, so that time counts neither as
 #: lasting nor as over.
 LONGEST_BREAK = timedelta(seconds=90)
-#: The same of a gap that has lasted for the grace time already: it acts, and only words say for how
-#: long. Such rollouts are judged every few minutes (`quiet.py`).
-LONGEST_BREAK_SETTLED = timedelta(seconds=330)
 #: For so long a gap has been gone at most when it is not found for the first time.
 JUST_GONE_SECONDS = 1.0
 
@@ -37,13 +34,11 @@ def follow(
     it has been gone for `grace`.
     """
     passed = max(since_previous.total_seconds(), 0.0)
+    step = passed if since_previous <= LONGEST_BREAK else 0.0
     limit = grace.total_seconds()
     after = {}
     for kind in HealthGap:
         before = times.get(kind)
-        is_settled = before is not None and is_settled_gap(before, grace)
-        longest = LONGEST_BREAK_SETTLED if is_settled else LONGEST_BREAK
-        step = passed if since_previous <= longest else 0.0
         if kind in found:
             if before is None or (before.gone and before.lasted < limit):
                 after[kind] = GapTime()
@@ -55,6 +50,16 @@ def follow(
             if gone < limit:
                 after[kind] = replace(before, gone=gone)
     return after
+
+
+def after_quiet(times: Mapping[HealthGap, GapTime], seconds: float) -> Mapping[HealthGap, GapTime]:
+    """Return how long each kind of gap has lasted, or been gone, after so long without a change."""
+    return {
+        kind: replace(gap, gone=gap.gone + seconds)
+        if gap.gone
+        else replace(gap, lasted=gap.lasted + seconds)
+        for kind, gap in times.items()
+    }
 
 
 def is_settled_gap(gap: GapTime, grace: timedelta) -> bool:

@@ -9,13 +9,14 @@ partitions is not in here: `staleness.ages` says of newer progress whether it is
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
 from controller.core.analysis.sequential_tests import SequentialTests
 from controller.core.judging.batches import MAX_OPEN
 from controller.core.judging.floors import MOMENTS
-from controller.core.judging.gap_times import is_settled_gap
+from controller.core.judging.gap_times import after_quiet, is_settled_gap
 from controller.core.rollout import Baking, Paused, Rollout
 
 #: Phases in which nothing but the moments below follows from the same totals. At a gate a judgement
@@ -23,9 +24,9 @@ from controller.core.rollout import Baking, Paused, Rollout
 _QUIET_PHASES: Final = (Baking, Paused)
 #: Conditions say "longer than", so they hold just after their moment.
 _JUST_AFTER: Final = timedelta(milliseconds=1)
-#: However far the next moment is: how long a gap has lasted is remembered so often, with less than
-#: `gap_times.LONGEST_BREAK` in between, also where the controller is restarted.
-LONGEST_YOUNG: Final = timedelta(seconds=60)
+#: However far the next moment is: how long a gap has lasted is saved so often. It is what a restart
+#: forgets of a young gap at most, which then acts that much later.
+LONGEST_YOUNG: Final = timedelta(seconds=120)
 #: The same once that changes nothing any more: each gap has lasted for its grace time, or there is
 #: none. What people read then is so old at most.
 LONGEST: Final = timedelta(seconds=300)
@@ -42,6 +43,14 @@ def quiet_until(rollout: Rollout, tests: SequentialTests, at: datetime) -> datet
         return at + SHORTEST
     soonest = min((one for one in _moments(rollout, tests) if one >= at), default=at + LONGEST)
     return min(max(soonest + _JUST_AFTER, at + SHORTEST), at + _longest(rollout, tests, at))
+
+
+def after_quiet_until(tests: SequentialTests, at: datetime) -> SequentialTests:
+    """Return the tests after a time without a change since they were judged, as far as `at`."""
+    if tests.judged_at is None or at <= tests.judged_at:
+        return tests
+    seconds = (at - tests.judged_at).total_seconds()
+    return replace(tests, gap_times=after_quiet(tests.gap_times, seconds), judged_at=at)
 
 
 def _longest(rollout: Rollout, tests: SequentialTests, at: datetime) -> timedelta:

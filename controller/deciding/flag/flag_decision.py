@@ -17,7 +17,7 @@ from controller.core.invariants import Step
 from controller.core.judging.carried_tests import carried_tests
 from controller.core.judging.gate import check_harm, judge
 from controller.core.judging.judgement import Judgement
-from controller.core.judging.quiet import quiet_until
+from controller.core.judging.quiet import after_quiet_until, quiet_until
 from controller.core.machine import decide, hold_back, with_evidence
 from controller.core.machine.health import is_alarming
 from controller.core.rollout import (
@@ -80,12 +80,13 @@ class EvidenceJudge:
         self.trouble: str | None = None
 
     def judge(
-        self, rollout: Rollout, evidence: Evidence, tests: SequentialTests, now: datetime
+        self, rollout: Rollout, totals: NewTotals, tests: SequentialTests, now: datetime
     ) -> tuple[Judgement | None, SequentialTests]:
         """Return the judgement of new totals, and the tests after it.
 
         None where the tests show that a judgement would change nothing.
         """
+        evidence, tests = totals.evidence, self._after_quiet(tests, totals.same_until)
         since = self._clock.monotonic() - self._judged_at
         is_new = self.judgement is None or self.judgement.at < rollout.updated_at
         if not is_new and since < JUDGED_EVERY_SECONDS and not isinstance(rollout.phase, Gating):
@@ -99,6 +100,13 @@ class EvidenceJudge:
         self._judged_at = self._clock.monotonic()
         self._on_judgement()
         return self.judgement, tests
+
+    def _after_quiet(self, tests: SequentialTests, same_until: datetime | None) -> SequentialTests:
+        """Return the tests after the time in which nothing changed since they were judged here."""
+        until, newest = self.quiet_until, self.judgement
+        if until is None or newest is None or same_until is None or newest.at != tests.judged_at:
+            return tests
+        return after_quiet_until(tests, min(same_until, until))
 
     def observe(
         self, rollout: Rollout, evidence: Evidence, tests: SequentialTests, now: datetime
@@ -137,7 +145,7 @@ class FlagDecider:
                 return None
             if rollout.rollout_id != event.rollout_id:
                 return None
-            judgement, tests = self._judge.judge(rollout, event.evidence, tests, now)
+            judgement, tests = self._judge.judge(rollout, event, tests, now)
             if judgement is None:
                 return PendingSave(rollout, (), tests)
             decided = EvidenceJudged(judgement)

@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 
 from controller.core.evidence import Evidence
 from controller.core.rollout import CommandReceived, Event, Ticked
@@ -24,6 +25,7 @@ class NewTotals:
 
     rollout_id: str
     evidence: Evidence
+    same_until: datetime | None = None  # until then those before were the same; None: unknown
 
 
 @dataclass(frozen=True, slots=True)

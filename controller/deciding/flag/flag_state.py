@@ -34,9 +34,7 @@ from controller.ports import Clock, OutboxEntry, StoredRollout
 #: where batches were cut.
 TESTS_SAVED_EVERY_SECONDS = 1.0
 #: ... and this often while nothing changes but times. Gaps that were there go on from the saved
-#: time. With the longest time between two judgements (`core/judging/quiet.py`: one while a gap is
-#: young, a longer one after that) it is less than `core/judging/gap_times.py` takes for a break,
-#: also with a restart in between.
+#: time, unless a restart comes too long after it (`core/judging/gap_times.py`).
 TIMES_SAVED_EVERY_SECONDS = 10.0
 #: More than any decision has. The token and the place in the save number the outbox's fields, which
 #: never fall.

@@ -19,8 +19,9 @@ from controller.errors import (
     StoreUnavailable,
 )
 from controller.health import Faults, Scope
+from controller.running.holders import Holder
 from controller.running.state_follower import StateFollower
-from controller.running.visibility import Holder, View, Visibility
+from controller.running.visibility import View, Visibility
 from controller.settings import Settings
 from controller.telemetry import Metrics
 from schemas.terms import Severity

@@ -15,7 +15,8 @@ from controller.deciding.totals_reader import WatchView
 from controller.errors import StoreUnavailable
 from controller.health import Faults, Scope
 from controller.running.claims import Claims, Knowledge
-from controller.running.visibility import Holder, View, Visibility, needs_watching
+from controller.running.holders import Holder
+from controller.running.visibility import View, Visibility, needs_watching
 from controller.telemetry import Metrics
 from schemas.terms import Severity
 from tests.builders import T0, make_rollout
@@ -109,7 +110,8 @@ class Replica:
             return []
         is_claimed, why = self.claims.judge(3, is_owned=3 in self.owned)
         flag_key = self.rollout.flag_key
-        is_watched = is_claimed and self.claims.sees(3)(flag_key)
+        unseen = self.claims.unseen(3)
+        is_watched = is_claimed and unseen is not None and flag_key not in unseen
         return [Holder(flag_key, self.rollout, is_claimed, why, is_watched)]
 
     @property

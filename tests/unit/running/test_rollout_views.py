@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import cast
 
@@ -35,12 +36,14 @@ class Stand:
         deciding = SimpleNamespace(
             totals=SimpleNamespace(views=list, partitions=SimpleNamespace(counts={})),
             follower=SimpleNamespace(owned=frozenset()),
-            topic=SimpleNamespace(home_of=lambda flag_key: 3),
+            topic=SimpleNamespace(home_of=lambda flag_key: 3, partitions=4),
         )
-        registry = SimpleNamespace(rollouts={FLAG: make_rollout()})
+        registry = RolloutRegistry()
+        registry.update(make_rollout())
+        self.registry = registry
         self.views = RolloutViews(
             cast(Deciding, deciding),
-            cast(RolloutRegistry, registry),
+            registry,
             self.claims,
             Health(REQUIRED, OPTIONAL, now=clock.now),
             clock,
@@ -98,6 +101,28 @@ async def test_a_flag_is_watched_elsewhere_only_where_its_guardrails_see() -> No
         await stand.claims.beat()
         (holder,) = stand.views.holders()
         assert (holder.is_claimed, holder.is_watched) == (True, is_watched)
+
+
+async def test_holders_are_made_anew_where_something_has_changed() -> None:
+    """Another rollout, or what a claim says; the time of a claim is nothing new."""
+    stand = Stand()
+    unseen: dict[int, list[str]] = {}
+    of_two = {"replica": "two", "working": lambda: [3], "unseen": lambda: unseen}
+    other = Claims(stand.clock, stand.store, Faults(stand.clock.now), **of_two)  # type: ignore[arg-type]
+    made = []
+    for change in (None, "other", None, "unseen", None):
+        if change == "other":
+            stand.registry.update(make_rollout(flag_key="other"))
+        elif change == "unseen":
+            unseen[3] = ["other"]
+        stand.passes(1)
+        await other.beat()
+        await stand.claims.beat()
+        made.append(stand.views.holders())
+    assert [later is earlier for earlier, later in pairwise(made)] == [False, True, False, True]
+    assert [one.flag_key for one in made[-1] if one.is_watched] == [FLAG]
+    stand.passes(10)  # nobody claims any more
+    assert not any(one.is_watched for one in stand.views.holders())
 
 
 async def test_the_claim_of_an_earlier_release_says_nothing_of_sight() -> None:

@@ -19,8 +19,8 @@ from controller.deciding.given_evidence import Progress
 from controller.deciding.totals_reader import WatchView
 from controller.health import Faults, Scope
 from controller.ports import Clock
+from controller.running.holders import Holder
 from controller.running.visibility import (
-    Holder,
     Unseen,
     View,
     Visibility,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from controller.running.visibility import Holder, Unseen, View
+from controller.running.holders import Holder
+from controller.running.visibility import Unseen, View
 from schemas.terms import Severity
 from tests.builders import make_rollout
 from tests.unit.running.test_visibility import Bench

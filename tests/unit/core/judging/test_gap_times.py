@@ -11,8 +11,7 @@ from controller.core.analysis.sequential_tests import (
     decode_tests,
     encode_tests,
 )
-from controller.core.judging.gap_times import JUST_GONE_SECONDS, follow
-from controller.core.judging.quiet import LONGEST
+from controller.core.judging.gap_times import JUST_GONE_SECONDS, after_quiet, follow
 from schemas.terms import HealthGap
 
 GRACE = timedelta(minutes=5)
@@ -56,10 +55,10 @@ def test_time_that_nobody_judged_counts_for_neither() -> None:
     assert after(after({}, "xx"), "x", -hours) == {STALE: GapTime(1)}
 
 
-def test_a_gap_that_has_lasted_goes_on_between_rare_judgements() -> None:
-    """It is judged every five minutes then, and words say for how long it has lasted."""
-    assert after(after({}, "x" * 301), "xxx", LONGEST) == {STALE: GapTime(300 + 3 * 300)}
-    assert after(after({}, "x" * 300), "x", LONGEST) == {STALE: GapTime(299)}
+def test_gaps_go_on_while_nothing_changes() -> None:
+    """What is there lasts, and what is gone stays gone."""
+    times = {STALE: GapTime(10), SILENT: GapTime(300, gone=2)}
+    assert after_quiet(times, 250) == {STALE: GapTime(260), SILENT: GapTime(300, gone=252)}
 
 
 def test_without_grace_nothing_is_kept() -> None:
