@@ -14,6 +14,9 @@ from controller.errors import EventLogUnavailable
 from controller.ports import TopicPartition
 from controller.settings import CountingSettings
 
+#: A fetch waits so long for records where nothing is to be saved, and while something is.
+_QUIET_WAIT_SECONDS = 0.2
+_WAIT_SECONDS = 0.05
 #: Of records that hold many events: fetched and not yet folded, per partition.
 _PACKED_BYTES_PENDING = 16 * 1024 * 1024
 
@@ -84,7 +87,13 @@ class Fetching:
         """Return how long a fetch may wait: not while records are pending, else until a save."""
         if any(owned.pending for owned in self._owned.values()):
             return 0.01 if is_blocked else 0.0
-        return min(0.05, self._settings.flush_interval_seconds)
+        is_quiet = all(
+            owned.state is PartitionState.READY and owned.unsaved_since is None
+            for owned in self._owned.values()
+        )
+        if is_quiet:
+            return _QUIET_WAIT_SECONDS
+        return min(_WAIT_SECONDS, self._settings.flush_interval_seconds)
 
     def pause_full(self) -> None:
         """Pause partitions that have enough pending, and resume those with less than half of it."""

@@ -210,7 +210,8 @@ class KafkaSettings(Section):
     only after a session timeout."""
     fetch_max_wait_seconds: Seconds = 0.1
     """Longest time that a broker may hold a fetch when nothing has arrived. It bounds how old a
-    breach is when we detect it."""
+    breach is when we detect it. Where nothing has come for ten seconds it is half a second: what
+    comes then is answered at once."""
     max_record_bytes: int = Field(default=1_000_000, ge=524_288, le=100_000_000)
     """Largest record that we write. Larger decisions are trimmed; state records never are, so the
     least value has room for the largest plan (256 KiB) and as much again for a rollout's history.

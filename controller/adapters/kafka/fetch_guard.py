@@ -1,7 +1,8 @@
 """Makes safe what brokers answer to a consumer's fetches, before aiokafka reads it.
 
-Belongs here: which answers are checked, when, and how carefully. Does not belong here: the bytes
-themselves (`record_batches.py`), what a consumer gives out (`consumer_records.py`).
+Belongs here: which answers are checked, when, and how carefully; how long the next fetch may be
+held. Does not belong here: the bytes themselves (`record_batches.py`), what a consumer gives out
+(`consumer_records.py`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,13 @@ from controller.adapters.kafka.record_batches import (
 )
 
 log = structlog.get_logger(__name__)
+
+#: Once nothing has arrived for so long, brokers may hold a fetch for longer, as far as the setting
+#: is below that: most of what a quiet daemon does is to fetch nothing. A record that arrives is
+#: answered at once all the same. What waits behind a fetch on its connection waits longer: looking
+#: up offsets, and the first fetch after a partition was taken over.
+QUIET_AFTER_SECONDS = 10.0
+QUIET_WAIT_MS = 500
 
 #: One thread for all consumers, so that only one decompression bomb at a time takes memory.
 _unpacker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="unpack")
@@ -70,6 +78,9 @@ class Guard:
         """Partitions whose records are checked before they are given out, until some are."""
         self.is_careful = False
         """Whether every record of every partition is checked before it is given out."""
+        self._consumer: Any = consumer
+        self._wait_ms: int = self._consumer._fetch_max_wait_ms
+        self._arrived_at = float("-inf")  # the loop's time
         client: Any = consumer._client
         self._send = client.send
         client.send = self._guarded
@@ -99,10 +110,20 @@ class Guard:
         if isinstance(request, FetchRequest):
             try:
                 response.topics = await self._safe_topics(request, response.topics or ())
+                self._pace(response.topics)
             except Exception as error:
                 log.exception("fetch_not_understood")
                 raise KafkaError(f"an answer to a fetch that cannot be read: {error!r}") from error
         return response
+
+    def _pace(self, topics: Sequence[Any]) -> None:
+        """Choose for how long brokers may hold the next fetch, after an answer."""
+        now = asyncio.get_running_loop().time()
+        if any(partition[-1] for _, partitions in topics for partition in partitions):
+            self._arrived_at = now
+        is_quiet = now - self._arrived_at > QUIET_AFTER_SECONDS
+        wait_ms = max(self._wait_ms, QUIET_WAIT_MS) if is_quiet else self._wait_ms
+        self._consumer._fetcher._fetch_max_wait_ms = wait_ms
 
     async def _safe_topics(self, request: Any, topics: Sequence[Any]) -> list[Any]:
         """Return the answer's topics without unrequested partitions: aiokafka would stop there."""
