@@ -184,6 +184,8 @@ class Visibility:
         self._watched_since: dict[str, tuple[str, float]] = {}  # by flag: rollout, since when
         self._fences: dict[str, _FencePosition] = {}
         self._partitions = Partitions(clock.now(), {})  # at the present check
+        #: What is found at the present check of those whose totals were read together, and when.
+        self._found: dict[tuple[int, float], Blindness | None] = {}
         self._turn_seconds = 0.0  # for which a rollout may wait for its turn
         self._episodes: dict[str, _Episode] = {}
         self._pause_seconds = CHECK_EVERY_SECONDS  # until the next check
@@ -271,6 +273,7 @@ class Visibility:
         has_grace = self._rollouts.why_store_silent() is None
         turn = self._rollouts.turn_seconds if has_grace else 0.0
         self._turn_seconds = min(turn, MOST_TURN_SECONDS)
+        self._found.clear()
         seen = []
         for view in views:
             rollout, holder = view.rollout, self._held.by_flag.get(view.flag_key)
@@ -316,9 +319,14 @@ class Visibility:
         if view.trouble:
             return Blindness(view.trouble)
         read_at = since if view.read_at is None else max(view.read_at, since)
-        found = blindness_of(
-            view.progress, now - read_at, expected, self._partitions, self._turn_seconds
-        )
+        read = id(view.progress), read_at
+        if read not in self._found:
+            turn = self._turn_seconds
+            seconds = now - read_at
+            self._found[read] = blindness_of(
+                view.progress, seconds, expected, self._partitions, turn
+            )
+        found = self._found[read]
         handled_at = since if view.handled_at is None else max(view.handled_at, since)
         unhandled = now - handled_at
         if found is None and unhandled > HANDLED_WITHIN_SECONDS + self._turn_seconds:
@@ -352,9 +360,10 @@ class Visibility:
         A rollout that waits for its turn has older evidence.
         """
         newest: dict[str, PartitionProgress] = {}
-        found = [view.progress.partitions for view in views if view.progress is not None]
-        for partitions in {id(each): each for each in found}.values():  # what was read together
-            for one in partitions:
+        # By identity: most were read together.
+        read = {id(view.progress): view.progress for view in views}
+        for progress in read.values():
+            for one in () if progress is None else progress.partitions:
                 known = newest.get(one.topic_partition)
                 if known is None or one.reported_at >= known.reported_at:
                     newest[one.topic_partition] = one

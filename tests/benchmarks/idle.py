@@ -41,6 +41,8 @@ _STAGES = [
 ]
 _TRICKLE_FLAGS = 10
 _GUARDRAILS = ["error_rate < 5% and < control + 50%", "latency_p99 < 2s"]
+#: Evidence becomes stale and people are told of it soon, so that this is over when it is measured.
+_HEALTH = {"fresh_within": "5s", "health_grace": "5s"}
 
 
 async def share_of_a_core(daemon: DaemonProcess, seconds: float) -> float:
@@ -58,7 +60,7 @@ async def start_rollouts(bootstrap: str, prefix: str, number: int) -> None:
     async with Client(bootstrap, prefix) as client:
         for n in range(number):
             flag_key = LoadOptions.flag_key(n)
-            plan = quick_plan(flag_key, stages=_STAGES, guardrails=_GUARDRAILS)
+            plan = quick_plan(flag_key, stages=_STAGES, guardrails=_GUARDRAILS, **_HEALTH)
             await client.publish(make_command(CommandVerb.START, flag_key, plan=plan))
         async with asyncio.timeout(_START_SECONDS):
             while len(started) < number:
