@@ -31,6 +31,9 @@ LONGEST_YOUNG: Final = timedelta(seconds=120)
 #: none. What people read then is so old at most.
 LONGEST: Final = timedelta(seconds=300)
 SHORTEST: Final = timedelta(seconds=1)
+#: So long after a transition it is announced that a gap or a breach is over; the machine's
+#: `HOLD_ANNOUNCED_EVERY`.
+ANNOUNCED_AFTER: Final = timedelta(minutes=1)
 
 
 def quiet_until(rollout: Rollout, tests: SequentialTests, at: datetime) -> datetime:
@@ -42,7 +45,7 @@ def quiet_until(rollout: Rollout, tests: SequentialTests, at: datetime) -> datet
     if not isinstance(rollout.phase, _QUIET_PHASES) or not rollout.visits:
         return at + SHORTEST
     soonest = min((one for one in _moments(rollout, tests) if one >= at), default=at + LONGEST)
-    return min(max(soonest + _JUST_AFTER, at + SHORTEST), at + _longest(rollout, tests, at))
+    return min(max(soonest + _JUST_AFTER, at + SHORTEST), at + _longest(rollout, tests))
 
 
 def after_quiet_until(tests: SequentialTests, at: datetime) -> SequentialTests:
@@ -53,30 +56,28 @@ def after_quiet_until(tests: SequentialTests, at: datetime) -> SequentialTests:
     return replace(tests, gap_times=after_quiet(tests.gap_times, seconds), judged_at=at)
 
 
-def _longest(rollout: Rollout, tests: SequentialTests, at: datetime) -> timedelta:
+def _longest(rollout: Rollout, tests: SequentialTests) -> timedelta:
     """Return `LONGEST`, or less where time alone changes what is remembered.
 
     Young gaps do so, contexts that become old enough for a floor, and answers of monitoring
-    systems that become too old. That a gap is over is announced some time after a transition.
+    systems that become too old.
     """
     visit, plan = rollout.visits[-1], rollout.plan
-    is_young = (
-        at - rollout.updated_at < 2 * LONGEST_YOUNG
-        or not all(is_settled_gap(gap, plan.health_grace) for gap in tests.gap_times.values())
-        or bool(plan.external_at(visit.percent))
-    )
+    is_settled = all(is_settled_gap(gap, plan.health_grace) for gap in tests.gap_times.values())
+    longest = LONGEST if is_settled and not plan.external_at(visit.percent) else LONGEST_YOUNG
     steps = [
         guardrail.within / MOMENTS
         for guardrail in plan.guardrails
         if guardrail.has_floor and guardrail.is_watched_at(visit.percent)
     ]
-    return max(min((LONGEST_YOUNG if is_young else LONGEST, *steps)), SHORTEST)
+    return max(min((longest, *steps)), SHORTEST)
 
 
 def _moments(rollout: Rollout, tests: SequentialTests) -> Iterator[datetime]:
     """Yield when passing time changes something; it may be in the past."""
     plan = rollout.plan
     yield rollout.visits[-1].counting_since
+    yield rollout.updated_at + ANNOUNCED_AFTER
     if tests.last_event_at is not None:
         yield tests.last_event_at + plan.fresh_within
     if tests.closed_at is not None:
