@@ -122,6 +122,7 @@ class TotalsReader:
         self._noted: set[str] = set()  # flags of which something else may be new
         self._known = KnownTotals()
         self._all_read_at = float("-inf")  # monotonic seconds
+        self._asked_at = float("-inf")  # which totals have changed; monotonic seconds
         self._looks = DueLooks()
         #: For how long each flag waited for its turn in the last pass, and in the present one.
         self._turn_seconds = 0.0
@@ -187,7 +188,7 @@ class TotalsReader:
         for flag_key in list(self._unread):
             self._clear_unread(flag_key)
         self._known, self._looks = KnownTotals(), DueLooks()
-        self._all_read_at = float("-inf")
+        self._all_read_at = self._asked_at = float("-inf")
         self._given.clear()
         self._turn_seconds = self._present_turn_seconds = 0.0
 
@@ -199,10 +200,11 @@ class TotalsReader:
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(READ_EVERY_SECONDS - pause, 0)):
                     await self._saved.wait()
+            has_saved = self._saved.is_set()
             self._saved.clear()
             began = self._clock.monotonic()
             try:
-                await self._read()
+                await self._read(has_saved=has_saved)
                 self._faults.clear(Scope.PART, "totals")
                 self._end_turn()
             except OperatingTrouble as trouble:
@@ -233,8 +235,12 @@ class TotalsReader:
         )
         self._faults.report(Scope.PART, _LOOKS, why, fix)
 
-    async def _read(self) -> None:
-        """Read the totals that have changed, and give them and what else is new to the workers."""
+    async def _read(self, *, has_saved: bool) -> None:
+        """Read the totals that have changed, and give them and what else is new to the workers.
+
+        Of a few flags all are read at once where this replica `has_saved` some: to ask first which
+        have changed would take longer.
+        """
         live, known = self.pool.rollouts, self._known
         now = self._clock.monotonic()
         reads_all = now - self._all_read_at >= READ_ALL_EVERY_SECONDS
@@ -246,7 +252,12 @@ class TotalsReader:
             return
         self._present_turn_seconds = 0.0
         keys = self.partitions.keys
+        is_few = len(known.wanted) <= FLAGS_PER_TURN
+        if has_saved and is_few and now - self._asked_at < READ_EVERY_SECONDS:
+            await self._read_some(keys, dict(known.wanted), live)
+            return
         heads = await self._totals.heads(keys)
+        self._asked_at = now
         partitions = tuple(head.progress for head in heads)
         progress = Progress(partitions, len(keys), self._clock.now())
         known.take_heads(heads, (progress, now))

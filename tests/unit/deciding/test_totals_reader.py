@@ -405,3 +405,21 @@ async def test_nobody_waits_for_a_turn_where_nothing_gets_on() -> None:
         await asyncio.sleep(2 * STUCK_AFTER_SECONDS)
         assert reader.turn_seconds == 0
         reading.cancel()
+
+
+@in_virtual_time
+async def test_of_a_few_flags_what_was_saved_here_is_read_at_once() -> None:
+    """Nobody asks first what has changed, but for each second: a breach comes that much sooner."""
+    store = Quiet()
+    asked: list[float] = []
+    real = store.heads
+
+    async def heads(keys: Sequence[str]) -> Sequence[PartitionHead]:
+        asked.append(asyncio.get_running_loop().time())
+        return await real(keys)
+
+    store.heads = heads  # type: ignore[method-assign]
+    store.changed = LatelyChanged("w", 0, 0, store.fence, {})
+    await reads(store, for_seconds=10)
+    assert 85 <= len(store.totals_read) <= 110
+    assert 9 <= len(asked) <= 11
