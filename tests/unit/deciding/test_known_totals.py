@@ -74,6 +74,14 @@ def test_what_has_changed_is_read(before: PartitionHead, now: PartitionHead, unk
         assert seconds == (1 if flag_key in unknown else 2)
 
 
+def test_what_has_changed_is_as_old_as_the_heads_before() -> None:
+    """It was read a minute ago, and was known to be the same until the last look."""
+    totals = known(head())
+    totals.take_heads([head()], as_of(50))
+    totals.take_heads([head(SINCE_THEN, fence=9)], as_of(51))
+    assert [(totals.as_of(flag_key) or as_of(0))[1] for flag_key in FLAGS] == [51, 50, 51]
+
+
 def test_a_partition_that_appears_or_goes_may_concern_every_flag() -> None:
     """Redis was emptied, or a partition was added."""
     other = head(name="e/1")
