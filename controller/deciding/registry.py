@@ -40,9 +40,9 @@ class RolloutRegistry:
     def __init__(self) -> None:
         self._newest: dict[str, Rollout] = {}
         #: Grows with each change of the rollouts: who keeps what follows from them compares it.
-        self.changes = 0
-        self._stored_flags: frozenset[str] = frozenset()
+        self.rollouts_version = 0
         self._flags_version = 0
+        self._stored_flags: frozenset[str] = frozenset()
         self._retired: dict[str, int] = {}  # the revision that did it, oldest first
         self._listeners: list[Listener] = []
         self._retired_listeners: list[RetiredListener] = []
@@ -126,7 +126,7 @@ class RolloutRegistry:
             return
         self._newest.pop(flag_key, None)
         self._flags_version += 1
-        self.changes += 1
+        self.rollouts_version += 1
         self._retired.pop(flag_key, None)
         self._retired[flag_key] = revision
         if len(self._retired) > RETIRED_KEPT:
@@ -150,7 +150,7 @@ class RolloutRegistry:
             self._flags_version += 1
         if newest is None or rollout.revision >= newest.revision:
             self._newest[rollout.flag_key] = rollout
-            self.changes += 1
+            self.rollouts_version += 1
             for listener in self._listeners:
                 listener(rollout)
 

@@ -144,7 +144,7 @@ class RolloutViews:
             (*self._claims.judge(number, is_owned=number in owned), self._claims.unseen(number))
             for number in numbers
         ]
-        made_of = (self._registry.changes, judged)
+        made_of = (self._registry.rollouts_version, judged)
         if self._held[0] != made_of:
             self._held = made_of, [self._holder(one, judged) for one in self._live()]
         return self._held[1]

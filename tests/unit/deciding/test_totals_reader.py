@@ -418,7 +418,7 @@ async def test_of_a_few_flags_what_was_saved_here_is_read_at_once() -> None:
         asked.append(asyncio.get_running_loop().time())
         return await real(keys)
 
-    store.heads = heads  # type: ignore[method-assign]
+    store.heads = heads  # type: ignore[method-assign, assignment]
     store.changed = LatelyChanged("w", 0, 0, store.fence, {})
     await reads(store, for_seconds=10)
     assert 85 <= len(store.totals_read) <= 110
