@@ -33,13 +33,22 @@ class Thinning:
         """Seconds since the epoch of the points that are kept, oldest first."""
         return tuple(self._kept)
 
-    def takes(self, second: int) -> bool:
-        """Return whether a point at this second would be kept: it is on a line of its own."""
-        line = second // self.step
-        return not self._kept or line > self._kept[-1] // self.step
+    def takes(self, second: int, *, is_turning_point: bool = False) -> bool:
+        """Return whether a point at this second is kept: it is on a line of its own.
+
+        A turning point, which is where something was decided, needs no line. It may take the place
+        of one in its second.
+        """
+        if not self._kept:
+            return True
+        if is_turning_point:
+            return second >= self._kept[-1]
+        return second // self.step > self._kept[-1] // self.step
 
     def add(self, second: int) -> tuple[int, ...]:
         """Keep a point that `takes` accepts; return the points that go for it."""
+        if second in self._kept[-1:]:
+            return ()
         self._kept.append(second)
         gone: list[int] = []
         while len(self._kept) > self._most:

@@ -219,7 +219,8 @@ class ReportWriter:
         if judgement is not None and judgement.visit == rollout.visit_index:
             thinning = await self._thinning(now, rollout, judgement)
             second = int(judgement.at.timestamp())
-            if thinning.takes(second):
+            is_decided = written is not None and written.rollout is not rollout
+            if thinning.takes(second, is_turning_point=is_decided):
                 percent = rollout.visits[judgement.visit].percent
                 points = {second: point_to_bytes(percent, judgement)}
                 gone = thinning.add(second)

@@ -180,6 +180,24 @@ async def test_a_course_has_a_bounded_number_of_points(replica: Replica) -> None
     assert max(points) >= first + 4 * MAX_POINTS - 5
 
 
+async def test_a_course_ends_with_what_was_decided(replica: Replica) -> None:
+    """In the second of the last point, or between two lines: else harm would seem not proven."""
+    flag = replica.flags[FLAG]
+    for seconds, updated in ((3, 4), (4 * MAX_POINTS + 1, 4 * MAX_POINTS + 2)):
+        for second in range(seconds + 1):
+            await replica.judge(second)
+        replica.flags[FLAG] = replace(flag, revision=flag.revision + updated)
+        replica.judgement = make_judgement(
+            at=T0 + (seconds + 0.5) * SECOND, exposures={Arm.TREATMENT: 77, Arm.CONTROL: 7}
+        )
+        replica.tell()
+        await replica.writer.beat()
+        points = await replica.store.course(FLAG, course(flag))
+        last = max(points)
+        assert last == int(T0.timestamp()) + seconds
+        assert b"77" in points[last]
+
+
 async def test_a_replica_that_takes_over_goes_on_with_the_course(replica: Replica) -> None:
     """Its points join those that are there."""
     for second in range(10):
