@@ -48,7 +48,7 @@ def missing_data(
     *,
     is_settling: bool = False,
 ) -> Iterator[Gap]:
-    """Return at most one gap per arm, the most basic one.
+    """Return at most one gap per arm, the most basic one; one of both where evidence is stale.
 
     In this order: no exposure, no outcomes or too few of them, fewer than `min_sample` contexts.
     At 100 % nobody is left in control, so only treatment must have data. While events are
@@ -58,16 +58,14 @@ def missing_data(
     since = visit.counting_since
     settling = f" yet: events count from {since:%H:%M:%S} UTC on" if is_settling else ""
     has_control = visit.percent < 100
+    unseen: list[str] = []
     for arm in (Arm.TREATMENT, Arm.CONTROL) if has_control else (Arm.TREATMENT,):
         counted = totals.arm(arm)
         is_treatment = arm is Arm.TREATMENT and has_control
         if is_treatment and are_outcomes_missing(totals):
             yield Gap(HealthGap.NO_OUTCOMES, _missing_outcomes_words(totals))
         elif uncounted is not None and 0 in (counted.exposures, counted.outcomes):
-            what = "context" if counted.exposures == 0 else "outcome"
-            yield Gap(
-                HealthGap.STALE, f"{uncounted}: no {what} of {arm} is counted in this stage so far"
-            )
+            unseen.append(f"no {'context' if counted.exposures == 0 else 'outcome'} of {arm}")
         elif counted.exposures == 0:
             yield Gap(
                 HealthGap.NO_TRAFFIC, f"no context was exposed to {arm} in this stage{settling}"
@@ -84,6 +82,9 @@ def missing_data(
                 f"{arm} has {counted.exposures:,} of {plural(stage.min_sample, 'context')}, "
                 f"{plural(missing, 'is', 'are')} missing",
             )
+    if unseen:
+        what = " and ".join(unseen)
+        yield Gap(HealthGap.STALE, f"{uncounted}: {what} is counted in this stage so far")
 
 
 def are_outcomes_missing(totals: VisitTotals) -> bool:

@@ -131,6 +131,10 @@ def test_while_counting_lags_nothing_is_said_to_be_missing() -> None:
     assert "counting lags, 500 records are not counted yet" in gap.detail
     assert "no context of treatment is counted in this stage so far" in gap.detail
     assert judgement.incomplete is not None
+    of_both = look_at(VisitTotals(ArmTotals(), ArmTotals()), partitions=(before,))
+    gap = next(gap for gap in of_both.gaps if gap.kind is HealthGap.STALE)
+    assert gap.detail.count("counting lags") == 1
+    assert "no context of treatment and no context of control is counted" in gap.detail
     outcomes = make_progress(NOW)[1]
     caught_up = look_at(nothing, partitions=(replace(before, freshest=NOW), outcomes))
     assert HealthGap.NO_TRAFFIC in gaps_of(caught_up)
