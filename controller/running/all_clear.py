@@ -1,9 +1,10 @@
-"""Sends the all-clear of alerts whose teller was killed.
+"""Sends the all-clear of alerts whose teller was killed, and of workers that had stopped.
 
 Who told of a trouble also tells that it is over: `visibility.py` of rollouts that nobody sees,
 `actuating/reconciler.py` of planes. Both keep in memory what they told. After a `kill -9` the
 replica that runs the flag finds the alert open on the topic. It ends the alert once it sees for
-itself that the trouble is over, and that nobody else has said so meanwhile.
+itself that the trouble is over, and that nobody else has said so meanwhile. That a flag's worker
+had stopped, or that its document could not be read, is always ended here.
 
 So the all-clear comes at least once, perhaps twice where two replicas run at the same time. It
 never comes while the trouble stands, or while it is not known: then the alert stays open.
@@ -164,6 +165,8 @@ class AllClears:
                 return self._why_watched(rollout)
             case AlertKind.NOT_ACTUATED:
                 return self._why_served(told, rollout)
+            case AlertKind.FLAG_BROKEN:
+                return self._why_running(rollout)
         return None  # nothing here says that it is over: it stays open
 
     def _why_served(self, told: Alert, rollout: Rollout) -> str | None:
@@ -186,11 +189,19 @@ class AllClears:
             return why_unneeded(rollout)
         return "guardrails see again" if rollout.flag_key in self._sight.seen else None
 
+    def _why_running(self, rollout: Rollout) -> str | None:
+        """Return why a flag is no longer broken: what its worker judges is seen here."""
+        if rollout.has_ended:
+            return why_unneeded(rollout)
+        return "its worker runs again" if rollout.flag_key in self._sight.seen else None
+
     def _end(self, told: Alert, rollout: Rollout, why: str) -> None:
         self._open.forget(told)
         log.info("alert_ended_for_another", flag_key=told.flag, key=told.dedup_key, reason=why)
         was = "no longer unwatched: " if told.kind is AlertKind.UNWATCHED else ""
-        summary = f"{told.flag}: {was}{why}; the replica that told of the trouble has stopped"
+        summary = f"{told.flag}: {was}{why}"
+        if told.kind is not AlertKind.FLAG_BROKEN:
+            summary += "; the replica that told of the trouble has stopped"
         self._alerts.add(
             rollout, RaiseAlert(told.kind, Severity.INFO, summary, "nothing", told.dedup_key)
         )

@@ -22,10 +22,10 @@ from schemas import alert
 from schemas.alert import Alert
 from schemas.terms import AlertKind, Severity
 
-#: The kinds whose end is known to the process alone that told of them. `AllClears._why_over` says
-#: when each is over. The others that end with an all-clear are kept with their rollout, or in
-#: Redis.
-KINDS: Final = (AlertKind.UNWATCHED, AlertKind.NOT_ACTUATED)
+#: The kinds whose end no state tells, but the process that told of them, or nobody.
+#: `AllClears._why_over` says when each is over. The others that end with an all-clear are kept with
+#: their rollout, or in Redis.
+KINDS: Final = (AlertKind.UNWATCHED, AlertKind.NOT_ACTUATED, AlertKind.FLAG_BROKEN)
 #: With a plane that is away, each of 10,000 flags may have one. The oldest go first.
 MOST_OPEN: Final = 20_000
 
@@ -54,6 +54,8 @@ class OpenAlerts:
             return  # of a newer release, or not ours
         if told.kind not in KINDS or told.explanation is not None:
             return
+        if told.kind is AlertKind.FLAG_BROKEN and told.severity is Severity.WARNING:
+            return  # what was stored was replaced: a person has to look, and nothing goes on
         if told.severity is Severity.INFO:
             self.forget(told)
             return

@@ -196,8 +196,8 @@ BUGS = (
     Bug(
         "evidence is as fresh as when it was read",
         f"{DECIDING}/flag/flag_decision.py",
-        "self._judge.judge(rollout, event.evidence, tests, now)",
-        "self._judge.judge(rollout, event.evidence, tests, event.evidence.at)",
+        "self._judge.judge(rollout, event, tests, now)",
+        "self._judge.judge(rollout, event, tests, event.evidence.at)",
         WORKER_TESTS,
     ),
     Bug(

@@ -145,10 +145,10 @@ def test_it_is_decided_of_every_alert_what_ends_it() -> None:
     until_all_clear = {
         AlertKind.NOT_ACTUATED,
         AlertKind.UNWATCHED,
+        AlertKind.FLAG_BROKEN,
         AlertKind.SIGNAL,
         # These are told again while they last. Nobody says that they are over.
         AlertKind.EVENT_FAULTS,
-        AlertKind.FLAG_BROKEN,
     }
     ways = [until_all_clear, _UNTIL_NEXT_STEP, _TOLD_ONCE]
     assert sorted(kind for kinds in ways for kind in kinds) == sorted(AlertKind)

@@ -116,6 +116,38 @@ async def test_an_alert_that_nobody_ended_is_ended_once() -> None:
     assert alert.summary.startswith(f"{FLAG}: no longer unwatched: guardrails see again")
 
 
+def broken(severity: Severity = Severity.CRITICAL) -> RaiseAlert:
+    """Return the alert that the flag's worker has stopped, or what is said of its document."""
+    key = f"{FLAG}/{make_rollout().rollout_id}/1/{AlertKind.FLAG_BROKEN}"
+    return RaiseAlert(AlertKind.FLAG_BROKEN, severity, f"{FLAG}: nobody watches it", "do", key)
+
+
+async def test_a_broken_flag_has_its_end_once_its_worker_runs_again() -> None:
+    """Not before, and not because nobody has treatment: the worker may still stand still."""
+    bench = Bench()
+    assert bench.newest is not None
+    rollout, bench.seen = bench.newest, set()
+    await bench.reads(broken())
+    await bench.passes(60)
+    bench.newest = replace(rollout, percent=0.0)
+    await bench.passes(60)
+    assert bench.sent == []
+    bench.newest, bench.seen = rollout, {FLAG}
+    await bench.passes(60)
+    (alert,) = bench.sent
+    assert (alert.kind, alert.severity) == (AlertKind.FLAG_BROKEN, Severity.INFO)
+    assert alert.dedup_key == broken().dedup_key
+    assert alert.summary == f"{FLAG}: its worker runs again"
+
+
+async def test_a_document_that_was_replaced_is_for_people_to_look_at() -> None:
+    """The flag goes on, and perhaps not from where it should be: nobody ends that alert."""
+    bench = Bench()
+    await bench.reads(broken(Severity.WARNING))
+    await bench.passes(60)
+    assert bench.sent == []
+
+
 @pytest.mark.parametrize("stands", ["not seen yet", "unwatched here", "runs elsewhere", "unknown"])
 async def test_it_stays_open_while_the_trouble_stands_or_is_not_known_to_be_over(
     stands: str,
