@@ -52,7 +52,7 @@ from controller.cli.operator_client import (
 )
 from controller.core.rollout import Rollout
 from controller.errors import EventLogUnavailable
-from controller.reporting.situation import Situation, about
+from controller.reporting.situation import NOT_JUDGED_AFTER, Situation, about
 from controller.reporting.unwatched import Unwatched, open_unwatched
 from controller.settings import KafkaSettings
 from controller.text import plural
@@ -73,9 +73,6 @@ _ALERTS_OF_ALL = 500
 #: Rollouts that ended earlier are shown on request.
 _ENDED_SHOWN_FOR = timedelta(days=7)
 
-#: A replica judges what is quiet every five minutes, and others read of it within another one:
-#: evidence that is older is told. That nobody sees what a rollout does is told at once.
-_FRESH_EVIDENCE = timedelta(seconds=370)
 _DAEMON_KNOWS = "`rolloutctl status --daemon URL`, or ROLLOUTCTL_DAEMON, shows what a replica knows"
 
 #: Events shown without --last, and the most there may be.
@@ -208,7 +205,7 @@ def with_newest_evidence(situation: Situation, daemon: str | None) -> tuple[Situ
         return situation, f"newest evidence: {why}"
     now = datetime.now(UTC)
     age = now - judgement.at
-    is_old = age > _FRESH_EVIDENCE and not situation.rollout.has_ended
+    is_old = age > NOT_JUDGED_AFTER and not situation.rollout.has_ended
     trouble = f"newest evidence: nothing was judged for {about(age)}" if is_old else ""
     return replace(situation, newest=judgement, now=now), trouble
 

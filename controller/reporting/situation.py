@@ -39,8 +39,9 @@ from schemas.terms import AdviceChoice, DecisionKind, HoldReason, Safe, Verdict
 #: A deadline is acted on within a second. One that passed this long ago means that no replica
 #: runs the flag.
 OVERDUE_AFTER = timedelta(seconds=15)
-#: A live stage is judged once a second. Another replica takes over within a minute.
-NOT_JUDGED_AFTER = timedelta(minutes=2)
+#: A quiet stage is judged every five minutes, and within another one everybody can read of it:
+#: evidence that is older is told. That nobody sees what a rollout does is told at once.
+NOT_JUDGED_AFTER = timedelta(seconds=370)
 
 #: Decisions after which a rollout is held as it was before.
 _LEAVES_A_HOLD = frozenset({DecisionKind.APPLY, DecisionKind.CLOSE, DecisionKind.OPEN})
@@ -240,8 +241,8 @@ class Situation:
     def _not_judged(self) -> str | None:
         """That a live stage is not judged any more, as far as the newest evidence is known here.
 
-        A long bake has no deadline for hours, and every second without a judgement is one in which
-        no guardrail can fire.
+        A long bake has no deadline for hours, and no guardrail can fire in a time in which nobody
+        judges.
         """
         newest, visit = self.newest, self.rollout.present_visit
         if newest is None or visit is None or self.rollout.stage_index is None:

@@ -13,7 +13,6 @@ from typing import Self
 import pytest
 from typer.testing import CliRunner, Result
 
-from controller.cli import status as status_command
 from controller.cli.common import EXIT_REJECTED, EXIT_UNREACHABLE, EXIT_USAGE
 from controller.cli.daemon_answers import (
     API,
@@ -28,6 +27,7 @@ from controller.codec.decisions import decision_event, to_judgement_record
 from controller.codec.rollouts import rollout_to_json
 from controller.core.judging.quiet import LONGEST
 from controller.core.rollout import PublishDecision, RolledBack
+from controller.reporting.situation import NOT_JUDGED_AFTER
 from controller.running.report_writer import QUIET_SECONDS
 from schemas.api import BASE
 from schemas.terms import DecisionKind
@@ -394,4 +394,4 @@ def test_the_address_of_the_api_is_that_of_its_contract() -> None:
 
 def test_evidence_is_old_where_a_quiet_rollout_should_have_been_judged_and_reported_again() -> None:
     """Not before that: a quiet rollout is judged and reported seldom."""
-    assert LONGEST + timedelta(seconds=QUIET_SECONDS) < status_command._FRESH_EVIDENCE
+    assert LONGEST + timedelta(seconds=QUIET_SECONDS) < NOT_JUDGED_AFTER

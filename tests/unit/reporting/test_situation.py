@@ -441,8 +441,8 @@ def test_a_stage_that_nobody_judges_is_not_called_healthy() -> None:
     rollout = make_rollout(phase=Baking(0, T0 + 22 * HOUR))
     newest = to_judgement_record(make_judgement())
     judged_at = newest.at
-    soon = Situation(rollout, (), judged_at + MINUTE, newest)
-    late = replace(soon, now=judged_at + 3 * MINUTE)
+    soon = Situation(rollout, (), judged_at + 6 * MINUTE, newest)
+    late = replace(soon, now=judged_at + 7 * MINUTE)
     assert soon.overdue is None
     assert "nobody has judged its events since" in (late.overdue or "")
     assert "is rolloutd running?" in headline(late).now
