@@ -27,5 +27,5 @@ class Result(OpenModel):
     at: Moment
     issuer: str | None = Field(
         default=None,
-        description="Who sent the command. null: it does not say, or an earlier release answered.",
+        description="Who sent the command. null: not known, or an earlier release answered.",
     )

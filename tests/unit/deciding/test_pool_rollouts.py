@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from controller.core.rollout import RaiseAlert
+from controller.core.rollout import RaiseAlert, Rollout
+from controller.deciding.worker_pool import WorkerPool
 from schemas.terms import AlertKind, Severity
 from tests.builders import make_external
 from tests.unit.deciding.cluster import FLAGS, Cluster
 from tests.virtual_time import in_virtual_time
+
+
+@asynccontextmanager
+async def pool_with_a_rollout() -> AsyncIterator[tuple[Cluster, WorkerPool, Rollout]]:
+    """Run a replica, and start a rollout there."""
+    cluster, flag = Cluster(), FLAGS[0]
+    async with cluster.replica() as replica:
+        cluster.order("start", flag)
+        await cluster.passes(5)
+        yield cluster, replica.pool, replica.pool.rollouts[flag]
 
 
 @in_virtual_time
@@ -19,12 +32,8 @@ async def test_a_worker_that_is_being_stopped_is_asked_nothing_any_more() -> Non
 
     What it saves as it ends puts nothing back.
     """
-    cluster, flag = Cluster(), FLAGS[0]
-    async with cluster.replica() as replica:
-        cluster.order("start", flag)
-        await cluster.passes(5)
-        pool = replica.pool
-        rollout = pool.rollouts[flag]
+    async with pool_with_a_rollout() as (cluster, pool, rollout):
+        flag = rollout.flag_key
         pool._at_gates_with_webhooks.add(flag)
         assert flag in pool.judged_gates
         stopping = asyncio.create_task(pool.stop(flag))
@@ -64,12 +73,8 @@ async def test_effects_that_wait_for_kafka_are_counted_until_they_are_published(
 @in_virtual_time
 async def test_rollouts_with_external_metrics_are_known_without_a_search() -> None:
     """They are looked for twice a second, and most plans have none."""
-    cluster, flag = Cluster(), FLAGS[0]
-    async with cluster.replica() as replica:
-        cluster.order("start", flag)
-        await cluster.passes(5)
-        pool = replica.pool
-        rollout = pool.rollouts[flag]
+    async with pool_with_a_rollout() as (_, pool, rollout):
+        flag = rollout.flag_key
         assert pool.with_external_metrics == {}
         measured = replace(rollout, plan=replace(rollout.plan, external=(make_external(),)))
         pool._follow(flag, measured)
