@@ -12,7 +12,7 @@ from typing import Any
 
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
-from controller.counting.counted_flags import Changes
+from controller.counting.counted_flags import FLAGS_WITH_OWN_FIELDS, Changes
 from controller.counting.folding.engine import Fold
 from controller.counting.folding.flags_to_count import FlagsToCount
 from controller.counting.partition_totals import PartitionTotals
@@ -66,9 +66,15 @@ def batches_of(records: Sequence[Record], per_batch: int, codec: int = 0) -> byt
 class Side:
     """One of both folds with its own directory and store, for a pair of partitions."""
 
-    def __init__(self, new_fold: Callable[..., Fold], exact_limit: int) -> None:
+    def __init__(
+        self,
+        new_fold: Callable[..., Fold],
+        exact_limit: int,
+        flags_with_own_fields: int = FLAGS_WITH_OWN_FIELDS,
+    ) -> None:
         self.new_fold = new_fold
         self.exact_limit = exact_limit
+        self.flags_with_own_fields = flags_with_own_fields
         self.directory = directory()
         self.stored: dict[bool, dict[str, bytes]] = {True: {}, False: {}}
         self.totals = {kind: self.load(kind) for kind in (True, False)}
@@ -81,6 +87,7 @@ class Side:
             counts_exposures=of_evaluations,
             exact_limit=self.exact_limit,
             window_ms=1_800_000 if of_evaluations else None,
+            flags_with_own_fields=self.flags_with_own_fields,
             new_fold=self.new_fold,
         )
         totals.set_time(NOW_MS)
@@ -106,12 +113,16 @@ class Side:
         totals.refused = []
         return folded
 
-    def save(self, of_evaluations: bool) -> Mapping[str, bytes]:
-        """Write what has changed; return all that is stored."""
+    def save(self, of_evaluations: bool, dropped: str = "") -> Mapping[str, bytes]:
+        """Write what has changed; return all that is stored.
+
+        The rollout of `dropped` ends when the first slice is encoded.
+        """
         totals, stored = self.totals[of_evaluations], self.stored[of_evaluations]
         changes = Changes()
         for _ in totals.drain_changes(changes):
-            pass
+            if dropped:
+                totals.flags.drop(dropped, f"start-{dropped}")
         stored |= changes.fields | encode_progress(totals.progress)
         stored["next"] = b"%d" % totals.position
         for name in changes.garbage:
@@ -125,6 +136,9 @@ class Side:
     def noticed(self) -> object:
         """Return what was recorded beside the totals."""
         found = self.directory
+        for totals in self.totals.values():
+            for _ in totals.note_evaluations():
+                pass
         return (
             found.unknown_flags,
             found.unknown_names,

@@ -27,6 +27,7 @@ easier to inspect.
 
 # How much is done before others may run.
 _INDEXED_PER_TURN = 20_000  # recent exposures, after the first outcome without flags; about 10 ms
+_NOTED_PER_TURN = 2_000  # counts of evaluations; about 2 ms
 _ENCODED_PER_TURN = 400  # arms; with a full histogram one takes about 10 µs, so 4 ms
 
 # An exposure takes so much less memory than a membership, unless outcomes without flags have the
@@ -44,7 +45,8 @@ class Changes:
 
     fields: dict[str, bytes] = field(default_factory=dict)
     garbage: list[str] = field(default_factory=list)  # fields to delete once it is written
-    flag_keys: set[str] = field(default_factory=set)  # whose totals have changed
+    #: Whose totals have changed; of more than `MOST_CHANGED` not all.
+    flag_keys: set[str] = field(default_factory=set)
 
 
 class CountedFlags:
@@ -162,6 +164,18 @@ class CountedFlags:
         """Memory in use, in exact memberships."""
         return self.fold.load + self.fold.recent_entries // _EXPOSURES_PER_MEMBERSHIP
 
+    def note_evaluations(self, at_ms: int) -> Iterator[None]:
+        """Pass on the evaluations since the last call, to the hour of this time.
+
+        Yields now and then, for others to run.
+        """
+        hours = self._flags_to_count.evaluations
+        taken = self.fold.take_evaluations()
+        for begin in range(0, len(taken), _NOTED_PER_TURN):
+            yield
+            for flag_key, arm, count in taken[begin : begin + _NOTED_PER_TURN]:
+                hours.add(flag_key, arm, count, at_ms)
+
     # - saving -
 
     @property
@@ -174,24 +188,20 @@ class CountedFlags:
         """How many fields the next save will carry, or a few more."""
         members, exposures = self.fold.new_entries
         return (
-            self._arms.changed_fields(*self.fold.changed_arms)
+            self._arms.changed_fields(self.fold)
             + self._sets.changed_fields(self.fold, members)
             + self._exposures.changed_fields(exposures)
         )
 
-    def drain_changes(
-        self, changes: Changes, turn: int, freshest_ms: int, last_ms: int
-    ) -> Iterator[None]:
+    def drain_changes(self, changes: Changes, turn: int, freshest_ms: int) -> Iterator[None]:
         """Put everything that has changed since the last save into `changes`; begin the next batch.
 
-        `turn` varies what is searched for arms that are over. `freshest_ms` is the partition's,
-        `last_ms` the time of its last record. Yields now and then, for others to run. Nothing may
-        be counted before the end; rollouts may be applied and dropped.
+        `turn` varies what is searched for arms that are over. `freshest_ms` is the partition's.
+        Yields now and then, for others to run. Nothing may be counted before the end; rollouts may
+        be applied and dropped.
         """
         difference = self.fold.drain()
-        hours = self._flags_to_count.evaluations
-        for (flag_key, arm), count in difference.evaluations.items():
-            hours.add(flag_key, arm, count, last_ms)
+        changes.flag_keys |= difference.flag_keys
         for fields, garbage in (
             self._sets.write(difference, self.fold),
             self._exposures.write(difference),
@@ -204,10 +214,6 @@ class CountedFlags:
         for begin in range(0, len(difference.arms), _ENCODED_PER_TURN):
             yield
             arms = self.fold.take_totals(difference.arms[begin : begin + _ENCODED_PER_TURN])
-            self._arms.put(arms, changes.fields)
-            for _, flag_key, arm, _, count, _ in arms:
-                if count:
-                    hours.add(flag_key, arm, count, last_ms)
-            changes.flag_keys.update(arm[1] for arm in arms)
+            self._arms.write(arms, changes.fields)
         yield
         yield from self._arms.write_bundles(self.fold, changes.fields, turn, freshest_ms)

@@ -83,6 +83,8 @@ class OwnedPartition:
         "last_timestamp_ms",
         "loaded",
         "moved_at",
+        "noted_at",
+        "noted_hour",
         "partition",
         "pending",
         "poisoned",
@@ -122,6 +124,8 @@ class OwnedPartition:
         self.saved_at = now
         self.moved_at = now
         self.swept_at = now
+        self.noted_at = now  # when its evaluations were last passed on, to this hour
+        self.noted_hour = 0
         self.holes_checked = 0
         self.checked_to = 0  # up to this position all holes are accounted for
         self.checked_last_ms = 0  # timestamp of the last record before it

@@ -142,9 +142,19 @@ class PartitionTotals:
         Yields now and then, for others to run. Nothing may be folded before the end; rollouts may
         be applied and dropped.
         """
-        progress = self.progress
-        last_ms = self.now_ms if progress.last_ms is None else progress.last_ms
-        return self.flags.drain_changes(changes, self.position, progress.freshest_ms or 0, last_ms)
+        return self.flags.drain_changes(changes, self.position, self.progress.freshest_ms or 0)
+
+    @property
+    def last_ms(self) -> int:
+        """The time of the last record, ms since the epoch; ours while there was none."""
+        return self.now_ms if self.progress.last_ms is None else self.progress.last_ms
+
+    def note_evaluations(self) -> Iterator[None]:
+        """Pass on the evaluations since the last call, to the hour of the last record.
+
+        Yields now and then, for others to run.
+        """
+        return self.flags.note_evaluations(self.last_ms)
 
     def begin_batch(self) -> None:
         """Begin the next batch of outcomes without a save.

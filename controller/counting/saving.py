@@ -14,6 +14,7 @@ of a partition has changed (`counted_flags.py`), how it is stored (`controller.p
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from controller.counting.assignment import Assignment
 from controller.counting.counted_flags import Changes
 from controller.counting.counting_report import CountingReport
 from controller.counting.dependencies import Dependencies
+from controller.counting.folding.evaluation_hours import HOUR_MS
 from controller.counting.log_ends import LogEnds
 from controller.counting.lost_records import LostRecords
 from controller.counting.owned_partition import OwnedPartition, PartitionPair, PartitionState
@@ -41,6 +43,7 @@ BUDGET = "budget"
 _OVER_BUDGET = "end the rollout when you can, or raise counting.max_contexts_per_partition"
 _LAST_COMMIT_SECONDS = 0.5  # at the end; no more, because Kafka may hang
 _SWEEP_SECONDS = 600.0  # by then the counted flags are newer than any hash that was loaded
+_NOTED_SECONDS = 20.0  # between two passes over all arms for their evaluations by hour
 _EXPOSURES_KEPT_MS = 3_600_000  # beyond their window, in a partition without traffic
 
 
@@ -187,6 +190,7 @@ class Saving:
 
         The event loop runs others now and then, but nothing is folded meanwhile.
         """
+        await self._note_evaluations(owned)
         if owned.state is not PartitionState.READY:
             return None
         totals = owned.totals
@@ -245,6 +249,24 @@ class Saving:
                 "and its exposures and conversions stand still"
             )
             self._faults.report(Scope.FLAG, flag_key, why, _OVER_BUDGET, reporter=BUDGET)
+
+    async def _note_evaluations(self, owned: OwnedPartition) -> None:
+        """Pass on the evaluations by hour, which are for people alone, every few seconds.
+
+        Also when the hour has changed: with a backlog, hours pass in seconds.
+        """
+        hour, now = owned.totals.last_ms // HOUR_MS, self._clock.monotonic()
+        if hour != owned.noted_hour or now - owned.noted_at >= _NOTED_SECONDS:
+            owned.noted_hour, owned.noted_at = hour, now
+            for _ in owned.totals.note_evaluations():
+                await asyncio.sleep(0)
+
+    def _let_go(self, leaving: Iterable[OwnedPartition]) -> None:
+        """Forget partitions after their last save."""
+        for owned in leaving:
+            if owned.state is PartitionState.READY:
+                deque(owned.totals.note_evaluations(), maxlen=0)
+            self._assignment.let_go(owned)
 
     async def _write(self, snapshot: _Snapshot) -> None:
         """Save one partition, for as long as it takes and the partition is ours."""
@@ -354,8 +376,7 @@ class Saving:
                 "handed_over_unsaved", topic_partitions=[owned.key for owned in late]
             )
         finally:
-            for owned in leaving:
-                assignment.let_go(owned)
+            self._let_go(leaving)
 
     async def drain(self) -> None:
         """Save what was folded, within `drain_seconds`, then let go of everything."""
@@ -371,8 +392,7 @@ class Saving:
         except TimeoutError:
             self._logger.warning("drained_unsaved")
         finally:
-            for owned in list(assignment.owned.values()):
-                assignment.let_go(owned)
+            self._let_go(list(assignment.owned.values()))
             if self._refusals.waiting:
                 self._logger.error("refusals_lost", refusals=self._refusals.waiting)
             self._tasks.cancel()

@@ -48,7 +48,7 @@ from controller.counting.folding.flags_to_count import FlagsToCount
 from controller.counting.folding.partition_fold import PartitionFold
 from controller.ports import Record
 from schemas.terms import Arm
-from schemas.totals import decode_arm
+from schemas.totals import decode_arm, parse_field
 from tests.benchmarks.late_harm import LOG_THRESHOLD, Question, Streams
 from tests.builders import MINUTE, T0, make_guardrail, make_plan, make_rollout, make_visit
 from tests.records import at_ms
@@ -189,7 +189,10 @@ class World:
         for partition, fold in enumerate(self.folds):
             for changed in fold.take_totals(fold.drain().arms):
                 counts = decode_arm(changed.value)
-                self.arms[partition, changed.arm] = ArmTotals(
+                place = parse_field(changed.field)
+                assert place is not None
+                assert place.arm is not None
+                self.arms[partition, place.arm] = ArmTotals(
                     **{name: getattr(counts, name) for name in counts.__struct_fields__}
                 )
         sums = {

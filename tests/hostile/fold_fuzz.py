@@ -119,8 +119,9 @@ class Round:
         assert NATIVE is not None
         self.chance = Random(seed)
         exact_limit = self.chance.choice((1, 50, 1_000, 100_000))
-        self.reference = Side(PartitionFold, exact_limit)
-        self.native = Side(native_fold(NATIVE), exact_limit)
+        own_fields = self.chance.choice((1, 1_000))  # with more flags than that, bundles
+        self.reference = Side(PartitionFold, exact_limit, own_fields)
+        self.native = Side(native_fold(NATIVE), exact_limit, own_fields)
         self.material = Material(self.chance, self.chance.choice((3, 100, 5_000)))
         self.figures: Counter[str] = Counter()
 

@@ -102,11 +102,24 @@ BUGS = (
         BOTH_FOLDS,
     ),
     Bug(
-        "evaluations are passed on with every save again",
+        "evaluations are passed on again and again",
+        f"{SOURCE}/arms.rs",
+        "std::mem::replace(&mut self.passed_on, self.counts.evaluations)",
+        "self.passed_on",
+        BOTH_FOLDS,
+    ),
+    Bug(
+        "a bundle keeps what its arms had before",
         f"{SOURCE}/partition_fold/saves.rs",
-        "            let evaluations = arm.counts.evaluations - arm.noted;\n"
-        "            arm.noted = arm.counts.evaluations;\n",
-        "            let evaluations = arm.counts.evaluations - arm.noted;\n",
+        "arm.filter(|arm| arm.is_changed)",
+        "arm.filter(|arm| arm.is_changed && entry.bytes.is_empty())",
+        BOTH_FOLDS,
+    ),
+    Bug(
+        "a rollout that was dropped stays in its bundle",
+        f"{SOURCE}/fold.rs",
+        "                        self.bundles.remove(bundle, &arm.field);\n",
+        "                        let _ = bundle;\n",
         BOTH_FOLDS,
     ),
     Bug(
@@ -132,7 +145,7 @@ BUGS = (
     ),
     Bug(
         "a fold that panicked goes on",
-        f"{SOURCE}/partition_fold.rs",
+        f"{SOURCE}/partition_fold/faults.rs",
         "        if self.fault.is_none() {\n",
         "        if self.fault.is_none() || true {\n",
         "tests/unit/counting/test_native_faults.py",

@@ -142,6 +142,7 @@ steps = st.lists(
         st.tuples(st.just("outcomes"), st.lists(sent_of(outcomes), min_size=1, max_size=12)),
         st.tuples(st.just("busy"), st.lists(sent_of(outcomes), min_size=1, max_size=3)),
         st.tuples(st.just("save"), st.booleans()),
+        st.tuples(st.just("end"), st.tuples(st.booleans(), flags)),
         st.tuples(st.just("swap"), st.just(None)),
         st.tuples(st.just("drop"), flags),
         st.tuples(st.just("budget"), st.integers(0, 3)),
@@ -150,13 +151,27 @@ steps = st.lists(
 )
 
 
-@given(steps, st.sampled_from([1, 2, 1000]), st.integers(1, 5), st.sampled_from([1, 3, 1000]))
+@given(
+    steps,
+    st.sampled_from([1, 2, 1000]),
+    st.sampled_from([1, 1000]),
+    st.integers(1, 5),
+    st.sampled_from([1, 3, 1000]),
+)
 def test_both_folds_count_and_store_the_same(
-    steps: Sequence[tuple[str, Any]], exact_limit: int, per_batch: int, room: int
+    steps: Sequence[tuple[str, Any]],
+    exact_limit: int,
+    flags_with_own_fields: int,
+    per_batch: int,
+    room: int,
 ) -> None:
-    """Whatever comes, in whatever order, cut, saved and loaded again by the other one."""
+    """Whatever comes, in whatever order, cut, saved and loaded again by the other one.
+
+    In fields of their own or in bundles.
+    """
     assert NATIVE is not None
-    reference, native = Side(PartitionFold, exact_limit), Side(native_fold(NATIVE), exact_limit)
+    reference = Side(PartitionFold, exact_limit, flags_with_own_fields)
+    native = Side(native_fold(NATIVE), exact_limit, flags_with_own_fields)
     for kind, what in steps:
         if kind in ("evaluations", "outcomes"):
             fold_both(reference, native, kind == "evaluations", what, per_batch, room)
@@ -164,6 +179,8 @@ def test_both_folds_count_and_store_the_same(
             fold_busy(reference, native, what, per_batch)
         elif kind == "save":
             assert native.save(what) == reference.save(what)
+        elif kind == "end":
+            assert native.save(*what) == reference.save(*what)
         elif kind == "swap":
             swap(reference, native)
         elif kind == "drop":

@@ -46,9 +46,9 @@ class ArmCounter:
         "is_counting",
         "latency",
         "latency_again",
-        "noted",
         "opposite",
         "outcomes",
+        "passed_on",
         "repeated",
         "switched",
     )
@@ -70,7 +70,7 @@ class ArmCounter:
             counts = _NOTHING_COUNTED
         # Also outside every visit, where they are the only number that changes.
         self.evaluations = counts.evaluations
-        self.noted = counts.evaluations  # of them, those that are in `EvaluationHours`
+        self.passed_on = counts.evaluations  # of them, those that `take_evaluations` returned
         self.exposures = counts.exposures
         self.switched = counts.switched
         self.outcomes = counts.outcomes
@@ -94,6 +94,17 @@ class ArmCounter:
         # It begins with the batch's first outcome.
         self.batch_contexts = NO_CONTEXTS
         self.activity = Activity()
+
+    def take(self) -> ArmCounts:
+        """Return the totals; the next batch begins."""
+        self.is_changed = False
+        self.batch_contexts = NO_CONTEXTS
+        return self.counts()
+
+    def take_evaluations(self) -> int:
+        """Return the evaluations since the last call."""
+        count, self.passed_on = self.evaluations - self.passed_on, self.evaluations
+        return count
 
     def counts(self) -> ArmCounts:
         """Return the totals."""

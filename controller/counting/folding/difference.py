@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from controller.counting.folding.evaluation_hours import FlagArm
 from schemas.terms import Arm
 
 
@@ -19,16 +19,16 @@ class SealedSet(NamedTuple):
     words: bytes  # its bits: 64-bit words, little-endian
 
 
+#: Flag key, arm or None for contexts in neither, and how many. A flag may come several times.
+NewEvaluations = tuple[str, Arm | None, int]
+
+
 class ChangedArm(NamedTuple):
-    """The totals of one arm that has changed."""
+    """The totals of one arm that has changed and has a field of its own."""
 
     field: str  # the arm's name: `schemas.totals.arm_field`
     flag_key: str
-    arm: Arm
-    bundle: int | None  # of flags' arms that are stored together; None: it has its own field
-    evaluations: int  # those since the last save
-    #: All of them, as they are stored: `schemas.totals.encode_arm`, of a bundle `bundle_entry`.
-    value: bytes
+    value: bytes  # as they are stored: `schemas.totals.encode_arm`
 
 
 @dataclass(slots=True)
@@ -38,8 +38,9 @@ class Difference:
     Entries are as in the journal: set number (u32) and context digest (u64), little-endian.
     """
 
-    arms: Sequence[Any]  # for `take_totals`
-    evaluations: Mapping[FlagArm, int]  # that no arm passes on
+    arms: Sequence[Any]  # those with fields of their own, for `take_totals`
+    #: Flags whose totals have changed; of more than `MOST_CHANGED`, one more than that.
+    flag_keys: AbstractSet[str]
     names: Sequence[tuple[int, str]]  # sets that are new
     members: bytes  # entries of contexts that are new in a set
     exposures: Mapping[int, bytes]  # slice of time -> entries

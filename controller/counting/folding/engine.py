@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from controller.counting.folding.difference import ChangedArm, Difference, SealedSet
+from controller.counting.folding.difference import (
+    ChangedArm,
+    Difference,
+    NewEvaluations,
+    SealedSet,
+)
 from controller.counting.folding.events import Counted, OutcomeOfRecord
 from controller.counting.folding.flags_to_count import CountedFlag
 from controller.ports import Record
 from schemas.events import EvaluationFields, EvaluationReader, OutcomeReader
 from schemas.quarantine import Refusal
-from schemas.totals import ArmCounts, TotalsField
+from schemas.totals import ArmCounts
 
 
 class NativeFault(RuntimeError):
@@ -37,6 +42,9 @@ class Fold(Protocol):
 
     @property
     def changed_arms(self) -> tuple[int, int]: ...
+
+    @property
+    def bundles(self) -> tuple[int, int]: ...
 
     @property
     def new_entries(self) -> tuple[int, list[int]]: ...
@@ -89,7 +97,7 @@ class Fold(Protocol):
 
     def begin_batch(self) -> None: ...
 
-    def restore_arm(self, name: str, counts: ArmCounts) -> None: ...
+    def restore_arm(self, name: str, counts: ArmCounts, bundle: int | None) -> None: ...
 
     def restore_set(self, number: int, name: str) -> None: ...
 
@@ -123,7 +131,15 @@ class Fold(Protocol):
 
     def take_totals(self, arms: Sequence[Any]) -> Sequence[ChangedArm]: ...
 
-    def give_own_field(self, place: TotalsField) -> None: ...
+    def bundles_to_write(self) -> Sequence[int]: ...
+
+    def names_in(self, bundle: int) -> Sequence[str]: ...
+
+    def give_own_field(self, bundle: int, name: str) -> bytes: ...
+
+    def take_bundle(self, bundle: int) -> bytes: ...
+
+    def take_evaluations(self) -> Sequence[NewEvaluations]: ...
 
     def live(self, entries: bytes) -> bytes: ...
 

@@ -1,8 +1,8 @@
 """Evaluations of each flag by hour and arm that were counted here and are not saved yet.
 
 For people alone: whether a flag is still evaluated, also long after its rollout has ended, when
-nothing else is counted of it. They are added as the totals of a partition are saved, and taken
-about once a minute (`controller/running/use_keeper.py`).
+nothing else is counted of it. Each partition adds its own every few seconds (`saving.py`), and
+about once a minute they are taken (`controller/running/use_keeper.py`).
 """
 
 from __future__ import annotations

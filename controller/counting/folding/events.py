@@ -20,12 +20,13 @@ trial, and whether an action counts says nothing about how it ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from controller.core.evidence import bucket_of
 from controller.counting.folding.arm_counters import LEFT_OUT, TIMED, UNTIMED, ArmCounter
 from controller.counting.folding.context_sets import digest_of
+from controller.counting.folding.difference import NewEvaluations
 from controller.counting.folding.duplicates import NOT_SAMPLED, RecentRecords
 from controller.counting.folding.evaluation_hours import FlagArm
 from controller.counting.folding.flag_partition import FlagPartition
@@ -80,8 +81,7 @@ class EventFold:
         self._flags_to_count = flags_to_count
         self._recent_records = RecentRecords()
         self.open_flags: dict[str, FlagPartition] = {}
-        # Evaluations since the last save that no counter passes on: of flags whose rollout is over,
-        # and of unknown variants.
+        # Evaluations that no counter has: of flags whose rollout is over, and of unknown variants.
         self.others: dict[FlagArm, int] = {}
         self.joins = False  # whether an outcome without flags came
 
@@ -128,7 +128,7 @@ class EventFold:
     ) -> None:
         """Add one evaluation to a counter, and remember the exposure."""
         counter.evaluations += 1
-        if not counter.is_changed:
+        if not counter.is_changed and counter.is_counting:
             self._arms.note_change(counter)
         exposed = counter.exposed
         is_first = False  # of this context to this flag in the present visit
@@ -268,14 +268,21 @@ class EventFold:
             self.note(flag_key, arms.get(variant))
 
     def note(self, flag_key: str, arm: Arm | None, count: int = 1) -> None:
-        """Note evaluations that no counter passes on; the next save does."""
+        """Note evaluations that no counter has."""
         if count:
             self.others[flag_key, arm] = self.others.get((flag_key, arm), 0) + count
 
-    def drain_others(self) -> Mapping[FlagArm, int]:
-        """Return the evaluations that no arm counts; they count as passed on from now on."""
-        others, self.others = self.others, {}
-        return others
+    def take_evaluations(self) -> Sequence[NewEvaluations]:
+        """Return the evaluations since the last call: of arms, and those that no arm counts."""
+        taken = [
+            (counter.flag_key, counter.arm, count)
+            for flag in self.open_flags.values()
+            for counter in flag.counters()
+            if (count := counter.take_evaluations())
+        ]
+        taken += [(flag_key, arm, count) for (flag_key, arm), count in self.others.items()]
+        self.others.clear()
+        return taken
 
 
 class _Joinable:

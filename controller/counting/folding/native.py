@@ -19,6 +19,7 @@ from controller.counting.native_place import load_native, native_place
 from controller.ports import Record
 from schemas.quarantine import Refusal
 from schemas.terms import Arm, EventFormat
+from schemas.totals import MOST_CHANGED
 from schemas.wire import CUT_OFF, read_evaluations, read_outcomes
 
 
@@ -26,6 +27,7 @@ def native_fold(module: Any) -> Callable[..., Fold]:
     """Return what makes native folds, with the parameters of `PartitionFold`."""
     return partial(
         module.PartitionFold,
+        most_changed=MOST_CHANGED,
         lowest_bucket=LOWEST_BUCKET,
         highest_bucket=HIGHEST_BUCKET,
         log_gamma=log(GAMMA),

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from controller.counting.folding.arm_counters import ArmCounter
+from controller.counting.folding.bundles import Bundles
 from controller.counting.folding.context_sets import ContextSets
 from schemas.terms import Arm
-from schemas.totals import ArmCounts
+from schemas.totals import ArmCounts, encode_arm
 
 #: The kind of the set of contexts in neither arm, beside the arms' own.
 NEITHER = "neither"
@@ -31,8 +32,8 @@ class PartitionArms:
     ) -> None:
         """Start empty.
 
-        `bundle_of` says in which bundle an arm is stored, by the key of its flag and its name, None
-        for one with a field of its own; it is asked once of each.
+        `bundle_of` says in which bundle a new arm will be stored, by the key of its flag and its
+        name, None for one with a field of its own; it is asked once of each.
         """
         self.counts_exposures = counts_exposures
         self.sets = ContextSets(exact_limit)
@@ -41,14 +42,16 @@ class PartitionArms:
         self.opened = 0  # counters that were opened so far
         self.changed: list[ArmCounter] = []
         self.changed_in_bundles = 0  # of those that have changed
-        # Counters outside every visit that have evaluations since the last save.
-        self.outside: list[ArmCounter] = []
+        self.bundles = Bundles()
         self._bundle_of = bundle_of
-        self._stored: dict[str, ArmCounts] = {}  # restored, not opened yet
+        # Restored, not opened yet: totals, and the bundle that they are stored in.
+        self._stored: dict[str, tuple[ArmCounts, int | None]] = {}
 
-    def restore_arm(self, name: str, counts: ArmCounts) -> None:
-        """Take over the stored totals of an arm."""
-        self._stored[name] = counts
+    def restore_arm(self, name: str, counts: ArmCounts, bundle: int | None) -> None:
+        """Take over the stored totals of an arm, and the bundle that they are stored in."""
+        self._stored[name] = counts, bundle
+        if bundle is not None:
+            self.bundles.put(bundle, name, encode_arm(counts))
 
     def restore_set(self, number: int, name: str) -> None:
         """Take over a stored set."""
@@ -59,16 +62,32 @@ class PartitionArms:
 
     def open(self, flag_key: str, arm: Arm, name: str) -> ArmCounter:
         """Return the counter of the arm called `name`, with its stored totals."""
-        counter = ArmCounter(flag_key, arm, name, self._stored.pop(name, None) or ArmCounts())
-        counter.bundle = self._bundle_of(flag_key, name)
+        if name in self._stored:
+            counts, bundle = self._stored.pop(name)
+        else:
+            counts, bundle = ArmCounts(), self._bundle_of(flag_key, name)
+        counter = ArmCounter(flag_key, arm, name, counts)
+        counter.bundle = bundle
+        if bundle is not None:
+            self.bundles.open(bundle)
         return counter
+
+    def give_own_field(self, counter: ArmCounter | None, bundle: int, name: str) -> bytes:
+        """Take an arm out of its bundle; return its totals, as they are stored.
+
+        `counter` is its counter, None when it was not opened yet.
+        """
+        self.bundles.remove(bundle, name)
+        if counter is not None:
+            counter.bundle = None
+            return encode_arm(counter.take())
+        counts, _ = self._stored[name]
+        self._stored[name] = counts, None
+        return encode_arm(counts)
 
     def note_change(self, counter: ArmCounter) -> None:
         """List a counter among those that have changed; a batch of its contexts begins."""
         counter.is_changed = True
-        if not counter.is_counting:
-            self.outside.append(counter)
-            return
         counter.batch_contexts = {}
         self.changed.append(counter)
         self.changed_in_bundles += counter.bundle is not None
@@ -78,11 +97,15 @@ class PartitionArms:
         dropped = set(counters)
         for counter in dropped:
             counter.is_counting = False  # it may be about to be saved
+            if counter.bundle is not None:
+                self.bundles.remove(counter.bundle, counter.field)
         self.changed = [counter for counter in self.changed if counter not in dropped]
         self.changed_in_bundles = sum([counter.bundle is not None for counter in self.changed])
         prefix = f"{flag_key}|{rollout_id}|"
         for name in [name for name in self._stored if name.startswith(prefix)]:
-            del self._stored[name]
+            _, bundle = self._stored.pop(name)
+            if bundle is not None:
+                self.bundles.remove(bundle, name)
         self.exposure_of = {
             number: exposure
             for number, exposure in self.exposure_of.items()

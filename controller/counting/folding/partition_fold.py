@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from controller.counting.folding.arm_counters import NO_CONTEXTS, ArmCounter
-from controller.counting.folding.difference import ChangedArm, Difference, SealedSet
-from controller.counting.folding.evaluation_hours import FlagArm
+from controller.counting.folding.arm_counters import ArmCounter
+from controller.counting.folding.difference import (
+    ChangedArm,
+    Difference,
+    NewEvaluations,
+    SealedSet,
+)
 from controller.counting.folding.events import Counted, EventFold, Exposures, OutcomeOfRecord
 from controller.counting.folding.flags_to_count import CountedFlag, FlagsToCount
 from controller.counting.folding.partition_arms import PartitionArms
@@ -21,7 +25,7 @@ from controller.ports import Record
 from schemas.events import EvaluationFields, EvaluationReader, OutcomeReader
 from schemas.quarantine import Refusal
 from schemas.terms import Arm
-from schemas.totals import ArmCounts, TotalsField, bundle_entry, encode_arm
+from schemas.totals import MOST_CHANGED, ArmCounts, encode_arm, parse_field
 
 
 class PartitionFold:
@@ -125,9 +129,9 @@ class PartitionFold:
 
     # - restoring: arms and sets, then filters, then members and exposures -
 
-    def restore_arm(self, name: str, counts: ArmCounts) -> None:
-        """Take over the stored totals of an arm."""
-        self._arms.restore_arm(name, counts)
+    def restore_arm(self, name: str, counts: ArmCounts, bundle: int | None) -> None:
+        """Take over the stored totals of an arm, and the bundle that they are stored in."""
+        self._arms.restore_arm(name, counts, bundle)
 
     def restore_set(self, number: int, name: str) -> None:
         """Take over a stored set. Raises ValueError when its name is none of ours."""
@@ -171,8 +175,7 @@ class PartitionFold:
             del self._events.open_flags[flag_key]
             counters = list(flag.counters())
             for counter in counters:
-                self._events.note(flag_key, counter.arm, counter.evaluations - counter.noted)
-                counter.noted = counter.evaluations
+                self._events.note(flag_key, counter.arm, counter.take_evaluations())
         self._arms.drop(flag_key, rollout_id, counters)
         self._arms.sets.drop(flag_key, rollout_id)
         if self._recent is not None and not self._arms.exposure_of:
@@ -258,6 +261,12 @@ class PartitionFold:
         return changed - self._arms.changed_in_bundles, self._arms.changed_in_bundles
 
     @property
+    def bundles(self) -> tuple[int, int]:
+        """How many bundles there are, and how many are to be written whatever changes."""
+        bundles = self._arms.bundles
+        return len(bundles), len(bundles.to_write())
+
+    @property
     def new_entries(self) -> tuple[int, list[int]]:
         """How many members are new, and how many exposures of each slice that has new ones."""
         return self._arms.sets.added, [] if self._recent is None else self._recent.added
@@ -285,37 +294,51 @@ class PartitionFold:
         """
         arms = self._arms
         changed, arms.changed, arms.changed_in_bundles = arms.changed, [], 0
-        evaluations = dict(self._events.drain_others())
-        for counter in arms.outside:
-            counter.is_changed = False
-            _add_noted(evaluations, counter)
-        arms.outside = []
+        own: list[ArmCounter] = []
+        flag_keys: set[str] = set()
+        for counter in changed:
+            if len(flag_keys) <= MOST_CHANGED:
+                flag_keys.add(counter.flag_key)
+            if counter.bundle is None:
+                own.append(counter)
+            else:
+                arms.bundles.note(counter)
         names, members = arms.sets.drain()
         exposures, forgotten = ({}, []) if self._recent is None else self._recent.drain()
-        return Difference(changed, evaluations, names, members, exposures, forgotten)
+        return Difference(own, flag_keys, names, members, exposures, forgotten)
 
     def take_totals(self, arms: Sequence[ArmCounter]) -> Sequence[ChangedArm]:
         """Return the totals of changed arms, but of those whose rollout was dropped meanwhile."""
-        return [self._totals_of(arm) for arm in arms if arm.is_counting]
+        return [
+            ChangedArm(arm.field, arm.flag_key, encode_arm(arm.take()))
+            for arm in arms
+            if arm.is_counting
+        ]
 
-    def _totals_of(self, arm: ArmCounter) -> ChangedArm:
-        arm.is_changed = False
-        arm.batch_contexts = NO_CONTEXTS
-        evaluations = arm.evaluations - arm.noted
-        arm.noted = arm.evaluations
-        assert arm.arm is not None
-        value = encode_arm(arm.counts())
-        if arm.bundle is not None:
-            value = bundle_entry(arm.field, value)
-        return ChangedArm(arm.field, arm.flag_key, arm.arm, arm.bundle, evaluations, value)
+    def bundles_to_write(self) -> Sequence[int]:
+        """Return the numbers of the bundles that `take_bundle` is to be called for, sorted."""
+        return self._arms.bundles.to_write()
 
-    def give_own_field(self, place: TotalsField) -> None:
-        """Note that an arm, which was stored in a bundle, is stored in a field of its own."""
+    def names_in(self, bundle: int) -> Sequence[str]:
+        """Return the names of the arms that were in a bundle when it was last written, sorted."""
+        return self._arms.bundles.names(bundle)
+
+    def give_own_field(self, bundle: int, name: str) -> bytes:
+        """Take an arm out of its bundle, to be stored in a field of its own; return the content."""
+        place = parse_field(name)
+        assert place is not None
+        assert place.arm is not None
         flag = self._events.open_flags.get(place.flag_key)
-        if flag is not None and place.arm is not None:
-            counter = flag.counter_of(place.visit, place.arm)
-            if counter is not None:
-                counter.bundle = None
+        counter = None if flag is None else flag.counter_of(place.visit, place.arm)
+        return self._arms.give_own_field(counter, bundle, name)
+
+    def take_bundle(self, bundle: int) -> bytes:
+        """Return the content of a bundle: `schemas.totals.encode_bundle`."""
+        return self._arms.bundles.take(bundle)
+
+    def take_evaluations(self) -> Sequence[NewEvaluations]:
+        """Return the evaluations since the last call: of arms, and those that no arm counts."""
+        return self._events.take_evaluations()
 
     def live(self, entries: bytes) -> bytes:
         """Return those of some entries whose context is an exact member."""
@@ -324,12 +347,3 @@ class PartitionFold:
     def seal_next(self) -> SealedSet | None:
         """Seal one set that is at its limit, None when none is."""
         return self._arms.sets.seal_next()
-
-
-def _add_noted(evaluations: dict[FlagArm, int], counter: ArmCounter) -> None:
-    """Add the evaluations that a counter has got since the last save."""
-    count = counter.evaluations - counter.noted
-    if count:
-        counter.noted = counter.evaluations
-        flag_arm = counter.flag_key, counter.arm
-        evaluations[flag_arm] = evaluations.get(flag_arm, 0) + count

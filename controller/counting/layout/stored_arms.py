@@ -13,14 +13,11 @@ from controller.counting.folding.difference import ChangedArm
 from controller.counting.folding.engine import Fold
 from controller.counting.folding.flags_to_count import FlagsToCount
 from schemas.totals import (
-    TotalsField,
-    bundle_entry,
     bundle_name,
     bundle_number,
     bundle_of,
     decode_arm,
     decode_bundle,
-    encode_bundle,
     is_bundle_field,
     parse_field,
 )
@@ -40,10 +37,6 @@ class StoredArms:
         self._flags_to_count = flags_to_count
         self._flags_with_own_fields = flags_with_own_fields
         self._own: dict[tuple[str, str], set[str]] = {}  # by flag key and rollout id
-        # By their number: arm -> entry, as it was last saved.
-        self._bundles: dict[int, dict[str, bytes]] = {}
-        # Bundles to be written although none of their arms may have changed.
-        self._rewritten: set[int] = set()
         self._garbage: list[str] = []  # fields to delete after the next save
         #: Flag key -> rollouts with something stored, or about to be.
         self.rollouts: dict[str, set[str]] = {}
@@ -55,47 +48,42 @@ class StoredArms:
         """
         for name, value in fields.items():
             if is_bundle_field(name):
-                entries = self._bundles[bundle_number(name)] = {}
+                bundle = bundle_number(name)
                 for arm_name, arm_value in decode_bundle(value).items():
-                    if self._restore_arm(arm_name, arm_value, fold) is not None:
-                        entries[arm_name] = bundle_entry(arm_name, arm_value)
-            elif (place := self._restore_arm(name, value, fold)) is not None:
-                self._own.setdefault((place.flag_key, place.rollout_id), set()).add(name)
+                    self._restore_arm(arm_name, arm_value, bundle, fold)
+            else:
+                self._restore_arm(name, value, None, fold)
 
-    def _restore_arm(self, name: str, value: bytes, fold: Fold) -> TotalsField | None:
+    def _restore_arm(self, name: str, value: bytes, bundle: int | None, fold: Fold) -> None:
         place = parse_field(name)
         if place is None or place.arm is None:
-            return None
-        fold.restore_arm(name, decode_arm(value))
+            return
+        fold.restore_arm(name, decode_arm(value), bundle)
         self.rollouts.setdefault(place.flag_key, set()).add(place.rollout_id)
-        return place
+        if bundle is None:
+            self._note_own_field(place.flag_key, place.rollout_id, name)
+
+    def _note_own_field(self, flag_key: str, rollout_id: str, name: str) -> None:
+        self._own.setdefault((flag_key, rollout_id), set()).add(name)
 
     def bundle_of(self, flag_key: str, name: str) -> int | None:
-        """Return the bundle that an arm is stored in, None where it has a field of its own."""
-        rollout_id = name.split("|")[1]
-        self.rollouts.setdefault(flag_key, set()).add(rollout_id)
-        bundle = bundle_of(flag_key)
-        if name not in self._bundles.get(bundle, ()):
-            has_few_flags = len(self._flags_to_count.flags) <= self._flags_with_own_fields
-            if has_few_flags or name in self._own.get((flag_key, rollout_id), ()):
-                return None
-            self._bundles.setdefault(bundle, {})
-        return bundle
+        """Return the bundle for an arm that is not stored yet, None for a field of its own."""
+        self.rollouts.setdefault(flag_key, set()).add(name.split("|")[1])
+        if len(self._flags_to_count.flags) <= self._flags_with_own_fields:
+            return None
+        return bundle_of(flag_key)
 
-    def changed_fields(self, own: int, bundled: int) -> int:
-        """Return how many fields a save of so many changed arms carries, or a few more."""
-        bundles = min(bundled, len(self._bundles)) + len(self._rewritten)
-        return own + bundles + MOVED_PER_SAVE
+    def changed_fields(self, fold: Fold) -> int:
+        """Return how many fields the next save of arms will carry, or a few more."""
+        own, bundled = fold.changed_arms
+        bundles, to_write = fold.bundles
+        return own + min(bundled, bundles) + to_write + MOVED_PER_SAVE
 
-    def put(self, arms: Iterable[ChangedArm], fields: dict[str, bytes]) -> None:
-        """Put the totals of arms into their own fields, or into their bundles for later."""
-        for name, flag_key, _, bundle, _, value in arms:
-            if bundle is not None:
-                self._bundles[bundle][name] = value
-                self._rewritten.add(bundle)
-            else:
-                fields[name] = value
-                self._own.setdefault((flag_key, name.split("|")[1]), set()).add(name)
+    def write(self, arms: Iterable[ChangedArm], fields: dict[str, bytes]) -> None:
+        """Put the totals of arms into their own fields."""
+        for name, flag_key, value in arms:
+            fields[name] = value
+            self._note_own_field(flag_key, name.split("|")[1], name)
 
     def write_bundles(
         self, fold: Fold, fields: dict[str, bytes], turn: int, freshest_ms: int
@@ -105,21 +93,18 @@ class StoredArms:
         Some arms of visits that are over get fields of their own, so that they are not written
         again with every save of their bundle; `turn` varies which bundles are searched for those.
         """
-        bundles = sorted(self._rewritten)
-        self._rewritten = set()
-        for bundle, name in self._entries_to_move(bundles, turn, freshest_ms):
-            fields[name] = self._bundles[bundle].pop(name)[len(bundle_entry(name, b"")) :]
-            place = parse_field(name)
-            assert place is not None
-            self._own.setdefault((place.flag_key, place.rollout_id), set()).add(name)
-            fold.give_own_field(place)
+        bundles = fold.bundles_to_write()
+        for bundle, name in self._arms_to_move(fold, bundles, turn, freshest_ms):
+            fields[name] = fold.give_own_field(bundle, name)
+            flag_key, rollout_id, *_ = name.split("|")
+            self._note_own_field(flag_key, rollout_id, name)
         for begin in range(0, len(bundles), _BUNDLES_PER_TURN):
             yield
             for bundle in bundles[begin : begin + _BUNDLES_PER_TURN]:
-                fields[bundle_name(bundle)] = encode_bundle(self._bundles[bundle].values())
+                fields[bundle_name(bundle)] = fold.take_bundle(bundle)
 
-    def _entries_to_move(
-        self, bundles: Sequence[int], turn: int, freshest_ms: int
+    def _arms_to_move(
+        self, fold: Fold, bundles: Sequence[int], turn: int, freshest_ms: int
     ) -> list[tuple[int, str]]:
         """Return some (bundle, arm) of visits that are over."""
         until_ms = freshest_ms - _OVER_AFTER_MS
@@ -127,7 +112,7 @@ class StoredArms:
         over = (
             (bundle, name)
             for bundle in bundles[begin : begin + _CHECKED_PER_SAVE]
-            for name in self._bundles[bundle]
+            for name in fold.names_in(bundle)
             if self._is_over(name, until_ms)
         )
         return [each for each, _ in zip(over, range(MOVED_PER_SAVE), strict=False)]
@@ -147,14 +132,9 @@ class StoredArms:
     def drop(self, flag_key: str, rollout_id: str) -> None:
         """Forget a rollout that is over.
 
-        The next save writes its bundle without it and deletes its own fields after that.
+        The next save deletes its own fields once it is written. Of its bundle the fold sees to it.
         """
         self._garbage += sorted(self._own.pop((flag_key, rollout_id), ()))
-        prefix, bundle = f"{flag_key}|{rollout_id}|", bundle_of(flag_key)
-        entries = self._bundles.get(bundle, {})
-        for name in [name for name in entries if name.startswith(prefix)]:
-            del entries[name]
-            self._rewritten.add(bundle)
         self.rollouts.get(flag_key, set()).discard(rollout_id)
 
     def drain_garbage(self) -> list[str]:

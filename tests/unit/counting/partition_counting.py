@@ -60,11 +60,13 @@ class Counting:
         )
 
     def batch(self, *values: bytes | None, partner: Owner | None = None) -> None:
-        """Fold values as one batch and save."""
+        """Fold values as one batch, save, and pass their evaluations on."""
         position = self.owner.totals.position
         records = [make_record(position + number, value) for number, value in enumerate(values)]
         self.owner.fold(records, partner=None if partner is None else partner.totals)
         assert self.owner.save(self.stored)
+        for _ in self.owner.totals.note_evaluations():
+            pass
 
     @property
     def arms(self) -> dict[tuple[str, int, str], ArmCounts]:

@@ -25,7 +25,7 @@ class Stored(dict[str, bytes]):
 
     def save(self, recent: RecentExposures) -> int:
         """Write what changed and return how many bytes that was."""
-        fields, garbage = self.layout.write(Difference((), {}, (), b"", *recent.drain()))
+        fields, garbage = self.layout.write(Difference((), frozenset(), (), b"", *recent.drain()))
         self.update(fields)
         for name in garbage:
             self.pop(name, None)

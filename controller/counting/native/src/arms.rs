@@ -67,10 +67,13 @@ pub struct Counts {
 }
 
 impl Counts {
-    pub fn latency_all(&self) -> Histogram {
-        let mut all = self.latency.clone();
+    pub fn latency_all(&self) -> Vec<(i32, i64)> {
+        let mut all = self.latency.counts.clone();
         for &(bucket, count) in &self.latency_again.counts {
-            all.add(bucket, count);
+            match self.latency.place(bucket) {
+                Some(place) => all[place].1 += count,
+                None => all.push((bucket, count)),
+            }
         }
         all
     }
@@ -102,7 +105,7 @@ pub struct Arm {
     pub is_changed: bool,
     pub is_counting: bool,
     pub counts: Counts,
-    pub noted: i64,             // of the evaluations those that were passed on
+    pub passed_on: i64, // of the evaluations those that `take_evaluations` returned
     pub exposed: Option<usize>, // slots of sets
     pub opposite: Option<usize>,
     pub failed: Option<usize>,
@@ -112,6 +115,18 @@ pub struct Arm {
 }
 
 impl Arm {
+    /// Begin the next batch: the totals are being written.
+    pub fn begin_batch(&mut self) {
+        self.is_changed = false;
+        self.end_batch();
+    }
+
+    /// The evaluations since the last call.
+    pub fn take_evaluations(&mut self) -> i64 {
+        let before = std::mem::replace(&mut self.passed_on, self.counts.evaluations);
+        self.counts.evaluations - before
+    }
+
     /// Forget the contexts of a batch, and the memory that an unusually large one took.
     pub fn end_batch(&mut self) {
         if self.batch.capacity() > 4_096 {

@@ -8,6 +8,7 @@ mod visits;
 use std::sync::Arc;
 
 use crate::arms::{is_one_of, Action, Arm, CountedFlag, Counts, Kind, OpenFlags, Visit};
+use crate::bundles::Bundles;
 use crate::exposures::RecentExposures;
 use crate::hashing::Map;
 use crate::sets::{Added, ContextSets};
@@ -68,12 +69,13 @@ pub struct Fold {
     pub arms: Vec<Option<Box<Arm>>>,
     pub sets: ContextSets,
     pub recent: Option<RecentExposures>,
-    pub stored: Map<Box<str>, Counts>, // restored, not opened yet
+    // Restored, not opened yet: totals, and the bundle that they are stored in.
+    pub stored: Map<Box<str>, (Counts, Option<u32>)>,
+    pub bundles: Bundles,
     // Set number -> flag key, rollout id, arm.
     pub exposure_of: Map<u32, (Arc<str>, Arc<str>, Kind)>,
     pub changed: Vec<usize>,
     pub changed_in_bundles: usize,
-    pub outside: Vec<usize>,
     others: Vec<((Box<str>, Kind), i64)>, // in the order in which they were first met
     other_places: Map<Box<str>, [Option<usize>; 3]>, // by flag and arm, where it is in `others`
     pub opened: usize,
@@ -91,10 +93,10 @@ impl Fold {
             sets: ContextSets::new(exact_limit),
             recent: window_ms.filter(|_| counts_exposures).map(RecentExposures::new),
             stored: Map::default(),
+            bundles: Bundles::default(),
             exposure_of: Map::default(),
             changed: Vec::new(),
             changed_in_bundles: 0,
-            outside: Vec::new(),
             others: Vec::new(),
             other_places: Map::default(),
             opened: 0,
@@ -118,17 +120,13 @@ impl Fold {
     #[inline]
     fn note_change(&mut self, place: usize) {
         let arm = self.arms[place].as_mut().expect("an arm of an open flag");
-        if arm.is_changed {
+        if arm.is_changed || !arm.is_counting {
             return;
         }
         arm.is_changed = true;
-        if arm.is_counting {
-            arm.end_batch();
-            self.changed.push(place);
-            self.changed_in_bundles += usize::from(arm.bundle.is_some());
-        } else {
-            self.outside.push(place);
-        }
+        arm.end_batch();
+        self.changed.push(place);
+        self.changed_in_bundles += usize::from(arm.bundle.is_some());
     }
 
     // - evaluations -
@@ -204,7 +202,7 @@ impl Fold {
         }
     }
 
-    /// Note evaluations that no counter passes on; the next save does.
+    /// Note evaluations that no counter has.
     pub fn note(&mut self, flag_key: &str, kind: Kind, count: i64) {
         if count == 0 {
             return;
@@ -222,7 +220,7 @@ impl Fold {
         }
     }
 
-    /// Return what was noted since the last save, and begin anew.
+    /// Return what was noted since the last call, and begin anew.
     pub fn take_others(&mut self) -> Vec<((Box<str>, Kind), i64)> {
         self.other_places.clear();
         std::mem::take(&mut self.others)
@@ -339,13 +337,15 @@ impl Fold {
             for (visit, arms) in &flag.visits {
                 let arms = if *visit == Visit::Uncounted { &arms[..1] } else { &arms[..] };
                 for &place in arms {
-                    let Some(arm) = self.arms[place].take() else { continue };
-                    self.note(flag_key, arm.kind, arm.counts.evaluations - arm.noted);
+                    let Some(mut arm) = self.arms[place].take() else { continue };
+                    if let Some(bundle) = arm.bundle {
+                        self.bundles.remove(bundle, &arm.field);
+                    }
+                    self.note(flag_key, arm.kind, arm.take_evaluations());
                 }
             }
             let arms = &self.arms;
             self.changed.retain(|&place| arms[place].is_some());
-            self.outside.retain(|&place| arms[place].is_some());
             self.changed_in_bundles = self
                 .changed
                 .iter()
@@ -353,7 +353,14 @@ impl Fold {
                 .count();
         }
         let prefix = format!("{flag_key}|{rollout_id}|");
-        self.stored.retain(|name, _| !name.starts_with(&prefix));
+        let bundles = &mut self.bundles;
+        self.stored.retain(|name, &mut (_, bundle)| {
+            let is_kept = !name.starts_with(&prefix);
+            if let Some(bundle) = bundle.filter(|_| !is_kept) {
+                bundles.remove(bundle, name);
+            }
+            is_kept
+        });
         self.exposure_of.retain(|_, (key, id, _)| &**key != flag_key || &**id != rollout_id);
         self.sets.drop_with_prefix(&prefix);
         if self.exposure_of.is_empty() {

@@ -9,6 +9,7 @@
 mod activity;
 mod arms;
 mod bloom;
+mod bundles;
 mod duplicates;
 mod exposures;
 mod fold;

@@ -1,27 +1,26 @@
 //! The fold as Python has it: `controller.counting.folding.engine.Fold`.
 //!
-//! Here is each method, in a few lines, and where a panic ends. What the longer ones do is in
-//! `events.rs` (with `plain.rs`, `others.rs` and `refused.rs`), `joining.rs` and `saves.rs`;
-//! `arm_counts.rs` takes totals over and writes them.
+//! Here is each method, in a few lines. What the longer ones do is in `events.rs` (with `plain.rs`,
+//! `others.rs` and `refused.rs`), `joining.rs` and `saves.rs`; `arm_counts.rs` takes totals over and
+//! writes them, and in `faults.rs` a panic ends.
 
 mod arm_counts;
 mod events;
+mod faults;
 mod joining;
 mod others;
 mod plain;
 mod refused;
 mod saves;
 
-use std::any::Any;
 use std::collections::BTreeMap;
-use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyType};
 
-use crate::arms::{Kind, OpenFlags};
+use crate::arms::OpenFlags;
 use crate::bloom::BloomFilter;
 use crate::duplicates::RecentRecords;
 use crate::fold::Fold;
@@ -40,6 +39,7 @@ pub struct PartitionFold {
     lowest_bucket: i32,
     highest_bucket: i32,
     indexed_per_turn: usize,
+    most_changed: usize, // flags that are named as changed
     readers: Readers,
     types: Types,
     arms: [Py<PyAny>; 2], // Arm.TREATMENT and Arm.CONTROL
@@ -49,8 +49,8 @@ pub struct PartitionFold {
 impl PartitionFold {
     #[new]
     #[pyo3(signature = (flags_to_count, *, counts_exposures, exact_limit, window_ms, bundle_of,
-                        indexed_per_turn, lowest_bucket, highest_bucket, log_gamma, readers, types,
-                        arms, fault_type))]
+                        indexed_per_turn, most_changed, lowest_bucket, highest_bucket, log_gamma,
+                        readers, types, arms, fault_type))]
     #[allow(clippy::too_many_arguments)] // named in Python, and called in one place
     fn new(
         flags_to_count: Py<PyAny>,
@@ -59,6 +59,7 @@ impl PartitionFold {
         window_ms: Option<i64>,
         bundle_of: Py<PyAny>,
         indexed_per_turn: usize,
+        most_changed: usize,
         lowest_bucket: i32,
         highest_bucket: i32,
         log_gamma: f64,
@@ -77,6 +78,7 @@ impl PartitionFold {
             lowest_bucket,
             highest_bucket,
             indexed_per_turn,
+            most_changed,
             readers,
             types,
             arms,
@@ -166,9 +168,14 @@ impl PartitionFold {
 
     // - restoring -
 
-    fn restore_arm(&mut self, name: &str, counts: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn restore_arm(
+        &mut self,
+        name: &str,
+        counts: &Bound<'_, PyAny>,
+        bundle: Option<u32>,
+    ) -> PyResult<()> {
         self.contain(|this| {
-            this.fold.stored.insert(name.into(), arm_counts::taken_over(counts)?);
+            this.take_over_arm(name, arm_counts::taken_over(counts)?, bundle);
             Ok(())
         })
     }
@@ -309,6 +316,11 @@ impl PartitionFold {
     }
 
     #[getter]
+    fn bundles(&self) -> (usize, usize) {
+        (self.fold.bundles.len(), self.fold.bundles.waiting())
+    }
+
+    #[getter]
     fn new_entries(&self) -> (usize, Vec<usize>) {
         let recent = self.fold.recent.as_ref();
         (self.fold.sets.added(), recent.map_or_else(Vec::new, |recent| recent.added()))
@@ -337,8 +349,24 @@ impl PartitionFold {
         self.contain(|this| this.totals_of(py, &places))
     }
 
-    fn give_own_field(&mut self, py: Python<'_>, place: &Bound<'_, PyAny>) -> PyResult<()> {
-        self.contain(|this| this.note_own_field(py, place))
+    fn bundles_to_write(&mut self) -> PyResult<Vec<u32>> {
+        self.contain(|this| Ok(this.fold.bundles.to_write()))
+    }
+
+    fn names_in(&mut self, bundle: u32) -> PyResult<Vec<String>> {
+        self.contain(|this| Ok(this.fold.bundles.names(bundle)))
+    }
+
+    fn give_own_field(&mut self, py: Python<'_>, bundle: u32, name: &str) -> PyResult<Py<PyBytes>> {
+        self.contain(|this| Ok(PyBytes::new(py, &this.own_field_of(bundle, name)?).unbind()))
+    }
+
+    fn take_bundle(&mut self, py: Python<'_>, bundle: u32) -> PyResult<Py<PyBytes>> {
+        self.contain(|this| Ok(PyBytes::new(py, &this.bundle_bytes(bundle)).unbind()))
+    }
+
+    fn take_evaluations(&mut self, py: Python<'_>) -> PyResult<Py<PyList>> {
+        self.contain(|this| this.new_evaluations(py))
     }
 
     fn live(&mut self, py: Python<'_>, entries: &[u8]) -> PyResult<Py<PyBytes>> {
@@ -348,44 +376,4 @@ impl PartitionFold {
     fn seal_next(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
         self.contain(|this| this.seal_one(py))
     }
-}
-
-impl PartitionFold {
-    /// Do something; a panic becomes `NativeFault`, which each later call raises, too.
-    fn contain<T>(&mut self, act: impl FnOnce(&mut Self) -> PyResult<T>) -> PyResult<T> {
-        if self.fault.is_none() {
-            match catch_unwind(AssertUnwindSafe(|| act(self))) {
-                Ok(done) => return done,
-                Err(panic) => self.fault = Some(why(&*panic).to_string()),
-            }
-        }
-        let fault = self.fault.clone();
-        Err(Python::attach(|py| PyErr::from_type(self.fault_type.bind(py).clone(), fault)))
-    }
-
-    /// Do something; only the next call of the others raises what panicked here or before.
-    fn contain_for_later<T: Default>(
-        &mut self,
-        act: impl FnOnce(&mut Self) -> PyResult<T>,
-    ) -> PyResult<T> {
-        let done = self.contain(act);
-        match self.fault {
-            Some(_) => Ok(T::default()),
-            None => done,
-        }
-    }
-
-    fn arm_of(&self, py: Python<'_>, kind: Kind) -> Option<Py<PyAny>> {
-        match kind {
-            Kind::Treatment => Some(self.arms[0].clone_ref(py)),
-            Kind::Control => Some(self.arms[1].clone_ref(py)),
-            Kind::Neither => None,
-        }
-    }
-}
-
-/// What a panic says.
-fn why(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("of an unknown kind")
 }

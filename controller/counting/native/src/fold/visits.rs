@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Fold, Surroundings};
 use crate::activity::Activity;
-use crate::arms::{is_one_of, Arm, Flag, Kind, Visit};
+use crate::arms::{is_one_of, Arm, Counts, Flag, Kind, Visit};
 use crate::hashing::Map;
 
 impl Fold {
@@ -135,8 +135,14 @@ impl Fold {
         field: &str,
     ) -> Result<usize, S::Error> {
         let is_counting = !field.is_empty();
-        let bundle = if is_counting { around.bundle_of(flag_key, field)? } else { None };
-        let counts = self.stored.remove(field).unwrap_or_default();
+        let (counts, bundle) = match self.stored.remove(field) {
+            Some(stored) => stored,
+            None if is_counting => (Counts::default(), around.bundle_of(flag_key, field)?),
+            None => Default::default(),
+        };
+        if let Some(bundle) = bundle {
+            self.bundles.open(bundle).entry(field).arm = Some(self.arms.len());
+        }
         self.arms.push(Some(Box::new(Arm {
             flag_key: flag_key.clone(),
             rollout_id: rollout_id.clone(),
@@ -145,7 +151,7 @@ impl Fold {
             bundle,
             is_changed: false,
             is_counting,
-            noted: counts.evaluations,
+            passed_on: counts.evaluations,
             counts,
             exposed: None,
             opposite: None,

@@ -51,14 +51,13 @@ pub fn as_stored(counts: &Counts) -> Vec<u8> {
     bytes
 }
 
-/// The bytes of an arm in its bundle: `schemas.totals.bundle_entry`, to the byte.
-pub fn as_bundled(field: &str, counts: &Counts) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(320);
+/// Write an arm as it is in its bundle: `schemas.totals.bundle_entry`, to the byte.
+pub fn write_bundled(bytes: &mut Vec<u8>, field: &str, counts: &Counts) {
+    bytes.clear();
     bytes.push(b'"');
     bytes.extend_from_slice(field.as_bytes()); // names need no escapes
     bytes.extend_from_slice(b"\":");
-    write(&mut bytes, counts);
-    bytes
+    write(bytes, counts);
 }
 
 /// Write an arm's totals. What is zero or empty is left out, and the rest is in the order of the
@@ -96,7 +95,7 @@ fn write(bytes: &mut Vec<u8>, counts: &Counts) {
     if latency_again.counts.is_empty() {
         json.object("latency_all", latency.counts.iter(), bucket);
     } else {
-        json.object("latency_all", counts.latency_all().counts.iter(), bucket);
+        json.object("latency_all", counts.latency_all().iter(), bucket);
     }
     json.number("checked", *checked);
     json.number("repeated", *repeated);

@@ -1,12 +1,14 @@
 //! Loads and saves: sets taken over, and what has changed, as `folding/difference.py` has it.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use pyo3::exceptions::PyValueError;
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::{PyBytes, PyDict, PyFrozenSet, PyList};
 
 use super::{arm_counts, PartitionFold};
-use crate::arms::{Kind, Visit};
+use crate::arms::{Counts, Kind};
 
 impl PartitionFold {
     pub fn take_over_set(&mut self, number: u32, name: &str) -> PyResult<()> {
@@ -26,28 +28,20 @@ impl PartitionFold {
     }
 
     pub fn difference(&mut self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let changed = std::mem::take(&mut self.fold.changed);
         self.fold.changed_in_bundles = 0;
-        let evaluations = PyDict::new(py);
-        for ((flag_key, kind), count) in self.fold.take_others() {
-            evaluations.set_item((&*flag_key, self.arm_of(py, kind)), count)?;
-        }
-        for place in std::mem::take(&mut self.fold.outside) {
-            let Some(arm) = self.fold.arms[place].as_mut() else { continue };
-            arm.is_changed = false;
-            let count = arm.counts.evaluations - arm.noted;
-            if count == 0 {
-                continue;
+        let mut flag_keys: BTreeSet<Arc<str>> = BTreeSet::new();
+        let mut own = Vec::new();
+        for place in std::mem::take(&mut self.fold.changed) {
+            let Some(arm) = &self.fold.arms[place] else { continue };
+            if flag_keys.len() <= self.most_changed {
+                flag_keys.insert(arm.flag_key.clone());
             }
-            arm.noted = arm.counts.evaluations;
-            let (flag_key, kind) = (arm.flag_key.clone(), arm.kind);
-            let key = (&*flag_key, self.arm_of(py, kind)).into_pyobject(py)?;
-            let before: i64 = match evaluations.get_item(&key)? {
-                Some(before) => before.extract()?,
-                None => 0,
-            };
-            evaluations.set_item(key, before + count)?;
+            match arm.bundle {
+                Some(bundle) => self.fold.bundles.note(bundle),
+                None => own.push(place),
+            }
         }
+        let flag_keys = PyFrozenSet::new(py, flag_keys.iter().map(|key| &**key))?;
         let (names, members) = self.fold.sets.drain();
         let (exposures, forgotten) = match &mut self.fold.recent {
             Some(recent) => recent.drain(),
@@ -61,7 +55,7 @@ impl PartitionFold {
         let difference = self
             .types
             .difference
-            .call1(py, (changed, evaluations, names, members, by_slice, forgotten))?;
+            .call1(py, (own, flag_keys, names, members, by_slice, forgotten))?;
         Ok(difference)
     }
 
@@ -72,34 +66,79 @@ impl PartitionFold {
             let Some(arm) = self.fold.arms.get_mut(place).and_then(Option::as_mut) else {
                 continue;
             };
-            arm.is_changed = false;
-            arm.end_batch();
-            let evaluations = arm.counts.evaluations - arm.noted;
-            arm.noted = arm.counts.evaluations;
-            let arm = self.fold.arm(place);
-            let value = match arm.bundle {
-                Some(_) => arm_counts::as_bundled(&arm.field, &arm.counts),
-                None => arm_counts::as_stored(&arm.counts),
-            };
-            let (value, kind) = (PyBytes::new(py, &value), self.arm_of(py, arm.kind));
-            let totals = (&*arm.field, &*arm.flag_key, kind, arm.bundle, evaluations, value);
+            arm.begin_batch();
+            let value = PyBytes::new(py, &arm_counts::as_stored(&arm.counts));
+            let totals = (&*arm.field, &*arm.flag_key, value);
             taken.push(self.types.changed_arm.call1(py, totals)?);
         }
         Ok(taken)
     }
 
-    pub fn note_own_field(&mut self, py: Python<'_>, place: &Bound<'_, PyAny>) -> PyResult<()> {
-        let flag_key = place.getattr(intern!(py, "flag_key"))?;
-        let number: i64 = place.getattr(intern!(py, "visit"))?.extract()?;
-        let part = place.getattr(intern!(py, "part"))?;
-        let is_control = part.extract::<&str>()? == "control";
-        let Some(flag) = self.fold.flags.get(flag_key.extract::<&str>()?) else { return Ok(()) };
-        if let Some(arms) = flag.arms_of(Visit::Number(number)) {
-            if let Some(arm) = &mut self.fold.arms[arms[usize::from(is_control)]] {
-                arm.bundle = None;
+    pub fn take_over_arm(&mut self, name: &str, counts: Counts, bundle: Option<u32>) {
+        if let Some(bundle) = bundle {
+            let entry = self.fold.bundles.open(bundle).entry(name);
+            arm_counts::write_bundled(&mut entry.bytes, name, &counts);
+        }
+        self.fold.stored.insert(name.into(), (counts, bundle));
+    }
+
+    /// The content of a bundle; only the entries of arms that have changed are written anew.
+    pub fn bundle_bytes(&mut self, bundle: u32) -> Vec<u8> {
+        let fold = &mut self.fold;
+        let entries = fold.bundles.take(bundle);
+        for entry in entries.iter_mut() {
+            let arm = entry.arm.and_then(|place| fold.arms[place].as_mut());
+            if let Some(arm) = arm.filter(|arm| arm.is_changed) {
+                arm.begin_batch();
+                arm_counts::write_bundled(&mut entry.bytes, &entry.name, &arm.counts);
             }
         }
-        Ok(())
+        let size = entries.iter().map(|entry| entry.bytes.len() + 1).sum::<usize>();
+        let mut content = Vec::with_capacity(2 + size);
+        for entry in entries.iter().filter(|entry| !entry.bytes.is_empty()) {
+            content.push(if content.is_empty() { b'{' } else { b',' });
+            content.extend_from_slice(&entry.bytes);
+        }
+        if content.is_empty() {
+            content.push(b'{');
+        }
+        content.push(b'}');
+        content
+    }
+
+    /// Take an arm out of its bundle; the content of its own field.
+    pub fn own_field_of(&mut self, bundle: u32, name: &str) -> PyResult<Vec<u8>> {
+        let fold = &mut self.fold;
+        let arm = fold.bundles.open(bundle).entry(name).arm;
+        fold.bundles.remove(bundle, name);
+        if let Some(arm) = arm.and_then(|place| fold.arms[place].as_mut()) {
+            arm.bundle = None;
+            arm.begin_batch();
+            return Ok(arm_counts::as_stored(&arm.counts));
+        }
+        let (counts, stored_in) = fold
+            .stored
+            .get_mut(name)
+            .ok_or_else(|| PyValueError::new_err(format!("no arm is named {name:?}")))?;
+        *stored_in = None;
+        Ok(arm_counts::as_stored(counts))
+    }
+
+    /// The evaluations since the last call: of arms, and those that no arm counts.
+    pub fn new_evaluations(&mut self, py: Python<'_>) -> PyResult<Py<PyList>> {
+        let taken = PyList::empty(py);
+        for place in 0..self.fold.arms.len() {
+            let Some(arm) = &mut self.fold.arms[place] else { continue };
+            let count = arm.take_evaluations();
+            if count != 0 {
+                let arm = self.fold.arm(place);
+                taken.append((&*arm.flag_key, self.arm_of(py, arm.kind), count))?;
+            }
+        }
+        for ((flag_key, kind), count) in self.fold.take_others() {
+            taken.append((&*flag_key, self.arm_of(py, kind), count))?;
+        }
+        Ok(taken.unbind())
     }
 
     pub fn seal_one(&mut self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
@@ -108,5 +147,13 @@ impl PartitionFold {
         Ok(Some(
             self.types.sealed_set.call1(py, (sealed.number, sealed.layer, sealed.keys, words))?,
         ))
+    }
+
+    fn arm_of(&self, py: Python<'_>, kind: Kind) -> Option<Py<PyAny>> {
+        match kind {
+            Kind::Treatment => Some(self.arms[0].clone_ref(py)),
+            Kind::Control => Some(self.arms[1].clone_ref(py)),
+            Kind::Neither => None,
+        }
     }
 }
