@@ -18,13 +18,11 @@ from urllib.parse import quote
 
 from rich.text import Text
 
-from controller.cli.within import within
+from controller.cli.daemon_http import MAX_BYTES, NoAnswer, read_address
 from controller.reporting.unwatched import Unwatched
 from controller.text import one_line
 
 if TYPE_CHECKING:
-    import ssl
-
     from controller.core.rollout import Rollout
     from controller.ports import FlagUse, FlagUses
     from controller.reporting.inventory import Finding
@@ -37,16 +35,11 @@ Event = dict[str, Any]
 #: `schemas.api.BASE`, which is slow to import.
 API = "/api/v1"
 #: Short, because a person waits.
-DEADLINE_SECONDS = 2.0
-#: Of a whole answer: a list of all rollouts may be long.
-TOTAL_SECONDS = 10.0
-MAX_BYTES = 1_000_000
+PAUSE_SECONDS = 2.0
 #: Of all rollouts: 10,000 of them take about 30 MB.
 MAX_LIST_BYTES = 100_000_000
 #: Names a file with the token of `sign_in.access_file` that reads where `http.readers` is closed.
 READ_TOKEN_VARIABLE: Final = "ROLLOUTCTL_READ_TOKEN_FILE"  # noqa: S105  # a variable's name
-#: Names a PEM file of the authorities that may sign a daemon's certificate. Unset: the usual ones.
-CA_VARIABLE: Final = "ROLLOUTCTL_CA_FILE"
 #: What a port of rolloutd answers for a path that it does not have.
 _NO_SUCH_PATH: Final = {"error": "Not Found"}
 _WHICH_PORT: Final = "see whether this is the http.port of a replica, and not its http.ops_port"
@@ -272,80 +265,35 @@ class _Answer:
 
 
 def _exchange(daemon: str, path: str, most_bytes: int = MAX_BYTES) -> _Answer:
-    try:
-        return within(TOTAL_SECONDS, lambda: _asked(daemon, path, most_bytes))
-    except TimeoutError as trouble:
-        return _Answer(None, f"{daemon} gave {trouble}; next: ask another replica")
-
-
-def _asked(daemon: str, path: str, most_bytes: int) -> _Answer:
-    import httpx  # slow to load, and needed only with a daemon's address
-
-    address = f"{daemon.rstrip('/')}{path}"
     headers, why = _headers()
-    verify, why_not = trusted()
-    if why or why_not:
-        return _Answer(None, why or f"next: {why_not}")
+    if why:
+        return _Answer(None, why)
     try:
-        with httpx.stream(
-            "GET",
-            address,
+        answer = read_address(
+            daemon,
+            path,
+            port="http.port",
+            pause_seconds=PAUSE_SECONDS,
+            most_bytes=most_bytes,
             headers=headers,
-            timeout=DEADLINE_SECONDS,
-            trust_env=False,
-            verify=verify,
-        ) as answer:
-            body = bytearray()
-            for chunk in answer.iter_raw():
-                body += chunk
-                if len(body) > most_bytes:
-                    return _Answer(None, f"the answer is longer than {most_bytes} bytes")
-        document = json.loads(body)
-        if answer.status_code == 200 and isinstance(document, dict):
+        )
+        document = json.loads(answer.body)
+        if answer.status == 200 and isinstance(document, dict):
             return _Answer(document, "", answer.headers.get("rolloutd-stale-since"))
-        why = f"{daemon} answered {answer.status_code}: {document['error']}"
-        if answer.status_code in (401, 403) and not headers:
-            why += f"; next: let {READ_TOKEN_VARIABLE} name a file with a token of its access file"
-        if document == _NO_SUCH_PATH:
-            why += f"; next: {_WHICH_PORT}"
-        return _Answer(None, why, status=answer.status_code)
-    except (httpx.HTTPError, httpx.InvalidURL) as trouble:
-        why = str(trouble).rstrip(".")
-        return _Answer(None, f"{daemon} cannot be reached: {why}; next: {_next_step(why)}")
+        why = f"{daemon} answered {answer.status}: {document['error']}"
+    except NoAnswer as trouble:
+        return _Answer(None, str(trouble))
     except (ValueError, KeyError, TypeError, RecursionError):
         return _Answer(None, _strange(daemon))
+    if answer.status in (401, 403) and not headers:
+        why += f"; next: let {READ_TOKEN_VARIABLE} name a file with a token of its access file"
+    if document == _NO_SUCH_PATH:
+        why += f"; next: {_WHICH_PORT}"
+    return _Answer(None, why, status=answer.status)
 
 
 def _strange(daemon: str) -> str:
     return f"{daemon} does not answer as rolloutd does; next: {_WHICH_PORT}"
-
-
-def _next_step(why: str) -> str:
-    """Return what to do about a daemon that does not answer."""
-    if "CERTIFICATE_VERIFY_FAILED" in why:
-        return (
-            f"let {CA_VARIABLE} name the PEM file of the authority that signed its certificate, "
-            f"and use a name that stands in it"
-        )
-    if "WRONG_VERSION_NUMBER" in why:
-        return "write http://, as it speaks no TLS there"
-    if "disconnected without" in why:
-        return "write https:// if it has http.certificate_file"
-    return "see whether that replica runs, and whether this is its http.port"
-
-
-def trusted() -> tuple[ssl.SSLContext | bool, str]:
-    """Return what a daemon's certificate is checked with, and why that cannot be as asked for."""
-    path = os.environ.get(CA_VARIABLE)
-    if not path:
-        return True, ""
-    import ssl  # slow to load, and seldom needed
-
-    try:
-        return ssl.create_default_context(cafile=path), ""
-    except OSError as error:
-        why = f"let {CA_VARIABLE} name a PEM file of authorities ({path}: {error.strerror})"
-        return True, why
 
 
 def _headers() -> tuple[dict[str, str], str]:

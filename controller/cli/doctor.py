@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
@@ -18,14 +19,11 @@ from controller.cli.common import (
     fail,
     output,
 )
-from controller.cli.daemon_answers import trusted
-from controller.cli.within import within
+from controller.cli.daemon_http import NoAnswer, read_address
 from controller.text import one_line, plural
 
-DEADLINE_SECONDS: Final = 5.0
-#: Of a whole answer: the next replica is asked then.
-TOTAL_SECONDS: Final = 10.0
-MAX_BYTES: Final = 1_000_000
+#: A replica in trouble may be slow, and it is what is asked about.
+PAUSE_SECONDS: Final = 5.0
 
 UrlOption = Annotated[
     list[str],
@@ -79,41 +77,17 @@ def doctor(
 def read_report(address: str) -> tuple[dict[str, Any] | None, str]:
     """Return the body of /readyz at this address, or None and why there is none."""
     try:
-        return within(TOTAL_SECONDS, lambda: _asked(address))
-    except TimeoutError as trouble:
-        return None, f"{address} gave {trouble}; next: see whether this is its http.ops_port"
-
-
-def _asked(address: str) -> tuple[dict[str, Any] | None, str]:
-    import httpx  # slow to load
-
-    verify, why = trusted()
-    if why:
-        return None, f"{address}: {why}"
-    url = f"{address.rstrip('/')}/readyz"
-    try:
-        with httpx.stream(
-            "GET", url, timeout=DEADLINE_SECONDS, trust_env=False, verify=verify
-        ) as answer:
-            content = b""
-            for chunk in answer.iter_raw():
-                content += chunk
-                if len(content) > MAX_BYTES:
-                    return None, f"{address}: the answer is longer than {MAX_BYTES} bytes"
-        body = json.loads(content)
-        if not isinstance(body.get("components"), dict) or not isinstance(
-            body.get("faults", []), list
-        ):
-            return None, f"{address} does not answer as rolloutd does"
-    except (httpx.HTTPError, httpx.InvalidURL) as trouble:
-        why = str(trouble).rstrip(".")
-        return None, (
-            f"{address} cannot be reached: {why}. Does the replica run, and is this its "
-            f"http.ops_port?"
-        )
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        return None, f"{address} does not answer as rolloutd does"
-    return body, ""
+        answer = read_address(address, "/readyz", port="http.ops_port", pause_seconds=PAUSE_SECONDS)
+    except NoAnswer as trouble:
+        return None, str(trouble)
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
+        body = json.loads(answer.body)
+        if isinstance(body["components"], dict) and isinstance(body.get("faults", []), list):
+            return body, ""
+    return None, (
+        f"{address} does not answer as rolloutd does; next: see whether this is the http.ops_port "
+        f"of a replica"
+    )
 
 
 def lines_of(body: dict[str, Any]) -> list[Text]:

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from pydantic import ValidationError
 
-from controller.cli.daemon_answers import trusted
+from controller.cli.daemon_http import trusted
 from controller.cli.operator_client import CommandResults, send_commands
 from controller.cli.rendering import dashed
 from controller.errors import EventLogUnavailable

@@ -145,6 +145,14 @@ def test_nobody_there_is_said() -> None:
     assert "http.ops_port" in result.stderr
 
 
+def test_a_replica_without_tls_is_not_asked_over_it(replica: Callable[[bytes], str]) -> None:
+    """The mistake is named, not only the library's words for it."""
+    address = replica(b"").replace("http://", "https://")
+    result = CliRunner().invoke(app, ["doctor", "--url", address])
+    assert result.exit_code == 1
+    assert "next: write http://, as it speaks no TLS there" in " ".join(result.stderr.split())
+
+
 def test_text_of_a_replica_cannot_control_the_terminal() -> None:
     """Reasons and names may come from records: control codes are shown, not sent."""
     hostile = {**FAULT, "name": "a\x1b[31mb", "reason": "x\x07y"}

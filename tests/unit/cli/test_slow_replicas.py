@@ -14,7 +14,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from controller.cli import daemon_answers, doctor, emergency
+from controller.cli import daemon_answers, daemon_http, emergency
 from controller.cli.operator import app
 from controller.cli.within import within
 from schemas.terms import CommandVerb
@@ -99,7 +99,7 @@ def well() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (daemon_answers, doctor, emergency):
+    for module in (daemon_http, emergency):
         monkeypatch.setattr(module, "TOTAL_SECONDS", 0.5)
 
 
