@@ -18,7 +18,7 @@ import msgspec
 from pydantic import ValidationError
 
 from controller.adapters.http.bounded import AnswerRefused, AnswerTooLong
-from controller.adapters.http.posting import Answer, Poster
+from controller.adapters.http.posting import HttpAnswer, Poster
 from controller.adapters.http.signing import Signer
 from controller.codec.cloud_events import SOURCE
 from controller.codec.gate_questions import gate_question
@@ -97,7 +97,7 @@ class HttpGateWebhooks:
         await asyncio.gather(*(one.poster.close() for one in self._endpoints.values()))
 
 
-def _reading(answer: Answer, host: str) -> tuple[GateAnswer, str]:
+def _reading(answer: HttpAnswer, host: str) -> tuple[GateAnswer, str]:
     """Return what an answer says. Raises NotAnswered."""
     if 300 <= answer.status < 400:
         to = excerpt(answer.headers.get("location", ""), 100) or "nowhere"

@@ -45,34 +45,34 @@ class CheckState(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class LookResult:
     """What a look leads to."""
 
     state: CheckState
     says: SignalStatus | None  # None: nothing new
 
 
-def after_look(check: Check, state: CheckState, look: Look) -> Outcome:
+def after_look(check: Check, state: CheckState, look: Look) -> LookResult:
     """Return what is known after a look, and what is to be said."""
     if look.is_met is None:
-        return Outcome(msgspec.structs.replace(state, last=look), None)
+        return LookResult(msgspec.structs.replace(state, last=look), None)
     looks = (*state.looks, look)[-check.of :][-_MOST_LOOKS:]
     known = msgspec.structs.replace(state, looks=looks, last=look)
     missed = [one for one in looks if not one.is_met]
     if state.fires_since is None:
         if len(missed) < check.misses:
-            return Outcome(known, None)
+            return LookResult(known, None)
         since = missed[0].at
         fires = msgspec.structs.replace(
             known, fires_since=since, missed_since=since, fired_at=look.at
         )
-        return Outcome(fires, SignalStatus.FIRING)
+        return LookResult(fires, SignalStatus.FIRING)
     if not missed and len(looks) == check.of:
         over = msgspec.structs.replace(known, fires_since=None, missed_since=None, fired_at=None)
-        return Outcome(over, SignalStatus.RESOLVED)
+        return LookResult(over, SignalStatus.RESOLVED)
     is_due = state.fired_at is None or look.at - state.fired_at >= check.again
     if look.is_met or not is_due:
-        return Outcome(known, None)
-    return Outcome(
+        return LookResult(known, None)
+    return LookResult(
         msgspec.structs.replace(known, fires_since=look.at, fired_at=look.at), SignalStatus.FIRING
     )

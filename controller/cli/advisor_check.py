@@ -33,7 +33,7 @@ from controller.errors import AdviceUnavailableError, BadInput
 from controller.scorecard.cases import Case, load_cases
 from controller.scorecard.kinds import CaseKind
 from controller.scorecard.report import Asked, percent, render, seconds, to_document
-from controller.scorecard.scoring import Answer, Score, put_cases, score
+from controller.scorecard.scoring import CaseAnswer, Score, put_cases, score
 from controller.settings import AdvisorSettings
 from controller.text import one_line
 
@@ -58,7 +58,7 @@ _LIST_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class AdvisorCheck:
     """The result of checking a server and its model."""
 
     settings: AdvisorSettings
@@ -66,7 +66,7 @@ class Check:
     list_error: str | None  # why it listed no models; it may be fit all the same
     list_ms: int
     models: Sequence[str]
-    answers: Sequence[Answer]
+    answers: Sequence[CaseAnswer]
     score: Score
     list_fix: str = ""  # what to do about `list_error`, in terms of settings
     speaks: Sequence[str] = ()  # other protocols in which the server lists models
@@ -148,7 +148,7 @@ def perform(work: Coroutine[Any, Any, T]) -> T:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def check(settings: AdvisorSettings, *, is_json: bool) -> Check:
+def check(settings: AdvisorSettings, *, is_json: bool) -> AdvisorCheck:
     """Request the list of models and put a few cases; show and return the result."""
     result = perform(_check(settings))
     if is_json:
@@ -158,7 +158,7 @@ def check(settings: AdvisorSettings, *, is_json: bool) -> Check:
     return result
 
 
-async def _check(settings: AdvisorSettings) -> Check:
+async def _check(settings: AdvisorSettings) -> AdvisorCheck:
     clock = SystemClock()
     advisor = ModelAdvisor(settings, clock)
     began = clock.monotonic()
@@ -185,7 +185,7 @@ async def _check(settings: AdvisorSettings) -> Check:
     figures = score(answers)
     if fix in (NOT_THERE_FIX, NO_MODEL_SERVER_FIX) and not figures.in_form.count:
         speaks = [name for name in DIALECTS if await _lists_models(settings, name, clock)]
-    return Check(
+    return AdvisorCheck(
         *(settings, advisor.server.name, trouble, list_ms, models, answers, figures),
         list_fix=fix,
         speaks=speaks,
@@ -210,7 +210,7 @@ def _checked_cases() -> list[Case]:
     return [next(case for case in load_cases() if case.kind is kind) for kind in _CHECKED_KINDS]
 
 
-def _check_document(result: Check) -> dict[str, Any]:
+def _check_document(result: AdvisorCheck) -> dict[str, Any]:
     figures = result.score
     return {
         "server": result.server,
@@ -231,7 +231,7 @@ def _check_document(result: Check) -> dict[str, Any]:
     }
 
 
-def _show_check(result: Check) -> None:
+def _show_check(result: AdvisorCheck) -> None:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -300,12 +300,12 @@ def evaluate(
     return figures
 
 
-async def _evaluate(settings: AdvisorSettings, cases: Sequence[Case]) -> list[Answer]:
+async def _evaluate(settings: AdvisorSettings, cases: Sequence[Case]) -> list[CaseAnswer]:
     clock = SystemClock()
     advisor = ModelAdvisor(settings, clock)
     done = 0
 
-    def report_progress(answer: Answer) -> None:
+    def report_progress(answer: CaseAnswer) -> None:
         nonlocal done
         done += 1
         if sys.stderr.isatty():
@@ -339,7 +339,7 @@ async def _evaluate(settings: AdvisorSettings, cases: Sequence[Case]) -> list[An
         await advisor.close()
 
 
-def _show_score(asked: Asked, answers: Sequence[Answer], figures: Score) -> None:
+def _show_score(asked: Asked, answers: Sequence[CaseAnswer], figures: Score) -> None:
     console = output()
     console.print(f"{asked.model} at {asked.server}, {len(answers)} cases, prompt {asked.prompt}")
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, show_header=False)

@@ -27,7 +27,7 @@ class NoAnswer(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class HttpAnswer:
+class ReplicaAnswer:
     """A whole answer, whatever its status."""
 
     status: int
@@ -43,7 +43,7 @@ def read_address(
     pause_seconds: float,
     most_bytes: int = MAX_BYTES,
     headers: Mapping[str, str] | None = None,
-) -> HttpAnswer:
+) -> ReplicaAnswer:
     """Return what a replica answers to a GET. Raises NoAnswer, after `TOTAL_SECONDS` at most.
 
     `port` is the setting that gives the address its port; `pause_seconds` is how long the other
@@ -55,7 +55,7 @@ def read_address(
     url = f"{address.rstrip('/')}{path}"
     import httpx  # slow to load, and needed only with an address
 
-    def read() -> HttpAnswer:
+    def read() -> ReplicaAnswer:
         with httpx.stream(
             "GET", url, headers=headers, timeout=pause_seconds, trust_env=False, verify=verify
         ) as answer:
@@ -64,7 +64,7 @@ def read_address(
                 body += chunk
                 if len(body) > most_bytes:
                     raise NoAnswer(f"{address}: the answer is longer than {most_bytes} bytes")
-        return HttpAnswer(answer.status_code, answer.headers, bytes(body))
+        return ReplicaAnswer(answer.status_code, answer.headers, bytes(body))
 
     try:
         return within(TOTAL_SECONDS, read)

@@ -32,7 +32,7 @@ from controller.reporting.evidence_words import (
 )
 from controller.reporting.fitting import fitting_commands
 from controller.reporting.headline import Headline, Tone, headline
-from controller.reporting.progress import CheckState, gate_checks, proof_share
+from controller.reporting.progress import GateCheckState, gate_checks, proof_share
 from controller.reporting.situation import Situation, about, clock
 from controller.reporting.views import MARKS_OF_STAGES, ladder, stage_views
 from controller.text import one_line
@@ -59,9 +59,9 @@ _TONES: Final = {
 }
 _STAGES: Final = {"done": "green", "present": "bold cyan", "back": "bold red"}
 _CHECKS: Final = {
-    CheckState.PASSED: "green",
-    CheckState.OPEN: "yellow",
-    CheckState.BLOCKS: "bold red",
+    GateCheckState.PASSED: "green",
+    GateCheckState.OPEN: "yellow",
+    GateCheckState.BLOCKS: "bold red",
 }
 #: Shown last, as they are rarely what a person wants next.
 _SELDOM: Final = {

@@ -282,7 +282,7 @@ class Merger:
         return totals
 
 
-class Reading:
+class TotalsRead:
     """One `Totals.read`, without its I/O: what each partition gave, and what could not be read.
 
     What is damaged stays where it is: a partition's head or format costs that partition, a field

@@ -41,7 +41,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class QueryAnswer:
     """The newest answer to one query."""
 
     due_at: datetime  # one time for all that was due together
@@ -61,7 +61,7 @@ class ExternalReadings:
         self._queries = queries
         self._rollouts = rollouts
         self._clock = clock
-        self._answers: dict[str | CounterQuestion, Answer] = {}
+        self._answers: dict[str | CounterQuestion, QueryAnswer] = {}
         self._asked: set[str | CounterQuestion] = set()  # under way
         self._free = asyncio.Semaphore(_AT_ONCE)
 
@@ -112,20 +112,20 @@ class ExternalReadings:
 
 async def ask(
     queries: Queries, query: str | CounterQuestion, due_at: datetime, now: datetime
-) -> Answer:
+) -> QueryAnswer:
     """Return the answer to a query, which may be that there is no number."""
     try:
         if isinstance(query, str):
-            return Answer(due_at, now, await queries.sample(query))
-        return Answer(due_at, now, await queries.counters(query))
+            return QueryAnswer(due_at, now, await queries.sample(query))
+        return QueryAnswer(due_at, now, await queries.counters(query))
     except NotMeasured as trouble:
-        return Answer(due_at, now, None, trouble.gap, str(trouble))
+        return QueryAnswer(due_at, now, None, trouble.gap, str(trouble))
     except Exception as mistake:  # ours: the other queries go on, and this one is a gap
         log.exception("external_metric_failed", query=query)
-        return Answer(due_at, now, None, MeasurementGap.NO_ANSWER, repr(mistake)[:_MOST_WORDS])
+        return QueryAnswer(due_at, now, None, MeasurementGap.NO_ANSWER, repr(mistake)[:_MOST_WORDS])
 
 
-def reading_of(metric: ExternalMetric, answers: Sequence[Answer | None]) -> Reading | None:
+def reading_of(metric: ExternalMetric, answers: Sequence[QueryAnswer | None]) -> Reading | None:
     """Return what the answers to a metric's queries say, in their order; None: not all came."""
     known = [one for one in answers if one is not None]
     if len(known) < len(answers) or not known:

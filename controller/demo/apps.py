@@ -2,9 +2,9 @@
 
 A few instances of one service poll the flagd document and decide per user by its weights. Each
 request emits an evaluation and, when it is over, an outcome, in the contract's form. What is wrong
-with a release stands in its scenario's `Fault`, which only the apps know: the daemon sees events.
-`python -m controller.demo.apps OPTIONS` serves until SIGTERM and writes a report as a JSON line to
-standard output every 200 ms.
+with a release stands in its scenario's `InjectedFault`, which only the apps know: the daemon sees
+events. `python -m controller.demo.apps OPTIONS` serves until SIGTERM and writes a report as a JSON
+line to standard output every 200 ms.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from controller.codec.flagd import WEIGHT_TOTAL
-from controller.demo.scenarios import FLAG_KEY, SCENARIOS, Fault, Service
+from controller.demo.scenarios import FLAG_KEY, SCENARIOS, InjectedFault, Service
 from controller.settings import TopicNames
 from controller.web.bucketing import Generation, bucketer
 from schemas import evaluation, outcome
@@ -162,7 +162,7 @@ class Traffic:
 
     def __init__(
         self,
-        fault: Fault,
+        fault: InjectedFault,
         service: Service,
         instances: list[Instance],
         producer: Producer,

@@ -76,7 +76,7 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class InjectedFault:
     """What is wrong with treatment, or with how it is measured. The default is nothing."""
 
     error_factor: float = 1.0
@@ -114,7 +114,7 @@ class Scenario:
 
     name: str
     title: str
-    fault: Fault
+    fault: InjectedFault
     ending: Ending
     advisor: AdvisorPart = AdvisorPart.NOBODY
 
@@ -127,48 +127,50 @@ _COMPLETED = Ending(PhaseName.COMPLETED, percent=100.0)
 SCENARIOS: Mapping[str, Scenario] = {
     scenario.name: scenario
     for scenario in (
-        Scenario("healthy", "a release as good as the one it replaces", Fault(), _COMPLETED),
+        Scenario(
+            "healthy", "a release as good as the one it replaces", InjectedFault(), _COMPLETED
+        ),
         Scenario(
             "errors",
             "the release fails three times as often",
-            Fault(error_factor=3.0),
+            InjectedFault(error_factor=3.0),
             Ending(PhaseName.ROLLED_BACK, percent=0.0, names=("error_rate",)),
         ),
         Scenario(
             "latency",
             "1 in 20 requests takes a slow path; the median does not move",
-            Fault(slow_share=0.05),
+            InjectedFault(slow_share=0.05),
             Ending(PhaseName.ROLLED_BACK, percent=0.0, names=("latency_p99",)),
         ),
         Scenario(
             "late",
             "fine up to 10 %; with a quarter of the users on it, it fails three times as often",
-            Fault(error_factor=3.0, errors_from_percent=25.0),
+            InjectedFault(error_factor=3.0, errors_from_percent=25.0),
             Ending(PhaseName.ROLLED_BACK, percent=0.0, stage=2, names=("error_rate",)),
         ),
         Scenario(
             "srm",
             "the apps lose a quarter of the new version's exposure events",
-            Fault(lost_exposures=0.25),
+            InjectedFault(lost_exposures=0.25),
             Ending(PhaseName.PAUSED, reason=HoldReason.HEALTH, names=(HealthGap.SRM.value,)),
         ),
         Scenario(
             "silence",
             "all traffic stops in the middle of the second stage",
-            Fault(silent_from_percent=10.0),
+            InjectedFault(silent_from_percent=10.0),
             Ending(PhaseName.PAUSED, percent=10.0, stage=1, names=_EVIDENCE_GAPS),
         ),
         Scenario(
             "advisor-down",
             "healthy, but the model accepts every question and never answers",
-            Fault(),
+            InjectedFault(),
             _COMPLETED,
             AdvisorPart.HANGS,
         ),
         Scenario(
             "advisor-objects",
             "healthy, but the advisor (a scripted stand-in, no model) says hold",
-            Fault(),
+            InjectedFault(),
             Ending(PhaseName.AWAITING_APPROVAL, percent=1.0, stage=0, reason=HoldReason.ADVISOR),
             AdvisorPart.OBJECTS,
         ),

@@ -72,7 +72,7 @@ class News(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.kind not in (TEST, AlertKind.FLAG_DIGEST)
 
 
-class Step(msgspec.Struct, frozen=True):
+class DecisionStep(msgspec.Struct, frozen=True):
     """A decision by which a rollout went on, whether it is news or not."""
 
     flag: str
@@ -164,17 +164,17 @@ def read_decision(event_id: str, made: Decision, owner: str) -> News | None:
     )
 
 
-def read_step(made: Decision) -> Step | None:
+def read_step(made: Decision) -> DecisionStep | None:
     """Return what a decision ends; None: nothing."""
     if made.kind not in _MOVES:
         return None
     is_new_chapter = made.kind in _NEW_CHAPTERS
-    return Step(made.flag, made.rollout_id, made.revision, is_new_chapter)
+    return DecisionStep(made.flag, made.rollout_id, made.revision, is_new_chapter)
 
 
 def read_event(
     event: Mapping[str, Any], owner_of: Callable[[str], str]
-) -> tuple[News | None, Step | None]:
+) -> tuple[News | None, DecisionStep | None]:
     """Return what a CloudEvent tells; (None, None) for one of another type.
 
     Raises pydantic.ValidationError for one that no release of ours has written. A record that was

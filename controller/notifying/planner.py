@@ -30,7 +30,7 @@ from controller.notifying.book import (
     Purpose,
 )
 from controller.notifying.mutes import Heard, heard, is_held
-from controller.notifying.news import News, Step, urgency
+from controller.notifying.news import DecisionStep, News, urgency
 from controller.notifying.rules import Escalation, NotificationRules, Route
 from controller.notifying.upkeep import Refresher, make_room
 from schemas.terms import AlertKind, Severity
@@ -90,7 +90,7 @@ class Planner:
 
     # --- what was read ---
 
-    def take(self, news: News | None, step: Step | None, now: datetime) -> None:
+    def take(self, news: News | None, step: DecisionStep | None, now: datetime) -> None:
         """Take one record: what it tells, and what it ends."""
         if news is not None and not self._is_new(news, now):
             return
@@ -184,7 +184,7 @@ class Planner:
         self.book.close(news.key, now, news.summary)
         return channels
 
-    def _end(self, step: Step, heard: Collection[str], now: datetime) -> None:
+    def _end(self, step: DecisionStep, heard: Collection[str], now: datetime) -> None:
         """End what a rollout waited for; `heard` are the channels that were told of the step."""
         seen = self.book.flags.get(step.flag, FlagNews(now))
         if seen.rollout != step.rollout_id or step.revision > seen.moved:

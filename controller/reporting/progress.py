@@ -56,7 +56,7 @@ def troubles(judgement: JudgementRecord | None) -> list[GapRecord]:
     return [gap for gap in gaps if gap.kind is not HealthGap.BELOW_MIN_SAMPLE]
 
 
-class CheckState(StrEnum):
+class GateCheckState(StrEnum):
     """Where one check of a gate stands."""
 
     PASSED = "passed"
@@ -72,24 +72,24 @@ class CheckState(StrEnum):
 
 
 _MARKS: Final = {
-    CheckState.PASSED: "✓",
-    CheckState.OPEN: "◐",
-    CheckState.BLOCKS: "▲",
-    CheckState.AHEAD: "○",
-    CheckState.NOT_ASKED: "–",
+    GateCheckState.PASSED: "✓",
+    GateCheckState.OPEN: "◐",
+    GateCheckState.BLOCKS: "▲",
+    GateCheckState.AHEAD: "○",
+    GateCheckState.NOT_ASKED: "–",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class GateCheck:
     """One of the checks that a gate makes, in their order."""
 
     name: str
-    state: CheckState
+    state: GateCheckState
     why: str
 
 
-def gate_checks(situation: Situation) -> list[Check]:
+def gate_checks(situation: Situation) -> list[GateCheck]:
     """Return the checks of the present stage's gate in their order; none outside a stage."""
     if situation.rollout.stage is None:
         return []
@@ -98,88 +98,92 @@ def gate_checks(situation: Situation) -> list[Check]:
     return [*measured, *webhooks, _advice(situation), _people(situation)]
 
 
-def _health(situation: Situation) -> Check:
+def _health(situation: Situation) -> GateCheck:
     if situation.rollout.plan.blind:
-        return Check("health", CheckState.NOT_ASKED, "the plan is blind: no evidence is judged")
+        return GateCheck(
+            "health", GateCheckState.NOT_ASKED, "the plan is blind: no evidence is judged"
+        )
     judgement = situation.judgement
     if judgement is None:
-        return Check("health", CheckState.OPEN, "nothing was judged yet in this stage")
+        return GateCheck("health", GateCheckState.OPEN, "nothing was judged yet in this stage")
     if judgement.gaps:
         gaps = "; ".join(f"{gap.kind.replace('_', ' ')}: {gap.detail}" for gap in judgement.gaps)
         is_wrong = bool(troubles(judgement))
-        return Check("health", CheckState.BLOCKS if is_wrong else CheckState.OPEN, gaps)
-    return Check("health", CheckState.PASSED, "the evidence can be judged")
+        return GateCheck("health", GateCheckState.BLOCKS if is_wrong else GateCheckState.OPEN, gaps)
+    return GateCheck("health", GateCheckState.PASSED, "the evidence can be judged")
 
 
-def _statistics(situation: Situation) -> Check:
+def _statistics(situation: Situation) -> GateCheck:
     if situation.rollout.plan.blind:
-        return Check("statistics", CheckState.NOT_ASKED, "the plan is blind")
+        return GateCheck("statistics", GateCheckState.NOT_ASKED, "the plan is blind")
     judgement = situation.judgement
     if judgement is None:
-        return Check("statistics", CheckState.OPEN, "nothing was judged yet in this stage")
+        return GateCheck("statistics", GateCheckState.OPEN, "nothing was judged yet in this stage")
     judging = [one for one in judgement.metrics if one.role is not MetricRole.OBSERVE]
     failed = [one.metric for one in judging if one.harm is Verdict.FAIL]
     if failed:
-        return Check("statistics", CheckState.BLOCKS, f"worse than allowed: {', '.join(failed)}")
+        return GateCheck(
+            "statistics", GateCheckState.BLOCKS, f"worse than allowed: {', '.join(failed)}"
+        )
     guardrails = [one for one in judging if one.role is MetricRole.GUARDRAIL]
     proven = sum(one.safe is Verdict.PASS for one in guardrails)
     words = f"{proven} of {len(guardrails)} proven safe"
     is_done = proven == len(guardrails)
-    return Check("statistics", CheckState.PASSED if is_done else CheckState.OPEN, words)
+    return GateCheck("statistics", GateCheckState.PASSED if is_done else GateCheckState.OPEN, words)
 
 
-def _webhooks(situation: Situation) -> Check:
+def _webhooks(situation: Situation) -> GateCheck:
     rollout, judgement = situation.rollout, situation.judgement
     if isinstance(rollout.phase, AwaitingApproval):
-        return Check("webhooks", CheckState.PASSED, "all answered pass")
+        return GateCheck("webhooks", GateCheckState.PASSED, "all answered pass")
     replies = {} if judgement is None else {one.endpoint: one for one in judgement.webhooks}
     if not isinstance(rollout.phase, Gating) or not replies:
         is_blocked = rollout.hold is HoldReason.WEBHOOK
         if is_blocked:
-            return Check("webhooks", CheckState.BLOCKS, situation.hold or "")
-        return Check("webhooks", CheckState.AHEAD, "asked once everything measured passes")
+            return GateCheck("webhooks", GateCheckState.BLOCKS, situation.hold or "")
+        return GateCheck("webhooks", GateCheckState.AHEAD, "asked once everything measured passes")
     words, answers = [], []
     for webhook in rollout.plan.gate_webhooks:
         reply = replies.get(webhook.endpoint)
         answers.append(None if reply is None else reply.answer)
         words.append(f"{webhook.endpoint}: not asked yet" if reply is None else reply_words(reply))
     if all(one is GateAnswer.PASS for one in answers):
-        state = CheckState.PASSED
+        state = GateCheckState.PASSED
     else:
-        state = CheckState.OPEN if None in answers else CheckState.BLOCKS
-    return Check("webhooks", state, "; ".join(words))
+        state = GateCheckState.OPEN if None in answers else GateCheckState.BLOCKS
+    return GateCheck("webhooks", state, "; ".join(words))
 
 
-def _advice(situation: Situation) -> Check:
+def _advice(situation: Situation) -> GateCheck:
     rollout = situation.rollout
     if rollout.advisor_mode is AdvisorMode.OFF:
         why = "no model is set up" if not rollout.has_advisor else "the plan asks no model"
-        return Check("advice", CheckState.NOT_ASKED, why)
+        return GateCheck("advice", GateCheckState.NOT_ASKED, why)
     if isinstance(rollout.phase, AwaitingApproval):
         if rollout.phase.reason is HoldReason.ADVISOR:
-            return Check("advice", CheckState.BLOCKS, "the model held in every round")
-        return Check("advice", CheckState.PASSED, "the model did not hold it")
+            return GateCheck("advice", GateCheckState.BLOCKS, "the model held in every round")
+        return GateCheck("advice", GateCheckState.PASSED, "the model did not hold it")
     round_ = rollout.phase.advice if isinstance(rollout.phase, Gating) else None
     if round_ is None:
-        return Check("advice", CheckState.AHEAD, "asked once the statistics pass")
+        return GateCheck("advice", GateCheckState.AHEAD, "asked once the statistics pass")
     if rollout.hold is HoldReason.ADVISOR:
-        return Check("advice", CheckState.BLOCKS, HOLD_WORDS[HoldReason.ADVISOR])
+        return GateCheck("advice", GateCheckState.BLOCKS, HOLD_WORDS[HoldReason.ADVISOR])
     if not round_.is_closed:
-        return Check("advice", CheckState.OPEN, f"round {round_.number} was asked")
-    return Check("advice", CheckState.PASSED, f"round {round_.number} is over")
+        return GateCheck("advice", GateCheckState.OPEN, f"round {round_.number} was asked")
+    return GateCheck("advice", GateCheckState.PASSED, f"round {round_.number} is over")
 
 
-def _people(situation: Situation) -> Check:
+def _people(situation: Situation) -> GateCheck:
     rollout = situation.rollout
     if situation.frozen is not None:
-        return Check("people", CheckState.BLOCKS, situation.frozen)
+        return GateCheck("people", GateCheckState.BLOCKS, situation.frozen)
     if isinstance(rollout.phase, AwaitingApproval):
-        return Check("people", CheckState.OPEN, f"approval of revision {rollout.revision}")
+        return GateCheck("people", GateCheckState.OPEN, f"approval of revision {rollout.revision}")
     if _needs_approval(rollout):
-        return Check("people", CheckState.AHEAD, "a person approves this stage's end")
+        return GateCheck("people", GateCheckState.AHEAD, "a person approves this stage's end")
     asks = any(stage.approval is Approval.REQUIRED for stage in rollout.plan.stages)
     why = "this stage asks nobody" if asks else "the plan asks nobody"
-    return Check("people", CheckState.NOT_ASKED, why)
+    return GateCheck("people", GateCheckState.NOT_ASKED, why)
 
 
 def _needs_approval(rollout: Rollout) -> bool:

@@ -27,7 +27,7 @@ from controller.running.outside_parts import OutsideParts
 from controller.running.oversight import Oversight
 from controller.running.report_writer import ReportWriter
 from controller.running.state_follower import StateFollower
-from controller.running.supervisor import Loop, Parts, Step, lasting, names_of
+from controller.running.supervisor import Loop, Parts, StartStep, lasting, names_of
 from controller.settings import Settings
 from controller.web.flags import FlagBoard
 from controller.web.surface import Surface
@@ -55,11 +55,8 @@ class Subsystems:
 
 def supervised_parts(subsystems: Subsystems, give_up: Callable[[str], None]) -> Parts:
     """Return the parts of a replica; `give_up` ends the process when only a new one can help."""
-    connections, follower, oversight = (
-        subsystems.connections,
-        subsystems.follower,
-        subsystems.oversight,
-    )
+    connections, follower = subsystems.connections, subsystems.follower
+    oversight = subsystems.oversight
     feed = connections.feed
 
     async def check_state() -> None:
@@ -76,13 +73,17 @@ def supervised_parts(subsystems: Subsystems, give_up: Callable[[str], None]) -> 
     shared = _shared_loops(subsystems)
     return Parts(
         steps=(
-            Step("kafka", "preparing topics", connections.topics.prepare, "Kafka"),
-            Step("redis", "checking Redis", oversight.environment.prepare, "Redis or Kafka"),
-            Step("redis", "comparing clocks with Redis", oversight.heartbeat.beat, "Redis"),
-            Step("flags", "reading which flags there are", follower.read_flag_keys, "Redis"),
-            Step("state", "checking whose decisions these are", check_state, "Kafka"),
-            Step("counting", "joining the group that counts", connections.events.start, "Kafka"),
-            Step("flags", "joining the group that decides", connections.commands.start, "Kafka"),
+            StartStep("kafka", "preparing topics", connections.topics.prepare, "Kafka"),
+            StartStep("redis", "checking Redis", oversight.environment.prepare, "Redis or Kafka"),
+            StartStep("redis", "comparing clocks with Redis", oversight.heartbeat.beat, "Redis"),
+            StartStep("flags", "reading which flags there are", follower.read_flag_keys, "Redis"),
+            StartStep("state", "checking whose decisions these are", check_state, "Kafka"),
+            StartStep(
+                "counting", "joining the group that counts", connections.events.start, "Kafka"
+            ),
+            StartStep(
+                "flags", "joining the group that decides", connections.commands.start, "Kafka"
+            ),
         ),
         follow=follower.run,
         caught_up=catch_up,

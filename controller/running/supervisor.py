@@ -51,7 +51,7 @@ Loop = tuple[str, Callable[[], Awaitable[None]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StartStep:
     """One thing that must have worked before the next; repeated while what it needs is away."""
 
     component: str  # the health component that waits meanwhile
@@ -64,14 +64,14 @@ class Step:
 class Parts:
     """What the supervisor starts, keeps running and stops."""
 
-    steps: Sequence[Step]  # in order, before anything runs
+    steps: Sequence[StartStep]  # in order, before anything runs
     follow: Callable[[], Awaitable[None]]  # follows the state topic; runs for ever
     caught_up: Callable[[], Awaitable[None]]  # returns once the state topic was read to its end
-    loops: Sequence[tuple[str, Callable[[], Awaitable[None]]]]  # run for ever, once caught up
+    loops: Sequence[Loop]  # run for ever, once caught up
     drain: Callable[[], Awaitable[None]]  # takes no more work, saves what is in memory
     close: Sequence[tuple[str, Callable[[], Awaitable[None]]]]  # connections, all at once
     expendable: frozenset[str] = frozenset()  # loops without which flags are still served
-    early: Sequence[tuple[str, Callable[[], Awaitable[None]]]] = ()  # loops that run from the start
+    early: Sequence[Loop] = ()  # loops that run from the start
 
 
 def names_of(*groups: Iterable[Loop]) -> frozenset[str]:
@@ -192,7 +192,9 @@ class Supervisor:
                 await self._persist(step)
             # Before the other steps: what was decided is served although Redis is away.
             start("state_feed", parts.follow)
-            caught_up = Step("state", "reading what was decided so far", parts.caught_up, "Kafka")
+            caught_up = StartStep(
+                "state", "reading what was decided so far", parts.caught_up, "Kafka"
+            )
             for step in (*parts.steps[1:], caught_up):
                 await self._persist(step)
             for name, loop in parts.loops:
@@ -257,7 +259,7 @@ class Supervisor:
             await asyncio.sleep(wait)
             wait = min(2 * wait, LONGEST_RESTART_SECONDS)
 
-    async def _persist(self, step: Step) -> None:
+    async def _persist(self, step: StartStep) -> None:
         """Repeat a step until what it needs is there: no crash loop.
 
         What an operator has to change is raised. Any other mistake may be of the moment, so it is
@@ -294,7 +296,7 @@ class Supervisor:
         self._faults.clear(Scope.PART, step.name)
         self._health.ready(step.component)
 
-    async def _name_wait(self, step: Step) -> None:
+    async def _name_wait(self, step: StartStep) -> None:
         """Say whose answer a step waits for, until cancelled: one that hangs raises nothing."""
         clock = asyncio.get_running_loop()
         began, said = clock.time(), step.name

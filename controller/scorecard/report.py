@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 
 from controller.scorecard.kinds import CaseKind
-from controller.scorecard.scoring import Answer, Score, Share
+from controller.scorecard.scoring import CaseAnswer, Score, Share
 
 _BAR_LEFT, _BAR_WIDTH, _ROW_HEIGHT = 120.0, 300.0, 28
 _PLOT_TOP, _PLOT_BOTTOM, _PLOT_LEFT, _PLOT_WIDTH = 20.0, 196.0, 24.0, 440.0
@@ -33,7 +33,7 @@ class Asked:
     at: datetime
 
 
-def render(asked: Asked, answers: Sequence[Answer], score: Score) -> str:
+def render(asked: Asked, answers: Sequence[CaseAnswer], score: Score) -> str:
     """Return the page."""
     mode, why = score.suits
     return _template().render(
@@ -106,7 +106,7 @@ def _figures(score: Score) -> list[dict[str, str]]:
     ]
 
 
-def _kinds(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+def _kinds(answers: Sequence[CaseAnswer]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for number, kind in enumerate(CaseKind):
         mine = [answer for answer in answers if answer.case.kind is kind]
@@ -140,7 +140,7 @@ def _kinds(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     return rows
 
 
-def _latency(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+def _latency(answers: Sequence[CaseAnswer]) -> list[dict[str, Any]]:
     counts = [0] * len(_TIMES)
     for answer in answers:
         if answer.advice is not None:
@@ -168,7 +168,7 @@ def _latency(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     return bars
 
 
-def _row(answer: Answer) -> dict[str, str]:
+def _row(answer: CaseAnswer) -> dict[str, str]:
     advice = answer.advice
     style = (
         "good"
@@ -202,7 +202,7 @@ def seconds(milliseconds: int | None) -> str:
     return f"{milliseconds} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
 
 
-def to_document(asked: Asked, answers: Sequence[Answer], score: Score) -> dict[str, Any]:
+def to_document(asked: Asked, answers: Sequence[CaseAnswer], score: Score) -> dict[str, Any]:
     """Return the scorecard for machines."""
     mode, why = score.suits
 

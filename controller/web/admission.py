@@ -18,7 +18,7 @@ from controller.health import Faults, Scope
 from controller.ports.people import IdentityProvider
 from controller.settings import Settings
 from controller.settings.access_file import read_access_file
-from controller.web.access.reading import Explain, Reading
+from controller.web.access.reading import Explain, ReadGuard
 from controller.web.access.recognition import REFUSED_PER_SECOND, Guardian
 from controller.web.access.roles import Access
 from controller.web.access.sessions import Sessions
@@ -59,7 +59,7 @@ class Admission:
     ) -> list[Route]:
         """Return routes that are answered for those who may read; `explain` answers browsers."""
         has_page = self.provider is not None
-        reading = Reading(self.guardian, why_not_shown, explain, has_page=has_page)
+        reading = ReadGuard(self.guardian, why_not_shown, explain, has_page=has_page)
         return [reading.checked(route) for route in routes]
 
     async def reload(self) -> None:

@@ -16,7 +16,7 @@ import msgspec
 from controller.adapters.channels.hiding import hiding_of
 from controller.adapters.http.bounded import AnswerRefused
 from controller.adapters.http.cooldown import retry_after_seconds
-from controller.adapters.http.posting import Answer, Poster
+from controller.adapters.http.posting import HttpAnswer, Poster
 from controller.errors import ChannelUnavailable, MessageRefused
 from controller.settings.notifications import ChannelSettings
 
@@ -46,7 +46,7 @@ class HttpPost:
         """Drop the connections."""
         await self._poster.close()
 
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> HttpAnswer:
         """Return the answer, whatever it is.
 
         Raises ChannelUnavailable when there is none. It names the host only: the rest of an address
@@ -66,7 +66,7 @@ class HttpPost:
 
     async def deliver(
         self, url: str, document: object, headers: Mapping[str, str] | None = None
-    ) -> Answer:
+    ) -> HttpAnswer:
         """Post a JSON document; return the answer to one that was taken.
 
         Raises ChannelUnavailable, MessageRefused.
@@ -79,7 +79,7 @@ class HttpPost:
         """Return the first words of what a server or library says, without our secrets."""
         return self._hiding.excerpt(text)
 
-    def check(self, answer: Answer, url: str) -> None:
+    def check(self, answer: HttpAnswer, url: str) -> None:
         """Return for an answer that means success. Raises ChannelUnavailable, MessageRefused."""
         if 200 <= answer.status < 300:
             return

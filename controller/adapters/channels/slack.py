@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from controller.adapters.channels.http_post import HttpPost
 from controller.adapters.http.cooldown import retry_after_seconds
-from controller.adapters.http.posting import Answer
+from controller.adapters.http.posting import HttpAnswer
 from controller.errors import ChannelUnavailable, MessageRefused
 from controller.notifying.book import Thread
 from controller.notifying.sending import Limits
@@ -231,7 +231,7 @@ class _CannotEdit(Exception):
         self.is_there = is_there
 
 
-def _raise_error(error: str, answer: Answer, method: str) -> None:
+def _raise_error(error: str, answer: HttpAnswer, method: str) -> None:
     if error in ("message_not_found", "cant_update_message", "edit_window_closed"):
         raise _CannotEdit(is_there=error != "message_not_found")
     if error in _ABOUT_THE_MESSAGE:

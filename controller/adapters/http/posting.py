@@ -23,7 +23,7 @@ MAX_ANSWER_BYTES: Final = 65_536
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpAnswer:
     """What a service answered."""
 
     status: int
@@ -72,7 +72,7 @@ class Poster:
         if client is not None:
             await client.aclose()
 
-    async def send(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+    async def send(self, url: str, body: bytes, headers: Mapping[str, str]) -> HttpAnswer:
         """Return the answer to a JSON document, whatever it is.
 
         Raises AnswerRefused for one that is too long or packed, and httpx's errors.
@@ -82,4 +82,4 @@ class Poster:
         request = client.build_request("POST", url, content=body, headers=content)
         response = await client.send(request, stream=True)
         answer = await read_answer(response, MAX_ANSWER_BYTES)
-        return Answer(response.status_code, answer, dict(response.headers))
+        return HttpAnswer(response.status_code, answer, dict(response.headers))

@@ -8,7 +8,7 @@ from controller.adapters.memory.outage import Outage
 from controller.codec.merging import (
     Merger,
     ReadFaults,
-    Reading,
+    TotalsRead,
     check_totals_save,
     digest_of,
     fields_of,
@@ -106,7 +106,7 @@ class MemoryTotals:
         hashes = [self.hashes.get(key, {}) for key in partition_keys]
         visits = visits_of(wanted)
         names = fields_of(visits)
-        reading = Reading(self._merger, partition_keys, wanted)
+        reading = TotalsRead(self._merger, partition_keys, wanted)
         reading.take_heads(hashes)
         for stored in hashes:
             reading.take_row({name: stored.get(name) for name in names})
@@ -118,6 +118,6 @@ class MemoryTotals:
     async def heads(self, partition_keys: Sequence[str]) -> Sequence[PartitionHead]:
         self.outage.before()
         self.outage.after()
-        reading = Reading(self._merger, partition_keys, {})
+        reading = TotalsRead(self._merger, partition_keys, {})
         reading.take_heads([self.hashes.get(key, {}) for key in partition_keys])
         return reading.heads

@@ -22,7 +22,7 @@ from controller.adapters.redis.connection import FIELDS_PER_CALL, RedisConnectio
 from controller.codec.merging import (
     Merger,
     ReadFaults,
-    Reading,
+    TotalsRead,
     check_totals_save,
     fields_of,
     stored_partition,
@@ -147,7 +147,7 @@ class RedisTotals:
     async def read(
         self, partition_keys: Sequence[str], wanted: Mapping[str, tuple[str, Sequence[int]]]
     ) -> tuple[Mapping[str, Mapping[int, VisitTotals]], Sequence[PartitionProgress]]:
-        reading = Reading(self._merger, partition_keys, wanted)
+        reading = TotalsRead(self._merger, partition_keys, wanted)
         # Without visits there is still one round, for the progress.
         for number, chunk in enumerate(chunks(visits_of(wanted), VISITS_PER_READ) or [[]]):
             names = fields_of(chunk)
@@ -167,7 +167,7 @@ class RedisTotals:
         return reading.found, reading.progress
 
     async def heads(self, partition_keys: Sequence[str]) -> Sequence[PartitionHead]:
-        reading = Reading(self._merger, partition_keys, {})
+        reading = TotalsRead(self._merger, partition_keys, {})
         reading.take_heads(map(_head_of, await self._answers_to(partition_keys, _HEAD)))
         return reading.heads
 

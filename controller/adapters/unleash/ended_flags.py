@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 
 from controller.adapters.unleash.api import Refused, UnleashApi
-from controller.adapters.unleash.reader import Reading
+from controller.adapters.unleash.reader import FlagReading
 from controller.core.rollout import Ended, Rollout
 from controller.ports import Clock
 from controller.settings.planes import UnleashSettings
@@ -63,7 +63,7 @@ class EndedFlags:
         """Return whether the last look found the flag due for archiving."""
         return flag_key in self._due
 
-    def check_due(self, rollout: Rollout, reading: Reading) -> bool:
+    def check_due(self, rollout: Rollout, reading: FlagReading) -> bool:
         """Return whether the flag is due for archiving, or archived already; remember it.
 
         It is due when its time is up, the flag is ours alone, and no SDK asks for it in an
@@ -76,7 +76,7 @@ class EndedFlags:
             self._due.discard(rollout.flag_key)
         return is_due
 
-    def _is_due(self, rollout: Rollout, reading: Reading) -> bool:
+    def _is_due(self, rollout: Rollout, reading: FlagReading) -> bool:
         if self._archive_after_days is None or not isinstance(rollout.phase, Ended):
             return False
         if rollout.plan.active and not rollout.phase.serves_nothing:

@@ -23,7 +23,7 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class FlagReading:
     """What was read of a flag, and when."""
 
     at: float  # monotonic
@@ -41,7 +41,7 @@ class FlagReader:
         self._environment = settings.environment
         #: Names the server and project in messages.
         self.where = f"{api.name}, project {settings.project}"
-        self._readings: dict[str, Reading] = {}
+        self._readings: dict[str, FlagReading] = {}
         self._percents: dict[str, float] = {}  # by flag: the most that may be served there
 
     def forget(self, flag_key: str) -> None:
@@ -49,13 +49,13 @@ class FlagReader:
         self._readings.pop(flag_key, None)
         self._percents.pop(flag_key, None)
 
-    async def read(self, target: Target) -> Reading:
+    async def read(self, target: Target) -> FlagReading:
         """Return the flag as it is now. Raises FlagPlaneUnavailable."""
         reading = await self._read(target, is_urgent=self.is_lowering(target))
         self._readings[target.flag_key] = reading
         return reading
 
-    async def take_recent(self, target: Target, *, is_urgent: bool) -> Reading:
+    async def take_recent(self, target: Target, *, is_urgent: bool) -> FlagReading:
         """Return the last reading and forget it; an old one is replaced by a new one.
 
         Raises FlagPlaneUnavailable.
@@ -114,11 +114,11 @@ class FlagReader:
         percent = self._percents.get(target.flag_key, 0.0)
         self._percents[target.flag_key] = max(target.served_percent, percent)
 
-    async def _read(self, target: Target, *, is_urgent: bool) -> Reading:
+    async def _read(self, target: Target, *, is_urgent: bool) -> FlagReading:
         feature = await self._api.feature(target.flag_key, is_urgent=is_urgent)
         state = None if feature is None else self._state(feature, target)
         self._percents[target.flag_key] = 0.0 if state is None else state.percent
-        return Reading(self._clock.monotonic(), feature, state)
+        return FlagReading(self._clock.monotonic(), feature, state)
 
     def _state(self, feature: Feature, target: Target) -> FlagState:
         for environment in feature.environments:

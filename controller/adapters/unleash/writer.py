@@ -14,7 +14,7 @@ import structlog
 from controller.adapters.unleash.api import Overtaken, UnleashApi
 from controller.adapters.unleash.audit_trail import Trail
 from controller.adapters.unleash.flag_state import FlagState, OwnStrategy
-from controller.adapters.unleash.reader import FlagReader, Reading
+from controller.adapters.unleash.reader import FlagReader, FlagReading
 from controller.adapters.unleash.strategies import OFF, Content
 from controller.adapters.unleash.target import Target
 from controller.core.rollout import Rollout
@@ -41,7 +41,7 @@ class FlagWriter:
         self._reader = reader
         self._settings = settings
 
-    async def write(self, rollout: Rollout, target: Target, reading: Reading) -> None:
+    async def write(self, rollout: Rollout, target: Target, reading: FlagReading) -> None:
         """Bring the flag from what was read to the target."""
         state = reading.state
         if state is None:

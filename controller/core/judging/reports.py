@@ -31,7 +31,7 @@ from controller.core.analysis.sequential_tests import (
     SequentialTests,
 )
 from controller.core.evidence import VisitTotals
-from controller.core.judging.check import Arms, Check
+from controller.core.judging.guardrail_inputs import Arms, GuardrailInputs
 from controller.core.judging.judgement import MetricReport, difference
 from controller.core.judging.questions import (
     MIN_HARM_RATIO,
@@ -87,7 +87,7 @@ def report(
     test = tests.ratios.get(number)
     has_control = percent < 100
     is_compared = guardrail.margin is not None and has_control
-    check = Check(
+    inputs = GuardrailInputs(
         guardrail=guardrail,
         limit=tests.limits.get(number),
         floor=tests.floors.get(number),
@@ -101,11 +101,11 @@ def report(
     )
     ratio = ratio_estimate(test.curve, alpha) if test is not None and has_control else None
     estimate, low, high = (None, None, None) if ratio is None else ratio
-    arms = Arms(check)
-    answers = _safety_answers(check, ratio, arms)
+    arms = Arms(inputs)
+    answers = _safety_answers(inputs, ratio, arms)
     threshold = 1 / (alpha * alpha_share)
     e_value = harm_e_value(guardrail, number, tests)
-    harm, safe, reason = _verdicts(check, answers, e_value, threshold)
+    harm, safe, reason = _verdicts(inputs, answers, e_value, threshold)
     log_safes = [answer.log_e_value for answer in answers if answer.log_e_value is not None]
     return MetricReport(
         metric=guardrail.metric,
@@ -122,7 +122,7 @@ def report(
         in_points=guardrail.in_points,
         limit=guardrail.limit,
         reason=reason,
-        gate_margin=check.gate_margin,
+        gate_margin=inputs.gate_margin,
         ratio=estimate,
         ratio_low=low,
         ratio_high=high,
@@ -130,19 +130,19 @@ def report(
 
 
 def _verdicts(
-    check: Check, answers: list[SafetyAnswer], e_value: float, threshold: float
+    inputs: GuardrailInputs, answers: list[SafetyAnswer], e_value: float, threshold: float
 ) -> tuple[Verdict, Verdict, str]:
     """Return the verdict on harm, the verdict on safety, and the sentence."""
     verdicts = [answer.verdict for answer in answers]
     # What is not compared at 100 % is no question, so it is no data either.
     asked = [answer.verdict for answer in answers if answer.log_e_value is not None]
     has_data = any(verdict is not Verdict.NO_DATA for verdict in asked)
-    has_data = has_data or (not asked and check.observed().trials > 0)
+    has_data = has_data or (not asked and inputs.observed().trials > 0)
     harm = Verdict.INCONCLUSIVE if has_data else Verdict.NO_DATA
     reason = "; ".join(answer.words for answer in answers)
     if e_value < threshold:
         return harm, _worst(verdicts), reason
-    harms = _harm_answers(check)
+    harms = _harm_answers(inputs)
     counting = [answer for answer in harms if answer.veto is None]
     if sum(as_e_value(answer.log_harm) for answer in counting) / len(harms) < threshold:
         veto = next(answer.veto for answer in harms if answer.veto is not None)
@@ -190,38 +190,38 @@ def _worst(verdicts: list[Verdict]) -> Verdict:
 # --- is it worse
 
 
-def _harm_answers(check: Check) -> list[HarmAnswer]:
+def _harm_answers(inputs: GuardrailInputs) -> list[HarmAnswer]:
     """Return each question's evidence of harm, in the order of `harm_e_value`'s."""
     answers = []
-    if check.guardrail.limit is not None:
-        answers.append(_below_floor(check) if check.floor is not None else _over_limit(check))
-    if check.guardrail.margin is not None:
-        answers.append(_worse_than_control(check))
+    if inputs.guardrail.limit is not None:
+        answers.append(_below_floor(inputs) if inputs.floor is not None else _over_limit(inputs))
+    if inputs.guardrail.margin is not None:
+        answers.append(_worse_than_control(inputs))
     return answers
 
 
-def _over_limit(check: Check) -> HarmAnswer:
-    trials, events = check.observed()
+def _over_limit(inputs: GuardrailInputs) -> HarmAnswer:
+    trials, events = inputs.observed()
     # The tests search for a beginning too: what broke a minute ago is found although the stage's
     # own average is still within the limit.
-    is_over = bool(trials) and events / trials > limit_share(check.guardrail)
-    words = f"{_limit_words(check)}: over the limit"
-    if not is_over and check.limit is not None:
-        words = _recent_words(check, check.limit)
-    harmed = 0 if check.limit is None else check.limit.harmed
-    doubt = check.guardrail.kind.limit_doubt(
-        check.guardrail.limit or 0.0, check.latencies[Arm.CONTROL]
+    is_over = bool(trials) and events / trials > limit_share(inputs.guardrail)
+    words = f"{_limit_words(inputs)}: over the limit"
+    if not is_over and inputs.limit is not None:
+        words = _recent_words(inputs, inputs.limit)
+    harmed = 0 if inputs.limit is None else inputs.limit.harmed
+    doubt = inputs.guardrail.kind.limit_doubt(
+        inputs.guardrail.limit or 0.0, inputs.latencies[Arm.CONTROL]
     )
     return HarmAnswer(
-        _log_limit_harm(check.guardrail, check.limit),
+        _log_limit_harm(inputs.guardrail, inputs.limit),
         doubt or _too_few(harmed),
         words,
     )
 
 
-def _recent_words(check: Check, test: LimitTest) -> str:
+def _recent_words(inputs: GuardrailInputs, test: LimitTest) -> str:
     """Return what breached the limit a while ago although the whole stage's share is within it."""
-    guardrail, (trials, events), (of, bad) = check.guardrail, check.observed(), test.recent
+    guardrail, (trials, events), (of, bad) = inputs.guardrail, inputs.observed(), test.recent
     what = guardrail.kind.limit_words(guardrail.limit or 0.0)
     stage = f"; {share_words(events / trials)} over the whole stage" if trials else ""
     return (
@@ -231,8 +231,8 @@ def _recent_words(check: Check, test: LimitTest) -> str:
     )
 
 
-def _below_floor(check: Check) -> HarmAnswer:
-    guardrail, test = check.guardrail, check.floor
+def _below_floor(inputs: GuardrailInputs) -> HarmAnswer:
+    guardrail, test = inputs.guardrail, inputs.floor
     veto = None
     if test is None or test.trials == 0:
         trials = events = 0
@@ -252,13 +252,13 @@ def _below_floor(check: Check) -> HarmAnswer:
     )
 
 
-def _worse_than_control(check: Check) -> HarmAnswer:
-    guardrail, test = check.guardrail, check.ratio
+def _worse_than_control(inputs: GuardrailInputs) -> HarmAnswer:
+    guardrail, test = inputs.guardrail, inputs.ratio
     log_harm = _log_comparison_harm(guardrail, test)
     if test is None:
         return HarmAnswer(log_harm, _too_few(0), "worse than control")
     veto = _too_few(test.harmed)
-    if (words := guardrail.kind.harm_words(check.latencies)) is not None:
+    if (words := guardrail.kind.harm_words(inputs.latencies)) is not None:
         return HarmAnswer(log_harm, veto, words)
     alternatives = harm_alternatives(log_tolerated(guardrail))
     effect = math.exp(
@@ -273,7 +273,7 @@ def _worse_than_control(check: Check) -> HarmAnswer:
         veto,
         # Of the time of harm alone, so it is not the ratio of the stage's two rates.
         f"treatment is about {effect:.2f} times as bad as {than}, as estimated since the harm "
-        f"began; in this stage {_both(check, test)}",
+        f"began; in this stage {_both(inputs, test)}",
     )
 
 
@@ -288,45 +288,45 @@ def _too_few(harmed: int) -> str | None:
 
 
 def _safety_answers(
-    check: Check, ratio: RatioEstimate | None, arms: Mapping[Arm, ArmSummary]
+    inputs: GuardrailInputs, ratio: RatioEstimate | None, arms: Mapping[Arm, ArmSummary]
 ) -> list[SafetyAnswer]:
     """Return each question's answer on safety."""
     answers = []
-    if check.guardrail.limit is not None:
-        answers.append(_against_limit(check))
-    if check.guardrail.margin is not None:
-        answers.append(_against_control(check, ratio, arms))
+    if inputs.guardrail.limit is not None:
+        answers.append(_against_limit(inputs))
+    if inputs.guardrail.margin is not None:
+        answers.append(_against_control(inputs, ratio, arms))
     return answers
 
 
-def _against_limit(check: Check) -> SafetyAnswer:
+def _against_limit(inputs: GuardrailInputs) -> SafetyAnswer:
     """Return whether treatment is shown to be within its limit."""
-    share, is_floor = limit_share(check.guardrail), check.guardrail.kind.is_better_when_higher
-    words = _limit_words(check)
-    trials, events = check.observed()
+    share, is_floor = limit_share(inputs.guardrail), inputs.guardrail.kind.is_better_when_higher
+    words = _limit_words(inputs)
+    trials, events = inputs.observed()
     if trials == 0:
         return SafetyAnswer(Verdict.NO_DATA, 0.0, f"nothing measured yet, {words}")
     increment = limit_increment(share, trials, events, is_above=is_floor)
     log_weights = limit_alternatives(share, is_above=is_floor)[2].log_weights
-    log_safe, threshold = log_sum_exp(log_weights + increment), -math.log(check.beta)
+    log_safe, threshold = log_sum_exp(log_weights + increment), -math.log(inputs.beta)
     if log_safe >= threshold:
         return SafetyAnswer(Verdict.PASS, log_safe, f"confirmed: {words}")
     # One trial at the limit is added: a sample within the limit stays within, however small.
     growth = limit_growth(share, (events + share) / (trials + 1), is_above=is_floor)
     missing = trials_until(increment, log_weights, growth, threshold)
     outlook = (
-        "not at this rate" if missing is None else _outlook(check, missing, "treatment", trials)
+        "not at this rate" if missing is None else _outlook(inputs, missing, "treatment", trials)
     )
     return SafetyAnswer(Verdict.INCONCLUSIVE, log_safe, f"not confirmed yet: {words}; {outlook}")
 
 
-def _limit_words(check: Check) -> str:
+def _limit_words(inputs: GuardrailInputs) -> str:
     """Return both counts and the limit in words; without data the limit alone."""
-    kind, (trials, events) = check.guardrail.kind, check.observed()
-    share = share_words(limit_share(check.guardrail))
-    what = kind.limit_words(check.guardrail.limit or 0.0)
+    kind, (trials, events) = inputs.guardrail.kind, inputs.observed()
+    share = share_words(limit_share(inputs.guardrail))
+    what = kind.limit_words(inputs.guardrail.limit or 0.0)
     if trials == 0:
-        return kind.bound_words(check.guardrail.limit or 0.0, share)
+        return kind.bound_words(inputs.guardrail.limit or 0.0, share)
     limit = f"{'at least' if kind.is_better_when_higher else 'limit'} {share}"
     return (
         f"{share_words(events / trials)} of treatment's {kind.unit_words} {what} "
@@ -335,29 +335,29 @@ def _limit_words(check: Check) -> str:
 
 
 def _against_control(
-    check: Check, ratio: RatioEstimate | None, arms: Mapping[Arm, ArmSummary]
+    inputs: GuardrailInputs, ratio: RatioEstimate | None, arms: Mapping[Arm, ArmSummary]
 ) -> SafetyAnswer:
     """Return whether treatment is shown not to be worse than control by the gate's margin."""
-    guardrail, test, margin = check.guardrail, check.ratio, check.gate_margin
+    guardrail, test, margin = inputs.guardrail, inputs.ratio, inputs.gate_margin
     if margin is None:
         return SafetyAnswer(Verdict.PASS, None, "not compared: no control at 100 %")
     if test is None or test.counts.n_t == 0 or test.counts.n_c == 0:
         return SafetyAnswer(Verdict.NO_DATA, 0.0, "nothing to compare yet")
     log_safe = log_sum_exp(test.safe) - math.log(len(test.safe))
-    threshold = ratio_threshold = -math.log(check.beta)
+    threshold = ratio_threshold = -math.log(inputs.beta)
     if (negligible := guardrail.kind.negligible_rate) is not None:
-        log_negligible = limit_log_e_value(negligible, *check.observed(), is_above=False)
+        log_negligible = limit_log_e_value(negligible, *inputs.observed(), is_above=False)
         ratio_threshold -= math.log1p(-NEGLIGIBLE_WEIGHT)
         log_safe = max(
             log_safe + math.log1p(-NEGLIGIBLE_WEIGHT), log_negligible + math.log(NEGLIGIBLE_WEIGHT)
         )
-    words = _both(check, test)
+    words = _both(inputs, test)
     side = "above" if guardrail.kind.is_better_when_higher else "below"
     limit = gate_bound(guardrail.kind, margin, in_points=guardrail.in_points)
     bound = f"{side} the gate's margin ({limit})"
     if log_safe >= threshold:
         return SafetyAnswer(Verdict.PASS, log_safe, f"confirmed {bound}: {words}")
-    outlook = _comparison_outlook(check, test, margin, ratio_threshold)
+    outlook = _comparison_outlook(inputs, test, margin, ratio_threshold)
     high = ratio.high if ratio else None
     if (worst := worst_left(guardrail, high, lambda: difference(arms)[1])) is not None:
         outlook = f"{outlook}; anything worse than {worst} is ruled out already"
@@ -366,75 +366,77 @@ def _against_control(
     )
 
 
-def _comparison_outlook(check: Check, test: RatioTest, margin: float, log_threshold: float) -> str:
+def _comparison_outlook(
+    inputs: GuardrailInputs, test: RatioTest, margin: float, log_threshold: float
+) -> str:
     """Return how far a comparison is from showing safety, if treatment is as good as control."""
     n_t, k_t, n_c, k_c = test.counts
     share, rate = n_t / (n_t + n_c), (k_t + k_c + 0.5) / (n_t + n_c + 1)
     growth = (
         excess_growth(margin, share, rate)
-        if check.guardrail.in_points
+        if inputs.guardrail.in_points
         else safe_growth(math.log1p(margin), share, rate)
     )
     missing = trials_until(test.safe, SAFE_LOG_WEIGHTS, growth, log_threshold)
-    until_negligible = _until_negligible(check)
+    until_negligible = _until_negligible(inputs)
     if until_negligible is not None and (missing is None or until_negligible < missing):
-        return f"{_outlook(check, until_negligible, 'treatment', n_t)} if it goes on so"
+        return f"{_outlook(inputs, until_negligible, 'treatment', n_t)} if it goes on so"
     if missing is None:
         return "out of reach"
-    if check.guardrail.kind.is_better_when_higher:
+    if inputs.guardrail.kind.is_better_when_higher:
         # Where a fall is the harm, the counts have the arms exchanged. And each batch counts
         # everyone who has not converted so far, so that there are more observations than users.
-        users = check.guardrail.kind.observed(
-            check.totals.control, check.latencies[Arm.CONTROL], None
+        users = inputs.guardrail.kind.observed(
+            inputs.totals.control, inputs.latencies[Arm.CONTROL], None
         ).trials
         missing = math.ceil(missing * users / n_t)
-        return f"{_outlook(check, missing, 'control', users)} if it is as good as control"
-    return f"{_outlook(check, missing, 'treatment', n_t)} if it is as good as control"
+        return f"{_outlook(inputs, missing, 'control', users)} if it is as good as control"
+    return f"{_outlook(inputs, missing, 'treatment', n_t)} if it is as good as control"
 
 
-def _until_negligible(check: Check) -> int | None:
+def _until_negligible(inputs: GuardrailInputs) -> int | None:
     """Return how many more observations of treatment at its rate show that it is negligible.
 
     None where the metric has no such rate, or treatment's is above it.
     """
-    share = check.guardrail.kind.negligible_rate
-    trials, events = check.observed()
+    share = inputs.guardrail.kind.negligible_rate
+    trials, events = inputs.observed()
     if share is None:
         return None
     growth = limit_growth(share, (events + share) / (trials + 1), is_above=False)
     log_weights = limit_alternatives(share, is_above=False)[2].log_weights
     evidence = limit_increment(share, trials, events, is_above=False)
-    log_threshold = -math.log(check.beta * NEGLIGIBLE_WEIGHT)
+    log_threshold = -math.log(inputs.beta * NEGLIGIBLE_WEIGHT)
     return trials_until(evidence, log_weights, growth, log_threshold)
 
 
-def _outlook(check: Check, missing: int, arm: str, counted: int) -> str:
+def _outlook(inputs: GuardrailInputs, missing: int, arm: str, counted: int) -> str:
     """Return how many more observations it takes, and how long at the traffic so far."""
-    words = f"about {missing:,} more {check.guardrail.kind.unit_words} in {arm}"
-    if counted <= 0 or check.elapsed_seconds <= 0:
+    words = f"about {missing:,} more {inputs.guardrail.kind.unit_words} in {arm}"
+    if counted <= 0 or inputs.elapsed_seconds <= 0:
         return words
-    seconds = missing * check.elapsed_seconds / counted
+    seconds = missing * inputs.elapsed_seconds / counted
     for unit, length in (("days", 86_400.0), ("h", 3_600.0), ("min", 60.0), ("s", 1.0)):
         if seconds >= 1.5 * length or unit == "s":
             return f"{words} ({seconds / length:,.0f} {unit} at this traffic)"
     raise AssertionError("seconds are the last unit")
 
 
-def _both(check: Check, test: RatioTest) -> str:
+def _both(inputs: GuardrailInputs, test: RatioTest) -> str:
     """Return both arms' rates side by side.
 
     A test takes whole batches, so the newest events are in the arms' totals only. Where both are of
     the same kind the totals are shown, as in the table and in the sentence about the limit. A
     latency's place was another one in each batch, so only the test has its counts.
     """
-    kind = check.guardrail.kind
+    kind = inputs.guardrail.kind
     n_t, k_t, n_c, k_c = test.counts
     if kind.is_share:
-        n_t, k_t = kind.observed(check.totals.treatment, check.latencies[Arm.TREATMENT], None)
-        n_c, k_c = kind.observed(check.totals.control, check.latencies[Arm.CONTROL], None)
+        n_t, k_t = kind.observed(inputs.totals.treatment, inputs.latencies[Arm.TREATMENT], None)
+        n_c, k_c = kind.observed(inputs.totals.control, inputs.latencies[Arm.CONTROL], None)
     rate_t, rate_c = k_t / max(n_t, 1), k_c / max(n_c, 1)
     return (
-        f"{kind.place_words(test.place, check.guardrail.margin or 0.0)}"
+        f"{kind.place_words(test.place, inputs.guardrail.margin or 0.0)}"
         f"{share_words(rate_t)} of treatment's {kind.unit_words} "
         f"({k_t:,} of {n_t:,}) against {share_words(rate_c)} of control's ({k_c:,} of {n_c:,})"
     )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from controller.core.analysis.proportion import Counts
 
 
-class Fault(NamedTuple):
+class LimitFault(NamedTuple):
     """What is wrong with a bound in a plan, and how to fix it."""
 
     message: str
@@ -126,11 +126,11 @@ class MetricKind(ShownKind, ABC):
 
     # --- bounds
 
-    def limit_fault(self, limit: float) -> Fault | None:
+    def limit_fault(self, limit: float) -> LimitFault | None:
         """Return what is wrong with an absolute limit, None for one that can be meant."""
         if SMALLEST_LIMIT <= limit < 1:
             return None
-        return Fault(
+        return LimitFault(
             f"a limit of {limit:g} means {limit * 100:g} %", "write a share, as in 1% or 0.01"
         )
 

@@ -25,7 +25,7 @@ from controller.core.metrics import arithmetic
 from controller.core.metrics.kind import (
     NOTHING_MEASURED,
     ArmSummary,
-    Fault,
+    LimitFault,
     MetricKind,
     Observed,
     Sample,
@@ -310,7 +310,7 @@ class _Latency(MetricKind, ABC):
         )
 
     @abstractmethod
-    def limit_fault(self, limit: float) -> Fault | None:
+    def limit_fault(self, limit: float) -> LimitFault | None:
         """Return what is wrong with an absolute limit in ms."""
 
 
@@ -318,20 +318,22 @@ class _Latency(MetricKind, ABC):
 class LatencyQuantile(_Latency):
     """One quantile of latency."""
 
-    def limit_fault(self, limit: float) -> Fault | None:
+    def limit_fault(self, limit: float) -> LimitFault | None:
         """Return what is wrong with an absolute limit in ms."""
         if limit >= SMALLEST_LIMIT:
             return None
-        return Fault(f"a limit of {limit:g} ms is always exceeded", "write a latency, as in 200ms")
+        return LimitFault(
+            f"a limit of {limit:g} ms is always exceeded", "write a latency, as in 200ms"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class LatencyDistribution(_Latency):
     """Latency as a whole: harm is searched at every level, not at one quantile."""
 
-    def limit_fault(self, limit: float) -> Fault | None:
+    def limit_fault(self, limit: float) -> LimitFault | None:
         """Return that a distribution has no single value to compare with a limit."""
-        return Fault(
+        return LimitFault(
             "latency as a whole has no absolute limit",
             "name a quantile, as in `latency_p99 < 200ms`",
         )

@@ -25,17 +25,17 @@ CHALLENGE: Final = (b"www-authenticate", b'Bearer realm="rolloutd"')
 
 
 def identity_of(scope: Scope) -> Identity | None:
-    """Return who sends a request that came through `Reading`; None: nobody is signed in."""
+    """Return who sends a request that came through `ReadGuard`; None: nobody is signed in."""
     found: Identity | None = scope.get(_KEY)
     return found
 
 
 def may_go_on(scope: Scope) -> bool:
-    """Return whether a request that came through `Reading` would be let through again now.
+    """Return whether a request that came through `ReadGuard` would be let through again now.
 
     For answers that last: people sign out, and sessions, tokens and roles end.
     """
-    gate: Reading | None = scope.get(_GATE)
+    gate: ReadGuard | None = scope.get(_GATE)
     return gate is None or gate.still_admits(scope)
 
 
@@ -48,7 +48,7 @@ _NO_WAY: Final = (
 )
 
 
-class Reading:
+class ReadGuard:
     """Puts a check in front of routes."""
 
     def __init__(
@@ -127,7 +127,7 @@ class Reading:
 class _Checked:
     """One route behind the check: a class, because Starlette passes ASGI applications on."""
 
-    def __init__(self, reading: Reading, endpoint: ASGIApp) -> None:
+    def __init__(self, reading: ReadGuard, endpoint: ASGIApp) -> None:
         self._reading = reading
         self._endpoint = endpoint
 

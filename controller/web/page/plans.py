@@ -43,7 +43,7 @@ class Busy(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class PastedPlan:
     """What a pasted plan came to."""
 
     status: int
@@ -95,7 +95,7 @@ class PlanScreen:
         """Return the form without a plan."""
         return self._form(_Shown(TrialOrder()))
 
-    async def checked(self, body: bytes) -> Outcome:
+    async def checked(self, body: bytes) -> PastedPlan:
         """Return the form with what lint finds, and what virtual rollouts came to, if requested.
 
         Raises Busy while another check takes too long.
@@ -106,9 +106,9 @@ class PlanScreen:
                 f"The plan has {len(order.plan):,} characters; here {LONGEST_PLAN:,} are read. "
                 f"`rolloutctl plan lint plan.yaml` reads larger ones."
             )
-            return Outcome(200, self._form(_not_checked(why)))
+            return PastedPlan(200, self._form(_not_checked(why)))
         if not order.plan.strip():
-            return Outcome(200, self._form(_not_checked("Nothing was pasted.")))
+            return PastedPlan(200, self._form(_not_checked("Nothing was pasted.")))
         shown = _judged(order, *await self._linted(order.plan))
         status = 200
         if is_simulated and shown.can_start:
@@ -118,7 +118,7 @@ class PlanScreen:
                 shown = replace(shown, tried=answer.tried, why_not_tried=why)
             except NotTried as trouble:
                 status, shown = trouble.status, replace(shown, why_not_tried=str(trouble))
-        return Outcome(status, self._form(shown))
+        return PastedPlan(status, self._form(shown))
 
     async def _linted(self, text: str) -> tuple[PlanDocument | None, Sequence[Finding]]:
         try:

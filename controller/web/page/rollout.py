@@ -31,7 +31,7 @@ from controller.reporting.evidence_words import (
 )
 from controller.reporting.fitting import fitting_commands
 from controller.reporting.headline import headline
-from controller.reporting.progress import CheckState, gate_checks, proof_share
+from controller.reporting.progress import GateCheckState, gate_checks, proof_share
 from controller.reporting.situation import Situation, about
 from controller.reporting.unwatched import Unwatched
 from controller.reporting.views import MARKS_OF_STAGES, ladder, stage_views
@@ -215,7 +215,7 @@ def _plane(plane: PlaneRecord, rollout: Rollout) -> dict[str, Any]:
         why = f"not asked yet since {percent_to_serve(rollout):g} % was decided"
     elif state == "blocks":
         why = f"decided {plane.decided_percent:g} %: {why}"
-    return {"view": plane, "state": state, "why": why, "mark": CheckState(state).mark}
+    return {"view": plane, "state": state, "why": why, "mark": GateCheckState(state).mark}
 
 
 def _stages(rollout: Rollout, now: datetime) -> list[dict[str, Any]]:

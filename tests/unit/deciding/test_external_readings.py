@@ -13,8 +13,8 @@ from controller.core.evidence import Reading
 from controller.core.plan import CounterQueries
 from controller.core.rollout import Rollout
 from controller.deciding.external_readings import (
-    Answer,
     ExternalReadings,
+    QueryAnswer,
     reading_of,
     why_unmeasured,
 )
@@ -33,12 +33,12 @@ def running(*metrics: Any, flag_key: str = "f", **fields: Any) -> Rollout:
     return make_rollout(plan=make_plan(flag_key=flag_key, external=metrics), **fields)
 
 
-def answers(*samples: Sample | MeasurementGap, asked_at: Any = T0) -> list[Answer | None]:
+def answers(*samples: Sample | MeasurementGap, asked_at: Any = T0) -> list[QueryAnswer | None]:
     """Return the answers to a metric's queries, asked at one time."""
     return [
-        Answer(asked_at, asked_at, one)
+        QueryAnswer(asked_at, asked_at, one)
         if isinstance(one, Sample)
-        else Answer(asked_at, asked_at, None, one, f"it is {one.value}")
+        else QueryAnswer(asked_at, asked_at, None, one, f"it is {one.value}")
         for one in samples
     ]
 
@@ -155,7 +155,10 @@ def test_a_reading_has_the_times_of_its_oldest_and_newest_question() -> None:
     """A new answer for treatment alone is no new look at both."""
     metric = make_external(control="c")
     older, newer = T0, T0 + 30 * SECOND
-    both = [Answer(newer, newer, Sample(0.4, NOW + 30)), Answer(older, older, Sample(0.2, NOW))]
+    both = [
+        QueryAnswer(newer, newer, Sample(0.4, NOW + 30)),
+        QueryAnswer(older, older, Sample(0.2, NOW)),
+    ]
     assert reading_of(metric, both) == Reading(newer, older, 0.4, 0.2)
     assert reading_of(metric, [both[0], None]) is None
 
@@ -221,7 +224,7 @@ async def test_counters_are_asked_for_at_once_and_shared_among_flags() -> None:
 
 def test_counters_out_of_a_cache_are_late() -> None:
     """As a number is."""
-    answer = Answer(T0, T0, CounterSample(VALUES, NOW - 3600))
+    answer = QueryAnswer(T0, T0, CounterSample(VALUES, NOW - 3600))
     reading = reading_of(COUNTED, [answer])
     assert reading == Reading(T0, T0, gap=MeasurementGap.LATE, words="the answer is 3,600 s old")
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from controller.demo.apps import INSTANCES, USERS, Definition, Instance, Traffic
-from controller.demo.scenarios import FLAG_KEY, Fault, Service
+from controller.demo.scenarios import FLAG_KEY, InjectedFault, Service
 from schemas import evaluation, outcome
 from schemas.wire import decode_evaluation, decode_outcome
 
@@ -38,14 +38,14 @@ class Sent:
 
 
 def make_traffic(
-    fault: Fault | None = None, definition: Definition | None = TEN_PERCENT
+    fault: InjectedFault | None = None, definition: Definition | None = TEN_PERCENT
 ) -> tuple[Traffic, Sent]:
     """Return apps that all know `definition`, and where what they emit is kept."""
     instances = [Instance(number, "") for number in range(INSTANCES)]
     for instance in instances:
         instance.definition = definition
     sent = Sent()
-    return Traffic(fault or Fault(), Service(), instances, cast(Any, sent), seed=1), sent
+    return Traffic(fault or InjectedFault(), Service(), instances, cast(Any, sent), seed=1), sent
 
 
 def play(traffic: Traffic, requests: int = 5_000) -> None:
@@ -60,7 +60,7 @@ def test_every_event_is_in_the_contracts_form() -> None:
 
     With the record's key as its context.
     """
-    traffic, sent = make_traffic(Fault(error_factor=3.0, slow_share=0.05))
+    traffic, sent = make_traffic(InjectedFault(error_factor=3.0, slow_share=0.05))
     play(traffic, 500)
     assert len(sent.events) == 1_000
     for topic, value, key in sent.events:
@@ -124,7 +124,7 @@ def test_a_definition_is_read_from_the_flagd_document() -> None:
 
 def test_failures_hit_treatment_alone() -> None:
     """Three times the errors show in treatment; control keeps the service's own rate."""
-    traffic, sent = make_traffic(Fault(error_factor=3.0), Definition("on", "off", 5_000))
+    traffic, sent = make_traffic(InjectedFault(error_factor=3.0), Definition("on", "off", 5_000))
     play(traffic, 20_000)
     failed: Counter[str] = Counter()
     total: Counter[str] = Counter()
@@ -142,23 +142,23 @@ def test_failures_hit_treatment_alone() -> None:
 
 def test_a_late_fault_waits_for_its_percentage() -> None:
     """Below the percentage at which it begins nobody is harmed."""
-    traffic, _ = make_traffic(Fault(error_factor=3.0, errors_from_percent=25.0))
+    traffic, _ = make_traffic(InjectedFault(error_factor=3.0, errors_from_percent=25.0))
     play(traffic)
     assert traffic.current_report().harmed_users == 0
 
 
 def test_the_slow_path_leaves_the_median_alone() -> None:
     """One treatment request in 20 is far slower; the median hardly moves."""
-    traffic, sent = make_traffic(Fault(slow_share=0.05), Definition("on", "off", 10_000))
+    traffic, sent = make_traffic(InjectedFault(slow_share=0.05), Definition("on", "off", 10_000))
     play(traffic)
     seconds = sorted(data["http.server.request.duration"] for data in sent.of("request.outcomes"))
     assert seconds[len(seconds) // 2] * 1000 == pytest.approx(Service().median_ms, rel=0.1)
-    assert seconds[round(0.98 * len(seconds))] * 1000 > Fault().slow_ms
+    assert seconds[round(0.98 * len(seconds))] * 1000 > InjectedFault().slow_ms
 
 
 def test_lost_exposures_are_treatments_evaluations_only() -> None:
     """Outcomes and control's evaluations are complete, treatment's evaluations are not."""
-    traffic, sent = make_traffic(Fault(lost_exposures=0.5), Definition("on", "off", 5_000))
+    traffic, sent = make_traffic(InjectedFault(lost_exposures=0.5), Definition("on", "off", 5_000))
     play(traffic)
     evaluated = Counter(data["feature_flag.result.variant"] for data in sent.of("flag.evaluations"))
     ended = Counter(
@@ -171,7 +171,7 @@ def test_lost_exposures_are_treatments_evaluations_only() -> None:
 
 def test_silence_is_complete() -> None:
     """Some time after the percentage is served nothing more is emitted."""
-    traffic, sent = make_traffic(Fault(silent_from_percent=10.0, silent_after_seconds=0.5))
+    traffic, sent = make_traffic(InjectedFault(silent_from_percent=10.0, silent_after_seconds=0.5))
     traffic.tick(100, NOW)
     traffic.tick(100, NOW + 0.4)
     before = len(sent.events)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controller.notifying.news import News, Step
+from controller.notifying.news import DecisionStep, News
 from schemas.terms import Severity
 from tests.builders import T0
 
@@ -30,6 +30,6 @@ def news(number: int = 1, **overrides: Any) -> News:
     return News(**{**fields, **overrides})
 
 
-def step(revision: int, *, is_new_chapter: bool = False, rollout_id: str = "r1") -> Step:
+def step(revision: int, *, is_new_chapter: bool = False, rollout_id: str = "r1") -> DecisionStep:
     """Return that a rollout of the flag went on."""
-    return Step("checkout", rollout_id, revision, is_new_chapter)
+    return DecisionStep("checkout", rollout_id, revision, is_new_chapter)

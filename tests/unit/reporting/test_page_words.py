@@ -18,7 +18,7 @@ from controller.reporting.comparison import bound_words, comparison_of
 from controller.reporting.evidence_words import ratio_legend, value_words
 from controller.reporting.fitting import SHOWN, fitting_commands
 from controller.reporting.headline import Tone, brief, headline, needs_attention, tone_of
-from controller.reporting.progress import CheckState, evidence_share, gate_checks, proof_share
+from controller.reporting.progress import GateCheckState, evidence_share, gate_checks, proof_share
 from schemas.decision import MetricRecord
 from schemas.terms import Arm, HealthGap, Verdict
 from tests.builders import (
@@ -87,7 +87,7 @@ def test_too_few_users_so_far_is_no_trouble() -> None:
     )
     assert tone_of(early) is Tone.MOVES
     assert brief(early) == "baking: treatment has 44 of 50 contexts"
-    assert gate_checks(early)[0].state is CheckState.OPEN
+    assert gate_checks(early)[0].state is GateCheckState.OPEN
     stale = Gap(HealthGap.STALE, "the freshest event is 90 s old")
     gaps = (few, stale)
     blind = situation_in(
@@ -95,7 +95,7 @@ def test_too_few_users_so_far_is_no_trouble() -> None:
     )
     assert tone_of(blind) is Tone.UNKNOWN
     assert brief(blind) == "stale: the freshest event is 90 s old"
-    assert gate_checks(blind)[0].state is CheckState.BLOCKS
+    assert gate_checks(blind)[0].state is GateCheckState.BLOCKS
 
 
 def test_a_person_looks_at_a_rollback_for_a_day() -> None:

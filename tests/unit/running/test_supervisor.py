@@ -18,7 +18,7 @@ from controller.running.supervisor import (
     FAILURES_LIMIT,
     STEP_FAILURES_LIMIT,
     Parts,
-    Step,
+    StartStep,
     Supervisor,
 )
 from controller.running.watchdog import EXIT_CONSUMER_STUCK
@@ -38,7 +38,7 @@ class Daemon:
         self.health = Health(["kafka", "state"])
         self.faults = Faults(lambda: T0)
         fields: dict[str, Any] = {
-            "steps": [Step("kafka", "preparing topics", self.does("prepare"))],
+            "steps": [StartStep("kafka", "preparing topics", self.does("prepare"))],
             "follow": self.runs("follow"),
             "caught_up": self.does("caught up"),
             "loops": [("ingest", self.runs("ingest")), ("workers", self.runs("workers"))],
@@ -154,7 +154,7 @@ async def test_surroundings_that_are_away_at_start_are_waited_for() -> None:
             named = "preparing topics: " if len(tries) > 1 else ""  # the adapter may say it too
             raise EventLogUnavailable(f"{named}no broker")
 
-    daemon = Daemon(steps=[Step("kafka", "preparing topics", prepare)])
+    daemon = Daemon(steps=[StartStep("kafka", "preparing topics", prepare)])
     running = asyncio.create_task(daemon.run())
     await asyncio.sleep(1)
     assert len(tries) > 1
@@ -176,7 +176,7 @@ async def test_a_step_that_hangs_names_what_it_waits_for() -> None:
     async def prepare() -> None:
         await answered.wait()
 
-    daemon = Daemon(steps=[Step("kafka", "preparing topics", prepare, "Kafka")])
+    daemon = Daemon(steps=[StartStep("kafka", "preparing topics", prepare, "Kafka")])
     running = asyncio.create_task(daemon.supervisor.run(daemon.parts))
     await asyncio.sleep(7)
     why = daemon.health.components["kafka"].why_not
@@ -198,7 +198,7 @@ async def test_a_signal_during_start_stops_the_waiting() -> None:
     async def prepare() -> None:
         raise EventLogUnavailable("no broker")
 
-    daemon = Daemon(steps=[Step("kafka", "preparing topics", prepare)])
+    daemon = Daemon(steps=[StartStep("kafka", "preparing topics", prepare)])
     running = asyncio.create_task(daemon.run())
     await asyncio.sleep(30)
     send(signal.SIGTERM)
@@ -365,14 +365,14 @@ async def test_a_step_that_fails_by_a_mistake_is_tried_again() -> None:
     """
     passing, lasting = Failing(*[KeyError("x")] * 3), Failing(*[KeyError("x")] * 100)
     passing.errors.append(None)
-    daemon = Daemon(steps=[Step("kafka", "preparing topics", passing)])
+    daemon = Daemon(steps=[StartStep("kafka", "preparing topics", passing)])
     running = asyncio.create_task(daemon.run())
     await asyncio.sleep(60)
     assert daemon.health.is_working
     assert daemon.faults.current == ()
     send(signal.SIGTERM)
     assert await running == 0
-    daemon = Daemon(steps=[Step("kafka", "preparing topics", lasting)])
+    daemon = Daemon(steps=[StartStep("kafka", "preparing topics", lasting)])
     assert await daemon.run() == EXIT_BROKEN
     assert len(lasting.starts) == STEP_FAILURES_LIMIT
 
@@ -380,7 +380,7 @@ async def test_a_step_that_fails_by_a_mistake_is_tried_again() -> None:
 @in_virtual_time
 async def test_a_bad_configuration_is_fatal_at_start() -> None:
     """What only an operator can change is raised at once, after an orderly stop."""
-    daemon = Daemon(steps=[Step("kafka", "looking", Failing(ConfigInvalid("wrong Redis")))])
+    daemon = Daemon(steps=[StartStep("kafka", "looking", Failing(ConfigInvalid("wrong Redis")))])
     with pytest.RaisesGroup(ConfigInvalid):  # the group is the test's own
         await daemon.run()
     assert "close redis" in daemon.story
@@ -398,7 +398,7 @@ async def test_what_was_decided_is_followed_before_redis_is_there() -> None:
 
     other = Daemon()  # lends its story
     daemon = Daemon(
-        steps=[Step("kafka", "x", other.does("prepare")), Step("state", "y", no_redis)],
+        steps=[StartStep("kafka", "x", other.does("prepare")), StartStep("state", "y", no_redis)],
         follow=other.runs("follow"),
         early=[("visibility", other.runs("visibility"))],
     )

@@ -16,7 +16,7 @@ from controller.errors import AdviceUnavailableError
 from controller.scorecard.cases import Case, load_cases
 from controller.scorecard.kinds import CaseKind
 from controller.scorecard.report import Asked, render, to_document
-from controller.scorecard.scoring import Answer, Score, put_cases, score
+from controller.scorecard.scoring import CaseAnswer, Score, put_cases, score
 from schemas.terms import AdviceChoice, AdvisorMode
 from tests.builders import make_advice
 
@@ -39,13 +39,15 @@ class Scripted:
         return make_advice(choice, prompt_tokens=600, completion_tokens=40)
 
 
-def answer_all(choose: Callable[[Case], AdviceChoice | None]) -> list[Answer]:
+def answer_all(choose: Callable[[Case], AdviceChoice | None]) -> list[CaseAnswer]:
     """Return the answers of a model that chooses by the case."""
     answers = []
     for case in CASES:
         choice = choose(case)
         answers.append(
-            Answer(case, None, "it hangs") if choice is None else Answer(case, make_advice(choice))
+            CaseAnswer(case, None, "it hangs")
+            if choice is None
+            else CaseAnswer(case, make_advice(choice))
         )
     return answers
 
@@ -160,7 +162,7 @@ def test_report_is_self_contained_and_runs_nothing() -> None:
     hostile = make_advice(
         "hold", reasons=("<script>alert(1)</script><img src=x onerror=alert(1)>",)
     )
-    answers = [Answer(case, hostile) for case in CASES]
+    answers = [CaseAnswer(case, hostile) for case in CASES]
     page = render(ASKED, answers, score(answers))
     parser = _Page()
     parser.feed(page)

@@ -18,7 +18,7 @@ from schemas.terms import Arm
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class GuardrailInputs:
     """Everything that one guardrail's questions are about, at one moment."""
 
     guardrail: Guardrail
@@ -47,16 +47,19 @@ class Arms(Mapping[Arm, ArmSummary]):
     to no decision that shows them.
     """
 
-    def __init__(self, check: Check) -> None:
+    def __init__(self, inputs: GuardrailInputs) -> None:
         """Keep what they are made of, which never changes."""
-        self._check = check
+        self._inputs = inputs
 
     @cached_property
     def _summaries(self) -> dict[Arm, ArmSummary]:
-        check = self._check
+        inputs = self._inputs
         return {
-            arm: check.guardrail.kind.summary(
-                check.totals.arm(arm), check.latencies[arm], _slow_above(check, arm), check.alpha
+            arm: inputs.guardrail.kind.summary(
+                inputs.totals.arm(arm),
+                inputs.latencies[arm],
+                _slow_above(inputs, arm),
+                inputs.alpha,
             )
             for arm in Arm
         }
@@ -74,12 +77,12 @@ class Arms(Mapping[Arm, ArmSummary]):
         return repr(self._summaries)
 
 
-def _slow_above(check: Check, arm: Arm) -> int | None:
+def _slow_above(inputs: GuardrailInputs, arm: Arm) -> int | None:
     """Return the latency bucket above which a value is slow: the limit, else the compared place.
 
     Treatment's place has the margin on top. None for a metric that is no latency.
     """
-    guardrail, test = check.guardrail, check.ratio
+    guardrail, test = inputs.guardrail, inputs.ratio
     if guardrail.kind.is_share:
         return None
     if guardrail.limit is not None:
