@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from controller.adapters.http.bounded import AnswerRefused, AnswerTooLong
 from controller.adapters.http.posting import HttpAnswer, Poster
-from controller.adapters.http.signing import Signer
+from controller.adapters.http.signing import RequestSigner
 from controller.codec.cloud_events import SOURCE
 from controller.codec.gate_questions import gate_question
 from controller.core.judging.judgement import Judgement
@@ -44,7 +44,7 @@ class _Endpoint:
         self.host = urlsplit(settings.url).hostname or ""
         self.seconds = settings.timeout_seconds
         try:
-            self.signer = Signer(settings.secret.get_secret_value())
+            self.signer = RequestSigner(settings.secret.get_secret_value())
         except ConfigInvalid as refused:
             raise ConfigInvalid(f"{where}: {refused}") from None
         self.poster = Poster(where, [settings.url], settings.ca_file, connections=_CONNECTIONS)

@@ -36,7 +36,7 @@ class Risk(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class RiskBounds:
     """The bounds of a plan for a risk; the template of the risk stays within them.
 
     Those of a risk are at least as strict as the template of the lower one, so that whoever names a
@@ -55,9 +55,9 @@ class Bounds:
 
 
 BOUNDS = {
-    Risk.LOW: Bounds(25, 2, 1, 50, 50, 10, 10_000, needs_approval=False),
-    Risk.MEDIUM: Bounds(10, 3, 4, 20, 25, 5, 2_000, needs_approval=False),
-    Risk.HIGH: Bounds(1, 4, 12, 10, 20, 1, 1_000, needs_approval=True),
+    Risk.LOW: RiskBounds(25, 2, 1, 50, 50, 10, 10_000, needs_approval=False),
+    Risk.MEDIUM: RiskBounds(10, 3, 4, 20, 25, 5, 2_000, needs_approval=False),
+    Risk.HIGH: RiskBounds(1, 4, 12, 10, 20, 1, 1_000, needs_approval=True),
 }
 
 
@@ -190,7 +190,7 @@ def _prompt(flag: str, risk: Risk, description: str) -> Prompt:
     )
 
 
-def _check(answer: PlanAnswer, bounds: Bounds) -> None:
+def _check(answer: PlanAnswer, bounds: RiskBounds) -> None:
     """Raise ValueError for a plan that is bolder than the risk allows.
 
     It is not corrected: the template is better than a corrected draft.

@@ -116,7 +116,7 @@ class EarlierRollout:
 
 
 @dataclass(frozen=True, slots=True)
-class Explanation:
+class RolloutStory:
     """What happened to a rollout, and a guess at the cause."""
 
     subject: Decision | None  # what most needs explaining; None when nothing was decided yet
@@ -127,7 +127,7 @@ class Explanation:
 
 async def explain_rollout(
     model: Model | None, rollout: Rollout, decisions: Sequence[Decision]
-) -> Explanation:
+) -> RolloutStory:
     """Return what happened to the rollout and why, from its decisions."""
     mine = [one for one in decisions if one.rollout_id == rollout.rollout_id]
     subject = subject_of(mine)
@@ -149,7 +149,7 @@ async def explain_rollout(
         read=lambda content: parse_form(content, ExplanationAnswer),
         template=lambda: by_rule(rollout, subject, evidence),
     )
-    return Explanation(subject, mine, guess, earlier_rollouts(decisions, rollout.rollout_id))
+    return RolloutStory(subject, mine, guess, earlier_rollouts(decisions, rollout.rollout_id))
 
 
 def earlier_rollouts(decisions: Sequence[Decision], rollout_id: str) -> list[EarlierRollout]:

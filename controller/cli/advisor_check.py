@@ -32,7 +32,7 @@ from controller.clock import SystemClock
 from controller.errors import AdviceUnavailableError, BadInput
 from controller.scorecard.cases import Case, load_cases
 from controller.scorecard.kinds import CaseKind
-from controller.scorecard.report import Asked, percent, render, seconds, to_document
+from controller.scorecard.report import ScorecardOrigin, percent, render, seconds, to_document
 from controller.scorecard.scoring import CaseAnswer, Score, put_cases, score
 from controller.settings import AdvisorSettings
 from controller.text import one_line
@@ -281,7 +281,7 @@ def evaluate(
     Exits 4 when the server does not answer at all.
     """
     cases = [case for case in load_cases() if case.kind in kinds]
-    asked = Asked(
+    asked = ScorecardOrigin(
         settings.model, f"{settings.url} ({settings.protocol})", GATE_VERSION, datetime.now(UTC)
     )
     answers = perform(_evaluate(settings, cases))
@@ -339,7 +339,7 @@ async def _evaluate(settings: AdvisorSettings, cases: Sequence[Case]) -> list[Ca
         await advisor.close()
 
 
-def _show_score(asked: Asked, answers: Sequence[CaseAnswer], figures: Score) -> None:
+def _show_score(asked: ScorecardOrigin, answers: Sequence[CaseAnswer], figures: Score) -> None:
     console = output()
     console.print(f"{asked.model} at {asked.server}, {len(answers)} cases, prompt {asked.prompt}")
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, show_header=False)

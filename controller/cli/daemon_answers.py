@@ -25,7 +25,7 @@ from controller.text import one_line
 if TYPE_CHECKING:
     from controller.core.rollout import Rollout
     from controller.ports import FlagUse, FlagUses
-    from controller.reporting.inventory import Finding
+    from controller.reporting.inventory import InventoryFinding
     from schemas.api import SignalEntry
     from schemas.decision import JudgementRecord
     from schemas.notifications import NotificationsView
@@ -166,14 +166,14 @@ def ask_rollouts(daemon: str) -> tuple[KnownRollouts | None, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class KnownFlags:
+class FlagInventory:
     """The inventory as a daemon has it: what it found by its own rules, and how flags are used."""
 
-    findings: Mapping[str, tuple[Finding, ...]]  # by flag
+    findings: Mapping[str, tuple[InventoryFinding, ...]]  # by flag
     uses: FlagUses
 
 
-def ask_flags(daemon: str) -> tuple[KnownFlags | None, str]:
+def ask_flags(daemon: str) -> tuple[FlagInventory | None, str]:
     """Return the inventory, or None and the reason."""
     from pydantic import ValidationError
 
@@ -183,7 +183,7 @@ def ask_flags(daemon: str) -> tuple[KnownFlags | None, str]:
     from schemas.inventory import FlagList
 
     found: dict[str, FlagUse] = {}
-    findings: dict[str, tuple[Finding, ...]] = {}
+    findings: dict[str, tuple[InventoryFinding, ...]] = {}
     unknown: dict[str, int] = {}
     for offset in range(0, MOST_LISTED, MOST_OF_A_PAGE):
         path = f"{API}/flags?limit={MOST_OF_A_PAGE}&offset={offset}"
@@ -200,7 +200,7 @@ def ask_flags(daemon: str) -> tuple[KnownFlags | None, str]:
         unknown = {one.flag: one.events for one in listed.without_rollout}
         if offset + MOST_OF_A_PAGE >= listed.total:
             break
-    return KnownFlags(findings, FlagUses(found, unknown)), ""
+    return FlagInventory(findings, FlagUses(found, unknown)), ""
 
 
 def ask_signals(daemon: str) -> tuple[Sequence[SignalEntry] | None, str]:

@@ -46,7 +46,7 @@ _PREPARED: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Daemon:
+class DaemonAddress:
     """A daemon that takes commands which lower, and the token that it wants."""
 
     url: str
@@ -54,7 +54,7 @@ class Daemon:
     verify: ssl.SSLContext | bool = True  # what its certificate is checked with
 
 
-def known_daemon() -> tuple[Daemon | None, str]:
+def known_daemon() -> tuple[DaemonAddress | None, str]:
     """Return the daemon that the environment names, or None and what is missing."""
     url, path = os.environ.get(DAEMON_VARIABLE), os.environ.get(TOKEN_VARIABLE)
     if not url or not path:
@@ -69,7 +69,7 @@ def known_daemon() -> tuple[Daemon | None, str]:
     if not lines or not lines[0].isascii():
         return None, f"write a token into {path} ({TOKEN_VARIABLE}), {_PREPARED}"
     verify, why = trusted()
-    return (None, why) if why else (Daemon(url.rstrip("/"), lines[0], verify), "")
+    return (None, why) if why else (DaemonAddress(url.rstrip("/"), lines[0], verify), "")
 
 
 async def deliver(
@@ -133,7 +133,7 @@ def _advice(commands: Sequence[Command], missing: str) -> str:
     )
 
 
-async def _ask(daemon: Daemon, commands: Sequence[Command], answers: CommandResults) -> None:
+async def _ask(daemon: DaemonAddress, commands: Sequence[Command], answers: CommandResults) -> None:
     """Give commands to a daemon, and note what came of it in `answers`."""
     import httpx  # slow to load, and needed only here
 
@@ -155,7 +155,7 @@ async def _ask(daemon: Daemon, commands: Sequence[Command], answers: CommandResu
 
 
 async def _ask_one(
-    client: httpx.AsyncClient, daemon: Daemon, command: Command
+    client: httpx.AsyncClient, daemon: DaemonAddress, command: Command
 ) -> tuple[Result | None, bool, str]:
     """Return the result of one command, whether it waits for Redis, and a note for people."""
     import httpx
@@ -195,7 +195,7 @@ async def _ask_one(
         return None, False, f"{daemon.url} does not answer as rolloutd does"
 
 
-def _refusal(daemon: Daemon, status: int, document: object) -> str:
+def _refusal(daemon: DaemonAddress, status: int, document: object) -> str:
     """Return why a daemon took no command, and how to fix it."""
     why = one_line(str(document.get("error"))) if isinstance(document, dict) else ""
     if status in (404, 405):

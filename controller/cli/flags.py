@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from controller.cli.daemon_answers import KnownFlags
+    from controller.cli.daemon_answers import FlagInventory
     from controller.ports import FlagUse
-    from controller.reporting.inventory import Listed
+    from controller.reporting.inventory import ListedFlag
     from controller.settings.flags import FlagsSettings
 
 NO_FLAGS: Final[Mapping[str, int]] = {}
@@ -51,7 +51,7 @@ def flags(
     from controller.cli.status import say_unreadable
     from controller.errors import BadInput
     from controller.ports import FlagUses
-    from controller.reporting.inventory import Listed, inventory
+    from controller.reporting.inventory import ListedFlag, inventory
     from controller.settings import load_settings
 
     kafka = connection.settings()
@@ -67,7 +67,7 @@ def flags(
     if known is not None:
         # A flag that it has not read yet has no findings: other rules would say something else.
         mine = (
-            Listed(one.rollout, known.findings.get(one.rollout.flag_key, ()), one.use)
+            ListedFlag(one.rollout, known.findings.get(one.rollout.flag_key, ()), one.use)
             for one in listed
         )
         listed = sorted(mine, key=lambda one: one.place)
@@ -90,7 +90,7 @@ def flags(
     complain(f"{found} {by}")
 
 
-def _known_by(daemon: str | None) -> KnownFlags | None:
+def _known_by(daemon: str | None) -> FlagInventory | None:
     """Return the inventory as a daemon has it; None, and a word why, where none says."""
     from controller.cli.daemon_answers import ask_flags
 
@@ -114,7 +114,7 @@ def _rules_words(daemon: str | None, config: Path | None, rules: FlagsSettings) 
 
 
 def flag_table(
-    shown: Sequence[Listed], *, has_uses: bool, unknown: Mapping[str, int] = NO_FLAGS
+    shown: Sequence[ListedFlag], *, has_uses: bool, unknown: Mapping[str, int] = NO_FLAGS
 ) -> Table:
     """Return the table of flags; `has_uses`: with how they are used.
 

@@ -14,7 +14,7 @@ from controller.codec.plans import to_core_plan
 from controller.core.judging.questions import alpha_shares
 from controller.core.metrics.kind import share_words
 from controller.core.plan import Guardrail, Plan, Stage
-from controller.planning.figures import Scenario, Spread
+from controller.planning.figures import Spread, TriedTraffic
 from controller.planning.outlook import Outlook, outlook
 from controller.planning.typed_traffic import (
     TypedTraffic,
@@ -109,7 +109,7 @@ class Tryout:
         }
 
 
-def _result_lines(plan: Plan, healthy: Scenario) -> Iterator[str]:
+def _result_lines(plan: Plan, healthy: TriedTraffic) -> Iterator[str]:
     """Yield whether a release without harm completes with this traffic, and how long it takes."""
     done, total = healthy.promoted.count, healthy.promoted.of
     reasons = {run.reason for run in healthy.runs if run.ended in ("paused", "given_up")}
@@ -138,7 +138,7 @@ def _result_lines(plan: Plan, healthy: Scenario) -> Iterator[str]:
         yield f"  stage {index + 1}, {stage.percent:g} %: {words} ({planned}){undecided}"
 
 
-def _is_enough(healthy: Scenario) -> bool | None:
+def _is_enough(healthy: TriedTraffic) -> bool | None:
     """Return whether no gate lacks evidence; None where something else ends rollouts before."""
     if healthy.undecided.count:
         return False

@@ -47,7 +47,7 @@ class QuarantineRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class QuarantinedRecord:
     """One refused record and where it is."""
 
     topic: str
@@ -78,7 +78,7 @@ async def run_quarantine(request: QuarantineRequest) -> None:
         since = datetime.now(UTC) - request.since
         starts = await reader.offsets_at(since, "quarantine")
         ends = await reader.ends("quarantine")
-        kept: deque[Refused] = deque(maxlen=request.last)
+        kept: deque[QuarantinedRecord] = deque(maxlen=request.last)
         found = others = flagless = 0
         async for record in reader.in_time_order(starts, ends):
             for refused in refused_in(record):
@@ -119,7 +119,7 @@ def _left_out(
         yield f"{records} no flag, and may be about {flag} too: without --flag all are shown"
 
 
-def refused_in(record: ConsumerRecord) -> Iterator[Refused]:
+def refused_in(record: ConsumerRecord) -> Iterator[QuarantinedRecord]:
     """Yield the refused records that a record of the quarantine holds."""
     event = read_event(record.value)
     if event is None or event["type"] != quarantine.TYPE:
@@ -129,10 +129,10 @@ def refused_in(record: ConsumerRecord) -> Iterator[Refused]:
     except ValidationError:
         return  # another writer's, or a later release's
     for one in quarantined.refusals:
-        yield Refused(quarantined.topic, quarantined.partition, one)
+        yield QuarantinedRecord(quarantined.topic, quarantined.partition, one)
 
 
-def misnamed_field(kafka: KafkaSettings, refused: Refused) -> tuple[str, str] | None:
+def misnamed_field(kafka: KafkaSettings, refused: QuarantinedRecord) -> tuple[str, str] | None:
     """Return a field that nothing reads and the one that was meant, of an event of our format."""
     formats = {
         kafka.topic("evaluations"): ("evaluation", kafka.formats.evaluations),
@@ -144,7 +144,7 @@ def misnamed_field(kafka: KafkaSettings, refused: Refused) -> tuple[str, str] | 
     return fields_sent(refused.body, kind).misnamed
 
 
-def _document(request: QuarantineRequest, refused: Refused) -> dict[str, Any]:
+def _document(request: QuarantineRequest, refused: QuarantinedRecord) -> dict[str, Any]:
     record = refused.record
     misnamed = misnamed_field(request.kafka, refused)
     return {
@@ -162,7 +162,7 @@ def _document(request: QuarantineRequest, refused: Refused) -> dict[str, Any]:
     }
 
 
-def _show(request: QuarantineRequest, refused: Refused) -> None:
+def _show(request: QuarantineRequest, refused: QuarantinedRecord) -> None:
     document = _document(request, refused)
     if request.is_json:
         typer.echo(rendering.to_json(document))

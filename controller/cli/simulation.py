@@ -15,7 +15,7 @@ from rich.text import Text
 
 from controller.cli import rendering
 from controller.cli.common import EXIT_USAGE, complain, fail, output
-from controller.planning.figures import Part, Scenario, Spread
+from controller.planning.figures import ShareOfRuns, Spread, TriedTraffic
 from controller.planning.page import page
 from controller.planning.trial import SimulationRequest, simulated
 from controller.planning.trial_words import tried_plan
@@ -111,7 +111,7 @@ def _show_scenario(console: Console, scenario: TriedScenario) -> None:
 # --- JSON
 
 
-def _document(request: SimulationRequest, scenarios: Sequence[Scenario]) -> dict[str, Any]:
+def _document(request: SimulationRequest, scenarios: Sequence[TriedTraffic]) -> dict[str, Any]:
     return {
         "plan": request.plan.name,
         "version": request.plan.version,
@@ -125,7 +125,7 @@ def _document(request: SimulationRequest, scenarios: Sequence[Scenario]) -> dict
     }
 
 
-def _scenario_document(scenario: Scenario) -> dict[str, Any]:
+def _scenario_document(scenario: TriedTraffic) -> dict[str, Any]:
     return {
         "effects": [str(effect) for effect in scenario.traffic.effects],
         "promoted": _part(scenario.promoted),
@@ -155,7 +155,7 @@ def _scenario_document(scenario: Scenario) -> dict[str, Any]:
     }
 
 
-def _part(part: Part) -> dict[str, float]:
+def _part(part: ShareOfRuns) -> dict[str, float]:
     low, high = part.interval
     return {"count": part.count, "total": part.of, "share": part.share, "low": low, "high": high}
 

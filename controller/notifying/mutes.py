@@ -21,7 +21,7 @@ from schemas.terms import Severity
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class RoutesOfNews:
     """The routes of some news: those that are told of it, and those that are muted."""
 
     open: Sequence[Route]
@@ -34,12 +34,12 @@ class Heard:
         return tuple(one.name for one in self.held)
 
 
-def heard(rules: NotificationRules, book: Book, news: News, at: datetime) -> Heard:
+def heard(rules: NotificationRules, book: Book, news: News, at: datetime) -> RoutesOfNews:
     """Return which routes hear of some news at a moment."""
     routes = rules.routes_for(news, at)
     ends = [_muted_until(rules, book, route, news, at) for route in routes]
     held = [route for route, end in zip(routes, ends, strict=True) if end is not None]
-    return Heard(
+    return RoutesOfNews(
         open=[route for route in routes if route not in held],
         held=held,
         until=min((end for end in ends if end is not None), default=None),

@@ -29,7 +29,7 @@ from controller.notifying.book import (
     Incident,
     Purpose,
 )
-from controller.notifying.mutes import Heard, heard, is_held
+from controller.notifying.mutes import RoutesOfNews, heard, is_held
 from controller.notifying.news import DecisionStep, News, urgency
 from controller.notifying.rules import Escalation, NotificationRules, Route
 from controller.notifying.upkeep import Refresher, make_room
@@ -138,7 +138,7 @@ class Planner:
         return not (is_past and news.kind in _UNTIL_NEXT_STEP)
 
     def _update(
-        self, incident: Incident, news: News, routes: Heard, now: datetime
+        self, incident: Incident, news: News, routes: RoutesOfNews, now: datetime
     ) -> Collection[str]:
         """Tell what has changed about an incident; the same again is not told."""
         was = incident.news

@@ -69,7 +69,7 @@ class DatedDecision:
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
+class RecordCounts:
     """How many records fell into each class so far."""
 
     counted: int
@@ -146,10 +146,10 @@ class Backtest:
         return rollout.has_ended and not rollout.may_open_again
 
     @property
-    def records(self) -> Counted:
+    def records(self) -> RecordCounts:
         """How many records fell into each class, over all partitions."""
         counts = [totals.progress for totals in self._totals.values()]
-        return Counted(
+        return RecordCounts(
             counted=sum(count.counted for count in counts),
             late=sum(count.late for count in counts),
             ignored=sum(count.ignored for count in counts),

@@ -14,13 +14,13 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from controller.core.plan import Plan
-from controller.planning.simulation import Run, run_once
+from controller.planning.simulation import VirtualRollout, run_once
 from controller.planning.virtual_traffic import TrafficSource, VirtualTraffic
 from controller.reporting.evidence_words import GAP_WORDS
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ShareOfRuns:
     """How many runs of all, with the Wilson interval of the probability at 95 %.
 
     TrafficSource: E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209-212.
@@ -88,48 +88,48 @@ def lacking_words(lacking: Counter[str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Scenario:
+class TriedTraffic:
     """All runs with one virtual traffic."""
 
     traffic: VirtualTraffic
-    runs: Sequence[Run]
+    runs: Sequence[VirtualRollout]
     stages: tuple[StageFigures, ...]
 
-    def part(self, counts: Callable[[Run], bool]) -> Part:
+    def part(self, counts: Callable[[VirtualRollout], bool]) -> ShareOfRuns:
         """Return the part of runs that something is true of."""
-        return Part(sum(1 for run in self.runs if counts(run)), len(self.runs))
+        return ShareOfRuns(sum(1 for run in self.runs if counts(run)), len(self.runs))
 
     @property
-    def promoted(self) -> Part:
+    def promoted(self) -> ShareOfRuns:
         """Runs that completed."""
         return self.part(lambda run: run.ended == "completed")
 
     @property
-    def false_alarm(self) -> Part:
+    def false_alarm(self) -> ShareOfRuns:
         """Runs in which a guardrail found harm while there was none."""
         return self.part(lambda run: run.found_at is not None and not run.is_found)
 
     @property
-    def found(self) -> Part:
+    def found(self) -> ShareOfRuns:
         """Of the runs that came to harm, those in which a guardrail found it."""
         harmed = [run for run in self.runs if run.harm_began_at is not None]
-        return Part(sum(run.is_found for run in harmed), len(harmed))
+        return ShareOfRuns(sum(run.is_found for run in harmed), len(harmed))
 
     @property
-    def missed(self) -> Part:
+    def missed(self) -> ShareOfRuns:
         """Of the runs that came to harm, those that completed nevertheless."""
         harmed = [run for run in self.runs if run.harm_began_at is not None]
-        return Part(
+        return ShareOfRuns(
             sum(run.ended == "completed" and not run.is_found for run in harmed), len(harmed)
         )
 
     @property
-    def undecided(self) -> Part:
+    def undecided(self) -> ShareOfRuns:
         """Runs that ended paused at max_bake."""
         return self.part(lambda run: run.ended == "undecided")
 
     @property
-    def otherwise(self) -> Part:
+    def otherwise(self) -> ShareOfRuns:
         """Runs that ended in none of the ways above.
 
         Paused by a gap or an expiry, or never through.
@@ -168,7 +168,7 @@ class Scenario:
         return Counter(run.metric for run in self.runs if run.is_found and run.metric is not None)
 
 
-def time_to_find(run: Run) -> float | None:
+def time_to_find(run: VirtualRollout) -> float | None:
     """Return the seconds from the begin of harm until a guardrail found it, None if it did not."""
     if run.found_at is None or run.harm_began_at is None or not run.is_found:
         return None
@@ -182,7 +182,7 @@ def simulate(
     seed: int,
     starts_at: datetime,
     tell: Callable[[int], None] = lambda _: None,
-) -> Scenario:
+) -> TriedTraffic:
     """Return what `runs` virtual rollouts come to.
 
     The same seed gives the same figures; `tell` hears of each run done.
@@ -195,7 +195,7 @@ def simulate(
     return summed_up(plan, traffic, done)
 
 
-def summed_up(plan: Plan, traffic: VirtualTraffic, runs: Sequence[Run]) -> Scenario:
+def summed_up(plan: Plan, traffic: VirtualTraffic, runs: Sequence[VirtualRollout]) -> TriedTraffic:
     """Return what runs of one plan with one virtual traffic come to."""
     stages = tuple(
         StageFigures(
@@ -221,4 +221,4 @@ def summed_up(plan: Plan, traffic: VirtualTraffic, runs: Sequence[Run]) -> Scena
         )
         for index, stage in enumerate(plan.stages)
     )
-    return Scenario(traffic, runs, stages)
+    return TriedTraffic(traffic, runs, stages)

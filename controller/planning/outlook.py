@@ -16,8 +16,8 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from controller.core.plan import Guardrail, Plan
-from controller.planning.figures import Scenario, lacking_words, summed_up
-from controller.planning.simulation import Run, run_once
+from controller.planning.figures import TriedTraffic, lacking_words, summed_up
+from controller.planning.simulation import VirtualRollout, run_once
 from controller.planning.virtual_traffic import TrafficSource, VirtualTraffic, example_harms
 from controller.plans import Finding
 from controller.text import plural
@@ -42,7 +42,7 @@ class Outlook:
 
     findings: tuple[Finding, ...]
     rollouts: int
-    healthy: Scenario | None = None  # None: nothing was tried
+    healthy: TriedTraffic | None = None  # None: nothing was tried
 
 
 def outlook(plan: Plan, traffic: VirtualTraffic, starts_at: datetime) -> Outlook:
@@ -70,9 +70,9 @@ class _Budget:
 
     def spend(
         self, plan: Plan, traffic: VirtualTraffic, most: int, starts_at: datetime
-    ) -> Scenario:
+    ) -> TriedTraffic:
         source = TrafficSource(traffic, plan)
-        runs: list[Run] = []
+        runs: list[VirtualRollout] = []
         for number in range(most):
             if self._looks <= 0 and runs:
                 break
@@ -82,7 +82,7 @@ class _Budget:
         return summed_up(plan, traffic, runs)
 
 
-def _false_alarms(healthy: Scenario) -> Iterator[Finding]:
+def _false_alarms(healthy: TriedTraffic) -> Iterator[Finding]:
     part = healthy.false_alarm
     if part.share >= WORTH_TELLING:
         metrics = sorted({run.metric for run in healthy.runs if run.metric is not None})
@@ -94,7 +94,7 @@ def _false_alarms(healthy: Scenario) -> Iterator[Finding]:
         )
 
 
-def _undecided(plan: Plan, healthy: Scenario) -> Iterator[Finding]:
+def _undecided(plan: Plan, healthy: TriedTraffic) -> Iterator[Finding]:
     """Tell of gates that do not reach their verdict.
 
     And of those that take much longer than planned.
@@ -135,7 +135,7 @@ def _decidable(lacking: Counter[str]) -> str:
     return f"{', '.join(ways[:-1])}, or {ways[-1]}"
 
 
-def _missed(harmed: Scenario, words: str, watching: Sequence[Guardrail]) -> Iterator[Finding]:
+def _missed(harmed: TriedTraffic, words: str, watching: Sequence[Guardrail]) -> Iterator[Finding]:
     part = harmed.missed
     if part.of and part.share >= 0.5:
         yield _warning(

@@ -12,8 +12,8 @@ from html import escape
 
 from controller.core.metrics.kind import share_words
 from controller.core.plan import Plan
-from controller.planning.figures import Part, Scenario, Spread, time_to_find
-from controller.planning.simulation import Run
+from controller.planning.figures import ShareOfRuns, Spread, TriedTraffic, time_to_find
+from controller.planning.simulation import VirtualRollout
 from controller.text import plural
 from schemas.fields import format_duration
 
@@ -56,7 +56,7 @@ th:first-child,td:first-child{text-align:left;padding-left:0}
 vertical-align:-1px}
 """.strip()
 
-_ENDS: tuple[tuple[str, str, Callable[[Run], bool]], ...] = (
+_ENDS: tuple[tuple[str, str, Callable[[VirtualRollout], bool]], ...] = (
     ("completed", "--good", lambda run: run.ended == "completed"),
     (
         "rolled back",
@@ -76,7 +76,7 @@ _ENDS: tuple[tuple[str, str, Callable[[Run], bool]], ...] = (
 
 def page(
     plan: Plan,
-    scenarios: Sequence[Scenario],
+    scenarios: Sequence[TriedTraffic],
     assumed: Sequence[str],
     seed: int,
     starts_at: datetime,
@@ -107,7 +107,7 @@ def page(
     )
 
 
-def _section(plan: Plan, scenario: Scenario) -> Iterable[str]:
+def _section(plan: Plan, scenario: TriedTraffic) -> Iterable[str]:
     effects = ", ".join(str(effect) for effect in scenario.traffic.effects)
     yield f"<h2>{'With ' + escape(effects) if effects else 'Treatment as good as control'}</h2>"
     yield _tiles(scenario)
@@ -130,7 +130,7 @@ def _section(plan: Plan, scenario: Scenario) -> Iterable[str]:
     yield _stage_table(plan, scenario)
 
 
-def _tiles(scenario: Scenario) -> str:
+def _tiles(scenario: TriedTraffic) -> str:
     tiles = [_share_tile("completed", scenario.promoted)]
     if scenario.traffic.effects:
         tiles.append(_share_tile("harm found", scenario.found))
@@ -156,7 +156,7 @@ def _tiles(scenario: Scenario) -> str:
     )
 
 
-def _share_tile(name: str, part: Part) -> tuple[str, str, str]:
+def _share_tile(name: str, part: ShareOfRuns) -> tuple[str, str, str]:
     """Return name, value and detail of a tile about a part of the rollouts."""
     return name, share_words(part.share), _between(part)
 
@@ -169,7 +169,7 @@ def _number_tile(name: str, numbers: Spread) -> tuple[str, str, str]:
     return name, f"{numbers.median:,.0f}", f"90 % at most {numbers.p90:,.0f}"
 
 
-def _key(scenario: Scenario) -> str:
+def _key(scenario: TriedTraffic) -> str:
     entries = []
     for name, colour, is_one in _ENDS:
         part = scenario.part(is_one)
@@ -180,7 +180,7 @@ def _key(scenario: Scenario) -> str:
     return f"<div class='key'>{''.join(entries)}</div>"
 
 
-def _stage_table(plan: Plan, scenario: Scenario) -> str:
+def _stage_table(plan: Plan, scenario: TriedTraffic) -> str:
     rows = []
     for index, (stage, declared) in enumerate(
         zip(scenario.stages, plan.stages, strict=True), start=1
@@ -254,7 +254,7 @@ def _rule(x1: float, y1: float, x2: float, y2: float, kind: str = "grid") -> str
     return f"<line x1='{x1:.1f}' y1='{y1:.1f}' x2='{x2:.1f}' y2='{y2:.1f}' class='{kind}'/>"
 
 
-def _ends(scenario: Scenario) -> str:
+def _ends(scenario: TriedTraffic) -> str:
     """Return one bar, parted by how rollouts ended."""
     parts, x = [], 0.0
     for name, colour, is_one in _ENDS:
@@ -279,7 +279,7 @@ def _ends(scenario: Scenario) -> str:
     return _svg(34, parts, "how the rollouts end")
 
 
-def _paths(scenario: Scenario, longest: timedelta) -> str:
+def _paths(scenario: TriedTraffic, longest: timedelta) -> str:
     """Return the percentage served over time: on a root scale, so that first stages are seen."""
     height, top, bottom = 270, 12, 34
     whole = max(longest.total_seconds(), 1.0)
@@ -311,7 +311,10 @@ def _paths(scenario: Scenario, longest: timedelta) -> str:
 
 
 def _path(
-    run: Run, at_x: Callable[[float], float], at_y: Callable[[float], float], opacity: float
+    run: VirtualRollout,
+    at_x: Callable[[float], float],
+    at_y: Callable[[float], float],
+    opacity: float,
 ) -> str:
     colour = next((colour for _, colour, is_one in _ENDS if is_one(run)), "--other")
     points = [f"M{at_x(0):.1f},{at_y(0):.1f}"]
@@ -420,7 +423,7 @@ def _log_marks(low: float, high: float) -> list[float]:
 # --- words
 
 
-def _between(part: Part) -> str:
+def _between(part: ShareOfRuns) -> str:
     low, high = part.interval
     return f"{part.count:,} of {part.of:,} ({100 * low:.3g} to {100 * high:.3g} %)"
 

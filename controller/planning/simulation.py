@@ -77,7 +77,7 @@ _ISSUER = "simulation"
 
 
 @dataclass(slots=True)
-class Run:
+class VirtualRollout:
     """One virtual rollout, after its end."""
 
     #: completed | rolled_back | paused: undecided at max_bake, or another reason | given_up
@@ -117,7 +117,7 @@ class Run:
 
 def run_once(
     plan: Plan, source: TrafficSource, starts_at: datetime, rng: np.random.Generator
-) -> Run:
+) -> VirtualRollout:
     """Return what becomes of one virtual rollout.
 
     `starts_at` is UTC; freeze windows, active windows and dates hold from there. The plan's
@@ -146,7 +146,9 @@ class _Virtual:
         self._looks = 0
         self._is_warm = False
         self._judgement: Judgement | None = None
-        self._run = Run("given_up", "still undecided after ten years", starts_at, starts_at, 0)
+        self._run = VirtualRollout(
+            "given_up", "still undecided after ten years", starts_at, starts_at, 0
+        )
         order = CommandReceived(
             "start-1",
             CommandVerb.START,
@@ -162,7 +164,7 @@ class _Virtual:
         self._rollout: Rollout = started
         self._run.path.append((timedelta(0), started.percent))
 
-    def run(self) -> Run:
+    def run(self) -> VirtualRollout:
         while not self._rollout.has_ended and not isinstance(self._rollout.phase, Paused):
             deadline, look_at = next_deadline(self._rollout), self._next_look()
             soonest = min((at for at in (deadline, look_at) if at is not None), default=None)
@@ -335,7 +337,7 @@ class _Virtual:
                 run.open_times.setdefault(stage, taken - still)
                 run.stage_contexts.setdefault(stage, self._arms[Arm.TREATMENT].contexts)
 
-    def _finished(self) -> Run:
+    def _finished(self) -> VirtualRollout:
         run, phase = self._run, self._rollout.phase
         run.at, run.looks = self._at, self._looks
         run.stage = self._rollout.visits[-1].stage if self._rollout.visits else 0

@@ -12,7 +12,7 @@ from datetime import datetime
 from controller.codec.plans import to_core_plan
 from controller.core.plan import Plan
 from controller.errors import BadInput
-from controller.planning.figures import Scenario, simulate
+from controller.planning.figures import TriedTraffic, simulate
 from controller.planning.typed_traffic import (
     TypedTraffic,
     begin_words,
@@ -69,7 +69,7 @@ def request_of(
 def simulated(
     request: SimulationRequest,
     progress: Callable[[VirtualTraffic], Callable[[int], None]],
-) -> list[Scenario]:
+) -> list[TriedTraffic]:
     """Return a treatment as good as control, and again with the effects, if there are any.
 
     `progress` returns what hears of each rollout with a traffic.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
-from controller.planning.figures import Part, Scenario, Spread, lacking_words
+from controller.planning.figures import ShareOfRuns, Spread, TriedTraffic, lacking_words
 from controller.planning.trial import SimulationRequest
 from controller.reporting.situation import about
 from controller.reporting.tried_plan import TriedPlan, TriedScenario
@@ -19,7 +19,7 @@ _ALWAYS_ASSUMED: Final = (
 )
 
 
-def tried_plan(request: SimulationRequest, scenarios: Sequence[Scenario]) -> TriedPlan:
+def tried_plan(request: SimulationRequest, scenarios: Sequence[TriedTraffic]) -> TriedPlan:
     """Return what the scenarios came to."""
     plan = request.plan
     return TriedPlan(
@@ -35,7 +35,7 @@ def tried_plan(request: SimulationRequest, scenarios: Sequence[Scenario]) -> Tri
     )
 
 
-def _scenario(scenario: Scenario) -> TriedScenario:
+def _scenario(scenario: TriedTraffic) -> TriedScenario:
     effects = ", ".join(str(effect) for effect in scenario.traffic.effects)
     # What is planned is open time. With active windows, its median is beside that of all time.
     has_windows = any(stage.open_seconds != stage.seconds for stage in scenario.stages)
@@ -55,7 +55,7 @@ def _scenario(scenario: Scenario) -> TriedScenario:
     )
 
 
-def _stage(scenario: Scenario, index: int, *, has_windows: bool) -> tuple[str, ...]:
+def _stage(scenario: TriedTraffic, index: int, *, has_windows: bool) -> tuple[str, ...]:
     stage = scenario.stages[index]
     seconds, in_windows = stage.seconds, stage.open_seconds
     median = "–" if in_windows is None else about(timedelta(seconds=in_windows.median))
@@ -72,7 +72,7 @@ def _stage(scenario: Scenario, index: int, *, has_windows: bool) -> tuple[str, .
     )
 
 
-def _rows(scenario: Scenario) -> list[tuple[str, str]]:
+def _rows(scenario: TriedTraffic) -> list[tuple[str, str]]:
     rows = [("completed", _part_words(scenario.promoted))]
     if scenario.traffic.effects:
         rows.append(("harm found", _part_words(scenario.found)))
@@ -108,7 +108,7 @@ def _rows(scenario: Scenario) -> list[tuple[str, str]]:
     return rows
 
 
-def _part_words(part: Part) -> str:
+def _part_words(part: ShareOfRuns) -> str:
     """Return `3 of 200, 1.5 % (0.5 to 4.3 %)`."""
     low, high = part.interval
     return (

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from controller.core.rollout import RaiseAlert
-from controller.reporting.inventory import Listed, counted
+from controller.reporting.inventory import ListedFlag, counted
 from controller.settings.flags import WeekDay
 from controller.text import plural
 from schemas.terms import AlertKind, Severity
@@ -30,7 +30,7 @@ def due_since(now: datetime, day: WeekDay) -> datetime:
     return found if found <= now else found - timedelta(days=7)
 
 
-def digest_of(flags: Sequence[Listed], due: datetime) -> RaiseAlert:
+def digest_of(flags: Sequence[ListedFlag], due: datetime) -> RaiseAlert:
     """Return the digest of flags with findings, of which there is at least one."""
     counts = ", ".join(
         f"{count} {kind.value.replace('_', ' ')}" for kind, count in counted(flags).items() if count

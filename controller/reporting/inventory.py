@@ -33,7 +33,7 @@ _NO_USES: Final = FlagUses()
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class InventoryFinding:
     """Something that a person should put right about a flag."""
 
     kind: FlagFinding
@@ -66,7 +66,7 @@ def findings(
     rules: FlagsSettings,
     census: Census,
     use: FlagUse | None = None,
-) -> tuple[Finding, ...]:
+) -> tuple[InventoryFinding, ...]:
     """Return what a person should put right about a flag, in the order of `FlagFinding`.
 
     `use` None: it is not known how the flag is used.
@@ -83,7 +83,7 @@ def findings(
     return tuple(one for one in found if one is not None)
 
 
-def _stale(rollout: Rollout, now: datetime, rules: FlagsSettings) -> Finding | None:
+def _stale(rollout: Rollout, now: datetime, rules: FlagsSettings) -> InventoryFinding | None:
     age = now - rollout.updated_at
     is_constant = rollout.has_ended and not rollout.may_open_again and rollout.percent in (0, 100)
     if rules.stale_after_days is None or rollout.plan.flag_type in _STAYS or not is_constant:
@@ -92,36 +92,36 @@ def _stale(rollout: Rollout, now: datetime, rules: FlagsSettings) -> Finding | N
         return None
     why = f"{rollout.percent:g} % for {plural(age.days, 'day')}, and nothing will change it"
     first = "make treatment the only code; then " if rollout.percent else ""
-    return Finding(FlagFinding.STALE, why, f"{first}{_retire(rollout)}")
+    return InventoryFinding(FlagFinding.STALE, why, f"{first}{_retire(rollout)}")
 
 
 def _retire(rollout: Rollout) -> str:
     return f'rolloutctl retire {rollout.flag_key} --reason "not used any more"'
 
 
-def _expired(rollout: Rollout, now: datetime) -> Finding | None:
+def _expired(rollout: Rollout, now: datetime) -> InventoryFinding | None:
     expires_at = rollout.plan.expires_at
     if expires_at is None or now < expires_at or not is_active(rollout):
         return None
     why = f"its plan expired {plural((now - expires_at).days, 'day')} ago"
     if rollout.has_ended:
-        return Finding(FlagFinding.EXPIRED, why, _retire(rollout))
+        return InventoryFinding(FlagFinding.EXPIRED, why, _retire(rollout))
     action = "apply a plan with a later expires_at, promote, roll back or abort"
-    return Finding(FlagFinding.EXPIRED, why, action)
+    return InventoryFinding(FlagFinding.EXPIRED, why, action)
 
 
-def _without_owner(rollout: Rollout, rules: FlagsSettings) -> Finding | None:
+def _without_owner(rollout: Rollout, rules: FlagsSettings) -> InventoryFinding | None:
     if not rules.needs_owner or not is_blank(rollout.plan.owner) or not is_active(rollout):
         return None
     action = "apply its plan with an owner"
-    return Finding(FlagFinding.NO_OWNER, "its plan names no owner", action)
+    return InventoryFinding(FlagFinding.NO_OWNER, "its plan names no owner", action)
 
 
-def _misnamed(rollout: Rollout, rules: FlagsSettings) -> Finding | None:
+def _misnamed(rollout: Rollout, rules: FlagsSettings) -> InventoryFinding | None:
     if has_allowed_name(rollout.flag_key, rules):
         return None
     action = "give the next rollout a flag key that fits; retire this one"
-    return Finding(FlagFinding.NAME, f"its key does not fit {rules.name_pattern}", action)
+    return InventoryFinding(FlagFinding.NAME, f"its key does not fit {rules.name_pattern}", action)
 
 
 def has_allowed_name(flag_key: str, rules: FlagsSettings) -> bool:
@@ -135,26 +135,30 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern)
 
 
-def _too_many_of_owner(rollout: Rollout, rules: FlagsSettings, census: Census) -> Finding | None:
+def _too_many_of_owner(
+    rollout: Rollout, rules: FlagsSettings, census: Census
+) -> InventoryFinding | None:
     owner, most = rollout.plan.owner, rules.most_active_per_owner
     count = census.of_owner[owner]
     if most is None or count <= most or is_blank(owner) or not is_active(rollout):
         return None
     why = f"{owner} has {plural(count, 'active flag')}, {plural(most, 'is', 'are')} allowed"
-    return Finding(FlagFinding.TOO_MANY_OF_OWNER, why, "complete or retire flags of this owner")
+    return InventoryFinding(
+        FlagFinding.TOO_MANY_OF_OWNER, why, "complete or retire flags of this owner"
+    )
 
 
-def _too_many(rollout: Rollout, rules: FlagsSettings, census: Census) -> Finding | None:
+def _too_many(rollout: Rollout, rules: FlagsSettings, census: Census) -> InventoryFinding | None:
     most = rules.most_active
     if most is None or census.active <= most or not is_active(rollout):
         return None
     why = f"there are {plural(census.active, 'active flag')}, {plural(most, 'is', 'are')} allowed"
-    return Finding(FlagFinding.TOO_MANY, why, "complete or retire flags")
+    return InventoryFinding(FlagFinding.TOO_MANY, why, "complete or retire flags")
 
 
 def _not_evaluated(
     rollout: Rollout, now: datetime, rules: FlagsSettings, use: FlagUse | None
-) -> Finding | None:
+) -> InventoryFinding | None:
     days = rules.unevaluated_after_days
     if days is None or use is None or use.watched_since is None or use.evaluations:
         return None
@@ -165,17 +169,17 @@ def _not_evaluated(
         return None
     why = f"no app has reported an evaluation for {plural(age.days, 'day')}"
     if rollout.has_ended and not rollout.may_open_again:
-        return Finding(FlagFinding.NOT_EVALUATED, why, _retire(rollout))
+        return InventoryFinding(FlagFinding.NOT_EVALUATED, why, _retire(rollout))
     action = f"let its app report evaluations (rolloutctl doctor), or abort and {_retire(rollout)}"
-    return Finding(FlagFinding.NOT_EVALUATED, why, action)
+    return InventoryFinding(FlagFinding.NOT_EVALUATED, why, action)
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ListedFlag:
     """One flag with what was found about it."""
 
     rollout: Rollout
-    findings: tuple[Finding, ...]
+    findings: tuple[InventoryFinding, ...]
     use: FlagUse | None = None  # None: not known
 
     @property
@@ -238,9 +242,9 @@ def use_of(line: FlagLine) -> FlagUse | None:
     )
 
 
-def findings_of(line: FlagLine) -> tuple[Finding, ...]:
+def findings_of(line: FlagLine) -> tuple[InventoryFinding, ...]:
     """Return what was found about a flag, from the line that a replica made of it."""
-    return tuple(Finding(one.finding, one.why, one.action) for one in line.findings)
+    return tuple(InventoryFinding(one.finding, one.why, one.action) for one in line.findings)
 
 
 def _decision_record(decision: LastDecision | None) -> LastDecisionRecord | None:
@@ -266,7 +270,7 @@ def evaluations_words(use: FlagUse | None) -> str:
     return ", ".join(f"{count:,} {arm}" for arm, count in counts.items() if count) or "none"
 
 
-def counted(flags: Iterable[Listed]) -> dict[FlagFinding, int]:
+def counted(flags: Iterable[ListedFlag]) -> dict[FlagFinding, int]:
     """Return how many flags have each finding; every finding is there."""
     counts = Counter(one.kind for listed in flags for one in listed.findings)
     return {kind: counts[kind] for kind in FlagFinding}
@@ -274,7 +278,7 @@ def counted(flags: Iterable[Listed]) -> dict[FlagFinding, int]:
 
 def inventory(
     rollouts: Sequence[Rollout], now: datetime, rules: FlagsSettings, uses: FlagUses = _NO_USES
-) -> list[Listed]:
+) -> list[ListedFlag]:
     """Return every flag with what was found about it, in order."""
     census = Census.of(rollouts)
     listed = [listing(one, now, rules, census, uses) for one in rollouts]
@@ -283,10 +287,10 @@ def inventory(
 
 def listing(
     rollout: Rollout, now: datetime, rules: FlagsSettings, census: Census, uses: FlagUses
-) -> Listed:
+) -> ListedFlag:
     """Return a flag with what was found about it."""
     use = uses.by_flag.get(rollout.flag_key)
-    return Listed(rollout, findings(rollout, now, rules, census, use), use)
+    return ListedFlag(rollout, findings(rollout, now, rules, census, use), use)
 
 
 def counted_findings(

@@ -45,7 +45,7 @@ CLAIM_LASTS: Final = timedelta(minutes=10)
 RETRY_CLAIM_LASTS: Final = timedelta(minutes=1)
 
 
-class Condition(msgspec.Struct, frozen=True):
+class KnownCondition(msgspec.Struct, frozen=True):
     """What was told of a condition."""
 
     at: datetime  # of the last news
@@ -114,12 +114,12 @@ class Recent(msgspec.Struct, frozen=True):
     done: tuple[str, ...]  # one sentence each
 
 
-Entry = Condition | Act | Claim | Hold | Recent | Retry
-EntryT = TypeVar("EntryT", Condition, Act, Claim, Hold, Recent, Retry)
+Entry = KnownCondition | Act | Claim | Hold | Recent | Retry
+EntryT = TypeVar("EntryT", KnownCondition, Act, Claim, Hold, Recent, Retry)
 
 
 _LIMITS: Final[Mapping[type[Entry], int]] = {
-    Condition: MOST_KEPT,
+    KnownCondition: MOST_KEPT,
     Act: MOST_KEPT,
     Claim: MOST_KEPT,
     Hold: MOST_HOLDS,
@@ -173,9 +173,9 @@ class SignalMemory:
         self._entries = dict(_readable(stored))
         await self._forget_old()
 
-    def condition(self, hook: str, condition: str) -> Condition | None:
+    def condition(self, hook: str, condition: str) -> KnownCondition | None:
         """Return what was told of a condition, None: nothing."""
-        return self._get(Condition, _CONDITION, hook, condition)
+        return self._get(KnownCondition, _CONDITION, hook, condition)
 
     def act(self, flag_key: str, rule: str) -> Act | None:
         """Return what a rule did last to a flag, None: nothing."""
@@ -243,7 +243,7 @@ class SignalMemory:
         """The newest signals, newest first."""
         return sorted(self._of(Recent), key=lambda one: one.at, reverse=True)[:MOST_RECENT]
 
-    async def keep_condition(self, hook: str, name: str, condition: Condition) -> None:
+    async def keep_condition(self, hook: str, name: str, condition: KnownCondition) -> None:
         """Remember what was told of a condition."""
         kept = msgspec.structs.replace(condition, ids=condition.ids[-_MOST_IDS:])
         await self._keep(f"{_CONDITION}|{_digest(hook, name)}", kept)
@@ -355,7 +355,7 @@ class SignalMemory:
 
 
 _KINDS: Final[Mapping[str, type[Entry]]] = {
-    _CONDITION: Condition,
+    _CONDITION: KnownCondition,
     _ACT: Act,
     _CLAIM: Claim,
     _HOLD: Hold,

@@ -27,8 +27,8 @@ from controller.responding.acting import Actor
 from controller.responding.commanding import ISSUER, Commander, is_refused
 from controller.responding.matching import Intent, concerned, response
 from controller.responding.memory import (
-    Condition,
     Hold,
+    KnownCondition,
     Recent,
     SignalMemory,
     condition_name,
@@ -117,7 +117,7 @@ class Responder:
                 pass  # shown, and nothing follows from it
         await self._remember(signal, known, occurrence, done)
 
-    async def _repeat(self, signal: Signal, known: Condition) -> None:
+    async def _repeat(self, signal: Signal, known: KnownCondition) -> None:
         """Hold flags that were started while it fires; all else was done the first time."""
         self._logger.info("signal_repeated", hook=signal.hook, condition=signal.condition)
         if not (signal.status is SignalStatus.FIRING and known.is_firing):
@@ -128,7 +128,7 @@ class Responder:
             await self._memory.keep_condition(signal.hook, signal.condition, condition)
 
     async def _remember(
-        self, signal: Signal, known: Condition | None, occurrence: str, done: tuple[str, ...]
+        self, signal: Signal, known: KnownCondition | None, occurrence: str, done: tuple[str, ...]
     ) -> None:
         self._logger.info(
             "signal_handled",
@@ -316,7 +316,7 @@ class Responder:
         return released_words(is_held=False), True
 
 
-def _occurrence(signal: Signal, known: Condition | None) -> str:
+def _occurrence(signal: Signal, known: KnownCondition | None) -> str:
     """Return the name of the firing that a signal is about; empty: of none that is known."""
     if signal.status is not SignalStatus.FIRING:
         return "" if known is None else known.occurrence
@@ -328,7 +328,7 @@ def _occurrence(signal: Signal, known: Condition | None) -> str:
     return known.occurrence if known is not None and goes_on else made
 
 
-def _is_late(signal: Signal, known: Condition | None) -> bool:
+def _is_late(signal: Signal, known: KnownCondition | None) -> bool:
     """Return whether a signal tells the end of a firing that a later one has followed already.
 
     Our own checks come in order; after a crash they tell the end under an earlier begin.
@@ -341,9 +341,11 @@ def _is_late(signal: Signal, known: Condition | None) -> bool:
     return known.unended <= told < began - _SAME_FIRING
 
 
-def _after(signal: Signal, known: Condition | None, occurrence: str, now: datetime) -> Condition:
+def _after(
+    signal: Signal, known: KnownCondition | None, occurrence: str, now: datetime
+) -> KnownCondition:
     """Return what is to be remembered of a condition after a signal."""
-    was = Condition(now, False, occurrence, ()) if known is None else known
+    was = KnownCondition(now, False, occurrence, ()) if known is None else known
     ids = (*was.ids, signal.id)
     kept = msgspec.structs.replace(was, at=now, occurrence=occurrence, ids=ids)
     if signal.status is SignalStatus.NOTE or _is_late(signal, known):

@@ -20,7 +20,7 @@ from controller.core.rollout import Rollout
 from controller.errors import BrokenInvariant, OperatingTrouble
 from controller.ports import Clock, FlagUses, FlagUseStore, Use
 from controller.reporting.flag_digest import digest_of, due_since
-from controller.reporting.inventory import Census, Listed, listing
+from controller.reporting.inventory import Census, ListedFlag, listing
 from controller.running.event_watch import AlertQueue
 from controller.settings.flags import FlagsSettings
 from schemas.terms import UseKind
@@ -85,7 +85,7 @@ class DigestWatch:
         self._alerts.add(flags[0].rollout, digest_of(flags, due))
         log.info("digest_given", flags=len(flags))
 
-    async def _to_tidy(self, uses: FlagUses) -> list[Listed]:
+    async def _to_tidy(self, uses: FlagUses) -> list[ListedFlag]:
         """Return the flags with findings, in the order of the inventory."""
         rollouts, now = self._rollouts().values(), self._clock.now()
         census = Census.of(rollouts)

@@ -11,7 +11,7 @@ import structlog
 
 from controller.adapters.kafka.topics import cluster_id
 from controller.adapters.redis.connection import RedisConnection
-from controller.adapters.redis.identity import SHARED_PREFIX, Identity, StoredIdentity
+from controller.adapters.redis.identity import SHARED_PREFIX, EnvironmentIdentity, StoredIdentity
 from controller.adapters.redis.server_check import check_server
 from controller.codec.rollouts import read_state
 from controller.core.rollout import Rollout
@@ -110,7 +110,7 @@ class RedisEnvironment:
         self._damaged = damaged
         self._settings = settings
         self._faults = faults
-        self._identity: Identity | None = None
+        self._identity: EnvironmentIdentity | None = None
         self._logger = structlog.get_logger()
 
     async def prepare(self) -> None:
@@ -118,7 +118,7 @@ class RedisEnvironment:
         settings = self._settings
         for warning in await check_server(self._redis):
             self._logger.warning("redis_warning", warning=warning)
-        identity = Identity(
+        identity = EnvironmentIdentity(
             await cluster_id(settings.kafka) or settings.environment,
             settings.kafka.topic_prefix,
             settings.environment,
@@ -185,7 +185,7 @@ class RedisEnvironment:
             if self._identity is not None:
                 await self._recheck(self._identity)
 
-    async def _recheck(self, identity: Identity) -> None:
+    async def _recheck(self, identity: EnvironmentIdentity) -> None:
         try:
             why = await self._stored.recheck(identity, self._settings.kafka.topic_epoch)
         except RolloutdError as trouble:

@@ -54,7 +54,7 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class AskingPace:
     """When which source is asked. All in seconds."""
 
     read: float = 15.0  # for reading the file: 10,000 flags take 5 s, a disk that hangs for ever
@@ -65,7 +65,7 @@ class Pace:
     write: float = 0.5  # at least between two writes
 
 
-PACE: Final = Pace()
+PACE: Final = AskingPace()
 
 
 class BrokerFeed(Protocol):
@@ -117,7 +117,7 @@ class LastKnown:
         faults: Faults,
         lowered: Callable[[Rollout], Rollout] = lambda rollout: rollout,
         waiting_read: Callable[[], Awaitable[None]] | None = None,
-        pace: Pace = PACE,
+        pace: AskingPace = PACE,
     ) -> None:
         """`update` takes what another replica decided while Kafka was away.
 

@@ -24,7 +24,7 @@ _TIMES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, float("inf"))
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ScorecardOrigin:
     """Who was asked, when, and by which prompt."""
 
     model: str
@@ -33,7 +33,7 @@ class Asked:
     at: datetime
 
 
-def render(asked: Asked, answers: Sequence[CaseAnswer], score: Score) -> str:
+def render(asked: ScorecardOrigin, answers: Sequence[CaseAnswer], score: Score) -> str:
     """Return the page."""
     mode, why = score.suits
     return _template().render(
@@ -202,7 +202,9 @@ def seconds(milliseconds: int | None) -> str:
     return f"{milliseconds} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
 
 
-def to_document(asked: Asked, answers: Sequence[CaseAnswer], score: Score) -> dict[str, Any]:
+def to_document(
+    asked: ScorecardOrigin, answers: Sequence[CaseAnswer], score: Score
+) -> dict[str, Any]:
     """Return the scorecard for machines."""
     mode, why = score.suits
 

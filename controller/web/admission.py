@@ -22,7 +22,7 @@ from controller.web.access.reading import Explain, ReadGuard
 from controller.web.access.recognition import REFUSED_PER_SECOND, Guardian
 from controller.web.access.roles import Access
 from controller.web.access.sessions import Sessions
-from controller.web.access.signing import Signer
+from controller.web.access.signing import ValueSigner
 from controller.web.clients import RateLimit, networks_of
 from controller.web.commands import Commands, Desk, TakeCommand
 from controller.web.flags import FlagBoard
@@ -91,7 +91,7 @@ def make_admission(
     if sign_in.access_file is None:
         return None
     key = sign_in.session_key
-    signer = Signer(None if key is None else key.get_secret_value().encode())
+    signer = ValueSigner(None if key is None else key.get_secret_value().encode())
     lasts = timedelta(hours=sign_in.session_hours)
     origin = None
     if sign_in.public_url is not None:

@@ -24,8 +24,8 @@ from controller.web.answers import send_error, send_tagged
 from controller.web.flags import FlagBoard
 from controller.web.fleet_order import FleetOrder, Question
 from controller.web.inventory import FlagPage, Lists
-from controller.web.questions import LONGEST_SEARCH, Query, Refused, number, state_of
-from controller.web.reports import Evidence, History, News, OfRollout, Planes, Reports
+from controller.web.questions import LONGEST_SEARCH, Query, QuestionRefused, number, state_of
+from controller.web.reports import EvidenceOf, HistoryOf, NewsOf, OfRollout, PlanesOf, Reports
 from schemas.api import BASE, MOST_OF_A_PAGE, PAGE, RolloutList, RolloutView
 from schemas.report import LiveReport
 
@@ -52,14 +52,14 @@ class RolloutPage:
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         try:
             answer = await self.answer(query)
-        except Refused as refused:
+        except QuestionRefused as refused:
             await send_error(send, refused.status, str(refused))
             return
         body = answer.model_dump_json().encode()
         await send_tagged(scope, send, body, f'"{xxhash.xxh3_64_hexdigest(body)}"')
 
     async def answer(self, query: Query) -> RolloutList:
-        """Return the rollouts that fit. Raises Refused for a parameter that is wrong."""
+        """Return the rollouts that fit. Raises QuestionRefused for a parameter that is wrong."""
         limit = number(query, "limit", PAGE, 1, MOST_OF_A_PAGE)
         offset = number(query, "offset", 0, 0, 1_000_000)
         fitting = (await self._order.listed(question(query))).rollouts
@@ -76,7 +76,7 @@ class RolloutPage:
 
 
 def question(query: Query) -> Question:
-    """Return which rollouts are asked for. Raises Refused for a state that there is not."""
+    """Return which rollouts are asked for. Raises QuestionRefused for a state that there is not."""
     state = state_of(query.get("state", [""])[-1])
     part = query.get("q", [""])[-1].strip()[:LONGEST_SEARCH]
     return Question(part, state, query.get("owner", [None])[-1])
@@ -122,12 +122,12 @@ def api_routes(
         Route(f"{BASE}/rollouts", RolloutPage(board, reports, now, lists.fleet), methods=["GET"]),
         Route(f"{BASE}/flags", FlagPage(lists.inventory), methods=["GET"]),
         Route(one, WholeRollout(board, reports, now), methods=["GET"]),
-        Route(f"{one}/evidence", Evidence(board, reports), methods=["GET"]),
-        Route(f"{one}/history", History(board, reports), methods=["GET"]),
+        Route(f"{one}/evidence", EvidenceOf(board, reports), methods=["GET"]),
+        Route(f"{one}/history", HistoryOf(board, reports), methods=["GET"]),
         *(
-            Route(f"{one}/{topic}", News(board, reports, topic), methods=["GET"])
+            Route(f"{one}/{topic}", NewsOf(board, reports, topic), methods=["GET"])
             for topic in NEWS_TOPICS
         ),
-        Route(f"{one}/planes", Planes(board, reports), methods=["GET"]),
+        Route(f"{one}/planes", PlanesOf(board, reports), methods=["GET"]),
         Route(f"{one}/plan", PlanOf(board, reports), methods=["GET"]),
     ]

@@ -99,7 +99,7 @@ def make_app(
 
     `describe` writes a rollout as the state document's JSON. `reports` has what is known of any
     flag, whichever replica runs it. `events_of` gives what a flag's events were, None for nothing.
-    `allowed_hosts` are the names that clients may use for us, without port; see `Guard`.
+    `allowed_hosts` are the names that clients may use for us, without port; see `HostGuard`.
     `has_metrics` is False when /metrics has a port of its own (`make_ops_app`). `steer` takes
     commands that lower; None: there is no such route. `why_not_shown` refuses everything that shows
     rollouts, unless `admission` knows who asks, and that they may; None: nobody is known. `public`
@@ -271,7 +271,7 @@ def _guarded(
     """
     app = Starlette(
         routes=list(routes),
-        middleware=[Middleware(Guard, allowed_hosts=allowed_hosts, misdirected=misdirected)],
+        middleware=[Middleware(HostGuard, allowed_hosts=allowed_hosts, misdirected=misdirected)],
         exception_handlers={
             HTTPException: partial(_answer_http_error, pages),
             Exception: _answer_internal_error,
@@ -281,7 +281,7 @@ def _guarded(
     return app
 
 
-class Guard:
+class HostGuard:
     """Refuses requests for other hosts, and puts the security headers on every answer.
 
     A web page can make a browser call us under the page's own name (DNS rebinding), so only listed
@@ -375,7 +375,7 @@ async def _answer_http_error(pages: Pages | None, request: Request, error: Excep
 async def _answer_internal_error(request: Request, error: Exception) -> JSONResponse:
     """Answer 500 without details: the server logs them.
 
-    This runs outside `Guard`, so it sets the headers itself.
+    This runs outside `HostGuard`, so it sets the headers itself.
     """
     headers = {name.decode(): value.decode() for name, value in SECURITY_HEADERS}
     # `errorDetails` is what OFREP clients read.

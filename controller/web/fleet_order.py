@@ -48,7 +48,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class FleetSlice:
     """The rollouts that fit, in order, and how many there are of each kind without the state."""
 
     rollouts: Sequence[Rollout]
@@ -72,7 +72,7 @@ class FleetOrder:
         self._lock = asyncio.Lock()  # whoever asks while the order is worked out waits for it
         self._version: tuple[int, int] | None = None  # of `_kinds` and `_answers`
         self._kinds: dict[Urgency, list[_Known]] = {}
-        self._answers: dict[Question, Listed] = {}
+        self._answers: dict[Question, FleetSlice] = {}
 
     def let_go(self, flag_key: str) -> None:
         """Keep nothing of a flag that was retired, whether or not somebody asks again.
@@ -83,7 +83,7 @@ class FleetOrder:
         if not self._lock.locked():
             self._version, self._kinds, self._answers = None, {}, {}
 
-    async def listed(self, question: Question) -> Listed:
+    async def listed(self, question: Question) -> FleetSlice:
         """Return the rollouts that fit: what needs a person, what moves, what has ended.
 
         Rolled back within a day counts as needing a person: somebody should look at it. So does a
@@ -124,7 +124,7 @@ class FleetOrder:
             await asyncio.sleep(0)
         return kinds
 
-    async def _fitting(self, question: Question) -> Listed:
+    async def _fitting(self, question: Question) -> FleetSlice:
         """Return what fits of all, in order."""
         counts: dict[Urgency, int] = {}
         shown: list[Rollout] = []
@@ -137,7 +137,7 @@ class FleetOrder:
             counts[kind] = len(fitting)
             if question.state in (None, kind):
                 shown += fitting
-        return Listed(shown, counts)
+        return FleetSlice(shown, counts)
 
     def _forget(self, rollouts: Sequence[Rollout]) -> None:
         """Keep nothing of flags that are gone."""

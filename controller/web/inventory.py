@@ -22,13 +22,13 @@ from starlette.types import Receive, Scope, Send
 from controller.core.rollout import Rollout
 from controller.plans import Finding
 from controller.ports import FlagUses
-from controller.reporting.inventory import Census, Listed, counted, listing
+from controller.reporting.inventory import Census, ListedFlag, counted, listing
 from controller.reporting.start_rules import start_findings
 from controller.settings.flags import FlagsSettings
 from controller.web.answers import send_bytes, send_error, send_tagged
 from controller.web.flags import FlagBoard
 from controller.web.fleet_order import FleetOrder
-from controller.web.questions import LONGEST_SEARCH, Query, Refused, number
+from controller.web.questions import LONGEST_SEARCH, Query, QuestionRefused, number
 from schemas.api import MOST_OF_A_PAGE, PAGE
 from schemas.inventory import FlagList, UnknownFlag
 from schemas.plan import PlanDocument
@@ -72,14 +72,14 @@ class FlagQuestion:
 
     @classmethod
     def asked(cls, query: Query) -> FlagQuestion:
-        """Return what a query asks for. Raises Refused for a finding that there is not."""
+        """Return what a query asks for. Raises QuestionRefused for a finding that there is not."""
         part = query.get("q", [""])[-1].strip()[:LONGEST_SEARCH]
         finding = query.get("finding", [""])[-1]
         if finding not in ("", ANY, *FlagFinding):
-            raise Refused(400, f"finding is one of: {ANY}, {', '.join(FlagFinding)}")
+            raise QuestionRefused(400, f"finding is one of: {ANY}, {', '.join(FlagFinding)}")
         return cls(part, finding)
 
-    def fits(self, one: Listed) -> bool:
+    def fits(self, one: ListedFlag) -> bool:
         """Return whether a flag is asked for."""
         if self.finding == ANY and not one.findings:
             return False
@@ -110,7 +110,7 @@ class FlagSource:
 class Found:
     """The flags that fit, in order, and how many of all have each finding."""
 
-    flags: Sequence[Listed]
+    flags: Sequence[ListedFlag]
     counts: dict[FlagFinding, int]
     total: int  # of all flags, whatever was asked
     unknown: Mapping[str, int]  # events by flag without a rollout, of those that fit
@@ -128,7 +128,7 @@ class Inventory:
         self._source = FlagSource() if source is None else source
         self._lock = asyncio.Lock()  # whoever asks while the list is worked out waits for it
         self._version: tuple[int, int, int] | None = None
-        self._flags: list[Listed] = []
+        self._flags: list[ListedFlag] = []
         self._counts: dict[FlagFinding, int] = {}
 
     def let_go(self, _flag_key: str) -> None:
@@ -207,14 +207,14 @@ class FlagPage:
                 await send_bytes(send, 200, body, _CSV_HEADERS)
                 return
             answer = await self.answer(question, query)
-        except Refused as refused:
+        except QuestionRefused as refused:
             await send_error(send, refused.status, str(refused))
             return
         body = answer.model_dump_json().encode()
         await send_tagged(scope, send, body, f'"{xxhash.xxh3_64_hexdigest(body)}"')
 
     async def answer(self, question: FlagQuestion, query: Query) -> FlagList:
-        """Return the flags that fit. Raises Refused for a parameter that is wrong."""
+        """Return the flags that fit. Raises QuestionRefused for a parameter that is wrong."""
         limit = number(query, "limit", PAGE, 1, MOST_OF_A_PAGE)
         offset = number(query, "offset", 0, 0, 1_000_000)
         found = await self._inventory.found(question)
@@ -246,7 +246,7 @@ class FlagPage:
         return text.getvalue().encode()
 
 
-def _row(one: Listed) -> list[object]:
+def _row(one: ListedFlag) -> list[object]:
     """Return a flag's values in the order of `_COLUMNS`."""
     line = one.line()
     values = line.model_dump(mode="json")

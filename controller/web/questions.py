@@ -15,7 +15,7 @@ MOST_PAGES: Final = 999_999
 _STATES: Final[Mapping[str, Urgency]] = {state.name.lower(): state for state in Urgency}
 
 
-class Refused(Exception):
+class QuestionRefused(Exception):
     """A question that has no answer: its status and why."""
 
     def __init__(self, status: int, why: str) -> None:
@@ -30,15 +30,15 @@ def digits(text: str, most: int) -> int | None:
 
 
 def number(query: Query, name: str, default: int, least: int, most: int) -> int:
-    """Return a whole number of the question. Raises Refused for anything else."""
+    """Return a whole number of the question. Raises QuestionRefused for anything else."""
     asked = digits(query.get(name, [str(default)])[-1], 8)
     if asked is None or not least <= asked <= most:
-        raise Refused(400, f"{name} is a whole number from {least} to {most}")
+        raise QuestionRefused(400, f"{name} is a whole number from {least} to {most}")
     return asked
 
 
 def state_of(text: str) -> Urgency | None:
-    """Return the state that is asked for, None for none. Raises Refused for one there is not."""
+    """Return the state that is asked for, None for none. Raises QuestionRefused for another."""
     if text and text not in _STATES:
-        raise Refused(400, f"state is one of {', '.join(_STATES)}")
+        raise QuestionRefused(400, f"state is one of {', '.join(_STATES)}")
     return _STATES.get(text)

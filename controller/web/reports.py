@@ -18,7 +18,7 @@ from controller.errors import StoreUnavailable
 from controller.reporting.unwatched import Unwatched
 from controller.web.answers import send_error, send_tagged
 from controller.web.flags import FlagBoard
-from controller.web.questions import Query, Refused, digits, number
+from controller.web.questions import Query, QuestionRefused, digits, number
 from schemas.api import EVENTS, MOST_EVENTS
 from schemas.report import LiveReport, StageHistory
 
@@ -64,7 +64,7 @@ class OfRollout:
         try:
             query = parse_qs(scope["query_string"].decode("latin-1"))
             body = await self.answer(served.rollout, query)
-        except Refused as refused:
+        except QuestionRefused as refused:
             await send_error(send, refused.status, str(refused))
         except StoreUnavailable as trouble:
             await send_error(send, 503, f"Redis has it, and it cannot be read: {trouble}", _RETRY)
@@ -72,11 +72,11 @@ class OfRollout:
             await send_tagged(scope, send, body, f'"{xxhash.xxh3_64_hexdigest(body)}"')
 
     async def answer(self, rollout: Rollout, query: Query) -> bytes:
-        """Return the document as JSON. Raises Refused and StoreUnavailable."""
+        """Return the document as JSON. Raises QuestionRefused and StoreUnavailable."""
         raise NotImplementedError
 
 
-class Evidence(OfRollout):
+class EvidenceOf(OfRollout):
     """GET /api/v1/rollouts/{flag}/evidence: the newest judgement, as decisions carry it.
 
     There is one also while nothing is decided.
@@ -86,7 +86,7 @@ class Evidence(OfRollout):
         """Return the judgement."""
         report = await self._reports.report(rollout)
         if report is None or report.judgement is None:
-            raise Refused(
+            raise QuestionRefused(
                 404,
                 "nothing was judged yet: the first evidence follows in a second where Redis and "
                 "Kafka answer, which `rolloutctl doctor` tells",
@@ -94,14 +94,14 @@ class Evidence(OfRollout):
         return report.judgement.model_dump_json().encode()
 
 
-class Planes(OfRollout):
+class PlanesOf(OfRollout):
     """GET /api/v1/rollouts/{flag}/planes: whether each flag plane serves what was decided."""
 
     async def answer(self, rollout: Rollout, query: Query) -> bytes:
         """Return one entry per plane."""
         report = await self._reports.report(rollout)
         if report is None:
-            raise Refused(404, "no plane was asked yet: ask again in a second")
+            raise QuestionRefused(404, "no plane was asked yet: ask again in a second")
         document = {
             "flag": rollout.flag_key,
             "is_converged": all(plane.is_converged for plane in report.planes),
@@ -110,7 +110,7 @@ class Planes(OfRollout):
         return msgspec.json.encode(document)
 
 
-class History(OfRollout):
+class HistoryOf(OfRollout):
     """GET /api/v1/rollouts/{flag}/history: the evidence over time in one stage.
 
     `visit` names another than the newest.
@@ -119,19 +119,19 @@ class History(OfRollout):
     async def answer(self, rollout: Rollout, query: Query) -> bytes:
         """Return the course of the visit in `visit`, of the newest without it."""
         if not rollout.visits:
-            raise Refused(404, "no stage has begun yet")
+            raise QuestionRefused(404, "no stage has begun yet")
         asked = digits(query.get("visit", [str(len(rollout.visits) - 1)])[-1], 5)
         if asked is None or asked >= len(rollout.visits):
             last = len(rollout.visits) - 1
             numbers = (
                 f"a number from 0, the first, to {last}, the newest" if last else "0, the only one"
             )
-            raise Refused(400, f"visit is {numbers}")
+            raise QuestionRefused(400, f"visit is {numbers}")
         history = await self._reports.history(rollout, asked)
         return history.model_dump_json().encode()
 
 
-class News(OfRollout):
+class NewsOf(OfRollout):
     """GET /api/v1/rollouts/{flag}/{topic}: the newest decisions, alerts or results.
 
     The newest first, `limit` at most.

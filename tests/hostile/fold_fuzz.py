@@ -24,7 +24,7 @@ from typing import Any
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 
-from controller.adapters.kafka.batch_codecs import Budget, unpacked
+from controller.adapters.kafka.batch_codecs import UnpackBudget, unpacked
 from controller.adapters.kafka.batch_format import (
     CODEC_MASK,
     CRC_FROM,
@@ -99,7 +99,7 @@ def unpacked_batch(content: bytes) -> bytes:
     if codec and calc_crc32c(content[CRC_FROM:]) == header[_CHECKSUM] & 0xFFFFFFFF:
         with suppress(Unpackable):
             payload = memoryview(content)[HEADER.size :]
-            records = bytes(unpacked(codec, payload, _MOST, Budget()))
+            records = bytes(unpacked(codec, payload, _MOST, UnpackBudget()))
             return new_batch(header, header[_DELTA], header[_COUNT], records)
     return content
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from controller.adapters.http.signing import Signer
+from controller.adapters.http.signing import RequestSigner
 from controller.core.rollout import RolledBack
 from controller.errors import FlagPlaneUnavailable
 from controller.ports import Served
@@ -123,7 +123,7 @@ async def test_flagsmith_features_with_more_variants_are_refused() -> None:
 
 def test_signatures_are_those_of_standard_webhooks() -> None:
     """The signature of a message that the specification's reference library signs as well."""
-    signer = Signer("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    signer = RequestSigner("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     headers = signer.headers("msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 

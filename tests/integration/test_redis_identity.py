@@ -10,7 +10,7 @@ import pytest
 
 from controller import bootstrap
 from controller.adapters.redis.connection import RedisConnection
-from controller.adapters.redis.identity import Identity, StoredIdentity
+from controller.adapters.redis.identity import EnvironmentIdentity, StoredIdentity
 from controller.adapters.redis.rollouts import RedisRollouts
 from controller.adapters.redis.server_check import check_server
 from controller.errors import ConfigInvalid, StoreUnavailable
@@ -20,7 +20,7 @@ from controller.settings import Settings
 from tests.brokers import RedisServer
 from tests.builders import make_rollout
 
-OURS = Identity("one", "", "production")
+OURS = EnvironmentIdentity("one", "", "production")
 
 
 def store_url(store: RedisConnection) -> str:
@@ -75,7 +75,7 @@ async def test_another_environment_is_refused(
 async def test_a_former_name_is_taken_over(store: RedisConnection) -> None:
     """An environment that was renamed keeps its data, once its former name is in the settings."""
     await StoredIdentity(store).check(OURS, 1)
-    renamed = Identity("one", "", "live", former_environments=("production",))
+    renamed = EnvironmentIdentity("one", "", "live", former_environments=("production",))
     await StoredIdentity(store).check(renamed, 1)
     assert await store.client.hget("rolloutd:identity", "environment") == b"live"
     with pytest.raises(ConfigInvalid, match="former name"):
@@ -88,7 +88,7 @@ async def test_an_identity_of_an_early_release_goes_to_whom_it_can_belong(
     """Without names in it, the shared prefix is not given to an environment with a topic prefix."""
     early = {"cluster_id": "one", "epoch": "1", "digest": "x"}
     await store.client.hset("rolloutd:identity", mapping=early)
-    staging = Identity("one", "staging.", "staging")
+    staging = EnvironmentIdentity("one", "staging.", "staging")
     with pytest.raises(ConfigInvalid, match="HSET rolloutd:identity topic_prefix"):
         await StoredIdentity(store).check(staging, 1)
     await StoredIdentity(store).check(OURS, 1)
@@ -174,7 +174,7 @@ async def test_data_under_the_prefix_of_early_releases_is_noticed(store: RedisCo
     assert not await StoredIdentity(own).has_shared_data()
     await store.client.hset("rolloutd:identity", mapping={"cluster_id": "one", "epoch": "1"})
     assert await StoredIdentity(own).has_shared_data()
-    await StoredIdentity(own).check(Identity("one", "", "staging"), 1)
+    await StoredIdentity(own).check(EnvironmentIdentity("one", "", "staging"), 1)
     assert not await StoredIdentity(own).has_shared_data()
     await own.close()
 

@@ -12,7 +12,7 @@ import redis.asyncio
 import redis.exceptions
 
 from controller.adapters.redis.connection import RedisConnection
-from controller.adapters.redis.identity import Identity, StoredIdentity
+from controller.adapters.redis.identity import EnvironmentIdentity, StoredIdentity
 from controller.adapters.redis.rollouts import ANSWERS_KEPT, ANSWERS_PRUNED_EVERY, RedisRollouts
 from controller.adapters.redis.server_check import check_server
 from controller.adapters.redis.totals import RedisTotals
@@ -30,7 +30,7 @@ from tests.brokers import RedisServer
 from tests.builders import T0, make_plan, make_rollout
 from tests.integration.redis_data import FIELD, HASH, KEY, fields
 
-OURS = Identity("one", "", "production")
+OURS = EnvironmentIdentity("one", "", "production")
 
 
 async def test_the_file_holds_no_transaction(

@@ -23,7 +23,7 @@ import yaml
 from controller.adapters.redis.claims import RedisClaims
 from controller.adapters.redis.connection import RedisConnection, RightMissing
 from controller.adapters.redis.flag_uses import RedisFlagUses
-from controller.adapters.redis.identity import Identity, StoredIdentity
+from controller.adapters.redis.identity import EnvironmentIdentity, StoredIdentity
 from controller.adapters.redis.plane import RedisPlane
 from controller.adapters.redis.relay import RedisRelay
 from controller.adapters.redis.reports import RedisReports
@@ -46,7 +46,7 @@ PARTITION = "flag.evaluations/3/1"
 FIELDS = encode_progress(PartitionCounts(end=5, counted=5))
 COURSE = CourseKey("start-1", 0)
 USE = Use(UseKind.TREATMENT, "f")
-IDENTITY = Identity("one", "", "production")
+IDENTITY = EnvironmentIdentity("one", "", "production")
 
 Call = Callable[[RedisConnection, RedisTotals, RedisRollouts], Awaitable[object]]
 

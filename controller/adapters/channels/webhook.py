@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from controller.adapters.channels.http_post import HttpPost
-from controller.adapters.http.signing import Signer
+from controller.adapters.http.signing import RequestSigner
 from controller.notifying.book import Thread
 from controller.notifying.sending import Limits
 from controller.notifying.words import Message
@@ -35,7 +35,7 @@ class Webhook:
         self.name = name
         self.limits = Limits(settings.per_minute or 1_200, 20, 1, settings.timeout_seconds)
         self._url = settings.url.get_secret_value()
-        self._signer = Signer(settings.secret.get_secret_value())
+        self._signer = RequestSigner(settings.secret.get_secret_value())
         self._post = HttpPost(name, settings, self._url)
 
     async def send(

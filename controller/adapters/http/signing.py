@@ -10,7 +10,7 @@ from controller.errors import ConfigInvalid
 from controller.settings.webhook_keys import NO_KEY, key_of
 
 
-class Signer:
+class RequestSigner:
     """Signs requests so that the receiver knows who sent them and when.
 
     Source: Standard Webhooks 1.0, symmetric signatures (HMAC-SHA256 over id, timestamp and body).

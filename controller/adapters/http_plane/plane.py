@@ -25,9 +25,9 @@ import httpx
 from controller.adapters.http.bounded import read_answer
 from controller.adapters.http.cooldown import Cooldown, retry_after_seconds
 from controller.adapters.http.pool import make_client
-from controller.adapters.http.signing import Signer
+from controller.adapters.http.signing import RequestSigner
 from controller.adapters.http_plane.signing import checked_secret
-from controller.adapters.http_plane.template import Request
+from controller.adapters.http_plane.template import FilledRequest
 from controller.adapters.http_plane.template_file import load_template
 from controller.core.rollout import Rollout
 from controller.core.serving import percent_to_serve, serving
@@ -90,7 +90,7 @@ class HttpPlane:
             )
             self._secret = checked_secret(self._template, settings)
             self._signer = (
-                Signer(self._secret)
+                RequestSigner(self._secret)
                 if self._template.is_signed and self._secret is not None
                 else None
             )
@@ -230,7 +230,7 @@ class HttpPlane:
 
     # --- one exchange ---
 
-    async def _send(self, request: Request, rollout: Rollout) -> bytes:
+    async def _send(self, request: FilledRequest, rollout: Rollout) -> bytes:
         """Return the body of a success.
 
         Raises FlagPlaneUnavailable, also while nothing may be sent.
@@ -260,7 +260,9 @@ class HttpPlane:
         self._flag_cooldowns.pop(rollout.flag_key, None)
         return body
 
-    async def _exchange(self, request: Request, rollout: Rollout) -> tuple[httpx.Response, bytes]:
+    async def _exchange(
+        self, request: FilledRequest, rollout: Rollout
+    ) -> tuple[httpx.Response, bytes]:
         headers = dict(request.headers)
         content: bytes | None = None
         if request.body is not None:

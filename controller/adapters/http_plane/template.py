@@ -31,7 +31,7 @@ SECRET: Final = "secret"  # noqa: S105 - a placeholder's name
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class FilledRequest:
     """One HTTP request, filled in."""
 
     method: str
@@ -106,12 +106,12 @@ class HttpTemplate:
             "decided_at": rollout.updated_at.isoformat().replace("+00:00", "Z"),
         }
 
-    def read_request(self, place: int, scope: Mapping[str, Any]) -> Request:
+    def read_request(self, place: int, scope: Mapping[str, Any]) -> FilledRequest:
         """Return the request of a read step.
 
         Raises FlagPlaneUnavailable when a value that it needs was not in an earlier answer.
         """
-        return Request(
+        return FilledRequest(
             "GET", self._url(self.reads[place].url, scope), self._headers(self.headers, scope)
         )
 
@@ -142,7 +142,7 @@ class HttpTemplate:
         """Return why the flag cannot be served in its present state; None when it can."""
         return next((why for name, why in self.refusals.items() if name in scope), None)
 
-    def write_request(self, scope: Mapping[str, Any]) -> Request:
+    def write_request(self, scope: Mapping[str, Any]) -> FilledRequest:
         """Return the request that sets the percentage.
 
         Raises FlagPlaneUnavailable when a value that it needs was not in an answer.
@@ -158,7 +158,7 @@ class HttpTemplate:
             raise FlagPlaneUnavailable(
                 f"the answer does not have what is to be changed: {trouble}"
             ) from None
-        return Request(self.method, self._url(self.url, scope), headers, body)
+        return FilledRequest(self.method, self._url(self.url, scope), headers, body)
 
     def _url(self, url: Text, scope: Mapping[str, Any]) -> str:
         try:

@@ -36,7 +36,7 @@ _GZIP_RATIO: Final = 1032  # DEFLATE cannot do better
 
 
 @dataclass(slots=True)
-class Budget:
+class UnpackBudget:
     """How much of one answer of a broker may still be unpacked and handed on, in bytes."""
 
     unpacked: int = MOST_UNPACKED
@@ -159,7 +159,7 @@ def _most_of_zstd(payload: memoryview) -> int:
     return most
 
 
-def unpacked(codec: int, payload: memoryview, most: int, budget: Budget) -> memoryview:
+def unpacked(codec: int, payload: memoryview, most: int, budget: UnpackBudget) -> memoryview:
     """Return what a payload unpacks to, at most `most` bytes.
 
     Raises Unpackable when it is more, or when the payload is not in the codec's form.

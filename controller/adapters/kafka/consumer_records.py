@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException, RecordTooLargeError
 
-from controller.adapters.kafka.fetch_guard import Guard
+from controller.adapters.kafka.fetch_guard import FetchGuard
 from controller.adapters.kafka.record_runs import ReadBatches, Run, RunsAndBatches
 
 # What is changed here: how a fetched partition is drained, and what makes a ConsumerRecord of its
@@ -44,7 +44,7 @@ def name_faults(consumer: AIOKafkaConsumer) -> None:
 
 def leave_bare(
     consumer: AIOKafkaConsumer,
-    guard: Guard | None = None,
+    guard: FetchGuard | None = None,
     read_batches: ReadBatches | None = None,
 ) -> None:
     """Let `getmany` of a started consumer give out bare records, and name faults as above.

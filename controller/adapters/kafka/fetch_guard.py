@@ -22,7 +22,7 @@ from aiokafka.protocol.fetch import FetchRequest
 
 from controller.adapters.kafka.record_batches import (
     LEFT_ALONE,
-    Budget,
+    UnpackBudget,
     following_offset,
     is_plain,
     make_safe,
@@ -50,7 +50,7 @@ class _Careful:
     following: int | None = None  # the offset behind the first batch of that
 
 
-class Guard:
+class FetchGuard:
     """Makes safe what brokers answer to one consumer's fetches, before aiokafka reads it."""
 
     def __init__(
@@ -132,7 +132,7 @@ class Guard:
             for topic, partitions in request.topics
             for number, offset, _ in partitions
         }
-        budget = Budget()
+        budget = UnpackBudget()
         safe: list[Any] = []
         contents: dict[tuple[KafkaPartition, int], bytes] = {}
         for topic, partitions in topics:
@@ -152,7 +152,7 @@ class Guard:
         return safe
 
     async def _safe_content(
-        self, partition: KafkaPartition, content: bytes, offset: int, budget: Budget
+        self, partition: KafkaPartition, content: bytes, offset: int, budget: UnpackBudget
     ) -> bytes:
         is_careful = self.is_careful or partition in self.careful
         if is_careful and content:

@@ -31,7 +31,7 @@ from controller.adapters.kafka.client import (
 )
 from controller.adapters.kafka.connection_pace import pace_connections
 from controller.adapters.kafka.consumer_records import leave_bare, name_faults
-from controller.adapters.kafka.fetch_guard import Guard
+from controller.adapters.kafka.fetch_guard import FetchGuard
 from controller.adapters.kafka.record_runs import ReadBatches
 from controller.errors import BrokenInvariant, EventLogUnavailable
 from controller.ports import TopicPartition
@@ -74,7 +74,7 @@ class GroupMember:
         self._on_revoked: Revoked | None = None
         #: A consumer that has started, never one that is about to.
         self.consumer: AIOKafkaConsumer | None = None
-        self.guard: Guard | None = None  # of that consumer
+        self.guard: FetchGuard | None = None  # of that consumer
         self._joining: AIOKafkaConsumer | None = None
         self._joining_partitions: frozenset[TopicPartition] = frozenset()  # assigned so far
         self._starting: asyncio.Future[None] | None = None  # the start of the joining one
@@ -135,7 +135,7 @@ class GroupMember:
     async def _open(self) -> None:
         consumer = self._new_consumer()
         consumer.subscribe(list(self._topics), listener=_Listener(self, consumer))
-        guard = Guard(
+        guard = FetchGuard(
             consumer,
             answered=partial(self._record_answer, consumer),
             unpacks_all=self._read_batches is not None,

@@ -11,7 +11,13 @@ import struct
 import zlib
 from typing import Final
 
-from controller.adapters.kafka.batch_codecs import LZ4, NO_CODEC, Budget, most_unpacked, unpacked
+from controller.adapters.kafka.batch_codecs import (
+    LZ4,
+    NO_CODEC,
+    UnpackBudget,
+    most_unpacked,
+    unpacked,
+)
 from controller.adapters.kafka.batch_format import (
     CODEC_MASK,
     LENGTH,
@@ -30,7 +36,7 @@ _MOST_UNPACKED: Final = 16 * 1024 * 1024  # bytes that one message may unpack to
 
 
 def safe_legacy(
-    batch: bytes, base: int, magic: int, budget: Budget, refused: list[RefusedBatch]
+    batch: bytes, base: int, magic: int, budget: UnpackBudget, refused: list[RefusedBatch]
 ) -> bytes:
     """Return a message as it is, or in its place one record that readers refuse.
 

@@ -141,14 +141,14 @@ class _TopicsRequest(Request[_Versions]):  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True)
-class Topic:
+class TopicMetadata:
     """One topic of the cluster."""
 
     partitions: int
     topic_id: str | None  # None: the broker does not say
 
 
-async def look_up(client: Any, names: list[str]) -> dict[str, Topic]:
+async def look_up(client: Any, names: list[str]) -> dict[str, TopicMetadata]:
     """Return those of the named topics that exist. Raises whatever aiokafka raises."""
     node = client.get_random_node()
     if node is None:
@@ -158,7 +158,7 @@ async def look_up(client: Any, names: list[str]) -> dict[str, Topic]:
     for topic in answer.to_object()["topics"]:
         if topic["error_code"] == 0 and topic["partitions"]:
             identity = topic.get("topic_id", _NO_ID)
-            topics[topic["topic"]] = Topic(
+            topics[topic["topic"]] = TopicMetadata(
                 len(topic["partitions"]), None if identity == _NO_ID else str(identity)
             )
         elif topic["topic"] in names:

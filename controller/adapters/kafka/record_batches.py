@@ -32,7 +32,7 @@ from controller.adapters.kafka.batch_codecs import (
     MOST_UNPACKED,
     PIECE,
     ZSTD,
-    Budget,
+    UnpackBudget,
     most_unpacked,
     unpacked,
 )
@@ -62,9 +62,9 @@ __all__ = [
     "MOST_HANDED_ON",
     "MOST_UNPACKED",
     "REFUSED_SIZE",
-    "Budget",
     "MadeSafe",
     "RefusedBatch",
+    "UnpackBudget",
     "Unpackable",
     "following_offset",
     "is_plain",
@@ -126,7 +126,7 @@ def is_plain(content: bytes, offset: int, left_alone: int = LEFT_ALONE) -> bool:
 def make_safe(
     content: bytes,
     offset: int,
-    budget: Budget,
+    budget: UnpackBudget,
     *,
     is_careful: bool = False,
     left_alone: int = LEFT_ALONE,
@@ -205,7 +205,7 @@ def _is_plausible(base: int, delta: int, count: int, following: int) -> bool:
 def _safe_batch(
     batch: bytes,
     offset: int,
-    budget: Budget,
+    budget: UnpackBudget,
     refused: list[RefusedBatch],
     is_careful: bool,
     left_alone: int,
@@ -246,7 +246,11 @@ def _safe_batch(
 
 
 def _in_pieces(
-    header: tuple[int, ...], content: memoryview, offset: int, budget: Budget, is_careful: bool
+    header: tuple[int, ...],
+    content: memoryview,
+    offset: int,
+    budget: UnpackBudget,
+    is_careful: bool,
 ) -> tuple[list[bytes], bool]:
     """Return unpacked records from `offset` on in several batches, and whether these are all."""
     base, delta, count = header[0], header[6], header[12]

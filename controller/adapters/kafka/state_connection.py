@@ -23,7 +23,7 @@ from controller.adapters.kafka.client import (
 from controller.adapters.kafka.connection_pace import pace_connections
 from controller.adapters.kafka.consumer_calls import ended_task
 from controller.adapters.kafka.consumer_records import UNREADABLE, name_faults
-from controller.adapters.kafka.fetch_guard import Guard
+from controller.adapters.kafka.fetch_guard import FetchGuard
 from controller.log_identity import why_other_log
 from controller.settings import KafkaSettings
 from controller.text import plural
@@ -54,7 +54,7 @@ class StateConnection:
             fetch_max_wait_ms=round(settings.fetch_max_wait_seconds * 1000),
         )
         pace_connections(self._consumer._client)
-        self._guard = Guard(self._consumer)
+        self._guard = FetchGuard(self._consumer)
         self._partitions: list[KafkaPartition] = []
         # Partition -> position at which a record could not be read.
         self._unreadable_at: dict[KafkaPartition, int] = {}

@@ -20,7 +20,7 @@ from aiokafka.errors import KafkaConnectionError
 from controller.adapters.kafka.client import client_options, disconnect, reason_of
 from controller.adapters.kafka.connection_pace import pace_connections
 from controller.adapters.kafka.consumer_records import UNREADABLE, name_faults
-from controller.adapters.kafka.fetch_guard import Guard
+from controller.adapters.kafka.fetch_guard import FetchGuard
 from controller.adapters.kafka.time_merge import Placed, TimeMerge
 from controller.adapters.kafka.topics import partition_of
 from controller.errors import EventLogUnavailable
@@ -53,7 +53,7 @@ class KafkaReader:
         self._topics = {logical: settings.topic(logical) for logical in (*topics, *optional)}
         self._optional = optional
         self._consumer: Any = None
-        self._guard: Guard | None = None
+        self._guard: FetchGuard | None = None
         # Topic to partition numbers, as at the start. The client refreshes, and so knows, only the
         # topics that it is reading.
         self._numbers: dict[str, set[int]] = {}
@@ -69,7 +69,7 @@ class KafkaReader:
             fetch_max_wait_ms=round(settings.fetch_max_wait_seconds * 1000),
         )
         pace_connections(self._consumer._client)
-        self._guard = Guard(self._consumer)
+        self._guard = FetchGuard(self._consumer)
         try:
             async with asyncio.timeout(settings.start_seconds):
                 await self._consumer.start()

@@ -20,7 +20,7 @@ from controller.adapters.kafka.client import (
     reason_of,
 )
 from controller.adapters.kafka.connection_pace import pace_connections
-from controller.adapters.kafka.metadata_request import Topic, look_up
+from controller.adapters.kafka.metadata_request import TopicMetadata, look_up
 from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
 from controller.log_identity import is_other_topic
@@ -126,7 +126,7 @@ class KafkaTopology:
             raise
         self._client = client
 
-    def _update(self, present: Mapping[str, Topic]) -> None:
+    def _update(self, present: Mapping[str, TopicMetadata]) -> None:
         """Record all topics that are present, then report those that were made again.
 
         In this order, because the report's receivers ask for what is new.
@@ -157,7 +157,7 @@ class KafkaTopology:
         for logical in remade:
             self._remade(logical)
 
-    def _report(self, present: Mapping[str, Topic]) -> None:
+    def _report(self, present: Mapping[str, TopicMetadata]) -> None:
         """Report what a person must repair: missing topics, and event topics that do not match."""
         missing = sorted({name for name in self._names.values() if name not in present})
         evaluations, outcomes = self._settings.event_topics

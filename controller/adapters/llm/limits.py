@@ -99,7 +99,7 @@ class Circuit:
             self._last_trouble = str(trouble)
 
 
-class Budget:
+class QuestionBudget:
     """A number of questions per UTC day and replica.
 
     A loop of gates must not keep a machine's CPUs busy for days.

@@ -23,7 +23,7 @@ import msgspec
 
 from controller.adapters.llm.dialect import Dialect, has_lost_words
 from controller.adapters.llm.exchange import MAX_WHITE_RUN, Exchange, has_long_white_run
-from controller.adapters.llm.limits import Budget, Circuit
+from controller.adapters.llm.limits import Circuit, QuestionBudget
 from controller.adapters.llm.prompts import Prompt
 from controller.adapters.llm.trouble import (
     NO_MODEL_SERVER_FIX,
@@ -85,7 +85,7 @@ class ModelServer:
         self._circuit = Circuit(
             clock, failures=settings.breaker_failures, seconds=settings.breaker_seconds
         )
-        self._budget = Budget(clock, settings.questions_per_day)
+        self._budget = QuestionBudget(clock, settings.questions_per_day)
         self._turns = asyncio.Semaphore(settings.concurrency)
         self._optional: set[asyncio.Timeout] = set()  # of questions that no gate waits for
 

@@ -27,7 +27,7 @@ MAX_ANSWER_BYTES: Final = 2_000_000
 _MAX_WORDS: Final = 300
 
 
-class Asked:
+class MeasuringSystem:
     """A system that is asked. Made without a running loop; a context manager closes it."""
 
     def __init__(self, name: str, settings: AskedSettings) -> None:
@@ -117,7 +117,7 @@ class Asked:
             await client.aclose()
 
 
-def document_in(body: bytes, server: Asked) -> Mapping[str, Any]:
+def document_in(body: bytes, server: MeasuringSystem) -> Mapping[str, Any]:
     """Return a JSON object. Raises NotMeasured for anything else."""
     try:
         found = msgspec.json.decode(body)
@@ -130,7 +130,7 @@ def document_in(body: bytes, server: Asked) -> Mapping[str, Any]:
     return found
 
 
-def finite(value: object, server: Asked) -> float:
+def finite(value: object, server: MeasuringSystem) -> float:
     """Return a number. Raises NotMeasured for what is none, NaN and infinity among it."""
     try:
         number = float(value)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
-from controller.adapters.measuring.asking import Asked, document_in, finite
+from controller.adapters.measuring.asking import MeasuringSystem, document_in, finite
 from controller.errors import NotMeasured
 from schemas.terms import MeasurementGap
 
@@ -18,7 +18,7 @@ _OLD_AFTER: Final = timedelta(hours=1)
 
 
 async def ask_better_stack(
-    server: Asked,
+    server: MeasuringSystem,
     monitor: str,
     what: Literal["availability", "response_seconds", "open_incidents"],
     now: Callable[[], datetime],
@@ -49,7 +49,7 @@ def _attributes(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return attributes
 
 
-def _slowest(attributes: Mapping[str, Any], server: Asked, now: datetime) -> float:
+def _slowest(attributes: Mapping[str, Any], server: MeasuringSystem, now: datetime) -> float:
     """Return the newest response time of the slowest region that has one of late."""
     name, regions = server.name, attributes.get("regions")
     newest: list[tuple[datetime, float]] = []

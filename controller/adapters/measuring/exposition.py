@@ -14,7 +14,7 @@ from typing import Final, Literal
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from controller.adapters.measuring.asking import Asked, finite
+from controller.adapters.measuring.asking import MeasuringSystem, finite
 from controller.errors import NotMeasured
 from controller.text import excerpt
 from schemas.terms import MeasurementGap
@@ -25,7 +25,7 @@ _WAITING: Final = {2.0: "is pending", 3.0: "is in maintenance"}
 
 
 async def ask_uptime_kuma(
-    server: Asked, monitor: str, what: Literal["up", "response_seconds"]
+    server: MeasuringSystem, monitor: str, what: Literal["up", "response_seconds"]
 ) -> float:
     """Return 1 or 0 for up, or seconds. Raises NotMeasured, also while it is in maintenance.
 
@@ -49,7 +49,7 @@ async def ask_uptime_kuma(
 
 
 async def ask_blackbox(
-    server: Asked, target: str, module: str, what: Literal["success", "duration_seconds"]
+    server: MeasuringSystem, target: str, module: str, what: Literal["success", "duration_seconds"]
 ) -> float:
     """Return 1 or 0 for success, or seconds of a probe that is made now. Raises NotMeasured.
 
@@ -65,7 +65,7 @@ async def ask_blackbox(
     return _probed(samples, what, server)
 
 
-def _probed(samples: list[Sample], what: str, server: Asked) -> float:
+def _probed(samples: list[Sample], what: str, server: MeasuringSystem) -> float:
     name = f"probe_{what}"
     found = [one.value for one in samples if one.name == name]
     if not found:
@@ -73,7 +73,7 @@ def _probed(samples: list[Sample], what: str, server: Asked) -> float:
     return finite(found[0], server)
 
 
-def _of(samples: list[Sample], name: str, monitor: str, server: Asked) -> float:
+def _of(samples: list[Sample], name: str, monitor: str, server: MeasuringSystem) -> float:
     found = [
         one.value
         for one in samples
@@ -87,7 +87,9 @@ def _of(samples: list[Sample], name: str, monitor: str, server: Asked) -> float:
     return finite(found[0], server)
 
 
-async def _samples(server: Asked, path: str, query: Mapping[str, str], prefix: str) -> list[Sample]:
+async def _samples(
+    server: MeasuringSystem, path: str, query: Mapping[str, str], prefix: str
+) -> list[Sample]:
     """Return the samples whose names begin so. Raises NotMeasured.
 
     They are read in a thread: the longest answer takes a second, and heartbeats would wait.

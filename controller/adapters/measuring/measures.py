@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from controller.adapters.measuring.asking import Asked
+from controller.adapters.measuring.asking import MeasuringSystem
 from controller.adapters.measuring.better_stack import ask_better_stack
 from controller.adapters.measuring.exposition import ask_blackbox, ask_uptime_kuma
 from controller.adapters.measuring.prometheus import ask_counters, ask_prometheus
@@ -20,10 +20,10 @@ class MonitoringSystems:
     def __init__(self, settings: ChecksSettings, clock: Clock) -> None:
         """Raises ConfigInvalid."""
         self._clock = clock
-        self._prometheus = Asked("checks.prometheus", settings.prometheus)
-        self._uptime_kuma = Asked("checks.uptime_kuma", settings.uptime_kuma)
-        self._better_stack = Asked("checks.better_stack", settings.better_stack)
-        self._blackbox = Asked("checks.blackbox", settings.blackbox)
+        self._prometheus = MeasuringSystem("checks.prometheus", settings.prometheus)
+        self._uptime_kuma = MeasuringSystem("checks.uptime_kuma", settings.uptime_kuma)
+        self._better_stack = MeasuringSystem("checks.better_stack", settings.better_stack)
+        self._blackbox = MeasuringSystem("checks.blackbox", settings.blackbox)
 
     async def value(self, check: Check) -> float:
         """Return the number of a check. Raises NotMeasured."""

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from controller.adapters.measuring.asking import Asked, document_in, finite
+from controller.adapters.measuring.asking import MeasuringSystem, document_in, finite
 from controller.core.plan import CounterQuestion
 from controller.errors import NotMeasured
 from schemas.terms import Arm, MeasurementGap
@@ -22,7 +22,7 @@ _TAG: Final = "rolloutd_part"
 MOST_SERIES: Final = 1_000
 
 
-async def ask_prometheus(server: Asked, query: str) -> tuple[float, float]:
+async def ask_prometheus(server: MeasuringSystem, query: str) -> tuple[float, float]:
     """Return the one number that a query gives now, and when it was computed (seconds, UTC).
 
     Raises NotMeasured.
@@ -31,7 +31,7 @@ async def ask_prometheus(server: Asked, query: str) -> tuple[float, float]:
 
 
 async def ask_counters(
-    server: Asked, question: CounterQuestion
+    server: MeasuringSystem, question: CounterQuestion
 ) -> tuple[Mapping[Arm, Mapping[str, Mapping[str, float]]], float]:
     """Return the value of each counter, and when they were computed (seconds, UTC).
 
@@ -85,7 +85,7 @@ def _digest(labels: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(named).encode(), digest_size=6).hexdigest()
 
 
-async def _answer(server: Asked, query: str) -> dict[str, Any]:
+async def _answer(server: MeasuringSystem, query: str) -> dict[str, Any]:
     """Return the data of a complete answer. Raises NotMeasured."""
     body = await server.post("/api/v1/query", {"query": query})
     document = document_in(body, server)
@@ -99,7 +99,7 @@ async def _answer(server: Asked, query: str) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _number(data: dict[str, Any], server: Asked) -> tuple[float, float]:
+def _number(data: dict[str, Any], server: MeasuringSystem) -> tuple[float, float]:
     name, kind, result = server.name, data.get("resultType"), data.get("result")
     if not isinstance(result, list):
         raise NotMeasured(MeasurementGap.REFUSED, f"{name} answers in no form that is known")
@@ -121,7 +121,7 @@ def _number(data: dict[str, Any], server: Asked) -> tuple[float, float]:
     return _value(sample["value"], server)
 
 
-def _value(pair: object, server: Asked) -> tuple[float, float]:
+def _value(pair: object, server: MeasuringSystem) -> tuple[float, float]:
     """Return value and time of a sample, which is written the other way round."""
     seconds, value = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
     return finite(value, server), finite(seconds, server)

@@ -18,7 +18,7 @@ SHARED_PREFIX: Final = "rolloutd:"
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class EnvironmentIdentity:
     """The owner of the keys under a prefix: an environment is all three of these together."""
 
     cluster_id: str
@@ -82,7 +82,7 @@ class StoredIdentity:
         self._connection = connection
         self._key = f"{connection.prefix}identity"
 
-    async def check(self, identity: Identity, epoch: int) -> None:
+    async def check(self, identity: EnvironmentIdentity, epoch: int) -> None:
         """Tie the prefix to one environment, or check that it is tied to the one given.
 
         `epoch` (at least 1) is the configured epoch of the count. One greater than the stored epoch
@@ -112,7 +112,11 @@ class StoredIdentity:
             )
 
     def _check_stored(
-        self, identity: Identity, epoch: int, stored: Mapping[bytes, bytes], stored_epoch: int
+        self,
+        identity: EnvironmentIdentity,
+        epoch: int,
+        stored: Mapping[bytes, bytes],
+        stored_epoch: int,
     ) -> None:
         prefix = self._connection.prefix
         if (why := identity.why_not(stored, prefix)) is not None:
@@ -123,7 +127,7 @@ class StoredIdentity:
                 f"configuration at {epoch}: the configuration is out of date"
             )
 
-    async def recheck(self, identity: Identity, epoch: int) -> str | None:
+    async def recheck(self, identity: EnvironmentIdentity, epoch: int) -> str | None:
         """Return why this Redis is no longer ours, None while it is; for use while running.
 
         While it is not, every other call is refused with StoreUnavailable: nothing is counted or

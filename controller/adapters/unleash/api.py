@@ -70,7 +70,7 @@ class Feature(msgspec.Struct):
     environments: list[Environment]
 
 
-class Change(msgspec.Struct, rename="camel"):
+class AuditEntry(msgspec.Struct, rename="camel"):
     """An entry of the audit trail."""
 
     id: int
@@ -82,7 +82,7 @@ class Change(msgspec.Struct, rename="camel"):
 
 
 class _Changes(msgspec.Struct):
-    events: list[Change]
+    events: list[AuditEntry]
 
 
 class Problem(msgspec.Struct):
@@ -168,7 +168,7 @@ class UnleashApi:
             ) from refusal
         return self._parsed(body, Feature)
 
-    async def changes(self, flag_key: str, *, is_urgent: bool) -> Sequence[Change]:
+    async def changes(self, flag_key: str, *, is_urgent: bool) -> Sequence[AuditEntry]:
         """Return the last changes of a flag, newest first. Raises FlagPlaneUnavailable."""
         query = f"feature=IS:{quote(flag_key, safe='')}&limit={EVENTS}"
         address = f"{self.name}/api/admin/search/events?{query}"

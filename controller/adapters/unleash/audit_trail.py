@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from controller.adapters.unleash.api import Change, Strategy
+from controller.adapters.unleash.api import AuditEntry, Strategy
 from controller.adapters.unleash.strategies import OFF, Content, Mark
 
 _STRATEGY_CHANGES: Final = ("feature-strategy-add", "feature-strategy-update")
@@ -31,7 +31,7 @@ class Trail:
     has_been_ours: bool  # we have written to this flag
 
 
-def follow(changes: Sequence[Change], *, environment: str) -> Trail:
+def follow(changes: Sequence[AuditEntry], *, environment: str) -> Trail:
     """Go back from the newest change to the last that is ours; `changes` are newest first."""
     editor: str | None = None
     for change in changes:
@@ -49,7 +49,7 @@ def follow(changes: Sequence[Change], *, environment: str) -> Trail:
     return Trail(None, has_been_ours=False)
 
 
-def _mark_if_ours(change: Change) -> Mark | None:
+def _mark_if_ours(change: AuditEntry) -> Mark | None:
     """Return the mark if the change holds a strategy exactly as we write it, else None."""
     strategy = _strategy(change.data)
     mark = None if strategy is None else Mark.read(strategy.title)
@@ -59,7 +59,7 @@ def _mark_if_ours(change: Change) -> Mark | None:
 
 
 def _switched_against(
-    mark: Mark, changes: Sequence[Change], after: int, environment: str
+    mark: Mark, changes: Sequence[AuditEntry], after: int, environment: str
 ) -> str | None:
     """Return who switched the environment last after our write, if against what the mark says."""
     for change in changes:

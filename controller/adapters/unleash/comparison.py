@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from controller.adapters.unleash.flag_state import FlagState, OwnStrategy
+from controller.adapters.unleash.flag_state import OwnStrategy, UnleashFlagState
 from controller.adapters.unleash.strategies import Content
 from controller.adapters.unleash.target import Target
 
@@ -25,7 +25,7 @@ class Deviation:
     is_lower: bool = False
 
 
-def compare(target: Target, state: FlagState, *, environment: str) -> Deviation:
+def compare(target: Target, state: UnleashFlagState, *, environment: str) -> Deviation:
     """Compare the state in Unleash with what is decided."""
     newest = state.newest
     if newest is not None and target.is_late_for(newest):
@@ -49,7 +49,7 @@ def compare(target: Target, state: FlagState, *, environment: str) -> Deviation:
     )
 
 
-def _compare_switched_off(state: FlagState, environment: str) -> Deviation:
+def _compare_switched_off(state: UnleashFlagState, environment: str) -> Deviation:
     faults: list[str] = []
     if state.is_on and (state.ours or state.others):
         faults.append(
@@ -64,28 +64,28 @@ def _compare_switched_off(state: FlagState, environment: str) -> Deviation:
 # --- the flag as a whole ---
 
 
-def _surplus_strategies(target: Target, state: FlagState, environment: str) -> str | None:
+def _surplus_strategies(target: Target, state: UnleashFlagState, environment: str) -> str | None:
     return "has more strategies of ours than wanted" if state.surplus(target) else None
 
 
-def _wrong_order(target: Target, state: FlagState, environment: str) -> str | None:
+def _wrong_order(target: Target, state: UnleashFlagState, environment: str) -> str | None:
     return None if state.is_in_order else "has our strategies in another order"
 
 
-def _switched_off_by_hand(target: Target, state: FlagState, environment: str) -> str | None:
+def _switched_off_by_hand(target: Target, state: UnleashFlagState, environment: str) -> str | None:
     if state.is_on or target.served_percent == 0:
         return None
     return f"is switched off in {environment}"
 
 
-def _other_strategies(target: Target, state: FlagState, environment: str) -> str | None:
+def _other_strategies(target: Target, state: UnleashFlagState, environment: str) -> str | None:
     if not state.others or not (state.is_on or target.served_percent > 0):
         return None
     return f"has another enabled strategy, {state.names_of_others}"
 
 
 #: In the order in which they are reported. Each returns what is wrong, None for nothing.
-CHECKS: Final[Sequence[Callable[[Target, FlagState, str], str | None]]] = (
+CHECKS: Final[Sequence[Callable[[Target, UnleashFlagState, str], str | None]]] = (
     _surplus_strategies,
     _wrong_order,
     _switched_off_by_hand,
@@ -93,14 +93,14 @@ CHECKS: Final[Sequence[Callable[[Target, FlagState, str], str | None]]] = (
 )
 
 
-def _has_sign_of_edit(target: Target, state: FlagState) -> bool:
+def _has_sign_of_edit(target: Target, state: UnleashFlagState) -> bool:
     """Return whether somebody else may have caused the deviation."""
     is_off_by_hand = target.served_percent > 0 and not state.is_on
     lets_others_in = bool(state.others) and state.is_on
     return state.is_edited or is_off_by_hand or lets_others_in or not state.ours
 
 
-def _is_certainly_lower(target: Target, state: FlagState) -> bool:
+def _is_certainly_lower(target: Target, state: UnleashFlagState) -> bool:
     """Return whether the state certainly gives treatment to fewer than decided."""
     if state.surplus(target) or not state.is_in_order or (state.others and state.is_on):
         return False
@@ -116,7 +116,7 @@ def _is_certainly_lower(target: Target, state: FlagState) -> bool:
 # --- one strategy ---
 
 
-def _part_faults(target: Target, state: FlagState) -> Iterator[str]:
+def _part_faults(target: Target, state: UnleashFlagState) -> Iterator[str]:
     if target.served_percent == 0 and not state.ours:
         return  # nothing of ours is needed yet
     present = state.parts()

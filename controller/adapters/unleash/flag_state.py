@@ -27,7 +27,7 @@ class OwnStrategy:
 
 
 @dataclass(frozen=True)
-class FlagState:
+class UnleashFlagState:
     """The strategies of one flag, ours apart from all others."""
 
     is_on: bool

@@ -13,7 +13,7 @@ from typing import Final, Self
 from controller.adapters.unleash.api import Away, Overtaken, UnleashApi
 from controller.adapters.unleash.comparison import compare
 from controller.adapters.unleash.ended_flags import EndedFlags
-from controller.adapters.unleash.flag_state import FlagState
+from controller.adapters.unleash.flag_state import UnleashFlagState
 from controller.adapters.unleash.reader import FlagReader
 from controller.adapters.unleash.rules import Unservable
 from controller.adapters.unleash.target import Target, target_of
@@ -124,7 +124,7 @@ class UnleashPlane:
                 f"{self._reader.where} cannot serve the plan of {rollout.flag_key}: {refusal}"
             ) from None
 
-    async def _compare(self, target: Target, state: FlagState | None) -> Served:
+    async def _compare(self, target: Target, state: UnleashFlagState | None) -> Served:
         """Return what Unleash serves, compared with the target. Raises FlagPlaneUnavailable."""
         if state is None:
             return await self._compare_missing(target)

@@ -9,7 +9,7 @@ import structlog
 
 from controller.adapters.unleash.api import Feature, Overtaken, Refused, UnleashApi
 from controller.adapters.unleash.audit_trail import SOMEBODY, Trail, follow
-from controller.adapters.unleash.flag_state import FlagState
+from controller.adapters.unleash.flag_state import UnleashFlagState
 from controller.adapters.unleash.target import Target
 from controller.errors import FlagPlaneUnavailable
 from controller.ports import Clock
@@ -28,7 +28,7 @@ class FlagReading:
 
     at: float  # monotonic
     feature: Feature | None
-    state: FlagState | None  # None: Unleash does not have the flag, or has it archived
+    state: UnleashFlagState | None  # None: Unleash does not have the flag, or has it archived
     trail: Trail | None = None  # None: the audit trail was not needed
 
 
@@ -65,7 +65,7 @@ class FlagReader:
             return reading
         return await self._read(target, is_urgent=is_urgent)
 
-    async def read_between_writes(self, target: Target) -> FlagState:
+    async def read_between_writes(self, target: Target) -> UnleashFlagState:
         """Return the flag's state in the middle of writing.
 
         Raises Overtaken when somebody else has written meanwhile, and FlagPlaneUnavailable.
@@ -79,7 +79,7 @@ class FlagReader:
             )
         return state
 
-    async def read_trail(self, target: Target, state: FlagState | None) -> Trail:
+    async def read_trail(self, target: Target, state: UnleashFlagState | None) -> Trail:
         """Return what the audit trail says. Raises FlagPlaneUnavailable.
 
         Where it cannot be read, a strategy that is not as we wrote it was changed by somebody.
@@ -120,10 +120,10 @@ class FlagReader:
         self._percents[target.flag_key] = 0.0 if state is None else state.percent
         return FlagReading(self._clock.monotonic(), feature, state)
 
-    def _state(self, feature: Feature, target: Target) -> FlagState:
+    def _state(self, feature: Feature, target: Target) -> UnleashFlagState:
         for environment in feature.environments:
             if environment.name == self._environment:
-                return FlagState.of(environment, passive=target.passive)
+                return UnleashFlagState.of(environment, passive=target.passive)
         names = ", ".join(each.name for each in feature.environments) or "none"
         raise FlagPlaneUnavailable(
             f"{self.where} has no environment {self._environment!r}, only "

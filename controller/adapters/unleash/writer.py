@@ -13,7 +13,7 @@ import structlog
 
 from controller.adapters.unleash.api import Overtaken, UnleashApi
 from controller.adapters.unleash.audit_trail import Trail
-from controller.adapters.unleash.flag_state import FlagState, OwnStrategy
+from controller.adapters.unleash.flag_state import OwnStrategy, UnleashFlagState
 from controller.adapters.unleash.reader import FlagReader, FlagReading
 from controller.adapters.unleash.strategies import OFF, Content
 from controller.adapters.unleash.target import Target
@@ -64,7 +64,7 @@ class FlagWriter:
         state = await self._disable_others(target, state, reading.trail)
         await self._raise(target, state)
 
-    def _check_order(self, target: Target, state: FlagState) -> None:
+    def _check_order(self, target: Target, state: UnleashFlagState) -> None:
         """Raise FlagPlaneUnavailable for raising what another rollout's higher revision wrote."""
         newest = state.newest
         if (
@@ -79,7 +79,7 @@ class FlagWriter:
                 f"{str(newest)!r} in Unleash"
             )
 
-    async def _create(self, rollout: Rollout, target: Target) -> FlagState:
+    async def _create(self, rollout: Rollout, target: Target) -> UnleashFlagState:
         if not self._settings.create_flags:
             raise FlagPlaneUnavailable(
                 f"{self._reader.where} does not have the flag {target.flag_key}, or has it "
@@ -91,7 +91,7 @@ class FlagWriter:
         _log.info("flag_created", flag_key=target.flag_key, plane="unleash")
         return await self._reader.read_between_writes(target)
 
-    async def _switch_off(self, target: Target, state: FlagState) -> None:
+    async def _switch_off(self, target: Target, state: UnleashFlagState) -> None:
         """Let nobody in: by our strategies first, then by the environment's switch.
 
         Strategies are acknowledged soonest. One that cannot be written does not prevent the switch.
@@ -108,7 +108,7 @@ class FlagWriter:
         if trouble is not None:
             raise trouble
 
-    async def _lower(self, target: Target, state: FlagState) -> bool:
+    async def _lower(self, target: Target, state: UnleashFlagState) -> bool:
         """Lower our strategies that let in more than decided; return whether any did.
 
         Nothing else is written before.
@@ -123,8 +123,8 @@ class FlagWriter:
         return has_written
 
     async def _disable_others(
-        self, target: Target, state: FlagState, trail: Trail | None
-    ) -> FlagState:
+        self, target: Target, state: UnleashFlagState, trail: Trail | None
+    ) -> UnleashFlagState:
         """Disable strategies that others added beside ours; return the state after that.
 
         Those that were there before us are left alone, and nothing is raised beside them. Those
@@ -156,7 +156,7 @@ class FlagWriter:
             )
         return await self._reader.read_between_writes(target)
 
-    async def _raise(self, target: Target, state: FlagState) -> None:
+    async def _raise(self, target: Target, state: UnleashFlagState) -> None:
         """Raise what is below the target: strategies, then the switch, then the percentage."""
         present = state.parts()
         for number, content in enumerate(target.parts, 1):

@@ -13,7 +13,11 @@ import structlog
 from controller.cancellation import is_cancelled
 from controller.core.rollout import CommandReceived, CommandUnusable
 from controller.deciding.commands.command_inbox import CommandInbox
-from controller.deciding.commands.command_partition import OpenCommands, PendingCommand, Refusal
+from controller.deciding.commands.command_partition import (
+    OpenCommands,
+    PendingCommand,
+    RefusedCommand,
+)
 from controller.deciding.commands.command_refusals import CommandRefusals
 from controller.deciding.commands.command_topic import CommandTopic
 from controller.deciding.commands.passing_faults import PassingFaults
@@ -86,12 +90,12 @@ class CommandHandler:
             flag_key = fault.flag_key
             if self._runs_elsewhere(command, record, flag_key):
                 # There is no command to forward.
-                self._refusals.add(Refusal(command, record, fault))
+                self._refusals.add(RefusedCommand(command, record, fault))
                 return False
             # The flag's worker answers, and stores the answer: a repeat gets the same.
             event = unusable(fault)
         except BadInput as fault:
-            self._refusals.add(Refusal(command, record, fault))
+            self._refusals.add(RefusedCommand(command, record, fault))
             return False
         else:
             flag_key = parsed.flag_key
@@ -172,7 +176,7 @@ class CommandHandler:
             reason=failure,
             issuer=event.issuer,
         )
-        refusal = Refusal(command, record, fault)
+        refusal = RefusedCommand(command, record, fault)
         if lowers:
             self._refusals.add(refusal)
         else:

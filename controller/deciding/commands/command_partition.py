@@ -59,7 +59,7 @@ class PendingCommand:
     is_refused: bool = False  # only Kafka has still to take its refusal
     is_done: bool = False
     #: Sent once the offset is committed: the next owner must not carry out what was refused.
-    refusal: Refusal | None = None
+    refusal: RefusedCommand | None = None
 
     def finish(self) -> None:
         """Let the offset be committed."""
@@ -72,7 +72,7 @@ class PendingCommand:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class RefusedCommand:
     """A command that is not carried out, until Kafka has the reason."""
 
     command: PendingCommand
@@ -103,7 +103,9 @@ class CommandPartition:
     unknown_bytes: int = 0
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     done_to: int | None = None  # offset to commit
-    unsent_refusals: list[Refusal] = field(default_factory=list)  # of commands before `done_to`
+    unsent_refusals: list[RefusedCommand] = field(
+        default_factory=list
+    )  # of commands before `done_to`
     task: asyncio.Task[None] | None = None  # answers those in `unknown`
     is_gone: bool = False  # another replica owns it; what is not committed is read there
 

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from controller.deciding.commands.command_inbox import CommandInbox
-from controller.deciding.commands.command_partition import Refusal
+from controller.deciding.commands.command_partition import RefusedCommand
 from controller.deciding.commands.passing_faults import PassingFaults
 from controller.deciding.flag.news import NewsKeeper
 from controller.errors import BadInput, CommandRefused, OperatingTrouble
@@ -57,7 +57,7 @@ class CommandRefusals:
         self._clock = clock
         self._metrics = metrics
         self._faults = faults
-        self._waiting: deque[Refusal] = deque()
+        self._waiting: deque[RefusedCommand] = deque()
         self._waiting_bytes = 0
         self._arrived = asyncio.Event()
         self._trying_since: float | None = None  # monotonic seconds
@@ -86,7 +86,7 @@ class CommandRefusals:
         self._waiting_bytes = 0
         self._trying_since = None
 
-    def add(self, refusal: Refusal) -> None:
+    def add(self, refusal: RefusedCommand) -> None:
         """Let a command be refused once Kafka takes it. Only then is it committed."""
         refusal.command.record, refusal.command.is_refused = None, True
         self._waiting.append(refusal)
@@ -127,7 +127,7 @@ class CommandRefusals:
                 self._tell(refusal)
             self._news.add([_news_of(refusal) for refusal in batch])
 
-    def _take(self) -> Refusal:
+    def _take(self) -> RefusedCommand:
         refusal = self._waiting.popleft()
         self._waiting_bytes -= refusal.size
         return refusal
@@ -152,7 +152,7 @@ class CommandRefusals:
             name = f"{record.topic}/{record.partition}/{record.offset}"
             self._faults.report(Scope.COMMAND, name, f"it could not even be refused: {mistake!r}")
 
-    def _drop(self, refusal: Refusal) -> None:
+    def _drop(self, refusal: RefusedCommand) -> None:
         refusal.command.finish()
         self._dropped += 1
         if self._dropped % 1000 == 1:
@@ -169,7 +169,7 @@ class CommandRefusals:
             )
             self._faults.report(Scope.PARTITION, partition, why)
 
-    def _tell(self, refusal: Refusal) -> None:
+    def _tell(self, refusal: RefusedCommand) -> None:
         """Log a refusal, or count it where there are too many to read."""
         minute = int(self._clock.monotonic() // 60)
         if minute != self._minute:
@@ -198,7 +198,7 @@ class CommandRefusals:
         self._metrics.commands.of(verb or UNKNOWN_VERB, CommandStatus.REJECTED).inc()
 
 
-def _news_of(refusal: Refusal) -> OutboxEntry:
+def _news_of(refusal: RefusedCommand) -> OutboxEntry:
     """Return a refusal as every replica shows it; of a record without a flag, with its place."""
     fault, record = refusal.fault, refusal.record
     place = f"{record.topic}/{record.partition}/{record.offset}"

@@ -71,7 +71,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class TakenCommand:
     """A command that was taken, and the rollout that it is for."""
 
     meant: WaitingCommand
@@ -120,7 +120,7 @@ class DirectCommands:
         self._why_not_ours = why_not_ours
         self._unsaved = unsaved
         self._guests: dict[str, Guest] = {}
-        self._open: dict[tuple[str, str, str], Taken] = {}  # flag, verb, id
+        self._open: dict[tuple[str, str, str], TakenCommand] = {}  # flag, verb, id
         self._group: asyncio.TaskGroup | None = None
         self._served = served
         self._waiting = WaitingCommands(kept, dependencies.faults)
@@ -222,14 +222,14 @@ class DirectCommands:
             if is_on:
                 self._lower_here(waiting)
 
-    def _begin(self, meant: WaitingCommand, event: CommandReceived) -> Taken:
+    def _begin(self, meant: WaitingCommand, event: CommandReceived) -> TakenCommand:
         """Begin with a command; whoever repeats it meanwhile waits for the same answer."""
         if self._group is None:
             raise OperatingTrouble("this replica is stopping: ask another")
         command, key = meant.command, command_key(meant.command)
         work = self._carry_out(command, event)
         task = self._group.create_task(work, name=f"direct:{command.flag}")
-        taken = self._open[key] = Taken(meant, task)
+        taken = self._open[key] = TakenCommand(meant, task)
         task.add_done_callback(lambda _: self._open.pop(key, None))
         log.warning(
             "direct_command_taken",

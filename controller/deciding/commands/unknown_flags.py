@@ -20,7 +20,7 @@ from controller.deciding.commands.command_partition import (
     CommandPartition,
     OpenCommands,
     PendingCommand,
-    Refusal,
+    RefusedCommand,
 )
 from controller.deciding.commands.command_refusals import CommandRefusals
 from controller.deciding.commands.known_flags import KnownFlags
@@ -101,7 +101,7 @@ class UnknownFlags:
             partition.take_unknown()
             partition.free_followers(command, flag_key)
             if fault is not None:
-                self._refusals.add(Refusal(command, record, fault))
+                self._refusals.add(RefusedCommand(command, record, fault))
             elif command.why_not and self._commands.has_enough_refusals(command.flag_key):
                 self._refuse_once_committed(command, record)
             else:
@@ -114,7 +114,7 @@ class UnknownFlags:
         except CommandRefused as refused:
             fault = refused
         except BadInput as unreadable:
-            self._refusals.add(Refusal(command, record, unreadable))
+            self._refusals.add(RefusedCommand(command, record, unreadable))
             return
         else:
             fault = CommandRefused(
@@ -124,7 +124,10 @@ class UnknownFlags:
                 reason=command.why_not,
             )
         # Its text is needed no more: thousands may wait until they are committed.
-        command.record, command.refusal = None, Refusal(command, replace(record, value=None), fault)
+        command.record, command.refusal = (
+            None,
+            RefusedCommand(command, replace(record, value=None), fault),
+        )
 
     def _why_not(self, command: PendingCommand, record: Record) -> BadInput | None:
         """Return why a command is refused here; None when a worker has to handle it.

@@ -25,7 +25,7 @@ from controller.web.access.identity import (
 )
 from controller.web.access.roles import Access
 from controller.web.access.sessions import Sessions
-from controller.web.access.signing import Signer
+from controller.web.access.signing import ValueSigner
 from controller.web.answers import header
 from controller.web.clients import Network, RateLimit, client_of, comes_from
 
@@ -42,7 +42,7 @@ class Guardian:
 
     access: Access
     sessions: Sessions
-    signer: Signer
+    signer: ValueSigner
     proxy: ProxySettings
     proxies: Sequence[Network]  # from where the proxy's header counts
     now: Callable[[], datetime]

@@ -14,7 +14,7 @@ from starlette.types import Scope
 
 from controller.web.access.identity import Identity, Way
 from controller.web.access.signed_out import SignedOut
-from controller.web.access.signing import Signer
+from controller.web.access.signing import ValueSigner
 from controller.web.answers import header
 
 _PURPOSE: Final = "session"
@@ -24,7 +24,7 @@ class Sessions:
     """Begins, reads and ends sessions."""
 
     def __init__(
-        self, signer: Signer, now: Callable[[], datetime], lasts: timedelta, *, is_secure: bool
+        self, signer: ValueSigner, now: Callable[[], datetime], lasts: timedelta, *, is_secure: bool
     ) -> None:
         """`is_secure`: people reach us over TLS, so that cookies need not travel without."""
         self._signer = signer

@@ -23,7 +23,7 @@ from controller.web.access.identity import Identity
 LONGEST: Final = 3_800
 
 
-class Signer:
+class ValueSigner:
     """Signs values with one key, and reads what it has signed."""
 
     def __init__(self, key: bytes | None) -> None:

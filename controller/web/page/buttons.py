@@ -22,7 +22,7 @@ MAIN: Final = (CommandVerb.APPROVE, CommandVerb.PAUSE, CommandVerb.RESUME, Comma
 
 
 @dataclass(frozen=True, slots=True)
-class Steering:
+class VisitorRights:
     """What who looks at a page may do to its flag."""
 
     is_signed_in: bool
@@ -40,7 +40,7 @@ def address(flag_key: str, verb: CommandVerb) -> str:
 
 
 def button_rows(
-    commands: Sequence[FittingCommand], rollout: Rollout, steering: Steering | None
+    commands: Sequence[FittingCommand], rollout: Rollout, steering: VisitorRights | None
 ) -> dict[str, list[dict[str, Any]]]:
     """Return `buttons`, which are always in sight, and `more`; both empty without `steering`."""
     if steering is None:
@@ -55,7 +55,7 @@ def button_rows(
     }
 
 
-def _row(command: FittingCommand, rollout: Rollout, steering: Steering) -> dict[str, Any]:
+def _row(command: FittingCommand, rollout: Rollout, steering: VisitorRights) -> dict[str, Any]:
     least = needed(command.verb)
     why_not = None if command.fits else command.why_not
     if not steering.is_signed_in:

@@ -23,7 +23,7 @@ from controller.reporting.situation import Situation
 from controller.reporting.views import MARKS_OF_STAGES, Urgency, ladder
 from controller.text import one_line
 from controller.web.flags import FlagBoard
-from controller.web.fleet_order import FleetOrder, Listed, Question
+from controller.web.fleet_order import FleetOrder, FleetSlice, Question
 from controller.web.incidents import Incidents
 from controller.web.page.incident_screen import waiting_in
 from controller.web.page.rendering import Renderer, Section
@@ -55,7 +55,7 @@ class FleetView:
 
     @classmethod
     def asked(cls, query: Query) -> FleetView:
-        """Return what a query asks for. Raises Refused for a parameter that is wrong."""
+        """Return what a query asks for. Raises QuestionRefused for a parameter that is wrong."""
 
         def of(name: str) -> str:
             return query.get(name, [""])[-1].strip()[:LONGEST_SEARCH]
@@ -145,7 +145,7 @@ class FleetScreen:
             return [one for one in found if one is not None and one["at"] >= since][:REFUSED]
         return []
 
-    async def _needs(self, listed: Listed, view: FleetView) -> Sequence[Rollout]:
+    async def _needs(self, listed: FleetSlice, view: FleetView) -> Sequence[Rollout]:
         """Return the first rollouts that need a person, whatever the list is narrowed to."""
         if view.part or view.owner or view.state:
             listed = await self._order.listed(Question(state=Urgency.ATTENTION))

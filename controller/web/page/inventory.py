@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlencode
 
-from controller.reporting.inventory import Listed, decision_words, evaluations_words
+from controller.reporting.inventory import ListedFlag, decision_words, evaluations_words
 from controller.reporting.lift import lifts_words
 from controller.web.inventory import FlagQuestion, Inventory
 from controller.web.page.rendering import Renderer, Section
@@ -39,7 +39,7 @@ class FlagsView:
 
     @classmethod
     def asked(cls, query: Query) -> FlagsView:
-        """Return what a query asks for. Raises Refused for a parameter that is wrong."""
+        """Return what a query asks for. Raises QuestionRefused for a parameter that is wrong."""
         return cls(FlagQuestion.asked(query), number(query, "page", 1, 1, MOST_PAGES))
 
     def url(self, **changed: str | int) -> str:
@@ -87,7 +87,7 @@ class FlagScreen:
         )
 
 
-def _use_words(one: Listed) -> dict[str, str]:
+def _use_words(one: ListedFlag) -> dict[str, str]:
     """Return how a flag is used, in words."""
     return {
         "evaluations": evaluations_words(one.use),

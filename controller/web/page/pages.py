@@ -15,7 +15,7 @@ from controller.web.access.identity import Way
 from controller.web.access.reading import SIGN_IN, identity_of
 from controller.web.admission import Admission
 from controller.web.flags import FlagBoard
-from controller.web.page.buttons import Steering
+from controller.web.page.buttons import VisitorRights
 from controller.web.page.files import Files
 from controller.web.page.fleet import FleetScreen
 from controller.web.page.incident_screen import IncidentScreen
@@ -97,12 +97,12 @@ class Pages:
             else "",
         )
 
-    def role(self, scope: Scope, flag_key: str) -> Steering | None:
+    def role(self, scope: Scope, flag_key: str) -> VisitorRights | None:
         """Return what whoever looks at a page may do to a flag, None as for `visitor`."""
         who = identity_of(scope)
         if self.admission is None or (who is None and not self.admission.takes_browsers):
             return None
-        return Steering(who is not None, self.admission.commands.role(who, flag_key))
+        return VisitorRights(who is not None, self.admission.commands.role(who, flag_key))
 
     async def found(self, scope: Scope, send: Send) -> Rollout | None:
         """Return the rollout that the address names; None once a page has said why not."""

@@ -38,7 +38,7 @@ from controller.reporting.views import MARKS_OF_STAGES, ladder, stage_views
 from controller.text import one_line
 from controller.web.flags import FlagBoard
 from controller.web.incidents import Incidents
-from controller.web.page.buttons import Steering, button_rows
+from controller.web.page.buttons import VisitorRights, button_rows
 from controller.web.page.charts import charts
 from controller.web.page.drawing import interval
 from controller.web.page.fleet import quiet
@@ -150,7 +150,7 @@ class RolloutScreen:
         except StoreUnavailable:
             return None  # `known` says so
 
-    async def sections(self, known: Known, steering: Steering | None = None) -> list[Section]:
+    async def sections(self, known: Known, steering: VisitorRights | None = None) -> list[Section]:
         """Return the screen. `steering` is what who looks at it may do; None: it only shows."""
         rollout, report = known.rollout, known.report
         now = max(quiet(self._now(), QUIET), rollout.updated_at)

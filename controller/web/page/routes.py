@@ -21,7 +21,7 @@ from controller.web.answers import BodyRefused, header, read_body
 from controller.web.flags import FlagBoard
 from controller.web.incidents import Incidents
 from controller.web.inventory import Lists
-from controller.web.page.buttons import Steering
+from controller.web.page.buttons import VisitorRights
 from controller.web.page.files import PATH as FILES_PATH
 from controller.web.page.files import Files
 from controller.web.page.fleet import FleetScreen, FleetView
@@ -35,7 +35,7 @@ from controller.web.page.plans import LONGEST_FORM, Busy, PlanScreen
 from controller.web.page.rendering import Renderer, Section
 from controller.web.page.rollout import Known, RolloutScreen
 from controller.web.page.sign_in import sign_in_routes
-from controller.web.questions import Query, Refused
+from controller.web.questions import Query, QuestionRefused
 from controller.web.reports import Reports
 
 LIVE: Final = "/ui/live"
@@ -58,7 +58,7 @@ class Home:
         pages = self._pages
         try:
             view = FleetView.asked(_query(scope))
-        except Refused as refused:
+        except QuestionRefused as refused:
             await pages.problem(send, refused.status, "There is no such list", str(refused))
             return
         sections = await pages.fleet.sections(view)
@@ -95,7 +95,7 @@ class Flags:
         pages = self._pages
         try:
             view = FlagsView.asked(_query(scope))
-        except Refused as refused:
+        except QuestionRefused as refused:
             await pages.problem(send, refused.status, "There is no such list", str(refused))
             return
         sections = await pages.flags.sections(view)
@@ -160,7 +160,7 @@ class LiveFleet:
         query = _query(scope)
         try:
             view = FleetView.asked(query)
-        except Refused as refused:
+        except QuestionRefused as refused:
             await self._pages.problem(send, refused.status, "There is no such list", str(refused))
             return
 
@@ -193,7 +193,7 @@ class LiveRollout:
         await pages.live.serve(scope, receive, send, screen, _seen(_query(scope)), may_still)
 
 
-def _screen_of(pages: Pages, flag_key: str, steering: Steering | None) -> LiveScreen:
+def _screen_of(pages: Pages, flag_key: str, steering: VisitorRights | None) -> LiveScreen:
     """Return a flag's screen, which is rendered only where it would show something else.
 
     All who may do the same to the flag share one.

@@ -16,9 +16,9 @@ from controller.authoring.plan_draft import (
     BOUNDS,
     FORM,
     TEMPLATES,
-    Bounds,
     PlanAnswer,
     Risk,
+    RiskBounds,
     draft_plan,
 )
 from controller.codec.plans import to_core_plan
@@ -104,7 +104,7 @@ def strictness(stages: list[tuple[float, float, bool]], limits: list[float]) -> 
     return [stages[0][0], -len(stages), -shortest, float(first_approval > 1), *limits]
 
 
-def of_bounds(bounds: Bounds) -> list[float]:
+def of_bounds(bounds: RiskBounds) -> list[float]:
     """Return the strictness of the boldest plan within bounds."""
     stages: list[tuple[float, float, bool]] = [
         (bounds.first_percent, bounds.bake_hours, bounds.needs_approval)

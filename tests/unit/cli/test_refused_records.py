@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from controller.cli.refused_records import Refused, _left_out, misnamed_field
+from controller.cli.refused_records import QuarantinedRecord, _left_out, misnamed_field
 from controller.settings import KafkaSettings
 from controller.settings.kafka import EventFormats
 from schemas.quarantine import RefusedRecord
@@ -34,7 +34,7 @@ def test_a_record_names_some_flag_or_none(body: bytes, names_one: bool) -> None:
         body=base64.b64encode(body).decode(),
         is_trimmed=False,
     )
-    assert Refused("flag.evaluations", 0, record).names_any_flag is names_one
+    assert QuarantinedRecord("flag.evaluations", 0, record).names_any_flag is names_one
 
 
 def test_records_that_name_no_flag_are_counted() -> None:
@@ -73,4 +73,4 @@ def test_a_refused_event_of_our_format_is_asked_after_its_misnamed_field(
         is_trimmed=False,
     )
     kafka = KafkaSettings(formats=EventFormats(evaluations=EventFormat(evaluations)))
-    assert misnamed_field(kafka, Refused(topic, 0, record)) == question
+    assert misnamed_field(kafka, QuarantinedRecord(topic, 0, record)) == question

@@ -123,7 +123,7 @@ def test_what_a_daemon_knows_is_not_waited_for(dripping: Dripping) -> None:
 async def test_an_emergency_has_an_end(dripping: Dripping) -> None:
     """Whoever rolls back hears that it is not known, and goes on to the flag's plane."""
     command = sent(CommandVerb.ROLL_BACK)
-    daemon = emergency.Daemon(dripping.url, "t" * 40, verify=True)
+    daemon = emergency.DaemonAddress(dripping.url, "t" * 40, verify=True)
     async with httpx.AsyncClient(timeout=8) as client, asyncio.timeout(20):
         result, is_pending, note = await emergency._ask_one(client, daemon, command)
     assert (result, is_pending) == (None, False)

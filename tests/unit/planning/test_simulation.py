@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from controller.core.plan import AdvisorPolicy, Guardrail, Plan, Window
-from controller.planning.figures import Part, simulate, spread
-from controller.planning.simulation import Run, run_once
+from controller.planning.figures import ShareOfRuns, simulate, spread
+from controller.planning.simulation import VirtualRollout, run_once
 from controller.planning.virtual_traffic import Effect, TrafficSource, VirtualTraffic
 from schemas.terms import AdvisorMode, Approval, ControlArm, OnBreach
 from tests.builders import HOUR, MINUTE, T0, make_plan, make_stage, make_traffic
@@ -18,7 +18,9 @@ from tests.builders import HOUR, MINUTE, T0, make_plan, make_stage, make_traffic
 HEALTHY = make_traffic(50.0)
 
 
-def ran(plan: Plan, *effects: Effect, traffic: VirtualTraffic = HEALTHY, seed: int = 1) -> Run:
+def ran(
+    plan: Plan, *effects: Effect, traffic: VirtualTraffic = HEALTHY, seed: int = 1
+) -> VirtualRollout:
     """Return one virtual rollout."""
     source = TrafficSource(replace(traffic, effects=effects), plan)
     return run_once(plan, source, T0, np.random.default_rng(seed))
@@ -156,9 +158,9 @@ def test_figures_part_the_runs() -> None:
 
 def test_intervals_and_quantiles_of_few_runs() -> None:
     """None of ten may still be a quarter of all; the median of an even number is the lower one."""
-    assert list(Part(0, 10).interval) == pytest.approx([0.0, 0.278], abs=0.001)
-    assert list(Part(10, 10).interval) == pytest.approx([0.722, 1.0], abs=0.001)
-    assert Part(0, 0).interval == (0.0, 1.0)
+    assert list(ShareOfRuns(0, 10).interval) == pytest.approx([0.0, 0.278], abs=0.001)
+    assert list(ShareOfRuns(10, 10).interval) == pytest.approx([0.722, 1.0], abs=0.001)
+    assert ShareOfRuns(0, 0).interval == (0.0, 1.0)
     values = spread([4.0, 1.0, 3.0, 2.0])
     assert values is not None
     assert (values.median, values.p90) == (2.0, 4.0)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from controller.core.rollout import Aborted, Completed, Rollout
 from controller.ports import FlagUse, FlagUses
-from controller.reporting.inventory import Finding, counted_findings, inventory
+from controller.reporting.inventory import InventoryFinding, counted_findings, inventory
 from controller.settings.flags import FlagsSettings
 from schemas.terms import FlagFinding, FlagType
 from tests.builders import T0, make_plan, make_rollout, make_stages
@@ -90,7 +90,9 @@ def test_too_many_flags_of_one_owner_are_reported_at_this_owner_alone() -> None:
     assert crowded == {"a0", "a1", "a2"}
 
 
-def unevaluated(one: Rollout, use: FlagUse | None, days: float | None = 30) -> list[Finding]:
+def unevaluated(
+    one: Rollout, use: FlagUse | None, days: float | None = 30
+) -> list[InventoryFinding]:
     """Return what is found about a flag that is used so."""
     rules = FlagsSettings(stale_after_days=None, unevaluated_after_days=days)
     uses = FlagUses({} if use is None else {one.flag_key: use})

@@ -19,7 +19,7 @@ from controller.codec.last_known import Origin
 from controller.core.rollout import RolledBack, Rollout
 from controller.errors import DocumentUnreadable, LastKnownUnavailable, StoreUnavailable
 from controller.health import Faults
-from controller.running.last_known import FILE, LastKnown, Pace
+from controller.running.last_known import FILE, AskingPace, LastKnown
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
 from tests.builders import T0, make_plan, make_rollout
@@ -27,7 +27,7 @@ from tests.builders import T0, make_plan, make_rollout
 OURS = Origin("production", "")
 AT_HALF = make_rollout(percent=50.0, revision=7)
 ROLLED_BACK = make_rollout(percent=0.0, revision=8, phase=RolledBack(T0, "guardrail"))
-QUICK = Pace(store_first=0.05, retry=0.01, follow=0.01, refresh=0.01, write=0.01)
+QUICK = AskingPace(store_first=0.05, retry=0.01, follow=0.01, refresh=0.01, write=0.01)
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Feed:
 class Replica:
     """A board, and what is remembered for it."""
 
-    def __init__(self, directory: Path, store: Store, max_age: timedelta, pace: Pace) -> None:
+    def __init__(self, directory: Path, store: Store, max_age: timedelta, pace: AskingPace) -> None:
         self.clock = ManualClock(T0)
         self.store = store
         self.feed = Feed()
@@ -119,7 +119,9 @@ class Replica:
 
 
 @asynccontextmanager
-async def running(directory: Path, store: Store, *, pace: Pace = QUICK) -> AsyncIterator[Replica]:
+async def running(
+    directory: Path, store: Store, *, pace: AskingPace = QUICK
+) -> AsyncIterator[Replica]:
     """A replica that has just been started."""
     replica = Replica(directory, store, timedelta(hours=1), pace)
     task = asyncio.create_task(replica.last_known.run())
@@ -175,7 +177,7 @@ async def test_redis_overrules_the_file(tmp_path: Path) -> None:
     keep(tmp_path, AT_HALF)
     store = await holding(ROLLED_BACK)
     store.hangs = True
-    async with running(tmp_path, store, pace=Pace(store_first=600.0)) as replica:
+    async with running(tmp_path, store, pace=AskingPace(store_first=600.0)) as replica:
         await replica.asked(1)
         before = replica.percents
         store.answers.set()
@@ -202,7 +204,7 @@ async def test_a_disk_that_hangs_does_not_keep_redis_back(
     is_over = threading.Event()
     monkeypatch.setattr(LastKnownFile, "read", lambda _: is_over.wait() and None)
     try:
-        async with running(tmp_path, await holding(AT_HALF), pace=Pace(read=0.05)) as replica:
+        async with running(tmp_path, await holding(AT_HALF), pace=AskingPace(read=0.05)) as replica:
             await replica.until({"new-checkout": 50.0})
     finally:
         is_over.set()

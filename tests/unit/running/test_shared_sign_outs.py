@@ -12,7 +12,7 @@ from controller.health import Faults, Scope
 from controller.running.shared_sign_outs import SIGN_OUTS, SharedSignOuts
 from controller.web.access.sessions import Sessions
 from controller.web.access.signed_out import MOST_ENDED, SignedOut
-from controller.web.access.signing import Signer
+from controller.web.access.signing import ValueSigner
 from tests.builders import T0
 
 HOUR = timedelta(hours=1)
@@ -52,7 +52,7 @@ class Replica:
 
     def __init__(self, store: Store, clock: ManualClock) -> None:
         self.faults = Faults(clock.now)
-        self.sessions = Sessions(Signer(KEY), clock.now, HOUR, is_secure=False)
+        self.sessions = Sessions(ValueSigner(KEY), clock.now, HOUR, is_secure=False)
         self.shared = SharedSignOuts(self.sessions.ended, store, clock.now, self.faults)
 
     def knows(self, cookie: str) -> bool:

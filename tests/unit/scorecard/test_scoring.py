@@ -15,13 +15,13 @@ from controller.core.rollout import AskAdvice, Rollout
 from controller.errors import AdviceUnavailableError
 from controller.scorecard.cases import Case, load_cases
 from controller.scorecard.kinds import CaseKind
-from controller.scorecard.report import Asked, render, to_document
+from controller.scorecard.report import ScorecardOrigin, render, to_document
 from controller.scorecard.scoring import CaseAnswer, Score, put_cases, score
 from schemas.terms import AdviceChoice, AdvisorMode
 from tests.builders import make_advice
 
 CASES = load_cases()
-ASKED = Asked(
+ASKED = ScorecardOrigin(
     "tiny", "http://127.0.0.1:1 (openai)", "gate-v1", datetime(2026, 11, 21, 3, 0, tzinfo=UTC)
 )
 

@@ -11,7 +11,7 @@ from aiokafka.protocol.fetch import FetchRequest
 from controller.adapters.kafka.fetch_guard import (
     QUIET_AFTER_SECONDS,
     QUIET_WAIT_MS,
-    Guard,
+    FetchGuard,
 )
 from tests.unit.adapters.kafka.test_record_batches import batch
 from tests.virtual_time import in_virtual_time
@@ -28,7 +28,7 @@ async def wait_after(contents: list[bytes], *, wait_ms: int = 100) -> int:
     consumer: Any = SimpleNamespace(
         _client=SimpleNamespace(send=send), _fetcher=fetcher, _fetch_max_wait_ms=wait_ms
     )
-    Guard(consumer)
+    FetchGuard(consumer)
     for _ in contents:
         await asyncio.sleep(1)
         request = FetchRequest(wait_ms, 1, 1, 0, [("t", [(0, 0, 1)])])

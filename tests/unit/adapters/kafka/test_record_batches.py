@@ -28,7 +28,7 @@ from controller.adapters.kafka.record_batches import (
     MOST_HANDED_ON,
     MOST_UNPACKED,
     REFUSED_SIZE,
-    Budget,
+    UnpackBudget,
     following_offset,
     is_plain,
     make_safe,
@@ -121,10 +121,10 @@ def test_honest_batches_hold_the_records_they_held(codec: int, size: int) -> Non
     )
     expected = records_of(content)
     for offset in (0, 77, 119):
-        safe = make_safe(content, offset, Budget())
+        safe = make_safe(content, offset, UnpackBudget())
         assert safe.refused == []
         assert shown(records_of(safe.content), offset) == shown(expected, offset)
-        careful = make_safe(content, offset, Budget(), is_careful=True)
+        careful = make_safe(content, offset, UnpackBudget(), is_careful=True)
         assert shown(records_of(careful.content), offset) == shown(expected, offset)
 
 
@@ -139,14 +139,16 @@ def test_a_bomb_becomes_one_record_to_refuse(kind: str) -> None:
     content = batch([b"a", b"b", b"c"]) + bomb + batch([b"after"], base=8)
     assert not is_plain(content, 0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    safe = make_safe(content, 0, Budget())
+    safe = make_safe(content, 0, UnpackBudget())
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
     assert [(one.offset, one.records) for one in safe.refused] == [(7, 1)]
     records = records_of(safe.content)
     rest = safe.content
     # Unpacking it took all there is for one answer; the rest is fetched again.
     if records[-1].offset == 7:
-        rest = make_safe(content[len(batch([b"a", b"b", b"c"])) + len(bomb) :], 8, Budget()).content
+        rest = make_safe(
+            content[len(batch([b"a", b"b", b"c"])) + len(bomb) :], 8, UnpackBudget()
+        ).content
         records += records_of(rest)
     assert [one.offset for one in records] == [0, 1, 2, 7, 8]
     assert len(records[3].value) == REFUSED_SIZE
@@ -160,7 +162,7 @@ def test_one_huge_record_within_the_cap_is_cut(kind: str) -> None:
     values = [b"before", bytes(60 << 20), b"after"]
     plain = batch(values)
     content = sealed(plain[:21] + struct.pack(">h", codec) + plain[23:61] + pack(plain[61:]))
-    records = records_of(make_safe(content, 0, Budget()).content)
+    records = records_of(make_safe(content, 0, UnpackBudget()).content)
     assert [len(one.value) for one in records] == [6, REFUSED_SIZE, 5]
     assert [one.offset for one in records] == [0, 1, 2]
 
@@ -173,7 +175,7 @@ def test_no_more_is_handed_on_than_may_wait() -> None:
     rounds = 0
     while len(seen) < len(values):
         offset = seen[-1] + 1 if seen else 0
-        safe = make_safe(content, offset, Budget())
+        safe = make_safe(content, offset, UnpackBudget())
         assert len(safe.content) < MOST_HANDED_ON + (3 << 20)
         seen += [one.offset for one in records_of(safe.content)]
         rounds += 1
@@ -186,7 +188,7 @@ def test_many_small_bombs_are_handed_on_a_few_at_a_time() -> None:
     one = batch([bytes(LEFT_ALONE - 200)], 4)
     content = b"".join(at(base, one) for base in range(1000))
     assert is_plain(at(0, one), 0)
-    safe = make_safe(content + batch([bytes(300_000)], 4, base=1000), 0, Budget())
+    safe = make_safe(content + batch([bytes(300_000)], 4, base=1000), 0, UnpackBudget())
     assert 0 < len(records_of(safe.content)) <= MOST_HANDED_ON // LEFT_ALONE + 1
 
 
@@ -205,7 +207,7 @@ def test_a_header_that_cannot_be_true_is_a_broken_record(header: dict[str, int])
     lying = raw_batch(b"\x0e\0\0\0\1\1\0\0", 0, **{"base": 2, **header})
     content = batch([b"a", b"b"]) + lying
     assert not is_plain(content, 0)
-    safe = make_safe(content, 0, Budget())
+    safe = make_safe(content, 0, UnpackBudget())
     assert records_of(safe.content[: len(batch([b"a", b"b"]))])
     with pytest.raises(CorruptRecordException):
         records_of(safe.content)
@@ -216,7 +218,7 @@ def test_what_compaction_left_of_a_batch_is_no_record(codec: int) -> None:
     """A batch without records, whatever codec it had, is passed by."""
     content = raw_batch(b"", codec, count=0, delta=4) + batch([b"after"], base=5)
     for is_careful in (False, True):
-        safe = make_safe(content, 0, Budget(), is_careful=is_careful)
+        safe = make_safe(content, 0, UnpackBudget(), is_careful=is_careful)
         assert safe.refused == []
         assert [one.offset for one in records_of(safe.content)] == [5]
 
@@ -228,13 +230,13 @@ def test_a_batch_too_short_for_its_header_is_broken() -> None:
     for content in (short, batch([b"a"]) + short):
         assert not is_plain(content, 0)
         with pytest.raises(CorruptRecordException):
-            records_of(make_safe(content, 0, Budget()).content)
+            records_of(make_safe(content, 0, UnpackBudget()).content)
 
 
 def test_a_batch_before_what_was_asked_for_is_broken() -> None:
     """Aiokafka would go back to it for ever."""
     with pytest.raises(CorruptRecordException):
-        records_of(make_safe(batch([b"a"]), 5, Budget()).content)
+        records_of(make_safe(batch([b"a"]), 5, UnpackBudget()).content)
 
 
 def test_records_that_aiokafka_stumbles_over_are_refused_one_by_one() -> None:
@@ -247,11 +249,11 @@ def test_records_that_aiokafka_stumbles_over_are_refused_one_by_one() -> None:
     assert bad != good
     with pytest.raises((CorruptRecordException, UnicodeDecodeError)):
         records_of(sealed(bad))
-    records = records_of(make_safe(sealed(bad), 0, Budget(), is_careful=True).content)
+    records = records_of(make_safe(sealed(bad), 0, UnpackBudget(), is_careful=True).content)
     assert [len(one.value) for one in records] == [1, REFUSED_SIZE, 1]
     two_gigabytes = bytes([0xFE, 0xFF, 0xFF, 0xFF, 0x0F])
     claim = raw_batch(bytes([22, 0, 0, 0, 1]) + two_gigabytes + b"x\0", 0)
-    records = records_of(make_safe(claim, 0, Budget(), is_careful=True).content)
+    records = records_of(make_safe(claim, 0, UnpackBudget(), is_careful=True).content)
     assert [len(one.value) for one in records] == [REFUSED_SIZE]
 
 
@@ -271,9 +273,9 @@ def test_old_messages_are_left_or_refused(codec: int, magic: int) -> None:
         return bytes(builder.build())
 
     honest = wrapped(b"honest" * 100_000)
-    assert make_safe(honest, 0, Budget()).content == honest
+    assert make_safe(honest, 0, UnpackBudget()).content == honest
     bomb = at(4, wrapped(bytes(40 << 20)))
-    safe = make_safe(bomb, 0, Budget())
+    safe = make_safe(bomb, 0, UnpackBudget())
     assert [(one.offset, len(one.value)) for one in records_of(safe.content)] == [(4, REFUSED_SIZE)]
 
 
@@ -297,8 +299,8 @@ def test_whatever_was_damaged_reading_goes_on(kind: str, data: st.DataObject) ->
             content[data.draw(st.integers(21, len(content) - 1))] = data.draw(st.integers(0, 255))
     whole = sealed(bytes(content)) + batch([b"after"], base=1_000)
     is_plain(whole, 0)
-    make_safe(whole, 0, Budget())
-    safe = make_safe(whole, 0, Budget(), is_careful=True)
+    make_safe(whole, 0, UnpackBudget())
+    safe = make_safe(whole, 0, UnpackBudget(), is_careful=True)
     try:
         found = records_of(safe.content)
     except CorruptRecordException:
@@ -312,8 +314,8 @@ def test_any_bytes_are_taken(content: bytes) -> None:
     """Nothing that comes in place of batches makes us fail."""
     is_plain(content, 0)
     following_offset(content)
-    make_safe(content, 0, Budget())
-    make_safe(content, 0, Budget(), is_careful=True)
+    make_safe(content, 0, UnpackBudget())
+    make_safe(content, 0, UnpackBudget(), is_careful=True)
 
 
 def test_the_offset_behind_a_batch_is_known_from_the_next() -> None:

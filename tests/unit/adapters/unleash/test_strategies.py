@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from controller.adapters.unleash.api import Change, Environment, Strategy
+from controller.adapters.unleash.api import AuditEntry, Environment, Strategy
 from controller.adapters.unleash.audit_trail import Trail, follow
 from controller.adapters.unleash.comparison import compare
-from controller.adapters.unleash.flag_state import FlagState
+from controller.adapters.unleash.flag_state import UnleashFlagState
 from controller.adapters.unleash.strategies import Content, Mark
 from controller.adapters.unleash.target import Target, target_of
 from controller.core.rollout import Aborted, Completed, Paused, Phase, RolledBack, Scheduled
@@ -29,18 +29,18 @@ def make_strategy(target: Target, content: Content | None = None, **overrides: A
     return Strategy(**{**fields, **overrides})
 
 
-def make_state(*strategies: Strategy, is_on: bool = True) -> FlagState:
+def make_state(*strategies: Strategy, is_on: bool = True) -> UnleashFlagState:
     """Return a flag with these strategies."""
-    return FlagState.of(Environment("production", is_on, list(strategies)))
+    return UnleashFlagState.of(Environment("production", is_on, list(strategies)))
 
 
 def make_change(
     number: int, kind: str, strategy: Strategy | None = None, who: str = "ada", **fields: Any
-) -> Change:
+) -> AuditEntry:
     """Return an entry of the audit trail."""
     names = ("id", "name", "title", "disabled", "parameters", "constraints", "variants", "segments")
     data = None if strategy is None else {name: getattr(strategy, name) for name in names}
-    return Change(
+    return AuditEntry(
         **{
             "id": number,
             "type": kind,
@@ -206,7 +206,7 @@ def test_the_audit_trail_is_followed_back_to_our_last_write() -> None:
     elsewhere = make_change(8, "feature-strategy-update", edited, "eve", environment="staging")
     archived = make_change(9, "feature-archived", environment=None)
 
-    def trail(*newest_first: Change) -> Trail:
+    def trail(*newest_first: AuditEntry) -> Trail:
         return follow(newest_first, environment="production")
 
     assert trail() == Trail(None, has_been_ours=False)

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from controller.web.access.identity import Identity, IdentityRefused, Way
 from controller.web.access.recognition import Guardian
-from controller.web.access.signing import Signer
+from controller.web.access.signing import ValueSigner
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
 from tests.admission import NotedDesk, admission, bearer, token_line
@@ -199,7 +199,9 @@ def test_a_changed_cookie_is_nobodys(tmp_path: Path) -> None:
         found = known.who(scope({"cookie": f"{name}={changed}"}))
         # The last character of base64 has bits that stand for nothing.
         assert found is None or index in (value.index(".") - 1, len(value) - 1)
-    forged = Signer(b"another key").sign("session", {"name": "eve", "groups": [], "id": "x"}, NOW)
+    forged = ValueSigner(b"another key").sign(
+        "session", {"name": "eve", "groups": [], "id": "x"}, NOW
+    )
     other = known.signer.sign("state", {"name": "eve", "groups": [], "id": "x"}, NOW.max)
     for value in (forged, other, "", ".", "a.b", "x" * 5000, "é.é"):
         assert known.who(scope({"cookie": f"{name}={value}"})) is None
