@@ -23,7 +23,7 @@ from controller.checking.checks_file import BURN_RATES, WINDOW, Check
 from controller.checking.objectives import CheckState, Look, after_look
 from controller.errors import NotMeasured, OperatingTrouble
 from controller.health import Faults, Scope
-from controller.ports import Clock
+from controller.ports import Clock, Inlet
 from controller.text import excerpt
 from controller.turns import USUAL, Pulse, TurnLost, Turns, TurnStore, first_of
 from schemas.signal import Signal
@@ -42,13 +42,6 @@ _FIX: Final = (
 )
 
 log = structlog.get_logger(__name__)
-
-
-class Inlet(Protocol):
-    """Stores signals: `running/signal_inlet.py`."""
-
-    async def store(self, signals: Sequence[Signal]) -> None:
-        """Return once Kafka has them. Raises OperatingTrouble when it is not known to."""
 
 
 class Measures(Protocol):

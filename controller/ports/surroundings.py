@@ -1,4 +1,4 @@
-"""Time, the topics that we write, the state topic, and the model."""
+"""Time, the topics that we write, the state topic, the model, and systems that are asked."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from controller.core.plan import CounterQuestion
 from controller.core.rollout import AskAdvice, Gating, RaiseAlert, Rollout
 from controller.ports.rollouts import OutboxEntry
 from schemas.quarantine import Refusal
+from schemas.signal import Signal
 from schemas.terms import Arm, GateAnswer
 
 
@@ -119,6 +120,20 @@ class CounterSample(NamedTuple):
     #: By arm and by part (bad, good, total): the value of each series, by a digest of its labels.
     values: Mapping[Arm, Mapping[str, Mapping[str, float]]]
     evaluated_at: float  # seconds since 1970, by the monitoring system's clock
+
+
+class AlertQueue(Protocol):
+    """Alerts that are published in order, as soon as Kafka takes them."""
+
+    def add(self, rollout: Rollout, alert: RaiseAlert) -> None:
+        """Queue an alert. Returns at once."""
+
+
+class Inlet(Protocol):
+    """Stores signals in their topic."""
+
+    async def store(self, signals: Sequence[Signal]) -> None:
+        """Return once Kafka has them. Raises OperatingTrouble when it is not known to."""
 
 
 class GateWebhooks(Protocol):

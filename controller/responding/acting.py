@@ -21,7 +21,7 @@ from controller.ports import Clock
 from controller.responding.commanding import Commander, is_refused, verb_of
 from controller.responding.matching import Intent, Response, intent_of, still_there
 from controller.responding.memory import Act, Hold, SignalMemory, condition_name
-from controller.responding.retries import ALERT_SECONDS, AlertQueue, Retries
+from controller.responding.retries import ALERT_SECONDS, AwaitedAlerts, Retries
 from controller.responding.words import alert_of, done_words, reason_words
 from controller.settings.signal_rules import SignalRule
 from schemas.signal import Signal
@@ -40,7 +40,7 @@ class Actor:
         rollouts: Callable[[], Mapping[str, Rollout]],
         commander: Commander,
         retries: Retries,
-        alerts: AlertQueue,
+        alerts: AwaitedAlerts,
         memory: SignalMemory,
         clock: Clock,
     ) -> None:

@@ -33,7 +33,7 @@ from controller.responding.memory import (
     SignalMemory,
     condition_name,
 )
-from controller.responding.retries import ALERT_SECONDS, AlertQueue, Retries
+from controller.responding.retries import ALERT_SECONDS, AwaitedAlerts, Retries
 from controller.responding.words import (
     over_alert,
     released_words,
@@ -75,7 +75,7 @@ class Responder:
         reports: ReportSource,
         commander: Commander,
         retries: Retries,
-        alerts: AlertQueue,
+        alerts: AwaitedAlerts,
         memory: SignalMemory,
         clock: Clock,
     ) -> None:

@@ -20,9 +20,9 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
-from controller.core.rollout import RaiseAlert, Rollout
+from controller.core.rollout import Rollout
 from controller.errors import OperatingTrouble
-from controller.ports import Clock
+from controller.ports import AlertQueue, Clock
 from controller.responding.commanding import ISSUER, Commander, is_refused, verb_of
 from controller.responding.matching import Intent, concerned, intent_of, still_there
 from controller.responding.memory import Retry, SignalMemory
@@ -48,11 +48,8 @@ ALERT_SECONDS: Final = 5.0
 _RELEASE: Final = ""
 
 
-class AlertQueue(Protocol):
-    """Publishes alerts: `running/visibility_alerts.py`."""
-
-    def add(self, rollout: Rollout, alert: RaiseAlert) -> None:
-        """Queue an alert. Returns at once."""
+class AwaitedAlerts(AlertQueue, Protocol):
+    """Alerts whose publishing can be waited for."""
 
     async def flush(self, seconds: float) -> bool:
         """Wait until what was queued is published, so long at most; return whether it is."""
@@ -66,7 +63,7 @@ class Retries:
         rules: Callable[[], Sequence[SignalRule]],
         rollouts: Callable[[], Mapping[str, Rollout]],
         commander: Commander,
-        alerts: AlertQueue,
+        alerts: AwaitedAlerts,
         memory: SignalMemory,
         clock: Clock,
     ) -> None:

@@ -18,10 +18,9 @@ import structlog
 
 from controller.core.rollout import Rollout
 from controller.errors import BrokenInvariant, OperatingTrouble
-from controller.ports import Clock, FlagUses, FlagUseStore, Use
+from controller.ports import AlertQueue, Clock, FlagUses, FlagUseStore, Use
 from controller.reporting.flag_digest import digest_of, due_since
 from controller.reporting.inventory import Census, ListedFlag, listing
-from controller.running.event_watch import AlertQueue
 from controller.settings.flags import FlagsSettings
 from schemas.terms import UseKind
 

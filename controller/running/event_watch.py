@@ -17,7 +17,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
@@ -25,7 +25,7 @@ from controller.core.rollout import RaiseAlert, Rollout
 from controller.counting.event_classes import misspelled
 from controller.counting.event_tally import EventTally
 from controller.counting.flag_tally import EventCounts, FlagTally
-from controller.ports import Clock
+from controller.ports import AlertQueue, Clock
 from controller.running.visibility import needs_watching
 from schemas.envelope import format_time, time_of
 from schemas.terms import AlertKind, EventClass, EventRemark, Severity
@@ -61,13 +61,6 @@ class _Finding:
     share: float | None  # None: not known
     of: str  # of which events it is a share
     what: str  # what they are
-
-
-class AlertQueue(Protocol):
-    """Publishes alerts: `visibility_alerts.py`."""
-
-    def add(self, rollout: Rollout, alert: RaiseAlert) -> None:
-        """Queue an alert. Returns at once."""
 
 
 class EventWatch:

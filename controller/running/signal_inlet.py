@@ -19,7 +19,7 @@ MOST_OPEN: Final = 50
 
 
 class SignalInlet:
-    """Implements `controller.web.hooks.endpoint.Inlet`."""
+    """Implements `controller.ports.Inlet`."""
 
     def __init__(
         self, publisher: Publisher, source: str, store_seconds: float = STORE_SECONDS

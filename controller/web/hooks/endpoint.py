@@ -13,13 +13,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import structlog
 from starlette.types import Receive, Scope, Send
 
 from controller.errors import OperatingTrouble
+from controller.ports import Inlet
 from controller.settings import HookSettings, HooksSettings
 from controller.web.answers import (
     CLOSE,
@@ -35,7 +36,6 @@ from controller.web.hooks.client_certificates import certificate_names
 from controller.web.hooks.heard import NotUnderstood
 from controller.web.hooks.proofs import SIGNATURES, Headers, is_named
 from controller.web.hooks.sources import read_signals
-from schemas.signal import Signal
 
 PATH: Final = "/hooks/{source}/{name}"
 _PREFIX: Final = "/hooks/"
@@ -47,13 +47,6 @@ _REFUSED_PER_SECOND: Final = 2.0
 _RATE: Final = "600"
 
 log = structlog.get_logger(__name__)
-
-
-class Inlet(Protocol):
-    """Stores signals: `running/signal_inlet.py`."""
-
-    async def store(self, signals: Sequence[Signal]) -> None:
-        """Return once Kafka has them. Raises OperatingTrouble when it is not known to."""
 
 
 class Hooks:
