@@ -95,19 +95,19 @@ def _build(model: type[BaseModel], built: set[type[BaseModel]]) -> None:
         return
     built.add(model)
     for field in model.model_fields.values():
-        for inner in _models_in(field.annotation):
+        for inner in models_in(field.annotation):
             _build(inner, built)
     model.model_rebuild()
     for derived in model.__subclasses__():
         _build(derived, built)
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     """Yield the models that a field's type names, at any depth."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
-        yield from _models_in(argument)
+        yield from models_in(argument)
 
 
 Line = Annotated[str, Field(max_length=1000), AfterValidator(without_control_characters)]

@@ -6,9 +6,9 @@ one file may say (`access_file.py`, `signal_rules.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_args
+from typing import Any, Final, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,6 +17,7 @@ from controller.errors import ConfigInvalid
 from controller.text import fault_words
 from controller.yaml_places import Path as KeyPath
 from controller.yaml_places import YamlRefused, read_yaml
+from schemas.fields import models_in
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 #: A file of a thousand entries is far smaller.
@@ -50,16 +51,8 @@ def _keys_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     for step in path[:-1]:
         field = model.model_fields.get(step) if isinstance(step, str) else None
         if field is not None:
-            model = next(_models_in(field.annotation), model)
+            model = next(models_in(field.annotation), model)
     return list(model.model_fields)
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the models that a field's type is made of."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models_in(inner)
 
 
 def parse(
