@@ -361,7 +361,7 @@ async def test_an_expendable_part_never_ends_the_process() -> None:
 async def test_a_step_that_fails_by_a_mistake_is_tried_again() -> None:
     """An unexpected failure at start may be of the moment.
 
-    Ten in a row are not, and the exit code is 70.
+    `STEP_FAILURES_LIMIT` in a row are not: the exit code is 70.
     """
     passing, lasting = Failing(*[KeyError("x")] * 3), Failing(*[KeyError("x")] * 100)
     passing.errors.append(None)
