@@ -70,7 +70,7 @@ SLOW_DIRECTORIES = ("chaos", "e2e", "hostile", "integration")
 # may be shared.
 GIVEN_KAFKA_VARIABLE = "ROLLOUTD_TEST_KAFKA"
 
-# "quick" is for `make test` and for single tests, "thorough" for `make check` and `make test-all`.
+# "quick" is for `make check`, `make test` and single tests, "thorough" for `make test-all`.
 # CI must get the same result for the same commit twice, so its examples are fixed: "ci-quick" and
 # "ci".
 # No example has a deadline: a busy machine would miss it.
@@ -81,6 +81,15 @@ settings.register_profile("thorough", _no_deadline, max_examples=300)
 settings.register_profile("ci-quick", _fixed_examples, max_examples=50)
 settings.register_profile("ci", _fixed_examples, max_examples=100)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+# structlog's own default draws the source around every frame of an exception, with all variables:
+# half a second for each that a test lets be logged.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 CreateTopics = Callable[..., Awaitable[None]]
 
