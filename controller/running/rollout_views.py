@@ -102,7 +102,14 @@ class RolloutViews:
 
     def runs_here(self, flag_key: str) -> bool:
         """Return whether this replica has the commands of a flag, and so runs it."""
-        owned = {number for _, number in self._deciding.follower.owned}
+        return self._is_in(flag_key, self._owned())
+
+    def _owned(self) -> Collection[int]:
+        """Return the command partitions that this replica has."""
+        return {number for _, number in self._deciding.follower.owned}
+
+    def _is_in(self, flag_key: str, owned: Collection[int]) -> bool:
+        """Return whether a flag's commands are in one of these partitions."""
         with suppress(KeyError):  # the number of partitions is not known yet
             return bool(owned) and self._deciding.topic.home_of(flag_key) in owned
         return False
@@ -117,14 +124,13 @@ class RolloutViews:
         silent = self.why_store_silent()
         views: list[View] = list(self._deciding.totals.views())
         here = {view.flag_key for view in views}
-        owned = {number for _, number in self._deciding.follower.owned}
+        owned = self._owned()
         is_late = self._clock.monotonic() - self._began_at > STARTING_SECONDS
         watches_all = (is_late or silent is not None) and not self._health.has_started
         for flag_key, rollout in self._registry.rollouts.items():
             if flag_key in here or rollout.has_ended:
                 continue
-            is_ours = bool(owned) and self._deciding.topic.home_of(flag_key) in owned
-            if is_ours or (watches_all and not self._is_known(flag_key)):
+            if self._is_in(flag_key, owned) or (watches_all and not self._is_known(flag_key)):
                 views.append(Unseen(flag_key, rollout, trouble=silent or ""))
         return views
 
@@ -133,7 +139,7 @@ class RolloutViews:
 
         The same object as before, while nothing about them has changed.
         """
-        owned = {number for _, number in self._deciding.follower.owned}
+        owned = self._owned()
         try:
             numbers = range(self._deciding.topic.partitions)
         except KeyError:  # it is not known yet
