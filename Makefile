@@ -110,7 +110,7 @@ test: $(READY) ## every behavior, on the best Kafka there is: 8 minutes (ARGS fo
 	@$(ALLOWANCE); env $$allowance $(PYTEST) $(PARALLEL) $(ARGS)
 
 .PHONY: test-all
-test-all: $(READY) ## rare cases too, with more examples, cases and rounds: 45 minutes
+test-all: $(READY) ## rare cases too, with more examples, cases and rounds: 35 minutes
 	@$(ALLOWANCE); HYPOTHESIS_PROFILE=$${HYPOTHESIS_PROFILE:-thorough} \
 		env $$allowance $(PYTEST) $(PARALLEL) -m "not long" $(ARGS)
 
@@ -232,7 +232,7 @@ $(KUBERNETES_BUILT):
 
 # Rust; without it the reference in Python counts the same, at a fraction of the speed.
 .PHONY: native
-native: $(VENV)/.native ## build the native fold: counting takes a third of the CPU; needs Rust 1.85
+native: $(VENV)/.native ## build the native fold: a fifth to a third of the CPU; needs Rust 1.85
 
 NATIVE := controller/counting/native
 $(VENV)/.native: $(VENV)/.installed $(wildcard $(NATIVE)/src/*.rs $(NATIVE)/src/*/*.rs) \
