@@ -20,7 +20,9 @@ from pydantic import ValidationError
 
 from controller.adapters.kafka.publisher import KafkaPublisher
 from controller.adapters.kafka.topic_reader import KafkaReader, Offsets
+from controller.codec.alerts import alert_from
 from controller.codec.commands import command_event
+from controller.codec.decisions import decision_from
 from controller.codec.rollouts import read_state
 from controller.codec.signals import signal_event, signal_key
 from controller.codec.tombstones import retired_revision
@@ -274,14 +276,11 @@ def read_event(value: bytes | None) -> Event | None:
 
 
 def as_decision(event: Event) -> Decision | None:
-    """Return the decision in an event, None for anything else.
-
-    A decision that was too large for Kafka comes without its evidence.
-    """
+    """Return the decision in an event, None for anything else."""
     if event["type"] != decision.TYPE:
         return None
     try:
-        return Decision.model_validate({"judgement": None, "advice": None, **event["data"]})
+        return decision_from(event["data"])
     except ValidationError:
         return None
 
@@ -291,7 +290,7 @@ def as_alert(event: Event) -> Alert | None:
     if event["type"] != alert.TYPE:
         return None
     try:
-        return Alert.model_validate({"harm": None, **event["data"]})
+        return alert_from(event["data"])
     except ValidationError:
         return None
 

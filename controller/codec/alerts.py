@@ -1,8 +1,10 @@
-"""Alerts, as they are published."""
+"""Alerts, as they are published and read again."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from controller.codec.cloud_events import SOURCE, optional_record, write_event
 from controller.core.rollout import RaiseAlert, Rollout
@@ -33,3 +35,11 @@ def alert_event(
         explanation=optional_record(ExplanationRecord, effect.explanation),
     )
     return write_event(alert.TYPE, effect_id, rollout.flag_key, at, record, source)
+
+
+def alert_from(data: Mapping[str, Any]) -> alert.Alert:
+    """Return the alert in an event's data. Raises pydantic.ValidationError.
+
+    One that was too large for Kafka comes without the harm (`adapters/kafka/trimming.py`).
+    """
+    return alert.Alert.model_validate({"harm": None, **data})

@@ -1,8 +1,10 @@
-"""Decisions and the judgements behind them, as they are published."""
+"""Decisions and the judgements behind them, as they are published and read again."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from controller.codec.cloud_events import SOURCE, optional_record, write_event
 from controller.codec.plans import from_core_plan
@@ -39,6 +41,14 @@ def decision_event(
         evidence_trouble=effect.evidence_trouble,
     )
     return write_event(decision.TYPE, effect_id, rollout.flag_key, at, record, source)
+
+
+def decision_from(data: Mapping[str, Any]) -> decision.Decision:
+    """Return the decision in an event's data. Raises pydantic.ValidationError.
+
+    One that was too large for Kafka comes without its evidence (`adapters/kafka/trimming.py`).
+    """
+    return decision.Decision.model_validate({"judgement": None, "advice": None, **data})
 
 
 def _applied(applied: AppliedPlan) -> decision.AppliedPlanRecord:

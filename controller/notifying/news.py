@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
+from controller.codec.alerts import alert_from
+from controller.codec.decisions import decision_from
 from schemas.alert import TYPE as ALERT
 from schemas.alert import Alert
 from schemas.decision import TYPE as DECISION
@@ -177,16 +179,15 @@ def read_event(
 ) -> tuple[News | None, DecisionStep | None]:
     """Return what a CloudEvent tells; (None, None) for one of another type.
 
-    Raises pydantic.ValidationError for one that no release of ours has written. A record that was
-    too large for Kafka comes without its evidence.
+    Raises pydantic.ValidationError for one that no release of ours has written.
     """
     kind, event_id = event.get("type"), str(event.get("id", ""))
     data = event.get("data")
     values = data if isinstance(data, Mapping) else {}
     if kind == ALERT:
-        alert = Alert.model_validate({"harm": None, **values})
+        alert = alert_from(values)
         return read_alert(event_id, alert, owner_of(alert.flag)), None
     if kind == DECISION:
-        made = Decision.model_validate({"judgement": None, "advice": None, **values})
+        made = decision_from(values)
         return read_decision(event_id, made, owner_of(made.flag)), read_step(made)
     return None, None

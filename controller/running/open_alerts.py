@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 from pydantic import ValidationError
 
+from controller.codec.alerts import alert_from
 from controller.core.rollout import Rollout
 from controller.reporting.unwatched import Unwatched, open_unwatched
 from schemas import alert
@@ -49,7 +50,7 @@ class OpenAlerts:
             event: Any = msgspec.json.decode(value)
             if not isinstance(event, dict) or event.get("type") != alert.TYPE:
                 return
-            told = Alert.model_validate({"harm": None, **event["data"]})
+            told = alert_from(event["data"])
         except (ValueError, KeyError, TypeError, RecursionError, ValidationError):
             return  # of a newer release, or not ours
         if told.kind not in KINDS or told.explanation is not None:
