@@ -81,8 +81,7 @@ class _Trouble:
 class RepeatedLines:
     """Remembers the troubles that lines have reported. Any thread may call its methods."""
 
-    def __init__(self, *, summary_seconds: float = SUMMARY_SECONDS) -> None:
-        self._summary_seconds = summary_seconds
+    def __init__(self) -> None:
         self._troubles: dict[tuple[object, ...], _Trouble] = {}
         self._lock = threading.Lock()
 
@@ -123,14 +122,12 @@ class RepeatedLines:
         lines = []
         with self._lock:
             for key, trouble in list(self._troubles.items()):
-                is_over = now - trouble.last_at >= self._summary_seconds
+                is_over = now - trouble.last_at >= SUMMARY_SECONDS
                 if is_over:
                     del self._troubles[key]
                     if trouble.suppressed:
                         lines.append(_end(trouble))
-                elif trouble.unwritten and (
-                    is_last or now - trouble.written_at >= self._summary_seconds
-                ):
+                elif trouble.unwritten and (is_last or now - trouble.written_at >= SUMMARY_SECONDS):
                     lines.append(_summary(trouble, now))
                     trouble.written_at, trouble.unwritten = now, 0
         return lines

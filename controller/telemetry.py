@@ -99,7 +99,7 @@ class Labelled(Generic[_Metric]):
 
 
 class Metrics:
-    """All metrics, registered in `registry`.
+    """All metrics, in a registry of their own: two daemons in one process do not meet.
 
     `planes` names the configured flag planes, the values of that label.
     """
@@ -110,13 +110,11 @@ class Metrics:
         version: str,
         counting: str = "python",
         planes: Iterable[str] = ("ofrep",),
-        registry: CollectorRegistry | None = None,
     ) -> None:
         # No query here needs the second series that each counter would have.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         planes = tuple(planes)
-        # A registry of our own: two daemons in one process, as in tests, do not meet.
-        self.registry = registry = registry or CollectorRegistry(auto_describe=True)
+        self.registry = registry = CollectorRegistry(auto_describe=True)
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)

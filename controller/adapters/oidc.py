@@ -13,7 +13,7 @@ import json
 import secrets
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
@@ -43,13 +43,7 @@ _NEEDED: Final = ("issuer", "authorization_endpoint", "token_endpoint", "jwks_ur
 class OidcProvider:
     """Implements `controller.ports.people.IdentityProvider`."""
 
-    def __init__(
-        self,
-        settings: OidcSettings,
-        redirect_uri: str,
-        *,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, settings: OidcSettings, redirect_uri: str) -> None:
         """Ask nothing yet. Raises ConfigInvalid without authlib, or for a wrong `ca_file`."""
         try:
             import authlib.oidc.core
@@ -60,7 +54,6 @@ class OidcProvider:
         self._settings = settings
         self._issuer = settings.issuer or ""
         self._redirect_uri = redirect_uri
-        self._monotonic = monotonic
         self._claims_class: Any = authlib.oidc.core.CodeIDToken
         try:
             context = ssl.create_default_context(cafile=settings.ca_file)
@@ -176,7 +169,7 @@ class OidcProvider:
         from joserfc.errors import JoseError
         from joserfc.jwk import KeySet
 
-        now = self._monotonic()
+        now = time.monotonic()
         if self._keys is not None:
             age = now - self._keys[0]
             if age < (KEYS_AGAIN_SECONDS if is_again else KEPT_SECONDS):
@@ -193,7 +186,7 @@ class OidcProvider:
 
     async def _provider(self) -> Mapping[str, Any]:
         """Return what the provider says of itself, kept for an hour."""
-        now = self._monotonic()
+        now = time.monotonic()
         if self._metadata is not None and now - self._metadata[0] < KEPT_SECONDS:
             return self._metadata[1]
         address = f"{self._issuer}/.well-known/openid-configuration"

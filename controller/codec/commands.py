@@ -13,7 +13,7 @@ from controller.codec.cloud_events import with_extension, write_event
 from controller.codec.plans import to_core_plan
 from controller.core.rollout import CommandReceived
 from schemas.command import TYPE, Command
-from schemas.envelope import MAX_BYTES, Headers
+from schemas.envelope import MAX_BYTES
 from schemas.terms import NAME, CommandVerb, verb_named
 
 #: CloudEvents extension of a command that was published again, for its flag's own partition: how
@@ -61,7 +61,7 @@ _peek = msgspec.json.Decoder(_PeekedEvent).decode
 
 
 def peek_command(
-    value: bytes | None, headers: Headers, key: bytes | None
+    value: bytes | None, key: bytes | None
 ) -> tuple[str, CommandVerb | None, int] | None:
     """Return (flag, verb, hops) of a command without reading all of it; None if that is needed.
 

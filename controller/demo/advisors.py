@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
 
 from controller.demo.store import LOOPBACK
 
@@ -25,9 +24,9 @@ class StandIn:
     With `answers` False it accepts every question and never answers.
     """
 
-    def __init__(self, *, answers: bool, reasons: Sequence[str] = _REASONS) -> None:
+    def __init__(self, *, answers: bool) -> None:
         self._answer = (
-            json.dumps({"reasons": list(reasons), "verdict": "hold", "confidence": 100})
+            json.dumps({"reasons": list(_REASONS), "verdict": "hold", "confidence": 100})
             if answers
             else None
         )

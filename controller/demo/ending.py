@@ -11,7 +11,7 @@ from typing import Any
 from controller.core.rollout import AwaitingApproval, Paused, Rollout
 from controller.demo.apps import USERS, Report
 from controller.demo.observer import Course, last_reasons
-from controller.demo.scenarios import Ending, Scenario
+from controller.demo.scenarios import Ending
 from controller.text import plural
 from schemas.terms import HoldReason, PhaseName
 
@@ -95,7 +95,7 @@ def _is_objection(rollout: Rollout) -> bool:
     )
 
 
-def summary(scenario: Scenario, course: Course, report: Report) -> list[str]:
+def summary(course: Course, report: Report) -> list[str]:
     """Return sentences about what happened, how many users it reached and how long it took."""
     rollout = course.rollout
     if rollout is None or not course.decisions:

@@ -218,7 +218,7 @@ class _Run:
             return fault is None
         console = Console()
         console.print()
-        for line in summary(scenario, course, self._environment.report):
+        for line in summary(course, self._environment.report):
             console.print(Padding(line, (0, 1)), highlight=False)
         total = time.monotonic() - self._began
         mark = "[bold green]✓[/]" if fault is None else "[bold red]✗[/]"

@@ -33,13 +33,13 @@ class _NotReadable(Exception):
         self.finding = finding
 
 
-def load_plan(text: str, source_name: str, now: datetime | None = None) -> PlanDocument:
+def load_plan(text: str, source_name: str) -> PlanDocument:
     """Return the plan that `text` writes, in YAML or JSON.
 
-    Its dates are compared with `now`; None: they are not compared. Raises ConfigInvalid, one line
-    per fault, when the plan cannot be read or cannot work.
+    Its dates are not compared with the present. Raises ConfigInvalid, one line per fault, when the
+    plan cannot be read or cannot work.
     """
-    document, findings = lint_text(text, now)
+    document, findings = lint_text(text)
     errors = [finding.located(source_name) for finding in findings if finding.is_error]
     if document is None or errors:
         raise ConfigInvalid("\n".join(errors))

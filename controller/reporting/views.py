@@ -5,7 +5,7 @@ Pure. Words are those of `situation.py`, so that terminal, page and API say the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from enum import IntEnum
 from typing import Final
@@ -23,7 +23,7 @@ from schemas.api import (
     StageView,
     UnwatchedRecord,
 )
-from schemas.decision import Decision, JudgementRecord, PlanReference
+from schemas.decision import JudgementRecord, PlanReference
 from schemas.report import LiveReport
 from schemas.terms import Approval
 
@@ -105,14 +105,12 @@ def rollout_view(
     now: datetime,
     report: LiveReport | None,
     trouble: str | None = None,
-    decisions: Sequence[Decision] = (),
     unwatched: Unwatched | None = None,
 ) -> RolloutView:
     """Return everything that is known of a rollout.
 
     `report` is the newest that its replica wrote, None for none; `trouble` says why there may be a
-    newer one that cannot be had. `decisions` are its newest, oldest first. `unwatched`: that nobody
-    sees what it does.
+    newer one that cannot be had. `unwatched`: that nobody sees what it does.
     """
     judgement = None if report is None else report.judgement
     gaps = () if judgement is None else tuple(f"{gap.kind}: {gap.detail}" for gap in judgement.gaps)

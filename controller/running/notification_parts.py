@@ -57,9 +57,9 @@ class NotificationParts:
         self._reading_of_all = SharedReading(self._store.load, self._view)
         self._notifier: Notifier | None = None
         if self._settings.is_on:
-            self._notifier = self._make_notifier(connections, registry)
+            self._notifier = self._make_notifier(registry)
 
-    def _make_notifier(self, connections: Connections, registry: RolloutRegistry) -> Notifier:
+    def _make_notifier(self, registry: RolloutRegistry) -> Notifier:
         process = self._process
         settings = process.settings
 

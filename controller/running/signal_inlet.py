@@ -21,13 +21,10 @@ MOST_OPEN: Final = 50
 class SignalInlet:
     """Implements `controller.ports.Inlet`."""
 
-    def __init__(
-        self, publisher: Publisher, source: str, store_seconds: float = STORE_SECONDS
-    ) -> None:
+    def __init__(self, publisher: Publisher, source: str) -> None:
         """`source` is the CloudEvents source of this environment."""
         self._publisher = publisher
         self._source = source
-        self._store_seconds = store_seconds
         self._storing: set[asyncio.Task[None]] = set()
 
     async def store(self, signals: Sequence[Signal]) -> None:
@@ -43,9 +40,9 @@ class SignalInlet:
         task = asyncio.create_task(self._publisher.publish(entries), name="store signals")
         self._storing.add(task)
         task.add_done_callback(self._stored)
-        await asyncio.wait({task}, timeout=self._store_seconds)
+        await asyncio.wait({task}, timeout=STORE_SECONDS)
         if not task.done():
-            raise EventLogUnavailable(f"no acknowledgement within {self._store_seconds:g} s")
+            raise EventLogUnavailable(f"no acknowledgement within {STORE_SECONDS:g} s")
         if task.cancelled():
             raise EventLogUnavailable("this replica is stopping")
         if (failure := task.exception()) is not None:

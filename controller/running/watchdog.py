@@ -25,6 +25,9 @@ log = structlog.get_logger(__name__)
 #: The exit status after the last rebuild did not help: EX_TEMPFAIL, so that a supervisor starts the
 #: process again.
 EXIT_CONSUMER_STUCK = 75
+#: Between two measurements of stalls: a longer one is always measured, a shorter one by chance. 20
+#: measurements a second cost a thousandth of a core.
+STALL_PERIOD_SECONDS = 0.05
 
 Progress = Mapping[TopicPartition, tuple[int, int]]
 """Partition to (next offset to read, offset after the last record)."""
@@ -202,18 +205,12 @@ class StallMeter:
         observe: Callable[[float], None],
         *,
         warning_seconds: float,
-        period_seconds: float = 0.05,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        """Give each delay, in seconds, to `observe`, and log those above `warning_seconds`.
-
-        `period_seconds` between measurements: a longer stall is always measured, a shorter one by
-        chance. 20 measurements a second cost a thousandth of a core.
-        """
+        """Give each delay, in seconds, to `observe`, and log those above `warning_seconds`."""
         self._clock = clock
         self._observe = observe
         self._warning_seconds = warning_seconds
-        self._period_seconds = period_seconds
         self._sleep = sleep
 
     async def run(self) -> None:
@@ -224,8 +221,8 @@ class StallMeter:
     async def look(self) -> float:
         """Sleep one period and return how many seconds too long that took."""
         start = self._clock.monotonic()
-        await self._sleep(self._period_seconds)
-        delay = max(0.0, self._clock.monotonic() - start - self._period_seconds)
+        await self._sleep(STALL_PERIOD_SECONDS)
+        delay = max(0.0, self._clock.monotonic() - start - STALL_PERIOD_SECONDS)
         self._observe(delay)
         if delay > self._warning_seconds:
             log.warning(

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 import structlog
@@ -30,6 +30,8 @@ from controller.web.served_flag import ServedFlag, prepare
 
 _log = structlog.get_logger(__name__)
 
+#: Of the whole process; a beat comes several times as often.
+MAX_PAUSE_SECONDS: Final = 5.0
 #: What is served when the lease has expired; see `http.when_stale`.
 WhenStale = Literal["serve_last", "serve_control", "refuse"]
 
@@ -44,7 +46,7 @@ class FlagBoard:
     hold a higher percentage than the last decision. Before, it answers only from what it was told
     to `remember`, and as a stale board does: a restart is like a silence of the brokers.
 
-    After the whole process stood still for `max_pause_seconds` another replica may have decided, so
+    After the whole process stood still for `MAX_PAUSE_SECONDS` another replica may have decided, so
     it does not answer until the topic has been read again; in an outage of Kafka, until the lease
     has run out once more. The outage itself is no reason to stop: every flag stays as it is.
     """
@@ -56,7 +58,6 @@ class FlagBoard:
         *,
         generation: Generation,
         flag_set_id: str = "rolloutd",
-        max_pause_seconds: float = 5.0,
         lease_seconds: float = 30.0,
         when_stale: WhenStale = "serve_last",
         monotonic: Callable[[], float] = time.monotonic,
@@ -64,7 +65,6 @@ class FlagBoard:
     ) -> None:
         self._generation = Generation(generation)  # settings hold its value
         self._flag_set_id = flag_set_id
-        self._max_pause_seconds = max_pause_seconds
         self._lease_seconds = lease_seconds
         self._when_stale = when_stale
         self._monotonic = monotonic
@@ -315,7 +315,7 @@ class FlagBoard:
     def beat(self) -> None:
         """Record that the process is running.
 
-        From the first call on, several are needed per `max_pause_seconds`.
+        From the first call on, several are needed per `MAX_PAUSE_SECONDS`.
         """
         self._doubt = self._why_doubted
         if self._doubt is None:
@@ -438,7 +438,7 @@ class FlagBoard:
         if self._doubt is not None or self._beaten_at is None:
             return self._doubt
         pause = self._monotonic() - self._beaten_at
-        if pause <= self._max_pause_seconds:
+        if pause <= MAX_PAUSE_SECONDS:
             return None
         return (
             f"the process stood still for {pause:.1f} s; reading again what was decided meanwhile"

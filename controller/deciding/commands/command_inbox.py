@@ -90,7 +90,7 @@ class CommandInbox:
     def peek(self, record: Record) -> Peeked | None:
         """Return flag, verb and hops of a record; None when only reading it can show them."""
         try:
-            peeked = peek_command(record.value, record.headers, record.key)
+            peeked = peek_command(record.value, record.key)
         except Exception as mistake:  # ours; reading the record in full says more
             self._logger.warning("command_not_peeked", offset=record.offset, error=repr(mistake))
             return None

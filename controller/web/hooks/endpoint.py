@@ -129,7 +129,7 @@ class Hooks:
             return refused.status, {"error": str(refused)}, headers_
         if hook.secret is not None and not _is_signed(hook, headers, body):
             return self._refuse(name, client)
-        return await self._store(name, hook, headers, body)
+        return await self._store(name, headers, body)
 
     def _is_known(self, scope: Scope, headers: Headers, hook: HookSettings) -> bool:
         """Return whether the sender has shown what the endpoint asks for before a body is read."""
@@ -149,7 +149,7 @@ class Hooks:
         return 401, {"error": why}, (CLOSE,)
 
     async def _store(
-        self, name: str, hook: HookSettings, headers: Headers, body: bytes
+        self, name: str, headers: Headers, body: bytes
     ) -> tuple[int, object, Sequence[tuple[bytes, bytes]]]:
         """Store what a delivery says."""
         source, _, endpoint = name.partition("/")

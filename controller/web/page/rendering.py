@@ -146,12 +146,12 @@ def said(text: object, longest: int = LONGEST_TEXT) -> Markup:
     return Markup("<bdi>{}</bdi>{}").format(shown, more)
 
 
-def when(moment: datetime | None, words: str = "") -> Markup:
+def when(moment: datetime | None) -> Markup:
     """Return a moment in UTC; the page's script writes it in the reader's zone, with its age."""
     if moment is None:
         return Markup("–")
     utc = moment.astimezone(UTC)
-    shown = words or f"{utc:%Y-%m-%d %H:%M:%S} UTC"
+    shown = f"{utc:%Y-%m-%d %H:%M:%S} UTC"
     stamp = utc.isoformat(timespec="seconds")
     return Markup('<time datetime="{}">{}</time>').format(stamp, shown)
 

@@ -82,7 +82,7 @@ def test_a_verb_by_hand_is_read_in_any_usual_spelling(spelling: str) -> None:
     command = read({"verb": spelling}, key=b"f")
     assert command.verb is CommandVerb.ROLL_BACK
     value = json.dumps({"verb": spelling}).encode()
-    assert peek_command(value, (), b"f") == ("f", CommandVerb.ROLL_BACK, 0)
+    assert peek_command(value, b"f") == ("f", CommandVerb.ROLL_BACK, 0)
 
 
 def test_event_lends_its_id_and_time() -> None:
@@ -200,7 +200,7 @@ def test_a_command_that_is_nested_too_deeply_is_refused_by_its_place(
 ) -> None:
     """Whatever reads it: at a glance, or in full with the place at which it gets too deep."""
     value = before + b"[" * depth + b"]" * depth + b"}" * (before != b"")
-    peek_command(value, (), b"f")  # raises nothing
+    peek_command(value, b"f")  # raises nothing
     at = 512 - before.count(b"{") + len(before)
     with pytest.raises(CommandUnreadable, match=f"512 opening brackets: one more at byte {at};"):
         read_command(value, (), b"f", T0_MS)

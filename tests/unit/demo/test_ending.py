@@ -67,13 +67,13 @@ def test_gates_without_advice_are_counted_in_english(count: int, words: str) -> 
     """One gate was, three gates were."""
     unadvised = {**DECISION, "reason": "all passed; no advice: too slow"}
     course = Course(rollout=make_rollout(), decisions=[DECISION, *[unadvised] * count])
-    assert words in summary(HEALTHY, course, Report())
+    assert words in summary(course, Report())
 
 
 def test_advice_is_counted_by_its_verdict() -> None:
     """The summary says what the model answered at the gates."""
     advised = [{**DECISION, "advice": {"choice": choice}} for choice in ("proceed", "hold", "hold")]
     course = Course(rollout=make_rollout(), decisions=advised)
-    assert "Advice in the decisions: hold (2), proceed (1)." in summary(HEALTHY, course, Report())
+    assert "Advice in the decisions: hold (2), proceed (1)." in summary(course, Report())
     course = Course(rollout=make_rollout(updated_at=T0), decisions=[DECISION])
-    assert "Advice" not in " ".join(summary(HEALTHY, course, Report()))
+    assert "Advice" not in " ".join(summary(course, Report()))
