@@ -129,10 +129,7 @@ class Situation:
 
         None while the rollout has not ended, and where people ended it.
         """
-        ended = next(
-            (one for one in reversed(self.decisions) if one.rollout_id == self.rollout.rollout_id),
-            None,
-        )
+        ended = self.decision
         if ended is None or not self.advised or not ended_by_evidence(ended.kind, ended.issuer):
             return None
         return sum(agrees(choice, ended.kind) for choice in self.advised), len(self.advised)
