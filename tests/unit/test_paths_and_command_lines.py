@@ -164,6 +164,23 @@ def test_every_module_exists() -> None:
     assert missing == []
 
 
+def test_every_private_name_exists() -> None:
+    """A name that begins with `_`, in backticks in a docstring or comment, is one of our code."""
+    private = re.compile(r"(?<![`\w])_\w+\b(?!`)")
+    used: set[str] = set()
+    for name in tracked():
+        if name.endswith((".py", ".rs", ".js", ".html")):
+            used.update(private.findall((ROOT / name).read_text(encoding="utf-8")))
+    missing = [
+        f"{name}: {word}"
+        for name, text in texts()
+        if name.endswith(".py")
+        for word in re.findall(r"`(_\w+)`", text)
+        if word not in used
+    ]
+    assert missing == []
+
+
 def is_module_or_member(dotted: str) -> bool:
     """Return whether a dotted name is a module, a file's name, or a word in a module's source."""
     parts = dotted.split(".")

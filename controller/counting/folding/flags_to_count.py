@@ -177,7 +177,7 @@ class FlagsToCount:
     ended_arms: dict[str, Mapping[str, Arm]] = field(default_factory=dict)
     evaluations: EvaluationHours = field(default_factory=EvaluationHours)
     unknown_flags: int = 0  # evaluations, and flags of outcomes, without a rollout
-    # The most frequent names of those, each with at least how many events name it: `_note_name`.
+    # The most frequent names of those, each with at least how many events name it: `count_unknown`.
     unknown_names: dict[str, int] = field(default_factory=dict)
     other_variants: int = 0  # of a known flag, that its plan does not serve
     unjoined: int = 0  # outcomes without flags whose context had no exposure within the window
