@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from controller.errors import OperatingTrouble
 from controller.text import describe_faults
+from controller.web.access.reading import CHALLENGE
 from controller.web.answers import CLOSE, BodyRefused, header, read_body, send_error, send_json
 from controller.web.clients import RateLimit, client_of
 from schemas.command import Command
@@ -49,7 +50,6 @@ PER_SECOND: Final = 5.0
 BURST_SECONDS: Final = 10.0
 #: Requests without a token, of one client: more are answered 429, and not logged.
 REFUSED_PER_SECOND: Final = 1.0
-_CHALLENGE: Final = (b"www-authenticate", b'Bearer realm="rolloutd"')
 _FIELDS: Final = frozenset({"reason", "issuer", "id", "issued_at"})
 
 log = structlog.get_logger(__name__)
@@ -116,7 +116,7 @@ class Steer:
                 return
             log.warning("steering_refused", client=client, verb=name)
             why = "this needs `Authorization: Bearer TOKEN`, see http.command_token_file"
-            await send_error(send, 401, why, _CHALLENGE, CLOSE)
+            await send_error(send, 401, why, CHALLENGE, CLOSE)
             return
         if seconds := self._limit.seconds_to_wait(""):
             await send_error(send, 429, "too many commands over HTTP", _retry(seconds), CLOSE)
