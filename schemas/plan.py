@@ -36,12 +36,14 @@ from schemas.fields import (
 from schemas.gate_webhooks import WrittenGateWebhook
 from schemas.guardrails import Guardrail
 from schemas.terms import (
+    WEEKDAYS,
     AdvisorMode,
     Approval,
     ControlArm,
     FlagType,
     GapPolicy,
     HealthGap,
+    Weekday,
 )
 
 TYPE = "io.rolloutd.plan.v1"
@@ -193,7 +195,6 @@ class StageDocument(StrictModel):
         return min(3 * self.bake, LONGEST) if self.max_bake is None else self.max_bake
 
 
-Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 _FullWeekday = Literal["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
 
 
@@ -208,7 +209,6 @@ def _read_weekday(value: Any) -> Any:
 WrittenWeekday = Annotated[
     Weekday, BeforeValidator(_read_weekday, json_schema_input_type=Weekday | _FullWeekday)
 ]
-ALL_DAYS: tuple[Weekday, ...] = get_args(Weekday)
 ClockTime = Annotated[
     str, Field(pattern=r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$", examples=["17:00"])
 ]
@@ -307,7 +307,7 @@ class ActiveWindowDocument(StrictModel):
     """A time in which the flag is served as decided; with several, in any of them."""
 
     days: list[WrittenWeekday] = Field(
-        default=list(ALL_DAYS),
+        default=list(WEEKDAYS),
         min_length=1,
         max_length=7,
         description="The days on which the window begins. Default: all.",

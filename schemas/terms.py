@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from typing import Final, Literal, get_args
 
 #: What a flag key, a variant name, a metric name or a command id may look like. An allow-list, so
 #: that a key can be part of a Redis field, a URL path and a metric label without escaping. `|` and
 #: `/` separate our own fields.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$"
 NAME = re.compile(NAME_PATTERN + r"\Z")
+
+Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+WEEKDAYS: Final[tuple[Weekday, ...]] = get_args(Weekday)
 
 
 class Arm(StrEnum):

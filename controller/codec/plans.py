@@ -37,7 +37,6 @@ from schemas.external import (
 from schemas.gate_webhooks import GateWebhookDocument
 from schemas.guardrails import Comparison, GuardrailDocument
 from schemas.plan import (
-    ALL_DAYS,
     ActiveWindowDocument,
     AdvisorDocument,
     FreezeWindowDocument,
@@ -46,7 +45,7 @@ from schemas.plan import (
     Variants,
     VariantShare,
 )
-from schemas.terms import METRIC_GAPS, WEBHOOK_GAPS, HealthGap, Operator
+from schemas.terms import METRIC_GAPS, WEBHOOK_GAPS, WEEKDAYS, HealthGap, Operator
 
 #: Fields with the same meaning on both sides: name in the core, name in the document.
 _Fields = Mapping[str, str]
@@ -359,7 +358,7 @@ def _window_fields(window: Window) -> dict[str, Any]:
     is_within_a_day = window.minutes <= _MINUTES_PER_DAY
     end = _clock((window.start_minute + window.minutes) % _MINUTES_PER_DAY)
     return {
-        "days": [ALL_DAYS[day - 1] for day in sorted(window.weekdays)],
+        "days": [WEEKDAYS[day - 1] for day in sorted(window.weekdays)],
         "begins": _clock(window.start_minute),
         "ends": end if is_within_a_day else None,
         "lasts": None if is_within_a_day else window.minutes * _MINUTE,

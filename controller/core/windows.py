@@ -13,6 +13,7 @@ from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from controller.core.plan import Window
+from schemas.terms import WEEKDAYS
 
 #: Windows are computed for this many days at once: nearly every question is about these two weeks.
 _DAYS_AT_ONCE = 14
@@ -26,7 +27,6 @@ _DAY_MINUTES = 24 * 60
 _MINUTE = timedelta(minutes=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EPOCH_DAY = _EPOCH.date().toordinal()
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 Interval = tuple[int, int]
 """Start and end in seconds since 1970 UTC."""
@@ -110,7 +110,7 @@ def local_words(at: datetime, windows: Sequence[Window], now: datetime) -> str:
     """
     local = at.astimezone(_zone(windows[0].timezone) if windows else UTC)
     is_near = abs(at - now) < timedelta(days=6)
-    day = _DAYS[local.weekday()] + ("" if is_near else f"{local: %Y-%m-%d}")
+    day = WEEKDAYS[local.weekday()].capitalize() + ("" if is_near else f"{local: %Y-%m-%d}")
     clock = f"{local:%H:%M:%S}" if local.second else f"{local:%H:%M}"
     return f"{day} {clock} {local.tzname()}"
 

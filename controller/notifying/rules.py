@@ -8,7 +8,7 @@ channels, which have secrets (`notifications.py`), and what follows from the rul
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime, time, timedelta
 from typing import Annotated, Any, Final, Literal
 from zoneinfo import ZoneInfo
@@ -22,9 +22,9 @@ from controller.settings.checked_file import FilePart, parse, read_text
 from controller.settings.signal_rules import Patterns, as_list, fits
 from controller.yaml_places import Path
 from schemas.fields import Duration, Moment, Switch, at_most
-from schemas.terms import Severity
+from schemas.terms import WEEKDAYS, Severity, Weekday
 
-DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_NUMBERS: Final[Mapping[str, int]] = {day: number for number, day in enumerate(WEEKDAYS)}
 _TIME: Final = re.compile(r"([01]\d|2[0-3]):[0-5]\d\Z")
 
 RuleName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
@@ -42,15 +42,13 @@ def _days(value: object) -> object:
     found: list[object] = []
     for word in words:
         first, dash, last = (part.strip() for part in str(word).lower().partition("-"))
-        if dash and first in DAYS and last in DAYS:
-            start, end = DAYS.index(first), DAYS.index(last)
-            found += DAYS[start : end + 1] if start <= end else DAYS[start:] + DAYS[: end + 1]
+        if dash and first in _NUMBERS and last in _NUMBERS:
+            start, end = _NUMBERS[first], _NUMBERS[last]
+            wraps = start > end
+            found += WEEKDAYS[start:] + WEEKDAYS[: end + 1] if wraps else WEEKDAYS[start : end + 1]
         else:
             found.append(str(word).lower())
     return found
-
-
-Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 
 
 def _clock_time(value: object) -> object:
@@ -72,7 +70,7 @@ ClockTime = Annotated[str, BeforeValidator(_clock_time), AfterValidator(_is_cloc
 class Hours(FilePart):
     """Times of the week."""
 
-    days: Annotated[tuple[Day, ...], BeforeValidator(_days)] = DAYS
+    days: Annotated[tuple[Weekday, ...], BeforeValidator(_days)] = WEEKDAYS
     start: ClockTime = "00:00"
     end: ClockTime = "00:00"
     """Before `start`: on the next day. The same: the whole day."""
@@ -91,8 +89,8 @@ class Hours(FilePart):
         """Return whether a moment lies in them. What began yesterday belongs to yesterday."""
         local = at.astimezone(ZoneInfo(self.zone))
         start, end = time.fromisoformat(self.start), time.fromisoformat(self.end)
-        today = DAYS[local.weekday()] in self.days
-        yesterday = DAYS[local.weekday() - 1] in self.days
+        today = WEEKDAYS[local.weekday()] in self.days
+        yesterday = WEEKDAYS[local.weekday() - 1] in self.days
         if start < end:
             return today and start <= local.time() < end
         return (today and local.time() >= start) or (yesterday and local.time() < end)

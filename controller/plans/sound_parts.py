@@ -14,8 +14,8 @@ from typing import Any, Final, NamedTuple
 from controller.plans.finding import STAGE_TIMES, Finding, nearest_word
 from controller.yaml_places import Path
 from schemas.metric_names import METRIC_KINDS, METRICS
-from schemas.plan import ALL_DAYS, PlanDocument, StageDocument
-from schemas.terms import NAME
+from schemas.plan import PlanDocument, StageDocument
+from schemas.terms import NAME, WEEKDAYS
 
 #: Of metrics that apps name, so that no other guardrail watches the stand-in's.
 _PREFIX: Final = next(kind.prefix for kind in METRIC_KINDS if kind.prefix)
@@ -37,7 +37,7 @@ WINDOWS: Final = ("freeze_windows", "active")
 #: What each field of a window with a fault becomes, so that its other fields can be judged. One
 #: that is not here is left out.
 _WINDOW_STAND_INS: Final = {
-    "days": list(ALL_DAYS),
+    "days": list(WEEKDAYS),
     "from": "00:00",
     "to": "12:00",
     "lasts": "1m",

@@ -13,11 +13,11 @@ from controller.core.plan import Window
 from controller.core.windows import frozen_until
 from controller.plans.finding import Finding, error
 from schemas.plan import ActiveWindowDocument, FreezeWindowDocument, PlanDocument, days_of
+from schemas.terms import WEEKDAYS
 
 _HOW_TO_NAME: Final = "write an IANA name, as in Europe/Berlin"
 _DAY_MINUTES: Final = 24 * 60
 _WEEK_MINUTES: Final = 7 * _DAY_MINUTES
-_DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 #: A moment in winter and one in summer. Windows of several zones are checked from both, because
 #: daylight saving time shifts them against each other.
 SEASONS: Final = (datetime(2026, 1, 5, tzinfo=UTC), datetime(2026, 7, 6, tzinfo=UTC))
@@ -108,7 +108,7 @@ def core_window(window: FreezeWindowDocument | ActiveWindowDocument) -> Window:
     dates = window.dates if isinstance(window, ActiveWindowDocument) else None
     first, last = (None, None) if dates is None else days_of(dates)
     return Window(
-        frozenset(_DAYS.index(day) + 1 for day in window.days),
+        frozenset(WEEKDAYS.index(day) + 1 for day in window.days),
         _minute(window.begins),
         min(_length(window), _WEEK_MINUTES),
         window.timezone,

@@ -12,21 +12,19 @@ from typing import Final
 
 from controller.core.rollout import RaiseAlert
 from controller.reporting.inventory import ListedFlag, counted
-from controller.settings.flags import WeekDay
 from controller.text import plural
-from schemas.terms import AlertKind, Severity
+from schemas.terms import WEEKDAYS, AlertKind, Severity, Weekday
 
 #: Flags that the digest names.
 NAMED: Final = 5
 #: In UTC: before the working day of most, so that it is there when they look.
 HOUR: Final = 8
-_DAYS: Final[Sequence[WeekDay]] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
-def due_since(now: datetime, day: WeekDay) -> datetime:
+def due_since(now: datetime, day: Weekday) -> datetime:
     """Return when the newest digest was due, at most a week before `now`."""
     today = now.replace(hour=HOUR, minute=0, second=0, microsecond=0)
-    found = today - timedelta(days=(now.weekday() - _DAYS.index(day)) % 7)
+    found = today - timedelta(days=(now.weekday() - WEEKDAYS.index(day)) % 7)
     return found if found <= now else found - timedelta(days=7)
 
 

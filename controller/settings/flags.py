@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from controller.settings.section import Section
+from schemas.terms import Weekday
 
 Days = Annotated[float, Field(gt=0, le=3_650, allow_inf_nan=False)]
 
@@ -18,7 +19,6 @@ def _read_off(value: object) -> object:
     return "off" if value is False else value
 
 
-WeekDay = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 StartPolicy = Annotated[Literal["off", "warn", "refuse"], BeforeValidator(_read_off)]
 
 
@@ -65,7 +65,7 @@ class FlagsSettings(Section):
     inventory reports those of an owner with more. None: any number."""
     most_active: int | None = Field(default=None, ge=1, le=1_000_000)
     """Active flags in all; with more, the inventory reports each. None: any number."""
-    weekly_digest: WeekDay | None = None
+    weekly_digest: Weekday | None = None
     """On this day at 08:00 UTC one alert `flag_digest` says how many flags have which finding, and
     names the first. Without findings there is none. None: never."""
     at_start: StartRulesSettings = StartRulesSettings()

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Final
 
 from controller.core.plan import Window
+from schemas.terms import WEEKDAYS
 
 #: Of the five facts of a window, so many are the same in one that was changed.
 _ALIKE: Final = 3
@@ -63,14 +64,11 @@ def covers(wider: Window, window: Window) -> bool:
     )
 
 
-_DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-
-
 def window_words(window: Window | None) -> str:
     """Return a window in words: `mon tue from 09:00 for 8h UTC`; empty for none."""
     if window is None:
         return ""
-    days = " ".join(_DAYS[day - 1] for day in sorted(window.weekdays))
+    days = " ".join(WEEKDAYS[day - 1] for day in sorted(window.weekdays))
     hours, minutes = divmod(window.start_minute, 60)
     length = duration_words(timedelta(minutes=window.minutes))
     dates = "" if window.first_day is None else f" in {window.first_day}..{window.last_day}"

@@ -11,8 +11,8 @@ from controller.core.rollout import Completed, RaiseAlert, Rollout
 from controller.ports import FlagUses
 from controller.reporting.flag_digest import due_since
 from controller.running.digest_watch import DigestWatch
-from controller.settings.flags import FlagsSettings, WeekDay
-from schemas.terms import AlertKind, Severity
+from controller.settings.flags import FlagsSettings
+from schemas.terms import AlertKind, Severity, Weekday
 from tests.builders import T0, make_plan, make_rollout, make_stages
 
 #: A Monday, 09:00 UTC.
@@ -33,7 +33,7 @@ class Replica:
     """A replica that runs some of all flags."""
 
     def __init__(
-        self, store: MemoryFlagUses, clock: ManualClock, *runs: str, day: WeekDay | None = "mon"
+        self, store: MemoryFlagUses, clock: ManualClock, *runs: str, day: Weekday | None = "mon"
     ) -> None:
         self.flags = {key: stale(key) for key in ("b", "a", *"cdefg")}
         self.flags["live"] = make_rollout(flag_key="live")
@@ -129,6 +129,6 @@ async def test_there_is_no_digest_without_findings_or_when_it_is_off(
         (MONDAY, "tue", MONDAY.replace(hour=8) - timedelta(days=6)),
     ],
 )
-def test_a_digest_is_due_from_its_day_on(now: datetime, day: WeekDay, due: datetime) -> None:
+def test_a_digest_is_due_from_its_day_on(now: datetime, day: Weekday, due: datetime) -> None:
     """Until the next one is."""
     assert due_since(now, day) == due
