@@ -24,7 +24,7 @@ from controller.core.rollout import RaiseAlert, Rollout
 from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
 from controller.notifying.notifier import NewsLog
-from controller.ports import Clock, PlaneStanding
+from controller.ports import AlertQueue, Clock, PlaneStanding
 from controller.running.open_alerts import OpenAlerts
 from controller.running.visibility import needs_watching, why_unneeded
 from schemas.alert import Alert
@@ -46,13 +46,6 @@ _FIX: Final = (
 )
 
 log = structlog.get_logger(__name__)
-
-
-class AlertQueue(Protocol):
-    """Publishes alerts: `visibility_alerts.py`."""
-
-    def add(self, rollout: Rollout, alert: RaiseAlert) -> None:
-        """Queue an alert. Returns at once."""
 
 
 class Sight(Protocol):

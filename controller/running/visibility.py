@@ -25,7 +25,7 @@ import structlog
 from controller.core.evidence import PartitionProgress
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.health import Faults, Scope
-from controller.ports import Clock
+from controller.ports import AlertQueue, Clock
 from controller.reporting.unwatched import Unwatched, unwatched_words
 from controller.running.blindness import Blindness, Partitions, Reported, blindness_of
 from controller.running.holders import Held, Holder
@@ -134,11 +134,8 @@ class WatchedRollouts(Protocol):
         """
 
 
-class AlertQueue(Protocol):
-    """Publishes alerts: `visibility_alerts.py`."""
-
-    def add(self, rollout: Rollout, alert: RaiseAlert) -> None:
-        """Queue an alert. Returns at once."""
+class OwnAlerts(AlertQueue, Protocol):
+    """Publishes alerts for as long as `Visibility` runs: `visibility_alerts.py`."""
 
     async def run(self) -> None:
         """Publish what is queued, until cancelled."""
@@ -172,7 +169,7 @@ class Visibility:
         self,
         clock: Clock,
         rollouts: WatchedRollouts,
-        alerts: AlertQueue,
+        alerts: OwnAlerts,
         metrics: Metrics,
         faults: Faults,
     ) -> None:
