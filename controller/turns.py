@@ -3,7 +3,8 @@
 The turn belongs to whoever wrote the store last, as long as that changes. Every write says which
 version it follows, so that a replica which was held up writes nothing over another's work. No clock
 of another machine is trusted: a store that does not change for a while, by one's own clock, is
-free.
+free. A store that was emptied or set back to an old copy under a turn gets from its owner what the
+owner knows.
 
 Belongs here: turns, and writes within one. Does not belong here: what is done in a turn
 (`notifying/notifier.py`, `checking/checker.py`), and Redis (`adapters/redis/turns.py`).
@@ -82,6 +83,11 @@ def _ignore() -> None:
     """Do nothing."""
 
 
+def _nothing() -> Mapping[str, bytes]:
+    """Return no fields."""
+    return {}
+
+
 class Turns:
     """The turns of this replica."""
 
@@ -95,41 +101,69 @@ class Turns:
         self._replica = replica
         self._clock = clock
         self._version: int | None = None
+        self._of_others = 0  # version of the newest turn of another replica; 0: none since ours
         self._saving = asyncio.Lock()
         # A write may rely on those before it: after one that failed there is none in this turn.
         self._is_incomplete = False
         self._emptied: list[str] = []  # fields that are not deleted yet
 
-    async def wait(self, elsewhere: Callable[[], object] = _ignore) -> Mapping[bytes, bytes]:
+    async def wait(
+        self,
+        elsewhere: Callable[[], object] = _ignore,
+        known: Callable[[], Mapping[str, bytes]] = _nothing,
+    ) -> Mapping[bytes, bytes]:
         """Return what is stored once it is this replica's turn.
 
-        `elsewhere` is called when another replica is seen to go on. Raises TurnLost where another
+        `elsewhere` is called when another replica is seen to go on. `known` returns all fields as
+        they were in this replica's last turn: they are written again, and returned, where the store
+        is older than that turn, as after FLUSHDB or from a backup. Raises TurnLost where another
         one was faster, StoreUnavailable.
         """
+        turn = await self._until_free(elsewhere)
+        newest, is_set_back = self._version, (turn.version or 0) < (self._version or 0)
+        version = await self._store.save(self._replica, turn.version, {})
+        if version is None:
+            self._of_others = (turn.version or 0) + 1
+            raise TurnLost("another replica was faster")
+        self._of_others = 0
+        log.info("turn_taken", what=self._what)
+        stored = await self._store.load()
+        self._version, self._is_incomplete = version, False
+        self._emptied = [
+            name.decode(errors="replace") for name, value in stored.items() if not value
+        ]
+        if not is_set_back:
+            return stored
+        log.warning("turn_store_set_back", what=self._what, stored=turn.version, known=newest)
+        fields = known()
+        names = [name.decode(errors="replace") for name in stored]
+        try:
+            await self.save({**fields, **{name: b"" for name in names if name not in fields}})
+        except OperatingTrouble:
+            self._version = newest  # what is stored is a part: the next try begins again
+            raise
+        return {name.encode(): value for name, value in fields.items()}
+
+    async def _until_free(self, elsewhere: Callable[[], object]) -> Turn:
+        """Return the newest turn once it is over, or this replica's own."""
         seen: Turn | None = None
         changed_at = self._clock.monotonic()
         while True:
             turn = await self._store.turn()
             now = self._clock.monotonic()
-            if turn.version is None or turn.owner in ("", self._replica):
-                break
+            # Where it was set back, its owner comes first: that one knows what is lost.
+            if turn.owner in ("", self._replica) and (turn.version or 0) >= self._of_others:
+                return turn
             if turn != seen:
-                if seen is not None:
+                if seen is not None and turn.owner:
+                    self._version = None  # what this replica knows is older
                     elsewhere()
                 seen, changed_at = turn, now
+                if turn.owner:
+                    self._of_others = turn.version or 0
             elif now - changed_at >= self.pulse.free_after:
-                break
+                return turn
             await asyncio.sleep(self.pulse.beat)
-        self._version = await self._store.save(self._replica, turn.version, {})
-        if self._version is None:
-            raise TurnLost("another replica was faster")
-        self._is_incomplete = False
-        log.info("turn_taken", what=self._what)
-        stored = await self._store.load()
-        self._emptied = [
-            name.decode(errors="replace") for name, value in stored.items() if not value
-        ]
-        return stored
 
     async def save(self, fields: Mapping[str, bytes]) -> None:
         """Write fields in their order; an empty value means that the field is gone.

@@ -83,7 +83,7 @@ class Checker:
         """Take turns until cancelled."""
         while True:
             try:
-                self._states = states_in(await self._turns.wait(self._clear_faults))
+                self._states = states_in(await self._turns.wait(self._clear_faults, self._fields))
                 self._faults.clear(Scope.DEPENDENCY, PART)
                 await self._check()
             except* TurnLost:
@@ -94,6 +94,10 @@ class Checker:
                 self._faults.report(Scope.DEPENDENCY, PART, why, _FIX)
                 log.warning("checks_wait", error=why)
             await asyncio.sleep(RETRY_SECONDS)
+
+    def _fields(self) -> Mapping[str, bytes]:
+        """Return every state as it is stored."""
+        return {f"check|{name}": msgspec.json.encode(one) for name, one in self._states.items()}
 
     def _clear_faults(self) -> None:
         """Forget this replica's troubles: another one checks, and tells of its own."""

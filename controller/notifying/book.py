@@ -223,6 +223,27 @@ class Book:
         changed, self._changes = self._changes, {}
         return dict(sorted(changed.items(), key=_place))
 
+    def fields(self) -> dict[str, bytes]:
+        """Return every field, in the order in which they are safe to store."""
+        named: list[tuple[str, msgspec.Struct]] = [
+            *(
+                (f"delivery|{one.number}", one)
+                for each in self.queues.values()
+                for one in each.values()
+            ),
+            *((f"incident|{name}", one) for name, one in self.incidents.items()),
+            *((f"thread|{channel}|{name}", one) for (channel, name), one in self.threads.items()),
+            *((f"dead|{number}", one) for number, one in self.dead.items()),
+            *((f"mute|{number}", one) for number, one in self.mutes.items()),
+            *((f"flag|{name}", one) for name, one in self.flags.items()),
+            *((f"channel|{name}", one) for name, one in self.channels.items()),
+            *((f"ended|{name}", one) for name, one in self.ended.items()),
+        ]
+        found = {name: msgspec.json.encode(one) for name, one in named}
+        found[f"{_NUMBER}|"] = str(self.number).encode()
+        found |= {f"{_CURSOR}|{place}": b"%d" % at for place, at in self.cursor.items()}
+        return dict(sorted(found.items(), key=_place))
+
     # --- changes ---
 
     def read_to(self, place: str, offset: int) -> None:

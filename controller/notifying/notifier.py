@@ -100,7 +100,8 @@ class Notifier:
         faults = self._process.faults
         while True:
             try:
-                self._book = Book.read(await self._turns.wait(self._clear_faults))
+                stored = await self._turns.wait(self._clear_faults, self._book.fields)
+                self._book = Book.read(stored)
                 faults.clear(Scope.DEPENDENCY, PART)
                 await self._notify()
             except* TurnLost:

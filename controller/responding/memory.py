@@ -164,7 +164,7 @@ class SignalMemory:
             return
         try:
             await self._write()
-            stored = await self._store.read()
+            stored = await self._store.read() or await self._restore()
         except OperatingTrouble as trouble:
             self._report(trouble)
             return
@@ -172,6 +172,22 @@ class SignalMemory:
         self._read_at = now
         self._entries = dict(_readable(stored))
         await self._forget_old()
+
+    async def _restore(self) -> Mapping[bytes, bytes]:
+        """Write to a store that was emptied what is remembered here, and return it.
+
+        Else a rule acts once more on a condition that fires for long, and at its end nothing lets
+        go of what it holds. Claims are left out: what was done is known without them.
+        """
+        known = {
+            name: msgspec.json.encode(one)
+            for name, one in self._entries.items()
+            if not isinstance(one, Claim)
+        }
+        if known:
+            await self._store.write(known)
+            self._logger.warning("signals_restored", number=len(known))
+        return {name.encode(): value for name, value in known.items()}
 
     def condition(self, hook: str, condition: str) -> KnownCondition | None:
         """Return what was told of a condition, None: nothing."""

@@ -6,6 +6,7 @@ Two environments on the same topics or keys would undo each other's decisions.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import structlog
 
@@ -34,6 +35,12 @@ IDENTITY_SECONDS = 60.0
 _OWN_TOPICS = "Give each environment its own kafka.topic_prefix, or its own Kafka"
 _FORMER_REDIS = (
     "give redis.url its former address and restart; flags stay as they are, nothing is decided"
+)
+#: What Redis's configuration would do to the keys, while it runs.
+REDIS_SETTINGS = "redis settings"
+_SETTINGS_FIX = (
+    "run `redis-cli CONFIG SET maxmemory-policy noeviction` and write it to redis.conf: replicas "
+    "that are started meanwhile refuse this Redis"
 )
 #: The reporter of foreign rollouts in the state topic, which alone clears them.
 _FOREIGN = "foreign"
@@ -111,13 +118,13 @@ class RedisEnvironment:
         self._settings = settings
         self._faults = faults
         self._identity: EnvironmentIdentity | None = None
+        self._warnings: Sequence[str] = ()
         self._logger = structlog.get_logger()
 
     async def prepare(self) -> None:
         """Check Redis before anything is decided. Raises ConfigInvalid and StoreUnavailable."""
         settings = self._settings
-        for warning in await check_server(self._redis):
-            self._logger.warning("redis_warning", warning=warning)
+        await self._check_server()
         identity = EnvironmentIdentity(
             await cluster_id(settings.kafka) or settings.environment,
             settings.kafka.topic_prefix,
@@ -132,6 +139,14 @@ class RedisEnvironment:
         self._logger.info(
             "redis_ready", key_prefix=self._redis.prefix, environment=settings.environment
         )
+
+    async def _check_server(self) -> None:
+        """Log what is new of its configuration. Raises ConfigInvalid and StoreUnavailable."""
+        warnings = await check_server(self._redis)
+        for warning in warnings:
+            if warning not in self._warnings:
+                self._logger.warning("redis_warning", warning=warning)
+        self._warnings = warnings
 
     async def why_not_ours(self) -> str | None:
         """Return why Redis may hold another environment's keys, None when it holds ours.
@@ -184,6 +199,18 @@ class RedisEnvironment:
                 self._logger.warning("damaged_not_read", error=str(trouble))
             if self._identity is not None:
                 await self._recheck(self._identity)
+                await self._recheck_server()
+
+    async def _recheck_server(self) -> None:
+        """Report a Redis that was set to drop keys: nothing else says so until they are gone."""
+        try:
+            await self._check_server()
+        except ConfigInvalid as invalid:
+            self._faults.report(Scope.DEPENDENCY, REDIS_SETTINGS, str(invalid), _SETTINGS_FIX)
+        except OperatingTrouble as trouble:
+            self._logger.warning("redis_settings_not_read", error=str(trouble))
+        else:
+            self._faults.clear(Scope.DEPENDENCY, REDIS_SETTINGS)
 
     async def _recheck(self, identity: EnvironmentIdentity) -> None:
         try:

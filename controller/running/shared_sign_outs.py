@@ -53,7 +53,10 @@ class EndedSessions(Protocol):
         """Note that other replicas can read these."""
 
     def heard(self, sessions: Mapping[str, int], now: int) -> None:
-        """Note sessions that were ended elsewhere, and forget those whose time is over."""
+        """Note what all replicas can read; what is missing there is untold again.
+
+        Sessions whose time is over are forgotten.
+        """
 
 
 class SharedSignOuts:

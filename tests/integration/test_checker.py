@@ -153,6 +153,24 @@ async def test_what_is_missed_is_said_once_and_when_it_is_over(world: World) -> 
     assert first.title == "up is missed: 0, objective: at least 1"
 
 
+@pytest.mark.parametrize("is_met", [False, True])
+async def test_an_emptied_redis_lets_nothing_be_said_twice_or_never_end(
+    world: World, store: RedisConnection, is_met: bool
+) -> None:
+    """What fires goes on as the same firing, and its end is said, also where it came just then."""
+    async with world.replica():
+        world.value = 0.0
+        await until(lambda: len(world.said) == 1)
+        await store.client.flushdb()
+        world.value = 1.0 if is_met else 0.0
+        seen = world.looks
+        await until(lambda: world.looks > seen + 10)
+        world.value = 1.0
+        await until(lambda: world.statuses()[-1] == "resolved")
+    assert world.statuses() == ["firing", "resolved"]
+    assert world.said[0].started_at == world.said[-1].started_at
+
+
 async def test_no_number_is_a_fault_and_no_signal(world: World) -> None:
     """Silence neither fires nor ends anything."""
     async with world.replica():

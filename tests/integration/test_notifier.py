@@ -52,6 +52,7 @@ class ListedNews:
         self.records: list[bytes] = []
         self.read_from: list[int] = []
         self.is_away = False
+        self.begins_at_end = False  # with an empty cursor, as Kafka's does
 
     def add(self, number: int, flag: str = "checkout", **told: Any) -> None:
         """Add an alert."""
@@ -64,7 +65,7 @@ class ListedNews:
 
     async def follow(self, cursor: Mapping[str, int]) -> AsyncGenerator[Sequence[Seen], None]:
         """Yield what is there, and wait for more."""
-        at = cursor.get("alerts/0", 0)
+        at = cursor.get("alerts/0", len(self.records) if self.begins_at_end else 0)
         self.read_from.append(at)
         while True:
             if self.is_away:
@@ -85,6 +86,7 @@ class World:
         self.channels: dict[str, ChannelSettings] = {}
         self.rules: NotificationRules | None = None
         self.faults = Faults(CLOCK.now)
+        self.pulse = Pulse(beat=0.2, free_after=0.8)
         self._replicas = itertools.count(1)
 
     def channel(self, name: str, kind: str, service: Service, **values: Any) -> None:
@@ -116,7 +118,7 @@ class World:
             make_channels(self.channels, CLOCK),
             lambda: rules,
             surroundings,
-            Pulse(beat=0.2, free_after=0.8),
+            self.pulse,
         )
         task = asyncio.create_task(notifier.run())
         try:
@@ -337,3 +339,57 @@ async def test_only_what_is_empty_still_is_deleted(world: World) -> None:
     assert await world.store.save("r", turn.version, fields) is not None
     await world.store.forget(["delivery|1", "delivery|2", "delivery|4"])
     assert await world.store.load() == {b"delivery|2": b"again", b"delivery|3": b""}
+
+
+async def empty(connection: RedisConnection) -> None:
+    """Lose everything, as FLUSHDB does or a restart without a file."""
+    await connection.client.flushdb()
+
+
+async def set_back(connection: RedisConnection) -> None:
+    """Put the copy back that `keep_copy` made."""
+    key = f"{connection.prefix}notifications"
+    await connection.client.copy("copy", key, replace=True)
+
+
+async def keep_copy(connection: RedisConnection) -> None:
+    """Keep a copy of the book, as a backup does."""
+    await connection.client.copy(f"{connection.prefix}notifications", "copy", replace=True)
+
+
+@pytest.mark.parametrize("lose", [empty, set_back])
+@pytest.mark.parametrize("replicas", [1, 3])
+async def test_a_redis_that_lost_the_book_gets_it_from_the_one_that_notifies(
+    world: World, store: RedisConnection, lose: Any, replicas: int
+) -> None:
+    """What waits is sent, news of that moment too, nothing twice, and an incident has its end."""
+    pager, mine = PagerDuty(), Receiver()
+    world.news.begins_at_end = True
+    world.pulse = Pulse(beat=0.2, free_after=4.0)  # longer than an owner waits before its next turn
+    async with running(pager, mine), contextlib.AsyncExitStack() as stack:
+        world.channel("pager", "pagerduty", pager)
+        world.channel("mine", "webhook", mine)
+        pager.trouble = failing(1_000)
+        for _ in range(replicas):
+            await stack.enter_async_context(world.replica())
+        await until(lambda: bool(world.news.read_from))
+        world.news.add(1)
+        await until(lambda: len(mine.shown) == 1)
+        await keep_copy(store)
+        world.news.add(2, "search", key="search/2")
+        await until(lambda: len(mine.shown) == 2)
+        await lose(store)
+        world.news.add(3, "basket")
+        world.news.add(4, "search", key="search/2", severity=Severity.INFO)
+        await until(lambda: len(mine.shown) >= 4)
+        pager.trouble = None
+        await until(lambda: len(pager.shown) >= 4)
+        book = await world.book()
+    assert [made["data"]["flag"] for made in mine.shown] == [
+        "checkout",
+        "search",
+        "basket",
+        "search",
+    ]
+    assert sorted(one.news.flag for one in book.incidents.values()) == ["basket", "checkout"]
+    assert [one["event_action"] for one in pager.shown].count("resolve") == 1

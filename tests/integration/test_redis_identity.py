@@ -160,6 +160,32 @@ async def test_a_running_daemon_notices_that_redis_became_another(
     await store.close()
 
 
+async def test_a_running_daemon_notices_that_redis_would_drop_keys(
+    own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A policy that was set after the start is a fault, until it is corrected."""
+    monkeypatch.setattr(environment, "IDENTITY_SECONDS", 0.02)
+    daemon = bootstrap.Daemon(Settings.model_validate({"redis": {"url": own_redis.url}}))
+    daemon.oversight.environment._identity = OURS
+    store = daemon.connections.redis
+    await StoredIdentity(store).check(OURS, 1)
+    watching = asyncio.create_task(daemon.oversight.environment.run())
+
+    async def fault(words: str) -> None:
+        async with asyncio.timeout(60):
+            while words not in str(daemon.faults.of(Scope.DEPENDENCY, environment.REDIS_SETTINGS)):
+                await asyncio.sleep(0.01)
+
+    await store.client.config_set("maxmemory", "100mb")
+    await store.client.config_set("maxmemory-policy", "allkeys-lru")
+    await fault("has maxmemory-policy allkeys-lru")
+    await store.client.config_set("maxmemory-policy", "noeviction")
+    await fault("None")
+    assert not watching.done()
+    watching.cancel()
+    await store.close()
+
+
 async def test_an_emptied_redis_is_claimed_again(store: RedisConnection) -> None:
     """A Redis that lost everything is still ours: the identity is written again."""
     await StoredIdentity(store).check(OURS, 1)

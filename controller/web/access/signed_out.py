@@ -45,11 +45,16 @@ class SignedOut:
             self._untold.pop(session, None)
 
     def heard(self, sessions: Mapping[str, int], now: int) -> None:
-        """Note sessions that were ended elsewhere, and forget those whose time is over."""
+        """Note sessions that were ended elsewhere, and forget those whose time is over.
+
+        `sessions` are all that replicas can read: others that are known here were lost, as by
+        FLUSHDB, and are to be told again.
+        """
         for session, until in sessions.items():
             self._note(session, until)
         for session in [one for one, until in self._until.items() if until < now]:
             del self._until[session]
+        self._untold |= {one: until for one, until in self._until.items() if one not in sessions}
 
     def _note(self, session: str, until: int) -> None:
         self._until[session] = until

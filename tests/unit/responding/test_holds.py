@@ -32,6 +32,25 @@ async def test_a_gate_is_held_while_any_condition_fires() -> None:
     assert "frozen by ada" in world.memory.recent[0].done[0]
 
 
+async def test_what_is_held_is_let_go_of_after_redis_was_emptied() -> None:
+    """A replica that knows what is held writes it again, also for the others."""
+    world = World(rule(do="hold"))
+    assert await world.tell(id="s") == ["freeze checkout-a"]
+    world.store.fields.clear()
+    await world.memory.refresh(0.0)
+    world.crash()
+    assert await world.tell("resolved") == ["unfreeze checkout-a"]
+
+
+async def test_a_rule_acts_once_although_redis_was_emptied() -> None:
+    """Who restarted the rollout while the condition fires has decided that."""
+    world = World()
+    assert await world.tell(id="s") == ["roll_back checkout-a"]
+    world.store.fields.clear()
+    world.rollouts["checkout-a"] = rollout("checkout-a")
+    assert await world.tell(id="again") == []
+
+
 async def test_a_rollout_that_is_started_while_it_fires_is_held_too() -> None:
     """With the next repeat of the same delivery; nothing else of it is done again."""
     world = World(rule(name="hold", do="hold"), rule(flags="search"))

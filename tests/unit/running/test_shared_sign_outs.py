@@ -143,3 +143,23 @@ def test_what_is_remembered_is_bounded() -> None:
     assert "other-0" in ended
     ended.heard({}, 11)
     assert "other-0" not in ended
+
+
+async def test_an_emptied_redis_is_told_again() -> None:
+    """Else the next replica that starts would take a copy of the cookie."""
+    clock, store = ManualClock(T0), Store()
+    here, there = Replica(store, clock), Replica(store, clock)
+    ended = cookie_of(here, "rita")
+    here.sign_out(ended)
+    await here.shared.beat()
+    await there.shared.beat()
+    store.sessions.clear()
+    for _ in range(2):
+        await there.shared.beat()  # it ended none itself, but has heard
+    late = Replica(store, clock)
+    await late.shared.beat()
+    assert not late.knows(ended)
+    clock.advance(2 * HOUR)
+    for _ in range(2):
+        await there.shared.beat()
+    assert store.sessions == {}
