@@ -313,6 +313,7 @@ class Oversight:
         )
         return (
             ("topology", self._connections.topics.topology.run),
+            ("topics", self._connections.topics.run),
             ("heartbeat", self.heartbeat.run),
             ("model", self._recheck_model),
             ("stalls", stalls.run),

@@ -5,6 +5,7 @@ Made when missing, checked when there, and keyed as everybody else keys them.
 
 import asyncio
 import time
+from typing import cast
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -14,10 +15,14 @@ from aiokafka.errors import InvalidTimestampError
 
 from controller.adapters.kafka.event_log import KafkaEventLog
 from controller.adapters.kafka.publisher import KafkaPublisher
+from controller.adapters.kafka.state_feed import KafkaStateFeed
 from controller.adapters.kafka.topics import cluster_id, ensure_topics, partition_of
 from controller.errors import ConfigInvalid, EventLogUnavailable
+from controller.health import Faults, Scope
+from controller.running import topics
 from controller.settings import KafkaSettings, TopicNames
 from tests.brokers import LocalKafka, MockKafka
+from tests.builders import T0
 from tests.conftest import CreateTopics, require_local_kafka
 
 
@@ -166,6 +171,56 @@ async def test_a_cleanup_that_loses_records_is_refused(
     await until_listed(kafka, settings.topic(logical))
     with pytest.raises(ConfigInvalid, match=f"{settings.topic(logical)} .*cleanup.policy={fix}"):
         await ensure_topics(settings)
+
+
+class Feed:
+    """Counts how often the state topic is to be read from its beginning."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def read_again(self) -> None:
+        """Count it."""
+        self.times += 1
+
+
+@pytest.mark.real_kafka
+async def test_a_cleanup_that_is_changed_while_running_is_a_fault(
+    kafka: str, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told before anything is deleted, and what is gone is looked for once it is right."""
+    monkeypatch.setattr(topics, "POLICIES_SECONDS", 0.1)
+    settings, faults, feed = settings_for(kafka, topic_prefix), Faults(lambda: T0), Feed()
+    await ensure_topics(settings)
+    running = topics.Topics(settings, faults, logs=(), feed=cast("KafkaStateFeed", feed))
+    watching = asyncio.create_task(running.run())
+
+    async def fault(words: str) -> None:
+        async with asyncio.timeout(60):
+            while words not in str(faults.of(Scope.DEPENDENCY, topics.POLICIES)):
+                await asyncio.sleep(0.02)
+
+    state = settings.topic("state")
+    await set_policy(kafka, state, "delete")
+    await fault(f"{state} has cleanup.policy=delete")
+    assert feed.times == 0
+    await set_policy(kafka, state, "compact")
+    await fault("None")
+    assert feed.times == 1
+    watching.cancel()
+    await asyncio.wait([watching])
+
+
+async def set_policy(bootstrap: str, topic: str, policy: str) -> None:
+    """Give a topic a cleanup policy."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    try:
+        await admin.start()
+        await admin.alter_configs(
+            [ConfigResource(ConfigResourceType.TOPIC, topic, {"cleanup.policy": policy})]
+        )
+    finally:
+        await admin.close()
 
 
 @pytest.mark.real_kafka

@@ -1,7 +1,7 @@
 """Names the topics that must exist, their configuration, and the partition of a key.
 
-Belongs here: what is asked of the cluster once, at start. Does not belong here: how we connect
-(`client.py`), what topics look like later (`topology.py`), records (`event_log.py`).
+Belongs here: what is asked of the cluster at start, and seldom afterwards. Does not belong here:
+how we connect (`client.py`), what topics look like later (`topology.py`), records (`event_log.py`).
 """
 
 from __future__ import annotations
@@ -113,6 +113,16 @@ async def ensure_topics(settings: KafkaSettings) -> dict[str, int]:
         await _refuse_ruinous_policies(admin, names)
     _refuse_unequal(settings, present)
     return {logical: present[name] for logical, name in names.items()}
+
+
+async def check_policies(settings: KafkaSettings) -> None:
+    """Raise ConfigInvalid when a topic was given a cleanup policy that loses what we need.
+
+    For use while running. Raises EventLogUnavailable.
+    """
+    names = {logical: settings.topic(logical) for logical in TopicNames.model_fields}
+    async with _admin(settings, "reading cleanup policies") as admin:
+        await _refuse_ruinous_policies(admin, names)
 
 
 @asynccontextmanager
