@@ -20,9 +20,16 @@ import importlib
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
-from typing import cast
+from typing import Final, cast
 
+import httpcore
 import httpx
+
+from controller.adapters.http.network import BoundedNetwork
+
+#: Proxies add cookies and policies of their own, and some send hints before an answer.
+_HEAD_MAX_BYTES: Final = 16_384
+_MOST_INTERIM: Final = 8
 
 
 class _Pool:
@@ -33,14 +40,21 @@ class _Pool:
         self.calls = 0
 
 
+def _make_transport(verify: ssl.SSLContext, limits: httpx.Limits) -> httpx.AsyncHTTPTransport:
+    """Return connections over the bounded network, which httpx has no argument for."""
+    transport = httpx.AsyncHTTPTransport(verify=verify, limits=limits, trust_env=False)
+    transport._pool._network_backend = BoundedNetwork(
+        httpcore.AnyIOBackend(), head_max_bytes=_HEAD_MAX_BYTES, most_interim=_MOST_INTERIM
+    )
+    return transport
+
+
 class CancellablePool(httpx.AsyncBaseTransport):
     """The transport of a client: pools of httpx, each until a call on it is cancelled."""
 
     def __init__(self, verify: ssl.SSLContext, limits: httpx.Limits) -> None:
         """`verify`: with which certificates. Nothing of the environment is used."""
-        self._make = partial(
-            httpx.AsyncHTTPTransport, verify=verify, limits=limits, trust_env=False
-        )
+        self._make = partial(_make_transport, verify, limits)
         self._pool = _Pool(self._make())
         self._closings: set[asyncio.Task[None]] = set()
 

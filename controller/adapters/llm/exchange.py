@@ -20,8 +20,8 @@ import httpcore
 import msgspec
 
 from controller.adapters.http.bounded import AnswerRefused, read_bounded
+from controller.adapters.http.network import NETWORK_ERRORS, BoundedNetwork, root_cause
 from controller.adapters.http.tls import client_context
-from controller.adapters.llm.network import NETWORK_ERRORS, BoundedNetwork, root_cause
 from controller.adapters.llm.trouble import (
     BROKEN_OFF_FIX,
     CERTIFICATE_FIX,

@@ -2,7 +2,8 @@
 
 The parser above it is thorough and slow. Without these bounds, 64 KiB of one-byte chunks, of tiny
 header lines or of interim responses (1xx, which we never request) would hold up the loop for a
-fifth of a second, and interim responses for as long as the server likes.
+fifth of a second, folded header lines for longer, and interim responses for as long as the server
+likes: on a busy machine the loop had a turn every two seconds.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ NETWORK_ERRORS: Final = (
 )
 
 _INTERIM = re.compile(rb"HTTP/\d\.\d 1")
+_END_OF_HEAD = re.compile(rb"\n\r?\n")  # as the parser above has it
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -52,8 +54,16 @@ def root_cause(error: BaseException) -> BaseException:
 class BoundedNetwork(httpcore.AsyncNetworkBackend):
     """A network backend that connects like another one, with bounded streams."""
 
-    def __init__(self, network: httpcore.AsyncNetworkBackend) -> None:
+    def __init__(
+        self,
+        network: httpcore.AsyncNetworkBackend,
+        *,
+        head_max_bytes: int = HEAD_MAX_BYTES,
+        most_interim: int = 0,
+    ) -> None:
+        """`head_max_bytes` of one response; `most_interim` responses that come before it."""
         self._network = network
+        self._bounds = head_max_bytes, most_interim
 
     async def connect_tcp(
         self,
@@ -64,30 +74,48 @@ class BoundedNetwork(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         return _BoundedStream(
-            await self._network.connect_tcp(host, port, timeout, local_address, socket_options)
+            await self._network.connect_tcp(host, port, timeout, local_address, socket_options),
+            self._bounds,
         )
 
 
 class _BoundedStream(httpcore.AsyncNetworkStream):
     """A stream that reads little at a time, and only a response that begins with its own head."""
 
-    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+    def __init__(self, stream: httpcore.AsyncNetworkStream, bounds: tuple[int, int]) -> None:
         self._stream = stream
+        self._bounds = bounds
+        self._begin()
+
+    def _begin(self) -> None:
         self._head: bytes | None = b""  # as far as it has come; None: it is complete
+        self._interim = 0
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
         piece = await self._stream.read(min(max_bytes, PIECE_BYTES), timeout)
         if self._head is not None:
-            self._head += piece
-            if _INTERIM.match(self._head):
-                raise httpcore.RemoteProtocolError("an interim response, which was not requested")
-            if b"\r\n\r\n" in self._head[:HEAD_MAX_BYTES]:
-                self._head = None
-            elif len(self._head) >= HEAD_MAX_BYTES:
-                raise httpcore.RemoteProtocolError(f"more than {HEAD_MAX_BYTES} bytes of headers")
+            self._head = self._rest_of_head(self._head + piece)
         return piece
 
+    def _rest_of_head(self, head: bytes) -> bytes | None:
+        """Return what has come of a head that is not complete, None once it is."""
+        head_max_bytes, most_interim = self._bounds
+        while _INTERIM.match(head):
+            if self._interim == most_interim:
+                raise httpcore.RemoteProtocolError("an interim response, which was not requested")
+            end = _END_OF_HEAD.search(head)
+            if end is None:
+                break
+            head = head[end.end() :]
+            self._interim += 1
+        if _END_OF_HEAD.search(head, 0, head_max_bytes):
+            return None
+        if len(head) >= head_max_bytes:
+            raise httpcore.RemoteProtocolError(f"more than {head_max_bytes} bytes of headers")
+        return head
+
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        self._begin()  # what is read next answers this
         await self._stream.write(buffer, timeout)
 
     async def aclose(self) -> None:
@@ -99,7 +127,8 @@ class _BoundedStream(httpcore.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> httpcore.AsyncNetworkStream:
-        return _BoundedStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+        stream = await self._stream.start_tls(ssl_context, server_hostname, timeout)
+        return _BoundedStream(stream, self._bounds)
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
