@@ -16,6 +16,9 @@ SHORTEST_AGE_SECONDS: Final = 3.0
 REDIS_IDENTITY: Final = "redis_identity"
 """The fault that says that Redis holds the keys of another environment."""
 
+TOPIC_EPOCH: Final = "topic_epoch"
+"""The fault that says that other replicas count under a newer epoch."""
+
 
 class Feed(Protocol):
     """The state topic, as far as its age matters."""
@@ -50,6 +53,7 @@ class RaiseGuard:
         """Return why nothing may be raised now, None while raising is allowed."""
         # `running/environment.py` checks Redis now and then and reports this fault.
         identity = self._faults.of(Scope.DEPENDENCY, REDIS_IDENTITY)
+        identity = identity or self._faults.of(Scope.DEPENDENCY, TOPIC_EPOCH)
         return (
             why_knowledge_is_old(self._feed.silent_seconds, self._session_timeout_seconds)
             or self._clock.why_not()

@@ -16,7 +16,7 @@ from controller.adapters.redis.identity import SHARED_PREFIX, EnvironmentIdentit
 from controller.adapters.redis.server_check import check_server
 from controller.codec.rollouts import read_state
 from controller.core.rollout import Rollout
-from controller.deciding.raise_guard import REDIS_IDENTITY
+from controller.deciding.raise_guard import REDIS_IDENTITY, TOPIC_EPOCH
 from controller.errors import (
     ConfigInvalid,
     EventLogUnavailable,
@@ -222,3 +222,18 @@ class RedisEnvironment:
             self._faults.clear(Scope.DEPENDENCY, REDIS_IDENTITY)
         else:
             self._faults.report(Scope.DEPENDENCY, REDIS_IDENTITY, why, _FORMER_REDIS)
+        self._compare_epoch()
+
+    def _compare_epoch(self) -> None:
+        """Report that others count under a newer epoch: their partitions are not seen here."""
+        newest, ours = self._stored.epoch, self._settings.kafka.topic_epoch
+        if newest is None or newest <= ours:
+            self._faults.clear(Scope.DEPENDENCY, TOPIC_EPOCH)
+            return
+        self._faults.report(
+            Scope.DEPENDENCY,
+            TOPIC_EPOCH,
+            f"other replicas count under topic epoch {newest} and this one under {ours}: of the "
+            f"events it sees only those that it counts itself, and raises nothing",
+            f"set kafka.topic_epoch to {newest} for this replica, and restart it",
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from controller.adapters.redis.connection import RedisConnection
 from controller.adapters.redis.identity import EnvironmentIdentity, StoredIdentity
 from controller.adapters.redis.rollouts import RedisRollouts
 from controller.adapters.redis.server_check import check_server
+from controller.deciding.raise_guard import RaiseGuard
 from controller.errors import ConfigInvalid, StoreUnavailable
 from controller.health import Scope
 from controller.running import environment
@@ -182,6 +184,35 @@ async def test_a_running_daemon_notices_that_redis_would_drop_keys(
     await store.client.config_set("maxmemory-policy", "noeviction")
     await fault("None")
     assert not watching.done()
+    watching.cancel()
+    await store.close()
+
+
+async def test_a_running_daemon_notices_that_others_have_a_newer_epoch(
+    own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It raises nothing: it sees only the events that it counts itself. Lowering goes on."""
+    monkeypatch.setattr(environment, "IDENTITY_SECONDS", 0.02)
+    daemon = bootstrap.Daemon(Settings.model_validate({"redis": {"url": own_redis.url}}))
+    daemon.oversight.environment._identity = OURS
+    store = daemon.connections.redis
+    await StoredIdentity(store).check(OURS, 1)
+    watching = asyncio.create_task(daemon.oversight.environment.run())
+    heard = SimpleNamespace(silent_seconds=0.0, why_not=lambda: None)
+    guard = RaiseGuard(heard, heard, daemon.faults, session_timeout_seconds=10.0)
+
+    async def until(words: str) -> None:
+        async with asyncio.timeout(60):
+            while words not in str(daemon.faults.of(Scope.DEPENDENCY, "topic_epoch")):
+                await asyncio.sleep(0.01)
+
+    await StoredIdentity(store).check(OURS, 2)
+    await until("count under topic epoch 2 and this one under 1")
+    assert "topic epoch 2" in str(guard.why_not())
+    assert await daemon.oversight.environment.why_not_ours() is None
+    await store.client.hset("rolloutd:identity", "epoch", "1")
+    await until("None")
+    assert guard.why_not() is None
     watching.cancel()
     await store.close()
 

@@ -81,6 +81,8 @@ class StoredIdentity:
     def __init__(self, connection: RedisConnection) -> None:
         self._connection = connection
         self._key = f"{connection.prefix}identity"
+        #: The epoch that `recheck` found; None: none.
+        self.epoch: int | None = None
 
     async def check(self, identity: EnvironmentIdentity, epoch: int) -> None:
         """Tie the prefix to one environment, or check that it is tied to the one given.
@@ -132,13 +134,14 @@ class StoredIdentity:
 
         While it is not, every other call is refused with StoreUnavailable: nothing is counted or
         decided on another environment's data. A Redis that was emptied is claimed again. Raises
-        StoreUnavailable.
+        StoreUnavailable, and ConfigInvalid for an epoch that is no number.
         """
         stored = await self._read()
         why = identity.why_not(stored, self._connection.prefix) if stored else None
         self._connection.why_refused = why
         if not stored:
             await self.check(identity, epoch)
+        self.epoch = _epoch_in(stored, self._key)
         return why
 
     async def is_of(self, topic_prefix: str, environments: Collection[str]) -> bool:
