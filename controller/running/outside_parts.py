@@ -19,7 +19,7 @@ from controller.running.connections import Connections
 from controller.running.notification_parts import NotificationParts
 from controller.running.oversight import Oversight, Process
 from controller.running.report_reader import ReportReader
-from controller.running.rule_agreement import RuleAgreement, digest_of
+from controller.running.rule_agreement import BUCKETING, RuleAgreement, digest_of
 from controller.running.signal_parts import SignalParts
 from controller.running.supervisor import Loop
 
@@ -39,6 +39,7 @@ class OutsideParts:
         self.signals = SignalParts(process, connections, registry, reports, oversight)
         self.notifications = NotificationParts(process, connections, registry)
         self.checks = CheckParts(process, connections)
+        self._bucketing = process.settings.http.bucketing
         self._agreement = RuleAgreement(
             SharedHash(connections.redis, "rules"),
             replica_name(),
@@ -49,15 +50,16 @@ class OutsideParts:
 
     @property
     def _rules(self) -> Mapping[str, str]:
-        """The hash of each file in use, by its setting."""
+        """The hash of each file in use, by its setting, and how users are assigned."""
         parts = (self.signals, self.notifications, self.checks)
-        return {one.setting: digest_of(one.file) for one in parts if one.loops}
+        files = {one.setting: digest_of(one.file) for one in parts if one.loops}
+        return {**files, BUCKETING: self._bucketing}
 
     @property
     def loops(self) -> Sequence[Loop]:
-        """What listens, tells and checks, as far as the settings ask for it."""
+        """What listens, tells and checks, as far as the settings ask for it; and the agreement."""
         loops = (*self.signals.loops, *self.notifications.loops, *self.checks.loops)
-        return (*loops, ("rule_agreement", self._agreement.run)) if loops else ()
+        return (*loops, ("rule_agreement", self._agreement.run))
 
     @property
     def closers(self) -> Sequence[tuple[str, Callable[[], Awaitable[None]]]]:

@@ -1,8 +1,9 @@
-"""Notices that replicas have different rules files.
+"""Notices that replicas have different rules files, or assign users differently.
 
 A signal, a notification or a check is one replica's at a time: whichever it is acts by the file
-that it has read. So replicas whose files differ act differently by chance. Each writes to Redis
-what its files say, as a short hash, and reads what the others write.
+that it has read. So replicas whose files differ act differently by chance. And a user whom two
+replicas assign differently changes the variant from one request to the next. Each writes to Redis
+what its files say, as a short hash, and how it assigns, and reads what the others write.
 
 Belongs here: comparing, and when a difference is told. Does not belong here: what the files say
 (`signal_parts.py`, `notification_parts.py`, `check_parts.py`).
@@ -34,6 +35,9 @@ FORGOTTEN_SECONDS: Final = 600.0
 #: Others are named up to this many.
 _NAMED: Final = 3
 _FIX: Final = "give every replica the same file, then send SIGHUP to each"
+#: A setting and no file.
+BUCKETING: Final = "http.bucketing"
+_BUCKETING_FIX: Final = "set http.bucketing alike on every replica, and restart those that differ"
 _SHARING_FIX: Final = redis_fix(
     "the key of the rules", "nobody notices replicas with different rules files"
 )
@@ -146,12 +150,28 @@ class RuleAgreement:
         if not told:
             self._faults.clear(Scope.DEPENDENCY, FAULT)
             return
-        why = "; ".join(
-            f"{setting} says something else on {_named(names)}"
-            for setting, names in sorted(told.items())
+        self._faults.report(Scope.DEPENDENCY, FAULT, *_words(told))
+
+
+def _words(told: Mapping[str, list[str]]) -> tuple[str, str]:
+    """Return what differs, by setting on which replicas, and how to fix it."""
+    whys, fixes = [], []
+    files = [
+        f"{setting} says something else on {_named(names)}"
+        for setting, names in sorted(told.items())
+        if setting != BUCKETING
+    ]
+    if files:
+        text = "; ".join(files)
+        whys.append(f"{text}: each replica acts by its own file, and which one acts is chance")
+        fixes.append(_FIX)
+    if BUCKETING in told:
+        whys.append(
+            f"{BUCKETING} is another on {_named(told[BUCKETING])}: the same user has one variant "
+            f"here and another there, and counts in both arms"
         )
-        why += ": each replica acts by its own file, and which one acts is chance"
-        self._faults.report(Scope.DEPENDENCY, FAULT, why, _FIX)
+        fixes.append(_BUCKETING_FIX)
+    return "; ".join(whys), "; ".join(fixes)
 
 
 def _is_gone(other: _Other, now: float) -> bool:

@@ -27,6 +27,9 @@ from controller.web.reports import send_no_rollout
 #: Documents written before other requests get a turn: a document costs tens of microseconds.
 _DOCUMENTS_PER_TURN = 50
 
+#: Read once: a probe must be answered also when no file can be opened any more.
+_VERSION: Final = version("rolloutd")
+
 
 class Index:
     """GET /: the paths that this port serves, each with its purpose."""
@@ -37,7 +40,7 @@ class Index:
             {"path": route.path, "methods": sorted(route.methods or ()), "what": _purpose(route)}
             for route in routes
         ]
-        document = {"server": "rolloutd", "version": version("rolloutd"), "paths": entries}
+        document = {"server": "rolloutd", "version": _VERSION, "paths": entries}
         self._body = msgspec.json.format(msgspec.json.encode(document)) + b"\n"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -158,7 +161,7 @@ class Readyz:
             "degraded": health.is_degraded or why_serving is not None or is_faulty,
             "starting": not health.has_started,
             "fatal_errors": health.trouble,
-            "version": version("rolloutd"),
+            "version": _VERSION,
             "counting": health.counting,
             "takes_commands": self._takes_commands,
             "components": components,

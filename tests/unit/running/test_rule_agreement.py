@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 
+from controller import bootstrap
 from controller.adapters.memory import ManualClock
 from controller.errors import StoreUnavailable
 from controller.health import Faults, Scope
 from controller.running.rule_agreement import (
     BEAT_SECONDS,
+    BUCKETING,
     FAULT,
     FORGOTTEN_SECONDS,
     FRESH_SECONDS,
@@ -18,6 +20,7 @@ from controller.running.rule_agreement import (
     RuleAgreement,
     digest_of,
 )
+from controller.settings import Settings
 from controller.settings.signal_rules import parse_rules
 from tests.builders import T0
 
@@ -97,6 +100,23 @@ async def test_a_difference_that_lasts_is_told_on_both_and_ends_with_it() -> Non
     other.rules[SETTING] = "x"
     await fleet.live(BEAT_SECONDS, one, other)
     assert (one.told, other.told) == ("", "")
+
+
+async def test_replicas_that_assign_users_differently_are_told() -> None:
+    """Without any rules file; with one that differs, both are told."""
+    bootstrapped = bootstrap.Daemon(Settings.model_validate({"http": {"bucketing": "v2"}}))
+    assert "rule_agreement" in dict(bootstrapped.outside.loops)
+    assert bootstrapped.outside._rules == {BUCKETING: "v2"}
+    await bootstrapped.connections.redis.close()
+    fleet = Fleet()
+    one, other = fleet.replica("a/1", signals="x"), fleet.replica("b/2", signals="x")
+    one.rules[BUCKETING], other.rules[BUCKETING] = "v2", "v3"
+    await fleet.live(2 * TOLD_AFTER_SECONDS, one, other)
+    assert one.told.startswith("http.bucketing is another on b/2: the same user")
+    other.rules[SETTING] = "y"
+    await fleet.live(2 * TOLD_AFTER_SECONDS, one, other)
+    assert "hooks.rules_file says something else on b/2" in one.told
+    assert "http.bucketing is another on b/2" in one.told
 
 
 async def test_a_replica_that_is_gone_differs_from_nobody() -> None:

@@ -12,8 +12,11 @@ from controller.health import Faults, Health
 from controller.ports import FlagUses
 from controller.settings import Settings
 from controller.telemetry import Metrics
+from controller.web.bucketing import Generation
+from controller.web.flags import FlagBoard
 from controller.web.steering import Steering
 from controller.web.surface import Surface, make_board
+from controller.web.views import Readyz
 from tests.brokers import free_port
 from tests.builders import make_rollout
 from tests.reports import no_reports
@@ -62,3 +65,15 @@ async def test_who_may_read_about_rollouts_follows_from_the_settings(
     finally:
         for _, close in surface.closers:
             await close()
+
+
+def test_a_probe_is_answered_without_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that has no descriptor left answered 500, and nobody saw what was wrong."""
+
+    def refuse(*_: object, **_named: object) -> object:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
+    board = FlagBoard(generation=Generation.V3)
+    assert Readyz(Health(required=[]), board).report()["version"]
