@@ -122,7 +122,7 @@ class UseKeeper:
         """Add what was counted, note what is new, read what all replicas know."""
         try:
             await self._add()
-            self._notes = dict(await self._store.notes())
+            self._notes = dict(await self._store.notes()) or await self._restored()
             day = await self._read()
             await self._note(day)
             await self._show(day)
@@ -196,6 +196,14 @@ class UseKeeper:
         return day
 
     # - noting -
+
+    async def _restored(self) -> dict[Use, bytes]:
+        """Write to a store that was emptied what is known here, and return it.
+
+        Else a flag that is in use looks as if nobody had evaluated it for as long as it is watched.
+        """
+        await self._store.write_notes(self._notes)
+        return self._notes
 
     async def _note(self, day: _Day) -> None:
         """Note when flags were evaluated last, and drop notes on flags without a rollout."""

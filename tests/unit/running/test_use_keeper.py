@@ -128,6 +128,20 @@ async def test_what_is_noted_of_a_rollout_is_shown_by_every_replica(
     assert (await replica.use()).lifts == ()
 
 
+async def test_an_emptied_store_gets_again_what_a_replica_knows(
+    replica: Replica, store: MemoryFlagUses, clock: ManualClock
+) -> None:
+    """Else a flag that was evaluated two days ago is one that never was, and is tidied up."""
+    replica.count(Arm.TREATMENT, 1)
+    await replica.keeper.beat()
+    clock.advance(timedelta(days=2))
+    await replica.keeper.beat()
+    await store.drop_notes(list(await store.notes()))
+    await replica.keeper.beat()
+    use = await Replica(store, clock).use()
+    assert (use.evaluated_at, use.watched_since) == (T0, T0)
+
+
 async def test_a_day_is_counted_and_no_more(replica: Replica, clock: ManualClock) -> None:
     """What is older is known as the time of the last evaluation."""
     for _ in range(2 * DAY_HOURS):
