@@ -21,8 +21,10 @@ from controller.settings import KafkaSettings
 
 #: Records handed over together, and read ahead.
 _AT_ONCE: Final = 200
-#: The topics are looked at again after so long: one may have got more partitions.
+#: The topics are looked at again after so long: one may have been replaced.
 _REOPENED_AFTER_SECONDS: Final = 600.0
+#: So often, while nothing comes, whether one has got more partitions.
+_QUIET_SECONDS: Final = 10.0
 
 log = structlog.get_logger(__name__)
 
@@ -77,11 +79,11 @@ class KafkaNewsLog:
         until = loop.time() + _REOPENED_AFTER_SECONDS
         task = asyncio.create_task(fetch(), name="notifications: fetch")
         try:
-            while loop.time() < until:
+            while loop.time() < until and not reader.has_grown:
                 getting = asyncio.create_task(waiting.get())
                 try:
                     await asyncio.wait(
-                        {getting, task}, timeout=30, return_when=asyncio.FIRST_COMPLETED
+                        {getting, task}, timeout=_QUIET_SECONDS, return_when=asyncio.FIRST_COMPLETED
                     )
                     found = [getting.result()] if getting.done() else []
                 finally:

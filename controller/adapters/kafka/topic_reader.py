@@ -114,6 +114,17 @@ class KafkaReader:
         """Return whether a topic can be read, by its logical name."""
         return topic in self._topics
 
+    @property
+    def has_grown(self) -> bool:
+        """Whether a topic that is read has got partitions since, as far as the client knows.
+
+        It hears of it within `metadata_max_age_ms`.
+        """
+        known = self._consumer._client.cluster.partitions_for_topic
+        return any(
+            not numbers.issuperset(known(name) or ()) for name, numbers in self._numbers.items()
+        )
+
     # --- offsets ---
 
     def partition(self, topic: str, key: str) -> KafkaPartition:
