@@ -132,10 +132,9 @@ class Turns:
         self._emptied = [
             name.decode(errors="replace") for name, value in stored.items() if not value
         ]
-        if not is_set_back:
+        if not is_set_back or not (fields := known()):
             return stored
         log.warning("turn_store_set_back", what=self._what, stored=turn.version, known=newest)
-        fields = known()
         names = [name.decode(errors="replace") for name in stored]
         try:
             await self.save({**fields, **{name: b"" for name in names if name not in fields}})

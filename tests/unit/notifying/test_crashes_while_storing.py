@@ -10,13 +10,14 @@ from itertools import count
 import pytest
 
 from controller.errors import StoreUnavailable
-from controller.notifying.book import Book, Purpose
+from controller.notifying.book import _KINDS as KINDS
+from controller.notifying.book import Book, ChannelState, Purpose, Thread
 from controller.notifying.news import News
 from controller.notifying.planner import Planner, Told
 from controller.notifying.rules import default_rules
 from controller.turns import Pulse, Turn, Turns
 from schemas.terms import Severity
-from tests.builders import T0
+from tests.builders import HOUR, T0
 from tests.unit.notifying.news_of import news
 
 
@@ -202,3 +203,40 @@ async def test_a_deletion_that_fails_ends_no_turn() -> None:
     await other.wait()
     await other.save({})
     assert set(store.fields) == {b"delivery|2"}
+
+
+def test_all_fields_of_a_book_are_what_its_changes_come_to() -> None:
+    """Of every kind that is stored; what was emptied is not among them."""
+    told = Told(frozenset({"a", "b"}), tracking=frozenset({"a"}))
+    book, stored = Book(), dict[str, bytes]()
+    take(book, alerts(Severity.CRITICAL, 1)[:5], told)
+    take(book, alerts(Severity.INFO, 1_000)[:3], told)
+    waiting = list(book.waiting("b"))
+    book.sent(waiting[0])
+    book.bury(waiting[1], "refused", T0)
+    book.converse("a", "r1", Thread("t1", T0))
+    book.channel_is("a", ChannelState(1, T0))
+    book.mute("f*", "ada", "sale", T0, T0 + HOUR, is_route=False, is_critical_too=False)
+    stored |= {name: value for name, value in book.changes().items() if value}
+    assert book.fields() == stored
+    assert {name.partition("|")[0] for name in stored} == {*KINDS, "cursor", "number"}
+    assert list(book.fields())[-1].startswith("cursor|"), "last, so that a crash repeats"
+    again = Book.read({name.encode(): value for name, value in stored.items()})
+    assert again.fields() == stored
+
+
+async def test_a_crash_while_an_emptied_store_is_filled_begins_it_again() -> None:
+    """What it has by then is a part, which must not be taken for all."""
+    store = Store()
+    made = turns(store)
+    await made.wait()
+    known = {f"delivery|{number}": b"owed" for number in range(4_000)}
+    await made.save(known)
+    store.version, store.owner, store.fields = None, "", {}
+    store.writes_left = 2  # its turn, and the first of three parts
+    with pytest.raises(StoreUnavailable):
+        await made.wait(known=lambda: known)
+    store.writes_left = None
+    assert len(await made.wait(known=lambda: known)) == 4_000
+    assert len(store.fields) == 4_000
+    assert len(await turns(store).wait(known=dict)) == 4_000
