@@ -40,10 +40,17 @@ def plural(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
+def key_letters(key: str) -> str:
+    """Return a key without separators, in one letter case; keys with equal ones look alike."""
+    return key.casefold().translate(_SEPARATORS)
+
+
 def excerpt(text: str, max_chars: int) -> str:
     """Return the first `max_chars` characters of `text`, printable and trimmed."""
     return printable(text[:max_chars]).strip()
 
+
+_SEPARATORS: Final = str.maketrans("", "", "._:-")
 
 #: Letters and symbols by their category that show nothing: of Hangul, and of Braille.
 _FILLERS: Final = frozenset("\u115f\u1160\u3164\uffa0\u2800")

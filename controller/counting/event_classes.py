@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from typing import Final
 
 from controller.counting.folding.flags_to_count import CountedFlag
+from controller.text import key_letters
 from schemas.envelope import format_time, time_of
 from schemas.terms import Arm, EventClass, EventRemark, RecordClass
 
@@ -24,7 +25,6 @@ SLOW_MS: Final = 60_000.0
 FAILED_STATUS: Final = 500
 
 _MOST_COMPARED: Final = 500  # flags
-_SEPARATORS: Final = str.maketrans("", "", "._:-")
 
 #: Which class of records an event makes its record belong to, if it is the only one in it.
 RECORD_CLASS: Final = {
@@ -191,14 +191,10 @@ def nearest(flag_key: str, known: Collection[str]) -> str | None:
 
 def misspelled(flag_keys: Iterable[str], known: Iterable[str]) -> dict[str, str]:
     """Return the known flag for each key that differs from it in separators or in case only."""
-    by_letters = {_letters(flag_key): flag_key for flag_key in known}
+    by_letters = {key_letters(flag_key): flag_key for flag_key in known}
     found = {}
     for flag_key in flag_keys:
-        meant = by_letters.get(_letters(flag_key))
+        meant = by_letters.get(key_letters(flag_key))
         if meant is not None and meant != flag_key:
             found[flag_key] = meant
     return found
-
-
-def _letters(flag_key: str) -> str:
-    return flag_key.casefold().translate(_SEPARATORS)

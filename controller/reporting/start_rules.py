@@ -16,10 +16,9 @@ from controller.plans import Finding
 from controller.plans.finding import error, warning
 from controller.reporting.inventory import Census, has_allowed_name
 from controller.settings.flags import FlagsSettings, StartPolicy
-from controller.text import is_blank, plural
+from controller.text import is_blank, key_letters, plural
 from controller.yaml_places import Path
 from schemas.plan import PlanDocument
-from schemas.terms import FlagFinding
 
 
 class AgainstRules(NamedTuple):
@@ -32,7 +31,7 @@ class AgainstRules(NamedTuple):
 class _Broken(NamedTuple):
     """A rule that a start would break."""
 
-    kind: FlagFinding
+    policy: StartPolicy
     path: Path  # of the part of the plan that breaks it
     what: str
     fix: str
@@ -43,11 +42,10 @@ class _Broken(NamedTuple):
 
 def against_rules(plan: Plan, rollouts: Iterable[Rollout], rules: FlagsSettings) -> AgainstRules:
     """Return what is against the rules if a rollout begins by this plan, beside those there are."""
-    policy_of = _policies(rules)
     broken = list(_broken(plan.flag_key, plan.owner, rollouts, rules))
     return AgainstRules(
-        tuple(str(one) for one in broken if policy_of[one.kind] == "warn"),
-        tuple(str(one) for one in broken if policy_of[one.kind] == "refuse"),
+        tuple(str(one) for one in broken if one.policy == "warn"),
+        tuple(str(one) for one in broken if one.policy == "refuse"),
     )
 
 
@@ -56,48 +54,44 @@ def start_findings(
 ) -> Iterator[Finding]:
     """Yield what a start by this plan would be told of the rules, as findings about the plan.
 
-    What is refused is an error. Without `rollouts` the limits on their number are never broken.
+    What is refused is an error. Without `rollouts` the rules about other flags are never broken.
     """
-    policy_of = _policies(rules)
     for one in _broken(document.flag, document.owner, rollouts, rules):
         path = one.path if set(one.path) <= document.model_fields_set else ()
-        if policy_of[one.kind] == "refuse":
+        if one.policy == "refuse":
             yield error(path, f"a start is refused: {one.what}", one.fix)
-        elif policy_of[one.kind] == "warn":
+        elif one.policy == "warn":
             yield warning(path, one.what, one.fix)
-
-
-def _policies(rules: FlagsSettings) -> dict[FlagFinding, StartPolicy]:
-    at_start = rules.at_start
-    return {
-        FlagFinding.NAME: at_start.name,
-        FlagFinding.NO_OWNER: at_start.no_owner,
-        FlagFinding.TOO_MANY_OF_OWNER: at_start.too_many_of_owner,
-        FlagFinding.TOO_MANY: at_start.too_many,
-    }
 
 
 def _broken(
     flag_key: str, owner: str, rollouts: Iterable[Rollout], rules: FlagsSettings
 ) -> Iterator[_Broken]:
+    policy, others = rules.at_start, [one for one in rollouts if one.flag_key != flag_key]
     if not has_allowed_name(flag_key, rules):
         what = f"the flag key {flag_key} does not fit {rules.name_pattern} (flags.name_pattern)"
-        yield _Broken(FlagFinding.NAME, ("flag",), what, "choose one that does")
+        yield _Broken(policy.name, ("flag",), what, "choose one that does")
+    letters = key_letters(flag_key)
+    alike = next((one.flag_key for one in others if key_letters(one.flag_key) == letters), None)
+    if alike is not None:
+        what = f"{flag_key} is another flag than {alike}, though the keys look alike"
+        fix = f"if {alike} is meant, write its key, and abort what has begun under this one"
+        yield _Broken(policy.alike, ("flag",), what, fix)
     if rules.needs_owner and is_blank(owner):
         what = "the plan names no owner (flags.needs_owner)"
-        yield _Broken(FlagFinding.NO_OWNER, ("owner",), what, "add `owner: TEAM` to it")
+        yield _Broken(policy.no_owner, ("owner",), what, "add `owner: TEAM` to it")
     most_of_owner, most = rules.most_active_per_owner, rules.most_active
     if most_of_owner is None and most is None:
         return
-    census = Census.of(one for one in rollouts if one.flag_key != flag_key)
+    census = Census.of(others)
     of_owner, active = census.of_owner[owner] + 1, census.active + 1
     if most_of_owner is not None and not is_blank(owner) and of_owner > most_of_owner:
         allowed = f"{plural(most_of_owner, 'is', 'are')} allowed (flags.most_active_per_owner)"
         what = f"{owner} would have {plural(of_owner, 'active flag')}, {allowed}"
         fix = "complete or retire one of this owner first, see `rolloutctl flags`"
-        yield _Broken(FlagFinding.TOO_MANY_OF_OWNER, ("owner",), what, fix)
+        yield _Broken(policy.too_many_of_owner, ("owner",), what, fix)
     if most is not None and active > most:
         allowed = f"{plural(most, 'is', 'are')} allowed (flags.most_active)"
         what = f"there would be {plural(active, 'active flag')}, {allowed}"
         fix = "complete or retire one first, see `rolloutctl flags --stale`"
-        yield _Broken(FlagFinding.TOO_MANY, (), what, fix)
+        yield _Broken(policy.too_many, (), what, fix)

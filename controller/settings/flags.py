@@ -31,6 +31,8 @@ class StartRulesSettings(Section):
 
     name: StartPolicy = "warn"
     """A flag key that does not fit `name_pattern`."""
+    alike: StartPolicy = "warn"
+    """A flag key that differs from another flag's only in upper and lower case or separators."""
     no_owner: StartPolicy = "warn"
     """A plan without an owner, with `needs_owner`."""
     too_many_of_owner: StartPolicy = "warn"

@@ -22,7 +22,7 @@ def active(flag_key: str, owner: str = "ada") -> Rollout:
 
 def told(*rollouts: Rollout, policy: str | None = None, **rules: Any) -> AgainstRules:
     """Return what is against the rules where each has the same policy."""
-    names = ("name", "no_owner", "too_many_of_owner", "too_many")
+    names = ("name", "alike", "no_owner", "too_many_of_owner", "too_many")
     at_start = {} if policy is None else dict.fromkeys(names, policy)
     settings = FlagsSettings.model_validate({**rules, "at_start": at_start})
     return against_rules(PLAN, rollouts, settings)
@@ -50,6 +50,18 @@ def test_each_rule_warns_refuses_or_is_off(rules: dict[str, Any], words: str) ->
     assert told(*others, policy="warn", **rules) == ((warning,), ())
     assert told(*others, policy="refuse", **rules) == ((), (warning,))
     assert told(*others, policy="off", **rules) == AgainstRules()
+
+
+def test_a_key_that_looks_like_another_one_is_told() -> None:
+    """Else the events of the other flag count for nobody, and the rollout serves nobody."""
+    for typed in ("o-dd", "ODD", "o.d_d"):
+        ((warning,), refusals) = told(active("a"), active(typed))
+        assert f"Odd is another flag than {typed}, though the keys look alike" in warning
+        assert f"if {typed} is meant, write its key" in warning
+        assert refusals == ()
+        assert told(active(typed), policy="refuse") == ((), (warning,))
+        assert told(active(typed), policy="off") == AgainstRules()
+    assert told(active("Odd"), active("odds"), active("old")) == AgainstRules()
 
 
 def test_off_may_be_written_as_yaml_reads_it() -> None:
