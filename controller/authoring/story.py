@@ -43,7 +43,8 @@ _ONWARD = (DecisionKind.ADVANCE, DecisionKind.COMPLETE)
 #: What a person should check first, by the gap in the evidence. A test checks that all are here.
 STEPS_FOR_GAPS = {
     HealthGap.NO_TRAFFIC: (
-        "check that both variants are served: flag plane, targeting, the apps' provider"
+        "check that both variants are served and reported: flag plane, targeting, the apps' "
+        "provider; `rolloutctl events` shows what arrives, and what is ignored and why"
     ),
     HealthGap.NO_OUTCOMES: (
         "check that the apps publish request.outcomes with the context id of the evaluation"
@@ -240,10 +241,12 @@ def _recorded_cause(
         return "Unknown: it was decided without evidence, and no command requested it."
     if evidence.gaps:
         gaps = ", ".join(dict.fromkeys(gap.kind.value for gap in evidence.gaps))
+        meaning = "which says nothing about the release: search"
+        if subject.kind in _LOWERING:  # so does a treatment that went missing
+            meaning = "and the release may fail before it reports: search there and"
         return (
-            f"The evidence could not be judged ({gaps}), which says nothing about the release: "
-            "search in how events are sent, counted and served. "
-            f"{_NO_MORE}."
+            f"The evidence could not be judged ({gaps}), {meaning} "
+            f"in how events are sent, counted and served. {_NO_MORE}."
         )
     undecided = [one.metric for one in evidence.metrics if one.safe is not Verdict.PASS]
     if undecided:

@@ -18,6 +18,7 @@ class Cause:
     reason: str
     judgement: Judgement | None = None  # the evidence, where evidence is the cause
     command: CommandReceived | None = None  # the command, where an operator is the cause
+    fix: str = ""  # what a person can do about it, where the cause itself tells
 
     @classmethod
     def of_command(cls, command: CommandReceived, what: str = "") -> Cause:

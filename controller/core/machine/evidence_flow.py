@@ -63,9 +63,11 @@ def act_on_gap(rollout: Rollout, gap: Gap, judgement: Judgement, now: datetime) 
 
     A treatment that went missing rolls back: it may have crashed before it could report.
     """
-    cause = Cause(health.gap_words(judgement, gap), judgement)
+    words, fix = health.gap_words(judgement, gap), health.ACTIONS[gap.kind]
     if health.lowers(rollout, gap):
-        return transitions.roll_back(rollout, cause, now)
+        fix = fix if gap.kind is HealthGap.SRM else ""  # the others are for a stage that goes on
+        return transitions.roll_back(rollout, Cause(words, judgement, fix=fix), now)
+    cause = Cause(words, judgement, fix=fix)
     alert = AlertKind.SRM if gap.kind is HealthGap.SRM else AlertKind.PAUSED
     return transitions.pause(rollout, HoldReason.HEALTH, cause, now, alert)
 

@@ -25,7 +25,9 @@ ACTIONS: Final[Mapping[HealthGap, str]] = {
     HealthGap.BELOW_MIN_SAMPLE: "wait, or lower min_sample",
     HealthGap.STALE: "check the apps' producers, the consumer lag and `rolloutctl doctor`; until "
     "events arrive again, no guardrail can find harm",
-    HealthGap.SRM: "find which arm loses events, or who else changes the flag",
+    HealthGap.SRM: "find which arm crashes before it reports, loses its events or has variants "
+    "that the plan does not (`rolloutctl events` shows what arrives, and what is ignored and why), "
+    "or who else changes the flag",
     HealthGap.MULTIPLE_EXPOSURE: "use the same targeting key in all apps",
     HealthGap.REPEATED_OUTCOMES: "find who sends outcomes a second time: a replay into the live "
     "topic, or producers without enable.idempotence; "

@@ -16,7 +16,7 @@ def rolled_back(before: Rollout, after: Rollout, cause: Cause) -> RaiseAlert:
     """Return the alert that 0 % is served because of a fault."""
     where = _while_off(before) or f"from {before.served_words} to 0 %"
     summary = f"{before.flag_key} rolled back {where}{cause.by_words}: {cause.reason}"
-    action = "find the cause; then start a new rollout"
+    action = f"{cause.fix or 'find the cause'}; then start a new rollout"
     kind = AlertKind.ROLLED_BACK
     return alert(after, kind, Severity.CRITICAL, summary, action, cause.judgement)
 
@@ -63,13 +63,14 @@ def stepped_back(before: Rollout, after: Rollout, cause: Cause) -> RaiseAlert:
 
 def paused(before: Rollout, after: Rollout, kind: AlertKind, cause: Cause) -> RaiseAlert:
     """Return the alert that the controller paused the rollout; `kind` unless its plan expired."""
-    action = "check the evidence; then resume, promote or roll back"
+    action = f"{cause.fix or 'check the evidence'}; then resume, promote or roll back"
     if after.hold is HoldReason.EXPIRED:
         kind, action = AlertKind.PLAN_EXPIRED, "decide, as its owner: promote, roll back or abort"
     elif after.hold is HoldReason.OSCILLATES:
         action = "find out why it came down; then promote, roll back or abort"
     elif after.closed_since is not None:
-        action = "check the evidence; then resume, so that it opens again, or roll back"
+        first = cause.fix or "check the evidence"
+        action = f"{first}; then resume, so that it opens again, or roll back"
     severity = Severity.CRITICAL if after.hold is HoldReason.BREACH else Severity.WARNING
     summary = (
         f"{before.flag_key} paused at {before.words_of(before.decided_percent)}"

@@ -109,6 +109,10 @@ BAD_CONTROL = make_breach(
             "could not be judged (stale), which says nothing about the release",
         ),
         (
+            make_decision("roll_back", 2, make_judgement(gaps=(Gap(HealthGap.SRM, "0 % of 74"),))),
+            "could not be judged (srm), and the release may fail before it reports",
+        ),
+        (
             make_decision(
                 "pause", 2, make_judgement(metrics=(make_report(safe=Verdict.INCONCLUSIVE),))
             ),
