@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import redis.asyncio
@@ -21,6 +23,7 @@ from schemas.totals import (
 )
 from tests.brokers import RedisServer
 from tests.builders import make_rollout
+from tests.certificates import write_certificate
 from tests.integration.redis_data import HASH, KEY, fields
 
 
@@ -215,6 +218,38 @@ async def test_out_of_memory_refuses_before_anything_is_written(
     await store.client.config_set("maxmemory", "0")
     assert await totals.save(KEY, expected=5, next_offset=9, fields=fields(9)) is None
     await patient.close()
+
+
+async def test_wrong_credentials_name_the_setting_to_correct(
+    store: RedisConnection, own_redis: RedisServer
+) -> None:
+    """A user who is asked to give none, or whose password is wrong, is told at once."""
+    await store.client.config_set("requirepass", "secret")
+    for user, setting in (("", "set redis.password_file"), (":wrong@", "correct redis.username")):
+        url = own_redis.url.replace("redis://", f"redis://{user}")
+        refused = RedisConnection.connect(url, deadline_seconds=60)
+        with pytest.raises(StoreUnavailable, match=setting):
+            await refused.ask_time()
+        await refused.close()
+
+
+async def test_a_certificate_of_another_authority_names_the_setting_to_correct(
+    tmp_path: Path,
+) -> None:
+    """The text of OpenSSL alone names none."""
+    certificate, key, other = (tmp_path / name for name in ("c.pem", "k.pem", "other.pem"))
+    write_certificate(certificate, key)
+    write_certificate(other, tmp_path / "unused.pem", "another authority")
+    secured = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    secured.load_cert_chain(certificate, key)
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", ssl=secured)
+    port = server.sockets[0].getsockname()[1]
+    url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={other}"
+    refused = RedisConnection.connect(url, deadline_seconds=1)
+    with pytest.raises(StoreUnavailable, match=r"let redis\.ca_file name the PEM file"):
+        await refused.ask_time()
+    await refused.close()
+    server.close()
 
 
 async def test_a_replica_is_trouble_and_passes(

@@ -63,6 +63,15 @@ _PREFIX = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 _NO_USE_TO_RETRY = ("MISCONF", "OOM", "NOPERM", "NOAUTH", "WRONGPASS", "NOREPLICAS")
 
 
+#: What to correct in the settings, by a part of what the error says.
+_FIXES: Final = {
+    "Authentication required": "set redis.password_file, and redis.username for an ACL user",
+    "invalid username-password pair": "correct redis.username and redis.password_file",
+    "CERTIFICATE_VERIFY_FAILED": "let redis.ca_file name the PEM file of the authority that signed "
+    "its certificate, and redis.url a name that stands in it",
+}
+
+
 class RightMissing(StoreUnavailable):
     """Our Redis user may not run a command, or not on this key.
 
@@ -289,4 +298,9 @@ def _check_retry_helps(purpose: str, error: Exception) -> None:
 
 
 def _description(error: BaseException | None) -> str:
-    return str(error) or type(error).__name__
+    """Return what an error says, and how to fix it where it tells that."""
+    text = (str(error) or type(error).__name__).rstrip(".")
+    for mark, fix in _FIXES.items():
+        if mark in text:
+            return f"{text}: {fix}"
+    return text

@@ -25,7 +25,7 @@ async def check_server(connection: RedisConnection) -> Sequence[str]:
         return await _info_by_node(connection.client)
 
     try:
-        nodes = await connection.call("look at the Redis server", info)
+        nodes = await connection.call("read INFO of the server", info)
     except RightMissing as missing:
         what_to_check = (
             "that it is 7.0 or later, that maxmemory-policy is noeviction and appendonly yes"
