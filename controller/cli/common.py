@@ -251,7 +251,8 @@ class _LastWarning(logging.Handler):
         self.message = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.message = record.getMessage().strip().rstrip(":")
+        if record.name == "aiokafka":  # the others warn of no cause, as of a password in the clear
+            self.message = record.getMessage().strip().rstrip(":")
 
     def __str__(self) -> str:
         return f"\nthe client library reported: {self.message}" if self.message else ""

@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
+from controller.adapters.kafka.refusals import newest_refusal
 from controller.cancellation import is_cancelled
 from controller.ports import TopicPartition
 from controller.settings import KafkaSettings
@@ -67,7 +68,7 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, KafkaConnectionError) and "Unable to bootstrap" in str(error):
-        return "no broker answers"  # in place of the client's list of sockets
+        return newest_refusal() or "no broker answers"  # in place of the client's list of sockets
     return str(error) or type(error).__name__
 
 

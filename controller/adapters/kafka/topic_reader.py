@@ -21,6 +21,7 @@ from controller.adapters.kafka.client import client_options, disconnect, reason_
 from controller.adapters.kafka.connection_pace import pace_connections
 from controller.adapters.kafka.consumer_records import UNREADABLE, name_faults
 from controller.adapters.kafka.fetch_guard import FetchGuard
+from controller.adapters.kafka.refusals import newest_refusal
 from controller.adapters.kafka.time_merge import Placed, TimeMerge
 from controller.adapters.kafka.topics import partition_of
 from controller.errors import EventLogUnavailable
@@ -215,7 +216,7 @@ class KafkaReader:
 
     def _unavailable(self, doing: str, error: BaseException) -> EventLogUnavailable:
         no_broker = isinstance(error, KafkaConnectionError)
-        why = "no broker answers" if no_broker else reason_of(error)
+        why = newest_refusal() or "no broker answers" if no_broker else reason_of(error)
         return EventLogUnavailable(f"Kafka at {self._settings.bootstrap_servers}: {doing}: {why}")
 
     # --- reading ---

@@ -252,7 +252,8 @@ async def _wait_for(
         await asyncio.sleep(0.1)
     raise EventLogUnavailable(
         f"topics are missing: {', '.join(missing)}. Create them with `kafka-topics --create`, "
-        "rollout.state with `--config cleanup.policy=compact`, or set kafka.create_topics to true"
+        "rollout.state with `--config cleanup.policy=compact`, or set kafka.create_topics to true; "
+        "where they are there, grant our user Describe on them, see ops/security.md"
     )
 
 
