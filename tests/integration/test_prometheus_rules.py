@@ -134,6 +134,11 @@ def test_the_rules_are_valid() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_times_are_written_for_people() -> None:
+    """A raw value has up to 17 digits, as in `5.307123899459839 s`."""
+    assert "{{ $value }} s" not in RULES.read_text(encoding="utf-8")
+
+
 def test_every_alert_has_a_case() -> None:
     """A rule that is added is tried."""
     groups = yaml.safe_load(RULES.read_text())["groups"]
