@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -139,6 +140,19 @@ async def test_a_keyboard_is_enough(browser: Any, site: Site) -> None:
         if await page.evaluate("document.activeElement.matches('.copy button')"):
             break
     assert await page.evaluate("document.activeElement.textContent") == "Copy"
+
+
+async def test_a_chart_has_the_times_of_the_page(browser: Any, site: Site) -> None:
+    """In the reader's zone, as all others; else one moment has two times side by side."""
+    context = await browser.new_context(timezone_id="Asia/Tokyo", locale="en-GB")
+    page = await context.new_page()
+    await page.goto(f"{site.url}/ui/rollouts/pricing-api")
+    await settled(page)
+    end = page.locator("svg.chart text[data-at]").last
+    at = datetime.fromisoformat(await end.get_attribute("data-at"))
+    assert at.tzinfo is not None
+    assert f"{at.astimezone(ZoneInfo('Asia/Tokyo')):%H:%M:%S}" in await end.text_content()
+    await context.close()
 
 
 async def test_hostile_text_does_nothing_in_a_browser(browser: Any) -> None:

@@ -109,9 +109,8 @@ def chart(
         parts.append(f'<line class="{level.style}" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>')
         parts.append(_label(right - 2, max(y - 4, 11), level.name, "end"))
     bottom = _CHART_HIGH - 6
-    parts.append(_label(left, bottom, f"{moments[0].astimezone(UTC):%H:%M:%S}", "start"))
-    last = f"{moments[-1].astimezone(UTC):%H:%M:%S} UTC"
-    parts.append(_label(right, bottom, last, "end"))
+    parts.append(_moment(left, bottom, moments[0], "start"))
+    parts.append(_moment(right, bottom, moments[-1], "end"))
     return _svg("chart", _CHART_WIDE, _CHART_HIGH, title, parts)
 
 
@@ -146,6 +145,14 @@ def _drawn(line: Line, at_x: Callable[[datetime], int], at_y: Callable[[float], 
 def _label(x: int, y: int, words: str, anchor: str) -> str:
     text = Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>')
     return str(text.format(x, y, anchor, words))
+
+
+def _moment(x: int, y: int, moment: datetime, anchor: str) -> str:
+    """Return a moment in UTC; the page's script writes it as it writes all others."""
+    utc = moment.astimezone(UTC)
+    text = Markup('<text x="{}" y="{}" text-anchor="{}" data-at="{}">{}</text>')
+    at = utc.isoformat(timespec="seconds")
+    return str(text.format(x, y, anchor, at, f"{utc:%Y-%m-%d %H:%M:%S} UTC"))
 
 
 def _svg(style: str, wide: int, high: int, title: str, parts: Sequence[str]) -> Markup:

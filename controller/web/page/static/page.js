@@ -19,16 +19,21 @@
     return ms < 0 ? `in ${words}` : `${words} ago`;
   };
 
+  const inZone = (at, now) => (at.toDateString() === new Date(now).toDateString()
+    ? at.toLocaleTimeString() : at.toLocaleString());
+
   const tellTimes = () => {
     const now = Date.now();
     for (const one of document.querySelectorAll("time[datetime]")) {
       const at = new Date(one.dateTime);
       if (Number.isNaN(at.getTime())) continue;
-      const isToday = at.toDateString() === new Date(now).toDateString();
-      const shown = isToday ? at.toLocaleTimeString() : at.toLocaleString();
-      const words = `${shown} (${age(now - at.getTime())})`;
+      const words = `${inZone(at, now)} (${age(now - at.getTime())})`;
       if (one.textContent !== words) one.textContent = words;
       if (!one.title) one.title = `${one.dateTime.replace("T", " ").replace("+00:00", "")} UTC`;
+    }
+    for (const one of document.querySelectorAll("text[data-at]")) { // the ends of a chart
+      const words = inZone(new Date(one.dataset.at), now);
+      if (one.textContent !== words) one.textContent = words;
     }
   };
 
