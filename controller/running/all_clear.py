@@ -1,10 +1,12 @@
 """Sends the all-clear of alerts whose teller was killed, and of workers that had stopped.
 
 Who told of a trouble also tells that it is over: `visibility.py` of rollouts that nobody sees,
-`actuating/reconciler.py` of planes. Both keep in memory what they told. After a `kill -9` the
-replica that runs the flag finds the alert open on the topic. It ends the alert once it sees for
-itself that the trouble is over, and that nobody else has said so meanwhile. That a flag's worker
-had stopped, or that its document could not be read, is always ended here.
+`event_watch.py` of their events, `actuating/reconciler.py` of planes. They keep in memory what
+they told. After a `kill -9` the replica that runs the flag finds the alert open on the topic. It
+ends the alert once it sees for itself that the trouble is over, and that nobody else has said so
+meanwhile. Events it may not see: their alert is repeated while the fault lasts, and over with its
+rollout. That a flag's worker had stopped, or that its document could not be read, is always ended
+here.
 
 So the all-clear comes at least once, perhaps twice where two replicas run at the same time. It
 never comes while the trouble stands, or while it is not known: then the alert stays open.
@@ -25,6 +27,7 @@ from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
 from controller.notifying.notifier import NewsLog
 from controller.ports import AlertQueue, Clock, PlaneStanding
+from controller.running.event_watch import REPEATED_EVERY_SECONDS
 from controller.running.open_alerts import OpenAlerts
 from controller.running.visibility import needs_watching, why_unneeded
 from schemas.alert import Alert
@@ -160,6 +163,8 @@ class AllClears:
                 return self._why_served(told, rollout)
             case AlertKind.FLAG_BROKEN:
                 return self._why_running(rollout)
+            case AlertKind.EVENT_FAULTS:
+                return self._why_sound(told, rollout)
         return None  # nothing here says that it is over: it stays open
 
     def _why_served(self, told: Alert, rollout: Rollout) -> str | None:
@@ -188,12 +193,19 @@ class AllClears:
             return why_unneeded(rollout)
         return "its worker runs again" if rollout.flag_key in self._sight.seen else None
 
+    def _why_sound(self, told: Alert, rollout: Rollout) -> str | None:
+        """Return why a fault of a rollout's events is over: it is repeated while it lasts."""
+        if rollout.has_ended:
+            return why_unneeded(rollout)
+        is_old = (self._clock.now() - told.at).total_seconds() > 1.5 * REPEATED_EVERY_SECONDS
+        return "the fault of its events was not told again" if is_old else None
+
     def _end(self, told: Alert, rollout: Rollout, why: str) -> None:
         self._open.forget(told)
         log.info("alert_ended_for_another", flag_key=told.flag, key=told.dedup_key, reason=why)
         was = "no longer unwatched: " if told.kind is AlertKind.UNWATCHED else ""
         summary = f"{told.flag}: {was}{why}"
-        if told.kind is not AlertKind.FLAG_BROKEN:
+        if told.kind in (AlertKind.UNWATCHED, AlertKind.NOT_ACTUATED):
             summary += "; the replica that told of the trouble has stopped"
         self._alerts.add(
             rollout, RaiseAlert(told.kind, Severity.INFO, summary, "nothing", told.dedup_key)

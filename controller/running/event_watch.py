@@ -5,7 +5,8 @@ nowhere, or wrongly. Here a window of each flag's events is judged now and then,
 that counting reads again (`counting/event_sampling.py`). Nothing is decided by it.
 
 Each replica judges the partitions that it counts. The alerts of several replicas have the same
-dedup key.
+dedup key. One that told of a fault tells that it is over, and another that still finds it tells of
+it again. Of a rollout that has ended, and after a kill, `all_clear.py` does.
 
 Belongs here: when a share is too large, and what the alert says. Does not belong here: what a class
 of events means (`counting/event_classes.py`), publishing (`visibility_alerts.py`).
@@ -14,7 +15,7 @@ of events means (`counting/event_classes.py`), publishing (`visibility_alerts.py
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -44,6 +45,10 @@ NO_ERROR_TYPE_SHARE: Final = 0.01
 #: Of all events, about half of which are outcomes: those of failed requests may have the fault.
 MISNAMED_SHARE: Final = 0.005
 REPEATED_EVERY_SECONDS: Final = 3600.0
+#: A fault that the events of so long no longer have is over.
+OVER_AFTER_SECONDS: Final = 300.0
+#: An alert of ours may be on its way to the topic and back for so long.
+_ON_ITS_WAY_SECONDS: Final = 60.0
 #: Events from before the start may come for so long after it.
 STARTED_BEFORE: Final = timedelta(minutes=5)
 
@@ -63,6 +68,17 @@ class _Finding:
     what: str  # what they are
 
 
+@dataclass(slots=True)
+class _Told:
+    """A finding that was alerted and is not over; the times are monotonic."""
+
+    what: str
+    dedup_key: str
+    alerted_at: float
+    found_at: float  # last
+    judged_at: float  # last, whether it was found or not
+
+
 class EventWatch:
     """Judges the events of live flags every few seconds."""
 
@@ -72,14 +88,18 @@ class EventWatch:
         newest: Callable[[str], Rollout | None],
         alerts: AlertQueue,
         clock: Clock,
+        open_alerts: Container[str],
     ) -> None:
-        """`newest` returns the newest rollout of a flag."""
+        """`newest` returns the newest rollout of a flag.
+
+        `open_alerts` has the dedup keys of alerts of which the topic has no all-clear.
+        """
         self._tally = tally
         self._newest = newest
         self._alerts = alerts
         self._clock = clock
-        # By flag, rollout and what was found: when it was last alerted.
-        self._alerted_at: dict[tuple[str, str, str], float] = {}
+        self._open_alerts = open_alerts
+        self._told: dict[tuple[str, str, str], _Told] = {}  # by flag, rollout and what was found
         self._logged: set[str] = set()  # flags without a rollout
         self._compared_at = -COMPARED_EVERY_SECONDS
         self._unknown_judged: dict[str, int] = {}  # events of misspelled flags, as last judged
@@ -103,11 +123,12 @@ class EventWatch:
             age = self._clock.now() - rollout.visits[0].entered_at
             for finding in findings(tally, window, is_new=age < STARTED_BEFORE):
                 self._alert(rollout, finding, tally)
+            self._note_judged(flag_key)
         now = self._clock.monotonic()
         if now - self._compared_at >= COMPARED_EVERY_SECONDS:
             self._compared_at = now
             self._check_misspelled()
-        self._forget_old()
+        self._end_old()
 
     def _check_misspelled(self) -> None:
         """Alert for live flags whose key somebody writes with other separators or letter case."""
@@ -117,12 +138,16 @@ class EventWatch:
             tally = unknown[written]
             since = tally.counts.read - self._unknown_judged.get(written, 0)
             rollout = self._newest(flag_key)
-            if since < LEAST_EVENTS or rollout is None or not needs_watching(rollout):
+            if rollout is None or not needs_watching(rollout):
+                continue
+            told = self._told.get((flag_key, rollout.rollout_id, EventClass.UNKNOWN_FLAG.value))
+            if since < (LEAST_EVENTS if told is None else 1):
                 continue
             self._unknown_judged[written] = tally.counts.read
             what = f"name the flag {written}, which has no rollout; {flag_key} has one"
             finding = _Finding(EventClass.UNKNOWN_FLAG, None, "events", what)
             self._alert(rollout, finding, tally)
+        self._note_judged(None)
 
     def _log_unknown(self) -> None:
         """Log each flag without a rollout once, when it becomes one of the most frequent ones."""
@@ -133,13 +158,19 @@ class EventWatch:
             log.info("flag_without_rollout", flag_key=flag_key, events=int(count))
 
     def _alert(self, rollout: Rollout, finding: _Finding, tally: FlagTally) -> None:
-        """Alert, unless that was done within the hour."""
+        """Alert, unless that was done within the hour and nobody has ended it since."""
         flag_key, rollout_id, about = rollout.flag_key, rollout.rollout_id, finding.about.value
         now = self._clock.monotonic()
-        at = self._alerted_at.get((flag_key, rollout_id, about))
-        if at is not None and now - at < REPEATED_EVERY_SECONDS:
-            return
-        self._alerted_at[flag_key, rollout_id, about] = now
+        told = self._told.get((flag_key, rollout_id, about))
+        if told is not None:
+            told.found_at, age = now, now - told.alerted_at
+            is_ended = age >= _ON_ITS_WAY_SECONDS and told.dedup_key not in self._open_alerts
+            if age < REPEATED_EVERY_SECONDS and not is_ended:
+                return
+        dedup_key = f"{flag_key}/{rollout_id}/{AlertKind.EVENT_FAULTS}/{about}"
+        self._told[flag_key, rollout_id, about] = _Told(
+            f"{finding.of} {finding.what}", dedup_key, now, now, now
+        )
         share = "some" if finding.share is None else f"{_percent(finding.share)} of its"
         summary = f"{flag_key}: {share} {finding.of} {finding.what}"
         if (sample := tally.newest(finding.about)) is not None:
@@ -161,15 +192,32 @@ class EventWatch:
                 summary,
                 f"{tally.hint(finding.about, has_begun=True)}; "
                 f"`rolloutctl events {flag_key}` shows more of them",
-                f"{flag_key}/{rollout_id}/{AlertKind.EVENT_FAULTS}/{about}",
+                dedup_key,
             ),
         )
 
-    def _forget_old(self) -> None:
+    def _note_judged(self, flag_key: str | None) -> None:
+        """Note that a flag's events were judged; None: how events spell the keys of all flags."""
         now = self._clock.monotonic()
-        self._alerted_at = {
-            key: at for key, at in self._alerted_at.items() if now - at < REPEATED_EVERY_SECONDS
-        }
+        for (told_flag, _, about), told in self._told.items():
+            if (None if about == EventClass.UNKNOWN_FLAG else told_flag) == flag_key:
+                told.judged_at = now
+
+    def _end_old(self) -> None:
+        """Tell what is over, and forget what `all_clear.py` ends."""
+        for (flag_key, rollout_id, about), told in list(self._told.items()):
+            rollout = self._newest(flag_key)
+            if rollout is None or rollout.rollout_id != rollout_id or rollout.has_ended:
+                del self._told[flag_key, rollout_id, about]
+            elif told.judged_at - told.found_at >= OVER_AFTER_SECONDS:
+                del self._told[flag_key, rollout_id, about]
+                log.info("event_faults_over", flag_key=flag_key, event_class=about)
+                minutes = OVER_AFTER_SECONDS / 60
+                over = f"{flag_key}: over, not found for {minutes:.0f} min: {told.what}"
+                alert = RaiseAlert(
+                    AlertKind.EVENT_FAULTS, Severity.INFO, over, "nothing", told.dedup_key
+                )
+                self._alerts.add(rollout, alert)
         unknown = self._tally.unknown_flags
         self._unknown_judged = {
             flag_key: count

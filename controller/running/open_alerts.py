@@ -26,7 +26,12 @@ from schemas.terms import AlertKind, Severity
 #: The kinds whose end no state tells, but the process that told of them, or nobody.
 #: `AllClears._why_over` says when each is over. The others that end with an all-clear are kept with
 #: their rollout, or in Redis.
-KINDS: Final = (AlertKind.UNWATCHED, AlertKind.NOT_ACTUATED, AlertKind.FLAG_BROKEN)
+KINDS: Final = (
+    AlertKind.UNWATCHED,
+    AlertKind.NOT_ACTUATED,
+    AlertKind.FLAG_BROKEN,
+    AlertKind.EVENT_FAULTS,
+)
 #: With a plane that is away, each of 10,000 flags may have one. The oldest go first.
 MOST_OPEN: Final = 20_000
 
@@ -75,6 +80,10 @@ class OpenAlerts:
             keys.discard(told.dedup_key)
             if not keys:
                 del self._keys[told.flag]
+
+    def __contains__(self, dedup_key: object) -> bool:
+        """Return whether the alert with this key is open."""
+        return dedup_key in self._open
 
     @property
     def newest(self) -> Iterable[Alert]:

@@ -140,6 +140,41 @@ async def test_a_broken_flag_has_its_end_once_its_worker_runs_again() -> None:
     assert alert.summary == f"{FLAG}: its worker runs again"
 
 
+def faulty() -> RaiseAlert:
+    """Return the alert of a fault of the events."""
+    key = f"{FLAG}/{make_rollout().rollout_id}/event_faults/unknown_variant"
+    return RaiseAlert(AlertKind.EVENT_FAULTS, Severity.WARNING, f"{FLAG}: 40 % of", "do", key)
+
+
+async def test_a_fault_of_events_whose_teller_was_killed_is_over_when_not_repeated() -> None:
+    """It is repeated hourly; and what has ended needs no events."""
+    bench = Bench()
+    await bench.reads(faulty())
+    await bench.passes(60)
+    assert bench.sent == []
+    bench.clock.advance(timedelta(minutes=60))
+    await bench.reads(faulty())
+    bench.clock.advance(timedelta(minutes=80))
+    await bench.passes(60)
+    assert bench.sent == []
+    bench.clock.advance(timedelta(minutes=10))
+    await bench.passes(60)
+    (alert,) = bench.sent
+    assert (alert.severity, alert.dedup_key) == (Severity.INFO, faulty().dedup_key)
+    assert alert.summary == f"{FLAG}: the fault of its events was not told again"
+
+
+async def test_a_fault_of_events_is_over_with_its_rollout() -> None:
+    """At once, whoever told of it."""
+    bench = Bench()
+    await bench.reads(faulty())
+    assert bench.newest is not None
+    bench.newest = replace(bench.newest, phase=RolledBack(T0, "why"), percent=0.0)
+    await bench.passes(60)
+    (alert,) = bench.sent
+    assert alert.summary == f"{FLAG}: it has ended"
+
+
 async def test_a_document_that_was_replaced_is_for_people_to_look_at() -> None:
     """The flag goes on, and perhaps not from where it should be: nobody ends that alert."""
     bench = Bench()

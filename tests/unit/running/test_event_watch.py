@@ -16,7 +16,9 @@ from controller.counting.flag_tally import EventSample, FlagTally
 from controller.counting.folding.flags_to_count import FlagsToCount
 from controller.ports import Record
 from controller.running.event_watch import (
+    COMPARED_EVERY_SECONDS,
     LEAST_EVENTS,
+    OVER_AFTER_SECONDS,
     REPEATED_EVERY_SECONDS,
     EventWatch,
     findings,
@@ -37,11 +39,16 @@ class Bench:
         self.clock = ManualClock(T0)
         self.rollout: Rollout | None = make_rollout()
         self.raised: list[RaiseAlert] = []
+        self.is_ended = False  # by another replica
         flags = FlagsToCount()
         assert self.rollout is not None
         flags.count_for(self.rollout)
         self.tally = EventTally(flags, read_evaluations, read_outcomes)
-        self.watch = EventWatch(self.tally, lambda _: self.rollout, self, self.clock)
+        self.watch = EventWatch(self.tally, lambda _: self.rollout, self, self.clock, self)
+
+    def __contains__(self, dedup_key: object) -> bool:
+        """Return whether the topic has the alert and no all-clear since."""
+        return not self.is_ended
 
     def add(self, rollout: Rollout, alert: RaiseAlert) -> None:
         """Note an alert."""
@@ -115,8 +122,63 @@ def test_it_is_repeated_every_hour_while_it_lasts() -> None:
     bench.clock.advance(timedelta(seconds=REPEATED_EVERY_SECONDS + 1))
     bench.evaluate(40, "treatment")
     assert len(bench.check()) == 1
+
+
+def test_it_is_over_once_the_events_have_been_right_for_five_minutes() -> None:
+    """Not while none arrive: then nothing is known. And it is told anew if it comes back."""
+    bench = Bench()
+    bench.evaluate(40, "treatment")
+    bench.check()
+    key = bench.raised[0].dedup_key
+    for _ in range(2):
+        bench.clock.advance(timedelta(seconds=OVER_AFTER_SECONDS - 1))
+        assert bench.check() == []
     bench.evaluate(40)
-    bench.clock.advance(timedelta(seconds=REPEATED_EVERY_SECONDS + 1))
+    (summary,) = bench.check()
+    assert summary.startswith(
+        "new-checkout: over, not found for 5 min: events are ignored: they name the variant "
+    )
+    (over,) = bench.raised
+    assert (over.severity, over.dedup_key, over.action) == (Severity.INFO, key, "nothing")
+    bench.clock.advance(timedelta(seconds=OVER_AFTER_SECONDS))
+    bench.evaluate(40)
+    assert bench.check() == []
+    bench.evaluate(40, "treatment")
+    assert len(bench.check()) == 1
+
+
+def test_a_fault_that_comes_again_in_time_is_not_over() -> None:
+    """Each time that it is found begins the five minutes again."""
+    bench, told = Bench(), []
+    for variant in ("treatment", "on", "treatment", "on"):
+        bench.evaluate(40, variant)
+        told += bench.check()
+        bench.clock.advance(timedelta(seconds=OVER_AFTER_SECONDS - 1))
+    assert len(told) == 1
+
+
+def test_a_fault_that_another_replica_has_ended_is_told_again_where_it_is_found() -> None:
+    """That one counts other partitions. Its all-clear may not be our alert that is on its way."""
+    bench = Bench()
+    bench.is_ended = True
+    bench.evaluate(40, "treatment")
+    assert len(bench.check()) == 1
+    bench.evaluate(40, "treatment")
+    assert bench.check() == []
+    bench.clock.advance(timedelta(minutes=2))
+    bench.evaluate(40, "treatment")
+    assert len(bench.check()) == 1
+
+
+def test_of_a_rollout_that_ended_nothing_is_told_here() -> None:
+    """Whoever runs its flag ends the alert: this replica may be killed before."""
+    bench = Bench()
+    bench.evaluate(40, "treatment")
+    bench.check()
+    assert bench.rollout is not None
+    bench.rollout = replace(bench.rollout, phase=RolledBack(T0, "why"), percent=0.0)
+    bench.clock.advance(timedelta(seconds=OVER_AFTER_SECONDS))
+    bench.evaluate(40)
     assert bench.check() == []
 
 
@@ -245,6 +307,21 @@ def test_a_misspelled_flag_is_alerted_for_the_flag_that_is_meant() -> None:
     assert summary.startswith(
         "new-checkout: some events name the flag newCheckout, which has no rollout"
     )
+
+
+def test_a_key_that_nobody_misspells_any_more_is_over() -> None:
+    """A few more with the wrong key, too few for an alert, and it is not."""
+    bench = Bench()
+    bench.evaluate(40, flag="newCheckout")
+    assert len(bench.check()) == 1
+    bench.clock.advance(timedelta(seconds=OVER_AFTER_SECONDS - 1))
+    bench.evaluate(1, flag="newCheckout")
+    assert bench.check() == []
+    bench.clock.advance(timedelta(seconds=OVER_AFTER_SECONDS - 1))
+    assert bench.check() == []
+    bench.clock.advance(timedelta(seconds=COMPARED_EVERY_SECONDS))
+    (summary,) = bench.check()
+    assert "over, not found for 5 min: events name the flag newCheckout" in summary
 
 
 def test_nothing_wrong_alerts_nobody() -> None:
