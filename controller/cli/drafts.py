@@ -30,6 +30,7 @@ from controller.cli.common import (
     EXIT_USAGE,
     AnyFlagArgument,
     ConfigOption,
+    DaemonOption,
     FlagArgument,
     JsonOption,
     KafkaOptions,
@@ -40,9 +41,9 @@ from controller.cli.common import (
     perform,
 )
 from controller.cli.operator_client import as_decision
-from controller.cli.status import find_rollout, newest_of
+from controller.cli.status import find_known, find_rollout, newest_of
 from controller.core.rollout import Rollout
-from controller.errors import ConfigInvalid
+from controller.errors import ConfigInvalid, EventLogUnavailable
 from controller.settings import AdvisorSettings, KafkaSettings
 from controller.text import one_line, plural
 from schemas.decision import Decision
@@ -280,16 +281,20 @@ def explain(
     model: ModelOption = None,
     protocol: ProtocolOption = None,
     key_file: KeyFileOption = None,
+    daemon: DaemonOption = None,
     *,
     connection: KafkaOptions,
 ) -> None:
-    """Explain what happened to a rollout, on what evidence, the likely cause and next steps."""
+    """Explain what happened to a rollout, on what evidence, the likely cause and next steps.
+
+    While Kafka is away, --daemon is asked.
+    """
     from controller.authoring.story import explain_rollout
 
     kafka = connection.settings()
     settings = _settings(connection.config, url, model, protocol, key_file, no_model=no_model)
 
-    rollout, decisions = perform(_story_of(kafka, check_flag(flag)))
+    rollout, decisions = perform(_story_of(kafka, check_flag(flag), daemon))
     explanation = perform(
         _with_model(settings, lambda model: explain_rollout(model, rollout, decisions))
     )
@@ -415,9 +420,15 @@ def _moment(text: str, now: datetime) -> datetime:
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
-async def _story_of(kafka: KafkaSettings, flag: str) -> tuple[Rollout, list[Decision]]:
-    situation, _ = await find_rollout(kafka, flag)
-    return situation.rollout, await _decisions(kafka, flag)
+async def _story_of(
+    kafka: KafkaSettings, flag: str, daemon: str | None
+) -> tuple[Rollout, Sequence[Decision]]:
+    try:
+        situation, _ = await find_rollout(kafka, flag)
+        return situation.rollout, await _decisions(kafka, flag)
+    except EventLogUnavailable as trouble:
+        situation, _ = await find_known(daemon, trouble, flag)
+        return situation.rollout, situation.decisions
 
 
 async def _decisions(kafka: KafkaSettings, flag: str | None) -> list[Decision]:

@@ -344,7 +344,17 @@ async def _find_anywhere(
     try:
         return await find_rollout(kafka, flag)
     except EventLogUnavailable as trouble:
-        known = await _known_by(daemon, trouble, flag)
+        return await find_known(daemon, trouble, flag)
+
+
+async def find_known(
+    daemon: str | None, trouble: EventLogUnavailable, flag: str
+) -> tuple[Situation, Event]:
+    """Return what `find_rollout` does as the daemon knows it, and say that Kafka is in `trouble`.
+
+    Raises EventLogUnavailable, with what to do next, where there is no daemon or no answer.
+    """
+    known = await known_by(daemon, trouble, flag)
     decisions = [one for one in map(as_decision, known.decisions) if one is not None]
     return situation_of(known.rollouts[flag], decisions), known.documents[flag]
 
@@ -358,12 +368,12 @@ async def _read_rollouts(
             newest = await read_rollouts(reader)
             alerts = await newest_events(reader, "alerts", _ALERTS_OF_ALL, None)
     except EventLogUnavailable as trouble:
-        known = await _known_by(daemon, trouble, None)
+        known = await known_by(daemon, trouble, None)
         return NewestRollouts(dict(known.rollouts), dict(known.documents)), ()
     return newest, alerts
 
 
-async def _known_by(
+async def known_by(
     daemon: str | None, trouble: EventLogUnavailable, flag: str | None
 ) -> KnownRollouts:
     """Return what the daemon knows, of one flag or of all, and say that it is not from Kafka.
@@ -397,7 +407,8 @@ async def newest_of(
         return await _read_newest(kafka, topic, count, flag)
     except EventLogUnavailable as trouble:
         if daemon is None or flag is None:
-            raise EventLogUnavailable(f"{trouble}\n{KAFKA_ADVICE}; {_DAEMON_KNOWS}") from trouble
+            further = _DAEMON_KNOWS if daemon is None else f"name a flag, and {daemon} is asked"
+            raise EventLogUnavailable(f"{trouble}\n{KAFKA_ADVICE}; {further}") from trouble
         events, why = await asyncio.to_thread(ask_news, daemon, flag, topic, count)
         if events is None:
             raise EventLogUnavailable(f"{trouble}\n{why}\n{KAFKA_ADVICE}") from trouble

@@ -7,6 +7,7 @@ are shown together, and what two of them say is shown once.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -32,12 +33,14 @@ from controller.cli.common import (
 from controller.cli.daemon_answers import ask_evidence
 from controller.cli.news import Transitions
 from controller.cli.operator_client import follow_events, read_rollouts
-from controller.cli.status import say_unreadable, situation_of
+from controller.cli.status import known_by, say_unreadable, situation_of
+from controller.core.rollout import Rollout
 from controller.errors import EventLogUnavailable
 from controller.reporting.evidence_words import evidence_line
 from controller.settings import KafkaSettings
 
 EVIDENCE_EVERY_SECONDS = 10.0
+RETRY_SECONDS = 2.0
 _SHOWN_EVERY_SECONDS = 0.25
 
 
@@ -54,7 +57,8 @@ def watch(
     """Follow state, decisions, alerts and refused commands as they come, until Ctrl-C.
 
     With a flag and --daemon also its newest evidence, every ten seconds. With --json each line is
-    one event as published. Exits 1 for a flag without a rollout, unless --wait is given.
+    one event as published. Exits 1 for a flag without a rollout, unless --wait is given. Kafka that
+    is away at the start is waited for where --daemon says how rollouts stand.
     """
     kafka = connection.settings()
     key = None if flag is None else check_flag(flag)
@@ -62,6 +66,35 @@ def watch(
 
 
 async def _watch(
+    kafka: KafkaSettings, flag: str | None, daemon: str | None, *, is_json: bool, waits: bool
+) -> None:
+    is_told = False
+    while True:
+        try:
+            await _follow(kafka, flag, daemon, is_json=is_json, waits=waits)
+        except EventLogUnavailable as trouble:  # at the start: later ones are followed through
+            if daemon is None:
+                raise
+            if not is_told:
+                known = await known_by(daemon, trouble, flag)
+                _show_now(known.rollouts, flag, is_json=is_json)
+                complain("waiting for Kafka; Ctrl-C ends")
+            is_told = True
+        await asyncio.sleep(RETRY_SECONDS)
+
+
+def _show_now(rollouts: Mapping[str, Rollout], flag: str | None, *, is_json: bool) -> None:
+    """Show where a flag stands, or every rollout that is under way."""
+    for key, rollout in sorted(rollouts.items()):
+        is_shown = key == flag or (flag is None and not rollout.has_ended)
+        if is_shown and not is_json:
+            line = Text.assemble(
+                ("now       ", "dim"), f"{key}  ", status_view.brief(situation_of(rollout))
+            )
+            rendering.show_line(output(), line, hang=10)
+
+
+async def _follow(
     kafka: KafkaSettings, flag: str | None, daemon: str | None, *, is_json: bool, waits: bool
 ) -> None:
     news = Transitions()
@@ -79,13 +112,7 @@ async def _watch(
         elif flag is None and not any(not one.has_ended for one in newest.rollouts.values()):
             complain("no rollout is under way; waiting for one, Ctrl-C ends")
         console = output()
-        for key, rollout in sorted(newest.rollouts.items()):
-            is_shown = key == flag or (flag is None and not rollout.has_ended)
-            if is_shown and not is_json:
-                line = Text.assemble(
-                    ("now       ", "dim"), f"{key}  ", status_view.brief(situation_of(rollout))
-                )
-                rendering.show_line(console, line, hang=10)
+        _show_now(newest.rollouts, flag, is_json=is_json)
         async with asyncio.TaskGroup() as tasks:
             if not is_json:
                 tasks.create_task(_show_news(console, news))

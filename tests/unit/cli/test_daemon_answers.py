@@ -13,7 +13,13 @@ from typing import Self
 import pytest
 from typer.testing import CliRunner, Result
 
-from controller.cli.common import EXIT_REJECTED, EXIT_UNREACHABLE, EXIT_USAGE
+from controller.cli import watch
+from controller.cli.common import (
+    EXIT_INTERRUPTED,
+    EXIT_REJECTED,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+)
 from controller.cli.daemon_answers import (
     API,
     READ_TOKEN_VARIABLE,
@@ -27,6 +33,7 @@ from controller.codec.decisions import decision_event, to_judgement_record
 from controller.codec.rollouts import rollout_to_json
 from controller.core.judging.quiet import LONGEST
 from controller.core.rollout import PublishDecision, RolledBack
+from controller.errors import EventLogUnavailable
 from controller.reporting.situation import NOT_JUDGED_AFTER
 from controller.running.report_writer import QUIET_SECONDS
 from schemas.api import BASE
@@ -187,6 +194,57 @@ def test_status_without_kafka_is_what_the_daemon_knows(
     queue.append((200, b'{"rollouts": [%b, {"flag": "other"}, 7]}' % document))
     (line,) = status("--daemon", address, "--json").stdout.splitlines()
     assert json.loads(line)["state"]["flag"] == "new-checkout"
+
+
+def test_explain_without_kafka_tells_what_the_daemon_knows(
+    answers: tuple[str, list[tuple[int, bytes]]],
+) -> None:
+    """In an outage people ask why, too."""
+    address, queue = answers
+    rollout = make_rollout(phase=RolledBack(T0, "guardrail error_rate: too many"), percent=0.0)
+    published = PublishDecision(DecisionKind.ROLL_BACK, "too many", 10, 0, 0, "rolloutd")
+    event = decision_event(published, rollout, "new-checkout/1/1", T0)
+    queue += [(200, b'{"decisions": [%b]}' % event), (200, rollout_to_json(rollout))]
+    told = without_kafka("explain", "new-checkout", "--no-model", "--daemon", address)
+    assert told.exit_code == 0, told.output
+    assert "roll back  10 -> 0 %     too many" in told.stdout
+    assert f"shown is what {address} knows" in told.stderr
+
+
+def test_watch_waits_for_kafka_where_a_daemon_says_how_the_rollout_stands(
+    answers: tuple[str, list[tuple[int, bytes]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once; and it goes on as soon as Kafka answers. Without a daemon it ends as before."""
+    address, queue = answers
+    tries: list[str | None] = []
+
+    async def follow(_kafka: object, flag: str | None, *_: object, **_named: object) -> None:
+        tries.append(flag)
+        if len(tries) == 3:
+            raise KeyboardInterrupt
+        raise EventLogUnavailable("Kafka at 127.0.0.1:1: no broker answers")
+
+    monkeypatch.setattr(watch, "_follow", follow)
+    monkeypatch.setattr(watch, "RETRY_SECONDS", 0.01)
+    queue += [(200, b'{"decisions": []}'), (200, rollout_to_json(make_rollout()))]
+    told = without_kafka("watch", "new-checkout", "--daemon", address)
+    assert (told.exit_code, tries) == (EXIT_INTERRUPTED, ["new-checkout"] * 3)
+    assert told.stdout.count("now       new-checkout  baking") == 1
+    assert told.stderr.count("waiting for Kafka; Ctrl-C ends") == 1
+    tries.clear()
+    assert without_kafka("watch", "new-checkout").exit_code == EXIT_UNREACHABLE
+    assert len(tries) == 1
+
+
+def test_news_of_all_flags_without_kafka_say_that_one_flag_can_be_asked_for(
+    answers: tuple[str, list[tuple[int, bytes]]],
+) -> None:
+    """Not that a daemon could be named: it was."""
+    address, _ = answers
+    for command in ("alerts", "commands"):
+        told = without_kafka(command, "--daemon", address)
+        assert told.exit_code == EXIT_UNREACHABLE
+        assert f"name a flag, and {address} is asked" in told.stderr
 
 
 def test_status_of_all_says_that_the_daemon_is_silent(
