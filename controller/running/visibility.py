@@ -441,7 +441,8 @@ class Visibility:
             waits = "a replica"
             first = (
                 "`rolloutctl doctor` says what each replica waits for: bring one back, and see "
-                "whether others than rolloutd are in the consumer group of the commands"
+                "whether all have the same redis.url, and whether others than rolloutd are in the "
+                "consumer group of the commands"
             )
         else:
             first = "`rolloutctl doctor` says what is broken; if it cannot be fixed now, roll back"
@@ -457,7 +458,8 @@ class Visibility:
             others = [one for one in self._faults.current if one.reporter != _REPORTER]
             named = (f"{one.scope.value} {one.name}: {one.why}" for one in others[:3])
             self._cause = "; ".join(named)
-        first = f"repair {self._cause}" if self._cause else "repair what the reason names"
+        unnamed = "what the reason names, and see whether all replicas have the same redis.url"
+        first = f"repair {self._cause or unnamed}"
         return f"{first}; if that takes too long, roll back: `rolloutctl rollback {flag_key}`"
 
     def _end(self, episode: _Episode, now: float, why: str) -> None:

@@ -18,6 +18,6 @@ def test_a_fault_names_its_cause_and_not_the_report_that_shows_it() -> None:
         fault = bench.faults.of(Scope.FLAG, "new-checkout", reporter="visibility")
         assert fault is not None
         assert "doctor" not in fault.fix
-        assert (cause or "repair what the reason names") in fault.fix
+        assert (cause or "see whether all replicas have the same redis.url") in fault.fix
         assert "`rolloutctl rollback new-checkout`" in fault.fix
         assert "rolloutctl doctor" in bench.raised[0].action
