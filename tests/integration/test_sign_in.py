@@ -195,11 +195,26 @@ async def test_a_code_is_worth_nothing_elsewhere_or_twice(site: Site) -> None:
             one.name: one.value or "" for one in rita.cookies.jar if one.name.startswith("rolloutd")
         }
         assert (await rita.get(address)).headers["location"] == "/"
-        assert (await rita.get(address)).status_code == 400
+        again = await rita.get(address)
+        assert (again.status_code, again.headers["location"]) == (303, "/")  # signed in already
+        assert "set-cookie" not in again.headers
         async with site.browser() as thief:  # not even with the cookie of that sign-in
             thief.cookies.update(kept)
             assert (await thief.get(address)).status_code == 403
             assert (await thief.get(ONE)).status_code == 303
+
+
+async def test_who_comes_back_after_another_tab_has_signed_in_goes_on(site: Site) -> None:
+    """Two tabs that were restored together: the later one has replaced the sign-in of the first."""
+    async with site.browser() as rita:
+        first = await code_for(rita, "rita")
+        second = await code_for(rita, "rita")
+        early = await rita.get(first)
+        assert early.status_code == 400
+        assert "another one was begun since" in early.text
+        assert (await rita.get(second)).status_code == 303
+        assert (await rita.get(first)).headers["location"] == "/"
+        assert (await rita.get(ONE)).status_code == 200
 
 
 async def test_a_code_begun_with_another_verifier_is_refused(site: Site) -> None:

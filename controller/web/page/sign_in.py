@@ -75,6 +75,14 @@ class SignInDesk:
         value = self.guardian.signer.sign(_COOKIE, fields, until)
         return self.guardian.sessions.cookie(_COOKIE, value, SIGN_IN_LASTS)
 
+    def is_signed_in(self, scope: Scope) -> bool:
+        """Return whether the browser has a session that holds."""
+        try:
+            who = self.guardian.who(scope)
+        except IdentityRefused:
+            return False
+        return who is not None and who.way is Way.SESSION
+
     @property
     def forgotten(self) -> bytes:
         """The header that takes that cookie away: a code is used once."""
@@ -121,6 +129,9 @@ class FinishSignIn:
         desk = self._desk
         found = desk.begun(scope)
         if found is None or found[0].state != _one(scope, "state"):
+            if desk.is_signed_in(scope):  # by another tab, or they went back to this address
+                await _go(send, "/")
+                return
             why = (
                 "This sign-in was not begun in this browser, or took longer than ten minutes, or "
                 "another one was begun since. Begin again."
