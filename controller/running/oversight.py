@@ -116,7 +116,7 @@ class Oversight:
         self.alerts = alerts = self._make_alerts(process, registry)
         self.visibility = self._make_visibility(process, registry, deciding, alerts)
         opened = self.open_alerts = OpenAlerts()
-        self.all_clears = self._make_all_clears(process, registry, deciding, reconciler, alerts)
+        self.all_clears = self._make_all_clears(process, registry, reconciler, alerts)
         self.uses = self._make_uses(process, registry, deciding, ingest)
         self.digest = self._make_digest(process, registry, deciding, alerts)
         self.event_watch = EventWatch(ingest.tally, registry.newest, alerts, clock, opened)
