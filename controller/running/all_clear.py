@@ -27,8 +27,7 @@ from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
 from controller.notifying.notifier import NewsLog
 from controller.ports import AlertQueue, Clock, PlaneStanding
-from controller.running.event_watch import REPEATED_EVERY_SECONDS
-from controller.running.open_alerts import OpenAlerts
+from controller.running.open_alerts import EVENT_FAULTS_REPEATED_SECONDS, OpenAlerts
 from controller.running.visibility import needs_watching, why_unneeded
 from schemas.alert import Alert
 from schemas.terms import AlertKind, Severity
@@ -197,7 +196,7 @@ class AllClears:
         """Return why a fault of a rollout's events is over: it is repeated while it lasts."""
         if rollout.has_ended:
             return why_unneeded(rollout)
-        is_old = (self._clock.now() - told.at).total_seconds() > 1.5 * REPEATED_EVERY_SECONDS
+        is_old = (self._clock.now() - told.at).total_seconds() > 1.5 * EVENT_FAULTS_REPEATED_SECONDS
         return "the fault of its events was not told again" if is_old else None
 
     def _end(self, told: Alert, rollout: Rollout, why: str) -> None:

@@ -27,6 +27,7 @@ from controller.counting.event_classes import misspelled
 from controller.counting.event_tally import EventTally
 from controller.counting.flag_tally import EventCounts, FlagTally
 from controller.ports import AlertQueue, Clock
+from controller.running.open_alerts import EVENT_FAULTS_REPEATED_SECONDS
 from controller.running.visibility import needs_watching
 from schemas.envelope import format_time, time_of
 from schemas.terms import AlertKind, EventClass, EventRemark, Severity
@@ -44,7 +45,6 @@ SLOW_SHARE: Final = 0.5
 NO_ERROR_TYPE_SHARE: Final = 0.01
 #: Of all events, about half of which are outcomes: those of failed requests may have the fault.
 MISNAMED_SHARE: Final = 0.005
-REPEATED_EVERY_SECONDS: Final = 3600.0
 #: A fault that the events of so long no longer have is over.
 OVER_AFTER_SECONDS: Final = 300.0
 #: An alert of ours may be on its way to the topic and back for so long.
@@ -165,7 +165,7 @@ class EventWatch:
         if told is not None:
             told.found_at, age = now, now - told.alerted_at
             is_ended = age >= _ON_ITS_WAY_SECONDS and told.dedup_key not in self._open_alerts
-            if age < REPEATED_EVERY_SECONDS and not is_ended:
+            if age < EVENT_FAULTS_REPEATED_SECONDS and not is_ended:
                 return
         dedup_key = f"{flag_key}/{rollout_id}/{AlertKind.EVENT_FAULTS}/{about}"
         self._told[flag_key, rollout_id, about] = _Told(

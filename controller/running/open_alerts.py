@@ -32,6 +32,8 @@ KINDS: Final = (
     AlertKind.FLAG_BROKEN,
     AlertKind.EVENT_FAULTS,
 )
+#: The alert of a fault of events is repeated so often while the fault lasts.
+EVENT_FAULTS_REPEATED_SECONDS: Final = 3600.0
 #: With a plane that is away, each of 10,000 flags may have one. The oldest go first.
 MOST_OPEN: Final = 20_000
 

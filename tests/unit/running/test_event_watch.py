@@ -19,10 +19,10 @@ from controller.running.event_watch import (
     COMPARED_EVERY_SECONDS,
     LEAST_EVENTS,
     OVER_AFTER_SECONDS,
-    REPEATED_EVERY_SECONDS,
     EventWatch,
     findings,
 )
+from controller.running.open_alerts import EVENT_FAULTS_REPEATED_SECONDS
 from schemas.terms import AlertKind, EventClass, EventRemark, Severity
 from schemas.wire import read_evaluations, read_outcomes
 from tests.builders import MINUTE, T0, make_rollout
@@ -119,7 +119,7 @@ def test_it_is_repeated_every_hour_while_it_lasts() -> None:
     assert len(bench.check()) == 1
     bench.evaluate(40, "treatment")
     assert bench.check() == []
-    bench.clock.advance(timedelta(seconds=REPEATED_EVERY_SECONDS + 1))
+    bench.clock.advance(timedelta(seconds=EVENT_FAULTS_REPEATED_SECONDS + 1))
     bench.evaluate(40, "treatment")
     assert len(bench.check()) == 1
 

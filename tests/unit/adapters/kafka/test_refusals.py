@@ -21,8 +21,9 @@ AWAY = KafkaConnectionError("Unable to bootstrap from [('127.0.0.1', 9092)]")
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, in a list of one; what was logged before is old."""
-    now = [monotonic() + 100]
+    """The time, in a list of one; what was logged before is forgotten."""
+    monkeypatch.setattr(refusals._refusals, "_newest", "")
+    now = [monotonic()]
     monkeypatch.setattr(refusals, "monotonic", lambda: now[0])
     return now
 
