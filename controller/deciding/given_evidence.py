@@ -103,12 +103,12 @@ class Given:
         progress: Progress,
         worker: FlagWorker,
         now: float,
-        next_turn: datetime,
+        at: datetime,
     ) -> bool:
         """Return whether a look at newer facts now would find the same, but for some time.
 
-        `now` is in monotonic seconds, `next_turn` is when the flag can get totals again (UTC).
-        Until the worker has handled what it got last, it gets the totals again.
+        `now` is in monotonic seconds, `at` the same in UTC. Until the worker has handled what it
+        got last, it gets the totals again.
         """
         if facts.visits != self.facts.visits:
             return False
@@ -116,15 +116,18 @@ class Given:
             return True
         return (
             rollout is self.rollout
-            and self.rests_until(worker, next_turn) is not None
+            and self.rests_until(worker, at) is not None
             and facts[1:] == self.facts[1:]  # all but the visits
             and self._is_progress_enough(rollout, facts, progress)
         )
 
-    def rests_until(self, worker: FlagWorker, next_turn: datetime) -> datetime | None:
-        """Return until when the same totals lead to the same; None: not until the next turn."""
+    def rests_until(self, worker: FlagWorker, at: datetime) -> datetime | None:
+        """Return until when the same totals lead to the same; None: they may not now, at `at`.
+
+        A look before that moment finds nothing, also where the next turn comes after it.
+        """
         until = worker.quiet_until(self.at)
-        return until if until is not None and next_turn < until else None
+        return until if until is not None and at < until else None
 
     def _is_progress_enough(self, rollout: Rollout, facts: Facts, progress: Progress) -> bool:
         """Return whether newer partitions say the same of this rollout."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import NamedTuple, Protocol
 
 import structlog
@@ -29,7 +29,7 @@ from controller.deciding.given_evidence import (
     Progress,
     Visits,
 )
-from controller.deciding.known_totals import KnownTotals
+from controller.deciding.known_totals import AsOf, KnownTotals
 from controller.deciding.worker_pool import WorkerPool
 from controller.errors import OperatingTrouble
 from controller.health import Faults, Scope
@@ -90,9 +90,8 @@ class _Turn(NamedTuple):
 
     began: float  # monotonic seconds
     at: datetime  # the same in UTC
-    next_at: datetime  # when they have their next turn
     progress: Progress
-    read: tuple[Progress, float]  # `progress` and `began`: one object for all of them
+    read: AsOf  # `progress`, and when it was read: one object for all of them
 
 
 class TotalsReader:
@@ -124,11 +123,10 @@ class TotalsReader:
         self._all_read_at = float("-inf")  # monotonic seconds
         self._asked_at = float("-inf")  # which totals have changed; monotonic seconds
         self._looks = DueLooks()
-        #: For how long each flag waited for its turn in the last pass, and in the present one.
-        self._turn_seconds = 0.0
-        self._present_turn_seconds = 0.0
+        self._turn_seconds = 0.0  # how long the last pass over all flags took
+        self._began_at = clock.monotonic()  # the present pass
         self._flags_read = 0  # in the last pass
-        self._got_on_at = clock.monotonic()  # when something was read last
+        self._got_on_at = clock.monotonic()  # when something was read or given last
         self._given: dict[str, Given] = {}  # by flag
         self._unread: set[str] = set()  # flags whose totals could not be read or used
         self._logger = structlog.get_logger()
@@ -140,11 +138,12 @@ class TotalsReader:
     def turn_seconds(self) -> float:
         """How long a flag waits for its turn while all is well: the time between two looks at it.
 
-        Time in which nothing gets on, as while Redis hangs, is no part of it.
+        The first of one pass may be the last of the next. Time in which nothing gets on, as while
+        Redis hangs, is no part of it.
         """
         if self._clock.monotonic() - self._got_on_at > STUCK_AFTER_SECONDS:
             return 0.0
-        return max(self._turn_seconds, self._present_turn_seconds)
+        return self._turn_seconds + max(self._got_on_at - self._began_at, 0.0)
 
     def views(self) -> Sequence[WatchView]:
         """Return how well each rollout that runs here and has not ended is watched."""
@@ -190,7 +189,7 @@ class TotalsReader:
         self._known, self._looks = KnownTotals(), DueLooks()
         self._all_read_at = self._asked_at = float("-inf")
         self._given.clear()
-        self._turn_seconds = self._present_turn_seconds = 0.0
+        self._turn_seconds = 0.0
 
     async def run(self) -> None:
         """Read when new totals were saved, and once a second, until cancelled."""
@@ -202,7 +201,7 @@ class TotalsReader:
                     await self._saved.wait()
             has_saved = self._saved.is_set()
             self._saved.clear()
-            began = self._clock.monotonic()
+            began = self._began_at = self._clock.monotonic()
             try:
                 await self._read(has_saved=has_saved)
                 self._faults.clear(Scope.PART, "totals")
@@ -221,7 +220,8 @@ class TotalsReader:
 
     def _end_turn(self) -> None:
         """Note that all flags had their turn, and tell people where that took long."""
-        self._turn_seconds, self._present_turn_seconds = self._present_turn_seconds, 0.0
+        self._turn_seconds = max(self._got_on_at - self._began_at, 0.0)
+        self._began_at = self._got_on_at
         if self._turn_seconds <= TOLD_FROM_SECONDS:
             self._faults.clear(Scope.PART, _LOOKS)
             return
@@ -250,17 +250,12 @@ class TotalsReader:
         self._flags_read = len(known.wanted)
         if not known.wanted:
             return
-        self._present_turn_seconds = 0.0
         keys = self.partitions.keys
         is_few = len(known.wanted) <= FLAGS_PER_TURN
         if has_saved and is_few and now - self._asked_at < READ_EVERY_SECONDS:
             await self._read_some(keys, dict(known.wanted), live)
             return
-        heads = await self._totals.heads(keys)
-        self._asked_at = now
-        partitions = tuple(head.progress for head in heads)
-        progress = Progress(partitions, len(keys), self._clock.now())
-        known.take_heads(heads, (progress, now))
+        read = await self._read_heads(keys)
         if reads_all:
             known.doubt(known.wanted)
             self._all_read_at = now
@@ -269,10 +264,43 @@ class TotalsReader:
             some = waiting[at : at + FLAGS_PER_READ]
             wanted = {key: known.wanted[key] for key in some if key in known.wanted}
             await self._read_some(keys, wanted, live)
-        next_at = self._clock.now() + timedelta(seconds=self.turn_seconds)
-        looks = self._looks.due(progress, next_at) & known.wanted.keys()
-        totals = {key: known.totals[key] for key in looks.difference(waiting, known.unknown)}
-        await self._give_all(live, totals, progress, [*totals])
+        await self._look(keys, live, read, set(waiting))
+
+    async def _read_heads(self, keys: Sequence[str]) -> AsOf:
+        """Return how far the partitions are, and note whose totals have changed since."""
+        at = self._clock.monotonic()
+        heads = await self._totals.heads(keys)
+        read = Progress(tuple(head.progress for head in heads), len(keys), self._clock.now()), at
+        self._known.take_heads(heads, read)
+        self._asked_at, self._got_on_at = at, self._clock.monotonic()
+        return read
+
+    async def _look(
+        self,
+        keys: Sequence[str],
+        live: Mapping[str, Rollout],
+        read: AsOf,
+        looked_at: set[str],
+    ) -> None:
+        """Give the totals that are known to the workers that may use them, but those `looked_at`.
+
+        What is given with them is no older than a second: partitions would look silent.
+        """
+        known = self._known
+        while True:
+            if self._clock.monotonic() - read[1] >= READ_EVERY_SECONDS:
+                read = await self._read_heads(keys)
+            awake = self._looks.due(read[0], self._clock.now()) & known.wanted.keys()
+            due = [*awake - known.unknown - looked_at]
+            for at in range(0, len(due), FLAGS_PER_READ):
+                some = due[at : at + FLAGS_PER_READ]
+                totals = {key: known.totals[key] for key in some if key in known.totals}
+                await self._give_all(live, totals, read, [*totals])
+                looked_at.update(some)
+                if self._clock.monotonic() - read[1] >= READ_EVERY_SECONDS:
+                    break
+            else:
+                return
 
     def _follow_rollouts(self, live: Mapping[str, Rollout]) -> None:
         """Note which totals are to be known of the flags of which something was noted."""
@@ -291,6 +319,7 @@ class TotalsReader:
         self, keys: Sequence[str], wanted: Mapping[str, Visits], live: Mapping[str, Rollout]
     ) -> None:
         """Read the totals of some flags, and give them to their workers, some at a time."""
+        at = self._clock.monotonic()
         try:
             totals, partitions = await self._totals.read(keys, wanted)
         except OperatingTrouble:
@@ -301,20 +330,21 @@ class TotalsReader:
                 await self._read_one(live[flag_key], keys, of_flag)
             return
         progress = Progress(tuple(partitions), len(keys), self._clock.now())
-        await self._give_all(live, totals, progress, [*wanted])
+        self._got_on_at = self._clock.monotonic()
+        await self._give_all(live, totals, (progress, at), [*wanted])
 
     async def _give_all(
         self,
         live: Mapping[str, Rollout],
         totals: Mapping[str, Mapping[int, VisitTotals]],
-        progress: Progress,
+        read: AsOf,
         waiting: Sequence[str],
     ) -> None:
         """Give totals to the workers of some flags, some at a time."""
-        lag = max((one.lag for one in progress.partitions), default=0)
+        lag = max((one.lag for one in read[0].partitions), default=0)
         share = LOOK_SHARE_BEHIND if lag > BEHIND_RECORDS else LOOK_SHARE
         given = compared = 0
-        turn = self._begin_turn(progress)
+        turn = self._begin_turn(read)
         for flag_key in waiting:
             given += self._give(live[flag_key], totals.get(flag_key, {}), turn)
             compared += 1
@@ -323,18 +353,16 @@ class TotalsReader:
                 seconds = self._clock.monotonic() - turn.began
                 # Bounded: where something else held the loop, harm must not wait for ten times it.
                 await asyncio.sleep(min(seconds * (1 / share - 1), READ_EVERY_SECONDS))
-                self._present_turn_seconds += self._clock.monotonic() - turn.began
-                given, compared, turn = 0, 0, self._begin_turn(progress)
+                given, compared, turn = 0, 0, self._begin_turn(read)
 
-    def _begin_turn(self, progress: Progress) -> _Turn:
+    def _begin_turn(self, read: AsOf) -> _Turn:
         """Return what the flags of one turn have in common."""
         now = self._got_on_at = self._clock.monotonic()
-        at = self._clock.now()
-        return _Turn(now, at, at + timedelta(seconds=self.turn_seconds), progress, (progress, now))
+        return _Turn(now, self._clock.now(), read[0], read)
 
     async def _read_one(self, rollout: Rollout, keys: Sequence[str], visits: Visits) -> None:
         """Read one flag's totals alone, because those of all could not be read."""
-        flag_key = rollout.flag_key
+        flag_key, at = rollout.flag_key, self._clock.monotonic()
         try:
             totals, progress = await self._totals.read(keys, {flag_key: visits})
         except OperatingTrouble:
@@ -343,7 +371,7 @@ class TotalsReader:
             self._report_unread(flag_key, mistake)
         else:
             read = Progress(tuple(progress), len(keys), self._clock.now())
-            self._give(rollout, totals.get(flag_key, {}), self._begin_turn(read))
+            self._give(rollout, totals.get(flag_key, {}), self._begin_turn((read, at)))
 
     def _give(self, rollout: Rollout, visits: Mapping[int, VisitTotals], turn: _Turn) -> bool:
         """Give a flag's worker its totals, unless it got what says the same.
@@ -358,7 +386,7 @@ class TotalsReader:
             if worker is not None:
                 given = self._given.get(flag_key)
                 if given is None or not given.is_enough(
-                    rollout, facts, turn.progress, worker, turn.began, turn.next_at
+                    rollout, facts, turn.progress, worker, turn.began, turn.at
                 ):
                     is_given = True
                     evidence = facts.evidence(turn.progress, turn.at)
@@ -367,7 +395,7 @@ class TotalsReader:
                     given = Given(rollout, facts, turn.progress, turn.began)
                     self._given[flag_key] = given
                     self._looks.wake(flag_key)
-                until = given.rests_until(worker, turn.next_at)
+                until = given.rests_until(worker, turn.at)
                 if until is not None and not is_given:
                     self._looks.rest(rollout, until, turn.progress)
             self._known.take(flag_key, visits, turn.read)

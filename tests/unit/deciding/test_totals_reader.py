@@ -387,6 +387,73 @@ async def test_totals_that_cannot_be_read_keep_no_flag_behind_them_unread() -> N
 
 
 @in_virtual_time
+async def test_reading_belongs_to_the_turn_that_a_flag_waits_for() -> None:
+    """The last of many flags is read long after the first, also while workers look at none."""
+    store, clock = Store(), LoopClock()
+    store.seconds = 4.0
+    pool: Any = ManyFlags(5 * FLAGS_PER_READ, BusyClock())
+    reader = reader_of(pool, store, clock=clock)
+    async with asyncio.TaskGroup() as tasks:
+        reading = tasks.create_task(reader.run())
+        await asyncio.sleep(18)
+        assert reader.turn_seconds >= 16  # of the present pass
+        await asyncio.sleep(10)
+        assert reader.turn_seconds >= 24  # a flag may have been first in the last, and be last now
+        reading.cancel()
+
+
+@in_virtual_time
+async def test_what_is_given_with_known_totals_is_a_second_old_at_most() -> None:
+    """A pass over many flags is long: partitions as of its beginning would look silent."""
+    clock, store = BusyClock(), Quiet()
+    store.changed = LatelyChanged("w", 0, 0, store.fence, {})
+    pool: Any = ManyFlags(600, clock)
+    ages: list[float] = []
+
+    def put_totals(totals: Any) -> None:
+        clock.worked += LOOK_SECONDS
+        reported_at = totals.evidence.partitions[0].reported_at
+        ages.append((LoopClock().now() - reported_at).total_seconds())
+
+    pool.put_totals = put_totals
+    with suppress(TimeoutError):
+        async with asyncio.timeout(20):
+            await reader_of(pool, store, clock=clock).run()
+    looked_at_again = ages[600:]
+    assert len(looked_at_again) > 600
+    assert max(looked_at_again) < 2 * READ_EVERY_SECONDS
+
+
+@in_virtual_time
+async def test_no_flag_is_looked_at_before_its_moment() -> None:
+    """Nothing is found then, also where the turn after this one comes later than the moment."""
+    clock, store = BusyClock(), Quiet()
+    store.changed = LatelyChanged("w", 0, 0, store.fence, {})
+    pool: Any = ManyFlags(600, clock)
+    began = clock.now()
+    moment = began + timedelta(seconds=12)
+    looks: list[float] = []
+
+    def worker(flag_key: str) -> Any:
+        def put_totals(_: object) -> None:
+            clock.worked += LOOK_SECONDS
+            looks.append((clock.now() - began).total_seconds())
+            quiet_until[flag_key] = moment if looks[-1] < 12 else LATE
+
+        inbox = SimpleNamespace(put_totals=put_totals)
+        return SimpleNamespace(inbox=inbox, quiet_until=lambda _: quiet_until[flag_key])
+
+    quiet_until: dict[str, Any] = {}
+    pool.worker = worker
+    reader = reader_of(pool, store, clock=clock)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(25):
+            await reader.run()
+    assert min(looks[600:]) >= 12
+    assert len(looks) == 1_200
+
+
+@in_virtual_time
 async def test_nobody_waits_for_a_turn_where_nothing_gets_on() -> None:
     """Turns were long; then reads fail: whoever is not watched must be told of soon."""
     clock, faults = BusyClock(), Faults(lambda: T0)
