@@ -354,28 +354,31 @@ class Visibility:
     def _follow_fences(self, views: Sequence[View], now: float) -> None:
         """Note where each partition's fence stands, by what was reported last of it.
 
-        A rollout that waits for its turn has older evidence.
+        A rollout that waits for its turn has older evidence. What partitions do is known as of the
+        newest reading: while the reader is busy, they only look silent.
         """
         newest: dict[str, PartitionProgress] = {}
         # By identity: most were read together.
-        read = {id(view.progress): view.progress for view in views}
-        for progress in read.values():
-            for one in () if progress is None else progress.partitions:
+        read = {id(view.progress): view for view in views if view.progress is not None}
+        for view in read.values():
+            for one in () if view.progress is None else view.progress.partitions:
                 known = newest.get(one.topic_partition)
                 if known is None or one.reported_at >= known.reported_at:
                     newest[one.topic_partition] = one
+        as_of = max((view.read_at for view in read.values() if view.read_at), default=now)
         for gone in self._fences.keys() - newest.keys():
             del self._fences[gone]
         for partition, one in newest.items():
             offset, has_more = one.next_offset, one.lag > 0
             fence = self._fences.get(partition)
             if fence is None or not has_more:
-                self._fences[partition] = _FencePosition(offset, now, now)
+                self._fences[partition] = _FencePosition(offset, as_of, as_of)
             elif fence.offset != offset:
-                self._fences[partition] = _FencePosition(offset, now, fence.waiting_since)
-        stands = {name: now - fence.since for name, fence in self._fences.items()}
-        waits = {name: now - fence.waiting_since for name, fence in self._fences.items()}
-        self._partitions = Partitions(self._clock.now(), stands, waits, newest.values())
+                self._fences[partition] = _FencePosition(offset, as_of, fence.waiting_since)
+        stands = {name: as_of - fence.since for name, fence in self._fences.items()}
+        waits = {name: as_of - fence.waiting_since for name, fence in self._fences.items()}
+        at = self._clock.now() - timedelta(seconds=now - as_of)
+        self._partitions = Partitions(at, stands, waits, newest.values())
 
     def _follow(
         self,

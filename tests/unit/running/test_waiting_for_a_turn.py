@@ -32,3 +32,21 @@ def test_a_rollout_that_waits_for_its_turn_among_thousands_is_watched(
     assert bench.raised == []
     bench.passes(latest - earliest + 1)
     assert len(bench.raised) == 1
+
+
+def test_a_reader_that_is_busy_makes_no_partition_look_silent() -> None:
+    """What was read last was fresh then, with records waiting, and is judged as of that moment."""
+    bench = Bench()
+    for one in bench.partitions.values():
+        one.end_offset = 200
+    bench.turn_seconds = 30.0
+    for _ in range(20):
+        for one in bench.partitions.values():
+            one.next_offset += 1
+        bench.passes(1)
+    bench.is_readable = False
+    bench.passes(34)
+    assert bench.raised == []
+    bench.passes(4)
+    (alert,) = bench.raised
+    assert "its totals have not been read for" in alert.summary
