@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
+from itertools import takewhile
 from typing import Final, Protocol
 
 import structlog
@@ -88,8 +89,11 @@ class DecisionRelay:
         self._stuck_seconds = stuck_seconds
         self._why_not_ours = why_not_ours
         self._decided: dict[str, Rollout] = {}  # here and lately, not written yet, oldest first
-        #: By flag the revision in the relay, and since when (monotonic seconds).
-        self._seen: dict[str, tuple[int, float]] = {}
+        #: By flag the revision in the relay, and of those that are known here too, which it was.
+        self._seen: dict[str, int] = {}
+        self._taken: dict[str, int] = {}
+        self._seen_at: dict[str, float] = {}  # since when (monotonic seconds), oldest first
+        self._silent_at = float("-inf")  # when the state topic was silent last
         self._trouble_since: float | None = None
         self._woken = asyncio.Event()
 
@@ -122,8 +126,10 @@ class DecisionRelay:
                 return
             await self._write()
             revisions = await self._store.read()
-            for flag_key, revision in revisions.items():
-                await self._take(flag_key, revision)
+            # After an outage there may be one of each of ten thousand flags, for minutes.
+            for flag_key, revision in revisions.items() - self._taken.items():
+                if await self._take(flag_key, revision):
+                    self._taken[flag_key] = revision
             await self._clean(revisions)
         except OperatingTrouble as trouble:
             self._note_trouble(str(trouble))
@@ -160,34 +166,43 @@ class DecisionRelay:
                 return
             del self._decided[flag_key]
 
-    async def _take(self, flag_key: str, revision: int) -> None:
-        """Pass on what another replica has decided; the registry reaches the flag's worker too."""
+    async def _take(self, flag_key: str, revision: int) -> bool:
+        """Pass on what another replica has decided; the registry reaches the flag's worker too.
+
+        Return whether it is known here now.
+        """
         newest = self._registry.newest(flag_key)
         if newest is not None and newest.revision >= revision:
-            return
+            return True
         try:
             stored = await self._rollouts.load(flag_key)
         except DocumentUnreadable as damage:
             log.warning("relayed_unreadable", flag_key=flag_key, error=str(damage))
-            return
+            return False
         rollout = stored.rollout
         if rollout is None or stored.trouble:
-            return
+            return False
         if newest is None or rollout.revision > newest.revision:
             log.info("decision_taken_over", flag_key=flag_key, revision=rollout.revision)
             self._registry.update(rollout)
+        return rollout.revision >= revision
 
     async def _clean(self, revisions: Mapping[str, int]) -> None:
         """Delete what every replica has read by now, once the state topic speaks again."""
         now = self._clock.monotonic()
-        seen, is_silent = self._seen, self._is_silent
-        self._seen = {}
-        for key, revision in revisions.items():
-            known, since = seen.get(key, (revision, now))
-            is_new = is_silent or known != revision
-            self._seen[key] = (revision, now if is_new else since)
-        old = [key for key, (_, since) in self._seen.items() if now - since > KEPT_SECONDS]
-        if old:
+        if self._is_silent:
+            self._silent_at = now
+        for flag_key in self._seen.keys() - revisions.keys():
+            self._taken.pop(flag_key, None)
+            del self._seen_at[flag_key]
+        for flag_key, _ in revisions.items() - self._seen.items():
+            self._seen_at.pop(flag_key, None)
+            self._seen_at[flag_key] = now
+        self._seen = dict(revisions)
+        if now - self._silent_at <= KEPT_SECONDS:
+            return
+        aged = takewhile(lambda item: now - item[1] > KEPT_SECONDS, self._seen_at.items())
+        if old := [flag_key for flag_key, _ in aged]:
             await self._store.drop(old)
 
     def _note_trouble(self, why: str) -> None:

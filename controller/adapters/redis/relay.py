@@ -20,6 +20,8 @@ class RedisRelay:
 
     def __init__(self, connection: RedisConnection) -> None:
         self._hash = SharedHash(connection, "relay")
+        #: What was stored at the last reading, and what it says: mostly the same, once a second.
+        self._read: tuple[Mapping[bytes, bytes], Mapping[str, int]] = ({}, {})
 
     async def write(self, revisions: Mapping[str, int]) -> None:
         """Write the revisions of these flags."""
@@ -27,11 +29,15 @@ class RedisRelay:
 
     async def read(self) -> Mapping[str, int]:
         """Return the revision of every flag in the relay."""
+        stored = await self._hash.read()
+        if stored == self._read[0]:
+            return self._read[1]
         revisions: dict[str, int] = {}
-        for name, value in (await self._hash.read()).items():
+        for name, value in stored.items():
             flag_key = name.decode(errors="replace")
             if NAME.match(flag_key) and value.isdigit() and len(value) <= MAX_REVISION_DIGITS:
                 revisions[flag_key] = int(value)
+        self._read = stored, revisions
         return revisions
 
     async def drop(self, flag_keys: Sequence[str]) -> None:

@@ -122,3 +122,30 @@ async def test_the_newest_decision_of_a_flag_is_relayed() -> None:
     world.silent = None
     await world.beat_after(25)
     assert world.hash.revisions == {"other": 1, FLAG: ROLLED_BACK.revision}
+
+
+async def test_what_is_known_is_not_asked_for_again_and_what_is_not_is() -> None:
+    """After an outage the relay has a revision of each of thousands of flags for minutes."""
+    flags = [make_rollout(flag_key=f"flag-{number}", revision=3) for number in range(50)]
+    world = World(*flags, **{one.flag_key: 3 for one in flags})
+    await world.beat_after(0)
+    asked: list[str] = []
+    newest = world.registry.newest
+
+    def asks(flag_key: str) -> Rollout | None:
+        asked.append(flag_key)
+        return newest(flag_key)
+
+    world.registry.newest = asks  # type: ignore[method-assign]
+    await world.beat_after(1)
+    assert asked == []
+    world.hash.revisions |= {"flag-7": 4, FLAG: AT_HALF.revision}
+    await world.beat_after(1)
+    await world.beat_after(1)
+    assert sorted(asked) == sorted(["flag-7", FLAG] * 2)  # neither is stored yet
+    await world.rollouts.save(FLAG, expected_token=0, rollout=AT_HALF)
+    await world.beat_after(1)
+    assert newest(FLAG) == AT_HALF
+    asked.clear()
+    await world.beat_after(1)
+    assert asked == ["flag-7"]
