@@ -148,13 +148,13 @@ class TotalsReader:
     def views(self) -> Sequence[WatchView]:
         """Return how well each rollout that runs here and has not ended is watched."""
         views = []
-        broken = self.pool.broken
+        broken, unsaved = self.pool.broken, self.pool.unsaved
         for flag_key, rollout in self.pool.rollouts.items():
             worker = self.pool.worker(flag_key)
-            if rollout.has_ended or worker is None:
+            if worker is None or rollout.has_ended:
                 continue
             progress, read_at = self._known.as_of(flag_key) or (None, None)
-            trouble = worker.unsaved or ""
+            trouble = unsaved.get(flag_key, "")
             if flag_key in broken:
                 trouble = f"its worker stopped: {broken[flag_key]}"
             handled_at = self._handled_at(flag_key, worker, read_at)

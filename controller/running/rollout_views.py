@@ -127,8 +127,10 @@ class RolloutViews:
         owned = self._owned()
         is_late = self._clock.monotonic() - self._began_at > STARTING_SECONDS
         watches_all = (is_late or silent is not None) and not self._health.has_started
-        for flag_key, rollout in self._registry.rollouts.items():
-            if flag_key in here or rollout.has_ended:
+        rollouts = self._registry.rollouts
+        for flag_key in rollouts.keys() - here:
+            rollout = rollouts[flag_key]
+            if rollout.has_ended:
                 continue
             if self._is_in(flag_key, owned) or (watches_all and not self._is_known(flag_key)):
                 views.append(Unseen(flag_key, rollout, trouble=silent or ""))

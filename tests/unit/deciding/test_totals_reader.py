@@ -71,6 +71,7 @@ class Pool:
     def __init__(self) -> None:
         self.rollouts: Mapping[str, Rollout] = {"f": make_rollout(flag_key="f")}
         self.broken: Mapping[str, str] = {}
+        self.unsaved: Mapping[str, str] = {}
 
     def __contains__(self, flag_key: str) -> bool:
         """Return whether a flag runs here."""
@@ -296,7 +297,7 @@ async def test_only_flags_that_changed_are_read_and_the_others_are_as_good_as_re
     def worker(flag_key: str) -> Any:
         inbox = SimpleNamespace(put_totals=lambda _: given.append(flag_key))
         return SimpleNamespace(
-            inbox=inbox, quiet_until=lambda _: LATE, unsaved=None, handled_at=clock.monotonic()
+            inbox=inbox, quiet_until=lambda _: LATE, handled_at=clock.monotonic()
         )
 
     pool.worker = worker
@@ -337,7 +338,7 @@ async def test_a_flag_whose_totals_are_not_read_does_not_look_read() -> None:
     pool.rollouts = {f"f{n}": make_rollout(flag_key=f"f{n}") for n in range(2)}
     inbox = SimpleNamespace(put_totals=lambda _: None)
     pool.worker = lambda _: SimpleNamespace(
-        inbox=inbox, quiet_until=lambda _: LATE, unsaved=None, handled_at=clock.monotonic()
+        inbox=inbox, quiet_until=lambda _: LATE, handled_at=clock.monotonic()
     )
     store.changed = LatelyChanged("w", 0, 0, store.fence, {})
     reader = reader_of(pool, store, clock=clock)

@@ -117,7 +117,7 @@ def test_an_all_clear_waits_for_a_worker_that_has_handled_totals(*, handles: boo
     assert [alert.severity for alert in bench.raised[1:]] == [Severity.INFO] * handles
 
 
-@pytest.mark.parametrize(("rollouts", "pause"), [(1, 1.0), (7_500, 1.5), (30_000, 2.0)])
+@pytest.mark.parametrize(("rollouts", "pause"), [(1, 1.0), (7_500, 2.5), (30_000, 3.0)])
 def test_thousands_of_rollouts_are_checked_less_often(rollouts: int, pause: float) -> None:
     """However long one check takes: others may have held it up."""
     bench = Bench()
