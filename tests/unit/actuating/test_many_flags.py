@@ -118,8 +118,32 @@ async def test_a_round_of_a_plane_here_serves_what_is_decided_meanwhile() -> Non
         plane.serve = served  # type: ignore[method-assign]
         plane.glances = 0
         await asyncio.sleep(6)
-        assert plane.glances == 3_000 - 1  # it was looked at by the long way
+        assert plane.glances == 2_000  # of thousands a part
         assert served_at[0] < 2_000
+        await asyncio.sleep(5)
+        assert plane.glances == 3_000 - 1  # it was looked at by the long way
+        plane.meddle("flag-0", 80)
+        plane.meddle("flag-2998", 80)
+        await asyncio.sleep(10)
+        assert plane.glances >= 6_000 - 1
+        assert [(await plane.look(decided(f"flag-{n}"))).percent for n in (0, 2_998)] == [10, 10]
+
+
+@in_virtual_time
+async def test_what_a_plane_here_does_not_serve_is_tried_in_each_round() -> None:
+    """However many others there are: of these a part is looked at in each."""
+    plane = HerePlane()
+    async with Told().running(plane) as actuation:
+        for number in range(9_000):
+            actuation.request(decided(f"flag-{number}"))
+        await asyncio.sleep(1)
+        plane.outage.is_down = plane.is_broken = True
+        actuation.request(decided("flag-8999", percent=0, revision=2))
+        await settled()
+        assert len(actuation.mismatches) == 1
+        plane.outage.is_down = plane.is_broken = False
+        await asyncio.sleep(5.5)
+        assert actuation.mismatches == {}
 
 
 @in_virtual_time
