@@ -139,12 +139,10 @@ class AllClears:
         for number, told in enumerate(self._open.newest, start=1):
             if number % LOOKS_PER_TURN == 0:
                 await asyncio.sleep(0)
-            if not self._runs_here(told.flag):
-                continue
             rollout = self._newest(told.flag)
             why = None if rollout is None else self._why_over(told, rollout)
-            if rollout is None or why is None:
-                continue
+            if rollout is None or why is None or not self._runs_here(told.flag):
+                continue  # asked last: while trouble lasts, that would cost most
             _, since = before.get(told.dedup_key, (why, now))
             if now - since < OVER_SECONDS:
                 self._over_since[told.dedup_key] = why, since
