@@ -52,7 +52,10 @@ class RelayStore(Protocol):
         """Write the revisions of flags."""
 
     async def read(self) -> Mapping[str, int]:
-        """Return the revision of every flag in the relay."""
+        """Return the revision of every flag in the relay.
+
+        The same object as before says that nothing has changed.
+        """
 
     async def drop(self, flag_keys: Sequence[str]) -> None:
         """Delete flags."""
@@ -89,10 +92,9 @@ class DecisionRelay:
         self._stuck_seconds = stuck_seconds
         self._why_not_ours = why_not_ours
         self._decided: dict[str, Rollout] = {}  # here and lately, not written yet, oldest first
-        #: By flag the revision in the relay, and of those that are known here too, which it was.
-        self._seen: dict[str, int] = {}
-        self._taken: dict[str, int] = {}
+        self._seen: Mapping[str, int] = {}  # by flag, the revision in the relay
         self._seen_at: dict[str, float] = {}  # since when (monotonic seconds), oldest first
+        self._unknown: dict[str, int] = {}  # of them, what is not known to be known here
         self._silent_at = float("-inf")  # when the state topic was silent last
         self._trouble_since: float | None = None
         self._woken = asyncio.Event()
@@ -126,11 +128,12 @@ class DecisionRelay:
                 return
             await self._write()
             revisions = await self._store.read()
-            # After an outage there may be one of each of ten thousand flags, for minutes.
-            for flag_key, revision in revisions.items() - self._taken.items():
+            if revisions is not self._seen:
+                self._note(revisions)
+            for flag_key, revision in list(self._unknown.items()):
                 if await self._take(flag_key, revision):
-                    self._taken[flag_key] = revision
-            await self._clean(revisions)
+                    del self._unknown[flag_key]
+            await self._clean()
         except OperatingTrouble as trouble:
             self._note_trouble(str(trouble))
         else:
@@ -187,18 +190,24 @@ class DecisionRelay:
             self._registry.update(rollout)
         return rollout.revision >= revision
 
-    async def _clean(self, revisions: Mapping[str, int]) -> None:
+    def _note(self, revisions: Mapping[str, int]) -> None:
+        """Note what has changed: after an outage there may be one of each of thousands of flags."""
+        now, before = self._clock.monotonic(), self._seen
+        for flag_key in before.keys() - revisions.keys():
+            self._unknown.pop(flag_key, None)
+            del self._seen_at[flag_key]
+        for flag_key, revision in revisions.items():
+            if before.get(flag_key) != revision:
+                self._unknown[flag_key] = revision
+                self._seen_at.pop(flag_key, None)
+                self._seen_at[flag_key] = now
+        self._seen = revisions
+
+    async def _clean(self) -> None:
         """Delete what every replica has read by now, once the state topic speaks again."""
         now = self._clock.monotonic()
         if self._is_silent:
             self._silent_at = now
-        for flag_key in self._seen.keys() - revisions.keys():
-            self._taken.pop(flag_key, None)
-            del self._seen_at[flag_key]
-        for flag_key, _ in revisions.items() - self._seen.items():
-            self._seen_at.pop(flag_key, None)
-            self._seen_at[flag_key] = now
-        self._seen = dict(revisions)
         if now - self._silent_at <= KEPT_SECONDS:
             return
         aged = takewhile(lambda item: now - item[1] > KEPT_SECONDS, self._seen_at.items())

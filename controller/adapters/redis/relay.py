@@ -28,7 +28,7 @@ class RedisRelay:
         await self._hash.write({key: str(revision) for key, revision in revisions.items()})
 
     async def read(self) -> Mapping[str, int]:
-        """Return the revision of every flag in the relay."""
+        """Return the revision of every flag in the relay, the same object while it is the same."""
         stored = await self._hash.read()
         if stored == self._read[0]:
             return self._read[1]
