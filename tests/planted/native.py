@@ -26,9 +26,16 @@ BUGS = (
     ),
     Bug(
         "an event at the end of a visit counts for it",
-        f"{SOURCE}/fold/visits.rs",
-        "if flag.from_ms <= time_ms && time_ms < flag.until_ms {",
-        "if flag.from_ms <= time_ms && time_ms <= flag.until_ms {",
+        f"{SOURCE}/flags.rs",
+        "if self.from_ms <= time_ms && time_ms < self.until_ms {",
+        "if self.from_ms <= time_ms && time_ms <= self.until_ms {",
+        BOTH_FOLDS,
+    ),
+    Bug(
+        "each flag of an outcome counts for the arm of the first",
+        f"{SOURCE}/fold.rs",
+        "outcome.ahead.get(place)",
+        "outcome.ahead.first()",
         BOTH_FOLDS,
     ),
     Bug(

@@ -28,4 +28,10 @@ impl Activity {
         let others = self.actions - ALWAYS - own;
         own <= ALWAYS || (own - ALWAYS) * (self.used - 1) <= MULTIPLE * others
     }
+
+    /// How often a context's group was counted.
+    #[inline]
+    pub fn of_group(&self, digest: u64) -> u32 {
+        self.counts.as_ref().map_or(0, |counts| counts[digest as usize % GROUPS])
+    }
 }

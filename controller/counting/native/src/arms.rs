@@ -1,5 +1,4 @@
-//! Counters of arms, and which of them an event falls into: `folding/arm_counters.py` and
-//! `folding/flag_partition.py`.
+//! Counters of arms, and what counting needs of a rollout: `folding/arm_counters.py`.
 
 use std::sync::Arc;
 
@@ -51,6 +50,7 @@ impl Histogram {
 
 /// The totals of an arm: `schemas.counters.Counters`.
 #[derive(Default, Clone)]
+#[repr(C)] // in this order: `Arm` says why
 pub struct Counts {
     pub evaluations: i64,
     pub exposures: i64,
@@ -59,11 +59,11 @@ pub struct Counts {
     pub errors: i64,
     pub at_risk: i64,
     pub first_errors: i64,
-    pub converted: Vec<(Box<str>, i64)>,
     pub latency: Histogram,
     pub latency_again: Histogram, // what all latencies have more
     pub checked: i64,
     pub repeated: i64,
+    pub converted: Vec<(Box<str>, i64)>,
 }
 
 impl Counts {
@@ -96,22 +96,25 @@ pub enum Action {
 
 pub type BatchContexts = Map<u64, Action>;
 
+/// The counters of one arm. In this order, what an evaluation touches lies in one line of the
+/// processor's caches, and what most outcomes touch in the first three and that of the batch.
+#[repr(C, align(64))]
 pub struct Arm {
-    pub flag_key: Arc<str>,
-    pub rollout_id: Arc<str>,
-    pub kind: Kind,
-    pub field: Box<str>,     // empty outside every visit
-    pub bundle: Option<u32>, // that it is stored in; None: it has a field of its own
     pub is_changed: bool,
     pub is_counting: bool,
+    pub kind: Kind,
+    pub bundle: Option<u32>, // that it is stored in; None: it has a field of its own
+    pub exposed: Option<u32>, // slots of sets
+    pub opposite: Option<u32>,
+    pub failed: Option<u32>,
     pub counts: Counts,
-    pub passed_on: i64, // of the evaluations those that `take_evaluations` returned
-    pub exposed: Option<usize>, // slots of sets
-    pub opposite: Option<usize>,
-    pub failed: Option<usize>,
-    pub converted: Vec<(Box<str>, usize)>,
-    pub batch: BatchContexts,
     pub activity: Activity,
+    pub batch: BatchContexts,
+    pub passed_on: i64, // of the evaluations those that `take_evaluations` returned
+    pub converted: Vec<(Box<str>, u32)>,
+    pub field: Box<str>, // empty outside every visit
+    pub flag_key: Arc<str>,
+    pub rollout_id: Arc<str>,
 }
 
 impl Arm {
@@ -125,6 +128,24 @@ impl Arm {
     pub fn take_evaluations(&mut self) -> i64 {
         let before = std::mem::replace(&mut self.passed_on, self.counts.evaluations);
         self.counts.evaluations - before
+    }
+
+    /// Something of each line of the processor's caches that most events touch, for `ahead.rs`.
+    #[inline]
+    pub fn first_bytes(&self) -> usize {
+        self.counts.outcomes as usize
+            + self.counts.latency.counts.len()
+            + self.batch.len()
+            + usize::from(self.is_changed)
+    }
+
+    /// Something of the places that an outcome of a context touches, for `ahead.rs`.
+    #[inline]
+    pub fn bytes_of(&self, digest: u64) -> usize {
+        let latency = self.counts.latency.counts.first();
+        usize::from(self.batch.contains_key(&digest))
+            + self.activity.of_group(digest) as usize
+            + latency.map_or(0, |(_, count)| *count as usize)
     }
 
     /// Forget the contexts of a batch, and the memory that an unusually large one took.
@@ -155,94 +176,8 @@ impl CountedFlag {
         let interval = self.intervals[place.checked_sub(1)?];
         (time_ms < interval.1).then_some(interval)
     }
-
-    #[inline]
-    pub fn kind_of(&self, variant: &str) -> Kind {
-        if variant == &*self.control {
-            Kind::Control
-        } else if variant == &*self.treatment || is_one_of(&self.more_treatments, variant) {
-            Kind::Treatment
-        } else {
-            Kind::Neither
-        }
-    }
 }
 
 pub fn is_one_of(variants: &[Arc<str>], variant: &str) -> bool {
     variants.iter().any(|one| &**one == variant)
-}
-
-/// One flag in one partition: its counters by visit, with those of one visit at hand.
-pub struct Flag {
-    pub key: Arc<str>,
-    pub id: u32, // of its exposures in a slice's log
-    pub counted: CountedFlag,
-    pub visits: Vec<(Visit, [usize; 2])>, // treatment and control; of `Uncounted` the same twice
-    pub has_one_visit: bool,
-    pub from_ms: i64,
-    pub until_ms: i64, // an empty interval: no visit is at hand
-    pub at_hand: [usize; 2],
-}
-
-/// The flags that have been met, each with a slot, so that an event looks its flag up once.
-#[derive(Default)]
-pub struct OpenFlags {
-    slots: Vec<Option<Flag>>,
-    by_key: Map<Box<str>, usize>,
-    free: Vec<usize>,
-}
-
-impl OpenFlags {
-    #[inline]
-    pub fn slot_of(&self, flag_key: &str) -> Option<usize> {
-        self.by_key.get(flag_key).copied()
-    }
-
-    #[inline]
-    pub fn at(&self, slot: usize) -> &Flag {
-        self.slots[slot].as_ref().expect("the slot of an open flag")
-    }
-
-    #[inline]
-    pub fn at_mut(&mut self, slot: usize) -> &mut Flag {
-        self.slots[slot].as_mut().expect("the slot of an open flag")
-    }
-
-    pub fn get(&self, flag_key: &str) -> Option<&Flag> {
-        self.slot_of(flag_key).map(|slot| self.at(slot))
-    }
-
-    pub fn get_mut(&mut self, flag_key: &str) -> Option<&mut Flag> {
-        self.slot_of(flag_key).map(|slot| self.at_mut(slot))
-    }
-
-    pub fn insert(&mut self, flag: Flag) -> usize {
-        let key: Box<str> = (*flag.key).into();
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(None);
-            self.slots.len() - 1
-        });
-        self.slots[slot] = Some(flag);
-        self.by_key.insert(key, slot);
-        slot
-    }
-
-    pub fn remove(&mut self, flag_key: &str) -> Option<Flag> {
-        let slot = self.by_key.remove(flag_key)?;
-        self.free.push(slot);
-        self.slots[slot].take()
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Visit {
-    Number(i64),
-    Outside,
-    Uncounted,
-}
-
-impl Flag {
-    pub fn arms_of(&self, visit: Visit) -> Option<[usize; 2]> {
-        self.visits.iter().rev().find(|(of, _)| *of == visit).map(|(_, arms)| *arms)
-    }
 }

@@ -3,13 +3,17 @@
 //! Nothing here knows Python but through `Surroundings`: what a flag's plan says, and where what is
 //! not counted is reported.
 
+mod ahead;
 mod visits;
+
+pub use ahead::{Ahead, KnownArm};
 
 use std::sync::Arc;
 
-use crate::arms::{is_one_of, Action, Arm, CountedFlag, Counts, Kind, OpenFlags, Visit};
+use crate::arms::{is_one_of, Action, Arm, CountedFlag, Counts, Kind};
 use crate::bundles::Bundles;
 use crate::exposures::RecentExposures;
+use crate::flags::{FlagRest, OpenFlags, Visit};
 use crate::hashing::Map;
 use crate::sets::{Added, ContextSets};
 
@@ -53,11 +57,20 @@ impl Counted {
     }
 }
 
+/// One evaluation, as any reader gives it.
+pub struct Evaluation<'a> {
+    pub digest: u64, // of its context
+    pub flag_key: &'a str,
+    pub variant: &'a str,
+    pub time_ms: i64,
+}
+
 /// One outcome, as any reader gives it.
 pub struct Outcome<'a> {
-    pub digest: u64,
+    pub digest: u64, // of its context
     pub time_ms: i64,
     pub flags: &'a [(&'a str, &'a str)],
+    pub ahead: &'a [Ahead<'a>], // of each flag; empty: none was looked up before
     pub is_error: bool,
     pub bucket: Option<i32>,
     pub conversions: &'a [&'a str],
@@ -131,23 +144,29 @@ impl Fold {
 
     // - evaluations -
 
+    /// Count one evaluation; `known` is what was found out about its arm before.
     #[inline]
     pub fn count_evaluation<S: Surroundings>(
         &mut self,
         around: &S,
-        digest: u64,
-        flag_key: &str,
-        variant: &str,
-        time_ms: i64,
+        evaluation: &Evaluation<'_>,
+        known: Option<KnownArm>,
     ) -> Result<Class, S::Error> {
-        let Some(flag) = self.open_flag(around, flag_key)? else {
-            if let Some(kind) = around.ended_arm(flag_key, variant)? {
-                self.note(flag_key, kind, 1);
+        let &Evaluation { digest, flag_key, variant, time_ms } = evaluation;
+        let (flag, arm) = match known {
+            Some(KnownArm { flag, arm }) => (flag as usize, Some(arm as usize)),
+            None => {
+                let Some(flag) = self.open_flag(around, flag_key)? else {
+                    if let Some(kind) = around.ended_arm(flag_key, variant)? {
+                        self.note(flag_key, kind, 1);
+                    }
+                    return Ok(Class::Ignored);
+                };
+                (flag, self.arm_at(around, flag, variant, time_ms)?)
             }
-            return Ok(Class::Ignored);
         };
         self.freshest_ms = self.freshest_ms.max(time_ms);
-        let (arm, class) = match self.arm_at(around, flag, variant, time_ms)? {
+        let (arm, class) = match arm {
             Some(arm) if self.arm(arm).is_counting => (arm, Class::Counted),
             Some(arm) => (arm, Class::Late),
             None => match self.uncounted_arm(around, flag, variant)? {
@@ -244,14 +263,20 @@ impl Fold {
     ) -> Result<Class, S::Error> {
         found.clear();
         let mut is_late = false;
-        for &(flag_key, variant) in outcome.flags {
-            let Some(flag) = self.open_flag(around, flag_key)? else { continue };
+        for (place, &(flag_key, variant)) in outcome.flags.iter().enumerate() {
+            let (flag, arm) = match outcome.ahead.get(place).and_then(|ahead| ahead.arm) {
+                Some(KnownArm { flag, arm }) => (flag as usize, Some(arm as usize)),
+                None => {
+                    let Some(flag) = self.open_flag(around, flag_key)? else { continue };
+                    (flag, self.arm_at(around, flag, variant, outcome.time_ms)?)
+                }
+            };
             self.freshest_ms = self.freshest_ms.max(outcome.time_ms);
-            match self.arm_at(around, flag, variant, outcome.time_ms)? {
+            match arm {
                 Some(arm) if self.arm(arm).is_counting => found.push(arm),
                 Some(_) => is_late = true,
                 None => {
-                    let uncounted = &self.flags.at(flag).counted.uncounted;
+                    let uncounted = &self.flags.at(flag).rest.counted.uncounted;
                     if !is_one_of(uncounted, variant) {
                         around.add_other_variants(1)?;
                     }
@@ -331,10 +356,10 @@ impl Fold {
     // - dropping -
 
     pub fn drop_rollout(&mut self, flag_key: &str, rollout_id: &str) {
-        let is_it = self.flags.get(flag_key).is_some_and(|f| &*f.counted.rollout_id == rollout_id);
-        if is_it {
+        let is_it = |rest: &FlagRest| &*rest.counted.rollout_id == rollout_id;
+        if self.flags.get(flag_key).is_some_and(|flag| is_it(&flag.rest)) {
             let flag = self.flags.remove(flag_key).expect("an open flag");
-            for (visit, arms) in &flag.visits {
+            for (visit, arms) in flag.visits() {
                 let arms = if *visit == Visit::Uncounted { &arms[..1] } else { &arms[..] };
                 for &place in arms {
                     let Some(mut arm) = self.arms[place].take() else { continue };

@@ -12,6 +12,7 @@ mod bloom;
 mod bundles;
 mod duplicates;
 mod exposures;
+mod flags;
 mod fold;
 mod hashing;
 mod partition_fold;

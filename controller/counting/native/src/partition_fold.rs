@@ -1,8 +1,8 @@
 //! The fold as Python has it: `controller.counting.folding.engine.Fold`.
 //!
-//! Here is each method, in a few lines. What the longer ones do is in `events.rs` (with `plain.rs`,
-//! `others.rs` and `refused.rs`), `joining.rs` and `saves.rs`; `arm_counts.rs` takes totals over
-//! and writes them, and in `faults.rs` a panic ends.
+//! Here is each method, in a few lines. What the longer ones do is in `plain_runs.rs` and `events.rs`
+//! (with `plain.rs`, `others.rs` and `refused.rs`), `joining.rs` and `saves.rs`; `arm_counts.rs`
+//! takes totals over and writes them, and in `faults.rs` a panic ends.
 
 mod arm_counts;
 mod events;
@@ -10,6 +10,7 @@ mod faults;
 mod joining;
 mod others;
 mod plain;
+mod plain_runs;
 mod refused;
 mod saves;
 
@@ -20,9 +21,9 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyType};
 
-use crate::arms::OpenFlags;
 use crate::bloom::BloomFilter;
 use crate::duplicates::RecentRecords;
+use crate::flags::OpenFlags;
 use crate::fold::Fold;
 use crate::surroundings::{counted_flag, PySurroundings, Readers, Types};
 use events::Waiting;
@@ -228,11 +229,11 @@ impl PartitionFold {
                 return Ok(None);
             };
             let counted = counted_flag(counted)?;
-            if flag.counted.rollout_id != counted.rollout_id {
-                return Ok(Some(flag.counted.rollout_id.to_string()));
+            let present_id = &flag.rest.counted.rollout_id;
+            if *present_id != counted.rollout_id {
+                return Ok(Some(present_id.to_string()));
             }
-            flag.counted = counted;
-            (flag.from_ms, flag.until_ms) = (0, 0);
+            flag.apply(counted);
             Ok(None)
         })
     }

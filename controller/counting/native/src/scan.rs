@@ -5,9 +5,14 @@
 //! it: escapes, characters beyond ASCII, repeated names, null in a field that counts, odd numbers
 //! and times. Only of a record that ends too early, and is plain up to there, is known why.
 
+mod named;
 mod texts;
 mod times;
 
+use std::ops::Range;
+
+use named::push_distinct;
+pub use named::Named;
 use texts::{is_printable, plain_length};
 use times::time_of;
 
@@ -18,7 +23,6 @@ const MOST_BRACKETS: usize = 512; // in strings, too
 const MOST_ATTRIBUTE: usize = 1024;
 const MOST_CONTEXT_ID: usize = 256;
 const MOST_NAME: usize = 128;
-const MOST_ITEMS: usize = 8; // flags or conversions; `wire` takes more
 const MOST_DURATION_SECONDS: f64 = 86_400.0;
 
 const EVALUATION_TYPE: &str = "io.rolloutd.evaluation.v1";
@@ -35,10 +39,10 @@ pub struct Evaluation<'a> {
 pub struct Outcome<'a> {
     pub context_id: Option<&'a str>,
     pub time_ms: Option<i64>,
-    pub flags: Vec<(&'a str, &'a str)>,
+    pub flags: Range<usize>, // of `Named`, as the conversions
     pub has_error: bool,
     pub duration_seconds: Option<f64>,
-    pub conversions: Vec<&'a str>,
+    pub conversions: Range<usize>,
     pub is_known: bool, // it has an attribute that is read, beside its context
 }
 
@@ -68,12 +72,12 @@ fn evaluation_in<'a>(scan: &mut Scan<'a>) -> Option<Evaluation<'a>> {
     Some(Evaluation { context_id, flag_key: flag_key?, variant: variant?, time_ms })
 }
 
-pub fn outcome(value: &[u8]) -> Result<Outcome<'_>, Unplain> {
+pub fn outcome<'a>(value: &'a [u8], named: &mut Named<'a>) -> Result<Outcome<'a>, Unplain> {
     let mut scan = Scan::new(value).ok_or(Unplain::Other)?;
-    outcome_in(&mut scan).ok_or_else(|| scan.why())
+    outcome_in(&mut scan, named).ok_or_else(|| scan.why())
 }
 
-fn outcome_in<'a>(scan: &mut Scan<'a>) -> Option<Outcome<'a>> {
+fn outcome_in<'a>(scan: &mut Scan<'a>, named: &mut Named<'a>) -> Option<Outcome<'a>> {
     let mut found = Outcome::default();
     let (mut duration, mut error, mut flags, mut conversions) = (None, None, None, None);
     found.time_ms = scan.envelope(OUTCOME_TYPE, |scan| {
@@ -81,8 +85,10 @@ fn outcome_in<'a>(scan: &mut Scan<'a>) -> Option<Outcome<'a>> {
             "feature_flag.context.id" => once(&mut found.context_id, scan.context_id()?),
             "http.server.request.duration" => once(&mut duration, scan.duration()?),
             "error.type" => once(&mut error, scan.attribute()?),
-            "rolloutd.flags" => once(&mut flags, scan.flags()?),
-            "rolloutd.conversions" => once(&mut conversions, scan.conversions()?),
+            "rolloutd.flags" => once(&mut flags, scan.flags(&mut named.flags)?),
+            "rolloutd.conversions" => {
+                once(&mut conversions, scan.conversions(&mut named.conversions)?)
+            }
             _ => scan.skip(),
         })
     })?;
@@ -284,8 +290,8 @@ impl<'a> Scan<'a> {
         self.text().filter(|text| (1..=MOST_CONTEXT_ID).contains(&text.len()))
     }
 
-    fn flags(&mut self) -> Option<Vec<(&'a str, &'a str)>> {
-        let (mut flags, mut items) = (Vec::with_capacity(1), 0);
+    fn flags(&mut self, flags: &mut Vec<(&'a str, &'a str)>) -> Option<Range<usize>> {
+        let (begin, mut items) = (flags.len(), 0);
         self.array(|scan| {
             let (mut key, mut variant) = (None, None);
             scan.object(|scan, name| match name {
@@ -294,19 +300,19 @@ impl<'a> Scan<'a> {
                 _ => scan.skip(),
             })?;
             items += 1;
-            push_distinct(&mut flags, (key?, variant?), items)
+            push_distinct(flags, begin, (key?, variant?), items)
         })?;
-        Some(flags)
+        Some(begin..flags.len())
     }
 
-    fn conversions(&mut self) -> Option<Vec<&'a str>> {
-        let (mut names, mut items) = (Vec::new(), 0);
+    fn conversions(&mut self, names: &mut Vec<&'a str>) -> Option<Range<usize>> {
+        let (begin, mut items) = (names.len(), 0);
         self.array(|scan| {
             let name = scan.name()?;
             items += 1;
-            push_distinct(&mut names, name, items)
+            push_distinct(names, begin, name, items)
         })?;
-        Some(names)
+        Some(begin..names.len())
     }
 
     /// Read a number of seconds. Longer or odder ones are left to Python.
@@ -374,12 +380,4 @@ impl<'a> Scan<'a> {
     fn time(&mut self) -> Option<i64> {
         time_of(self.text()?.as_bytes())
     }
-}
-
-/// Add the item with this number unless it is there; None for more items than are plain.
-fn push_distinct<T: PartialEq>(distinct: &mut Vec<T>, item: T, number: usize) -> Option<()> {
-    if !distinct.contains(&item) {
-        distinct.push(item);
-    }
-    (number <= MOST_ITEMS).then_some(())
 }

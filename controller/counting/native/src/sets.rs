@@ -7,14 +7,18 @@ pub const ENTRY: usize = 12; // bytes: set number (u32), digest (u64), little-en
 const SEALED_EARLY_FROM: usize = 1_024;
 const FILTER_ROOM: u64 = 8;
 
+/// One set. It fills one line of the processor's caches: with thousands of flags, an evaluation
+/// waits for the sets of both arms. Hence its name is elsewhere, and its filters are a slice.
+#[repr(align(64))]
 pub struct ContextSet {
-    pub name: Box<str>,
     pub number: u32,
     pub seal_at: usize,
     pub exact: Set<u64>,
-    pub filters: Vec<BloomFilter>,
+    pub filters: Box<[BloomFilter]>,
     pub is_full: bool,
 }
+
+const _: () = assert!(size_of::<Option<ContextSet>>() == 64);
 
 impl ContextSet {
     #[inline]
@@ -29,6 +33,12 @@ impl ContextSet {
 
     fn keys(&self) -> u64 {
         self.filters.iter().map(|layer| layer.keys).sum()
+    }
+
+    fn add_filter(&mut self, filter: BloomFilter) {
+        let mut filters = std::mem::take(&mut self.filters).into_vec();
+        filters.push(filter);
+        self.filters = filters.into();
     }
 }
 
@@ -51,14 +61,15 @@ pub struct ContextSets {
     exact_limit: usize,
     // By slot, which never changes; None: it was dropped.
     slots: Vec<Option<ContextSet>>,
-    by_name: Map<Box<str>, usize>,
-    by_number: Map<u32, usize>,
+    names: Vec<Box<str>>, // by slot, too
+    by_name: Map<Box<str>, u32>,
+    by_number: Map<u32, u32>,
     next_number: u32,
-    new: Vec<usize>,
-    full: Vec<usize>, // one is sealed per save, because one filter is a large write
-    added: Vec<u8>,   // entries
-    live: i64,        // exact members, without those added since the last save
-    sealed: i64,      // members in filters
+    new: Vec<u32>,
+    full: Vec<u32>, // one is sealed per save, because one filter is a large write
+    added: Vec<u8>, // entries
+    live: i64,      // exact members, without those added since the last save
+    sealed: i64,    // members in filters
 }
 
 impl ContextSets {
@@ -67,7 +78,7 @@ impl ContextSets {
     }
 
     /// The slot of the set of that name, a new one if there is none.
-    pub fn slot_of(&mut self, name: &str) -> usize {
+    pub fn slot_of(&mut self, name: &str) -> u32 {
         if let Some(&slot) = self.by_name.get(name) {
             return slot;
         }
@@ -76,14 +87,14 @@ impl ContextSets {
         slot
     }
 
-    pub fn place(&mut self, number: u32, name: &str) -> usize {
-        let slot = self.slots.len();
+    pub fn place(&mut self, number: u32, name: &str) -> u32 {
+        let slot = self.slots.len() as u32;
+        self.names.push(name.into());
         self.slots.push(Some(ContextSet {
-            name: name.into(),
             number,
             seal_at: self.exact_limit,
             exact: Set::default(),
-            filters: Vec::new(),
+            filters: Box::default(),
             is_full: false,
         }));
         self.by_name.insert(name.into(), slot);
@@ -97,19 +108,19 @@ impl ContextSets {
     }
 
     #[inline]
-    pub fn get(&self, slot: usize) -> Option<&ContextSet> {
-        self.slots.get(slot).and_then(Option::as_ref)
+    pub fn get(&self, slot: u32) -> Option<&ContextSet> {
+        self.slots.get(slot as usize).and_then(Option::as_ref)
     }
 
     #[inline]
-    pub fn contains(&self, slot: usize, digest: u64) -> bool {
+    pub fn contains(&self, slot: u32, digest: u64) -> bool {
         self.get(slot).is_some_and(|contexts| contexts.contains(digest))
     }
 
     /// Put a context into a set.
     #[inline]
-    pub fn add(&mut self, slot: usize, digest: u64) -> Added {
-        let Some(contexts) = self.slots.get_mut(slot).and_then(Option::as_mut) else {
+    pub fn add(&mut self, slot: u32, digest: u64) -> Added {
+        let Some(contexts) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) else {
             return Added::NoRoom;
         };
         if contexts.contains(digest) {
@@ -150,8 +161,9 @@ impl ContextSets {
         let new = std::mem::take(&mut self.new);
         let names = new
             .into_iter()
-            .filter_map(|slot| self.get(slot))
-            .map(|contexts| (contexts.number, contexts.name.to_string()))
+            .filter_map(|slot| {
+                Some((self.get(slot)?.number, self.names[slot as usize].to_string()))
+            })
             .collect();
         (names, std::mem::take(&mut self.added))
     }
@@ -172,10 +184,10 @@ impl ContextSets {
     pub fn seal_next(&mut self) -> Option<Sealed> {
         let slot = self.full.pop()?;
         let exact_limit = self.exact_limit;
-        let contexts = self.slots.get_mut(slot).and_then(Option::as_mut)?;
+        let contexts = self.slots.get_mut(slot as usize).and_then(Option::as_mut)?;
         let count = contexts.exact.len() as u64;
         if contexts.filters.last().is_none_or(|last| last.keys + count > last.capacity()) {
-            contexts.filters.push(BloomFilter::for_keys(FILTER_ROOM * count));
+            contexts.add_filter(BloomFilter::for_keys(FILTER_ROOM * count));
         }
         let layer = contexts.filters.len() - 1;
         let last = &mut contexts.filters[layer];
@@ -196,7 +208,8 @@ impl ContextSets {
             self.by_name.keys().filter(|name| name.starts_with(prefix)).cloned().collect();
         for name in names {
             let Some(slot) = self.by_name.remove(&name) else { continue };
-            if let Some(contexts) = self.slots[slot].take() {
+            self.names[slot as usize] = Box::default();
+            if let Some(contexts) = self.slots[slot as usize].take() {
                 self.by_number.remove(&contexts.number);
                 self.live -= contexts.exact.len() as i64;
                 self.sealed -= contexts.keys() as i64;
@@ -210,7 +223,7 @@ impl ContextSets {
 
     pub fn add_filter(&mut self, number: u32, filter: BloomFilter) {
         if let Some(contexts) = self.of_number(number) {
-            contexts.filters.push(filter);
+            contexts.add_filter(filter);
         }
     }
 
@@ -228,7 +241,7 @@ impl ContextSets {
 
     fn of_number(&mut self, number: u32) -> Option<&mut ContextSet> {
         let slot = *self.by_number.get(&number)?;
-        self.slots[slot].as_mut()
+        self.slots[slot as usize].as_mut()
     }
 
     pub fn end_restore(&mut self) {
@@ -241,7 +254,7 @@ impl ContextSets {
             self.sealed += contexts.keys() as i64;
             update_limit(contexts, exact_limit);
             if contexts.exact.len() >= contexts.seal_at {
-                self.full.push(slot);
+                self.full.push(slot as u32);
             }
         }
     }
@@ -261,7 +274,7 @@ impl ContextSets {
             return true;
         }
         // Of several of one size the first, as `max` of Python takes it.
-        let mut largest: Option<(usize, usize)> = None;
+        let mut largest: Option<(u32, usize)> = None;
         for (slot, contexts) in self.present() {
             if largest.is_none_or(|(_, members)| contexts.exact.len() > members) {
                 largest = Some((slot, contexts.exact.len()));
@@ -276,15 +289,19 @@ impl ContextSets {
         }
     }
 
-    fn present(&self) -> impl Iterator<Item = (usize, &ContextSet)> {
-        self.slots.iter().enumerate().filter_map(|(slot, one)| Some((slot, one.as_ref()?)))
+    fn present(&self) -> impl Iterator<Item = (u32, &ContextSet)> {
+        self.slots.iter().zip(0..).filter_map(|(one, slot)| Some((slot, one.as_ref()?)))
     }
 
     pub fn close_largest(&mut self) -> Option<String> {
         let mut sizes: Vec<(Box<str>, u64)> = Vec::new();
         let mut places: Map<Box<str>, usize> = Map::default();
-        for (_, contexts) in self.present().filter(|(_, one)| !one.is_full && !keeps_open(one)) {
-            let flag_key = flag_of(contexts);
+        for (slot, contexts) in self.present() {
+            let name = &self.names[slot as usize];
+            if contexts.is_full || keeps_open(name) {
+                continue;
+            }
+            let flag_key = flag_of(name);
             let place = *places.entry(flag_key.into()).or_insert_with(|| {
                 sizes.push((flag_key.into(), 0));
                 sizes.len() - 1
@@ -294,9 +311,9 @@ impl ContextSets {
         // Of several of one size the first, as `max` of Python takes it.
         let (largest, _) =
             sizes.into_iter().reduce(|most, one| if one.1 > most.1 { one } else { most })?;
-        for contexts in self.slots.iter_mut().flatten() {
-            if flag_of(contexts) == &*largest && !keeps_open(contexts) {
-                contexts.is_full = true;
+        for (contexts, name) in self.slots.iter_mut().zip(&self.names) {
+            if let Some(contexts) = contexts {
+                contexts.is_full |= flag_of(name) == &*largest && !keeps_open(name);
             }
         }
         Some(largest.into())
@@ -304,12 +321,12 @@ impl ContextSets {
 }
 
 /// Sets of contexts with an error stay open: without them a failing release would look better.
-fn keeps_open(contexts: &ContextSet) -> bool {
-    contexts.name.ends_with("|errors")
+fn keeps_open(name: &str) -> bool {
+    name.ends_with("|errors")
 }
 
-fn flag_of(contexts: &ContextSet) -> &str {
-    contexts.name.split('|').next().unwrap_or_default()
+fn flag_of(name: &str) -> &str {
+    name.split('|').next().unwrap_or_default()
 }
 
 fn update_limit(contexts: &mut ContextSet, exact_limit: usize) {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::{Fold, Surroundings};
 use crate::activity::Activity;
-use crate::arms::{is_one_of, Arm, Counts, Flag, Kind, Visit};
+use crate::arms::{is_one_of, Arm, Counts, Kind};
+use crate::flags::{Flag, Visit};
 use crate::hashing::Map;
 
 impl Fold {
@@ -24,16 +25,7 @@ impl Fold {
         };
         let next = self.flag_ids.len() as u32;
         let id = *self.flag_ids.entry(flag_key.into()).or_insert(next);
-        Ok(Some(self.flags.insert(Flag {
-            key: flag_key.into(),
-            id,
-            counted,
-            visits: Vec::new(),
-            has_one_visit: false,
-            from_ms: 0,
-            until_ms: 0,
-            at_hand: [0, 0],
-        })))
+        Ok(Some(self.flags.insert(Flag::new(flag_key, id, counted))))
     }
 
     /// The counter of an event of an open flag, None for a variant of neither arm.
@@ -46,23 +38,22 @@ impl Fold {
         time_ms: i64,
     ) -> Result<Option<usize>, S::Error> {
         let flag = self.flags.at(slot);
-        let place = match flag.counted.kind_of(variant) {
+        if let Some(arm) = flag.arm_at_hand(variant, time_ms) {
+            return Ok(Some(arm));
+        }
+        let place = match flag.kind_of(variant) {
             Kind::Treatment => 0,
             Kind::Control => 1,
             Kind::Neither => return Ok(None),
         };
-        if flag.from_ms <= time_ms && time_ms < flag.until_ms {
-            return Ok(Some(flag.at_hand[place]));
-        }
-        let interval = flag.counted.interval_at(time_ms);
+        let interval = flag.rest.counted.interval_at(time_ms);
         let visit = interval.map_or(Visit::Outside, |(_, _, number)| Visit::Number(number));
         let arms = match flag.arms_of(visit) {
             Some(arms) => arms,
             None => self.open_visit(around, slot, visit)?,
         };
         if let Some((from_ms, until_ms, _)) = interval {
-            let flag = self.flags.at_mut(slot);
-            (flag.from_ms, flag.until_ms, flag.at_hand) = (from_ms, until_ms, arms);
+            self.flags.at_mut(slot).keep_at_hand(from_ms, until_ms, arms);
         }
         Ok(Some(arms[place]))
     }
@@ -74,7 +65,7 @@ impl Fold {
         slot: usize,
         visit: Visit,
     ) -> Result<[usize; 2], S::Error> {
-        let flag = self.flags.at(slot);
+        let flag = &self.flags.at(slot).rest;
         let (key, rollout_id) = (flag.key.clone(), flag.counted.rollout_id.clone());
         let conversions = flag.counted.conversions.clone();
         let mut arms = [0; 2];
@@ -116,14 +107,8 @@ impl Fold {
                 (arm.failed, arm.converted) = (Some(failed), converted.clone());
             }
         }
-        self.add_visit(slot, visit, arms);
+        self.flags.at_mut(slot).add_visit(visit, arms);
         Ok(arms)
-    }
-
-    fn add_visit(&mut self, slot: usize, visit: Visit, arms: [usize; 2]) {
-        let flag = self.flags.at_mut(slot);
-        flag.visits.push((visit, arms));
-        flag.has_one_visit = flag.visits.len() == 1 && visit != Visit::Uncounted;
     }
 
     fn open_arm<S: Surroundings>(
@@ -182,18 +167,18 @@ impl Fold {
         variant: &str,
     ) -> Result<Option<usize>, S::Error> {
         let flag = self.flags.at(slot);
-        if !is_one_of(&flag.counted.uncounted, variant) {
+        if !is_one_of(&flag.rest.counted.uncounted, variant) {
             return Ok(None);
         }
         if let Some([arm, _]) = flag.arms_of(Visit::Uncounted) {
             return Ok(Some(arm));
         }
-        let (key, rollout_id) = (flag.key.clone(), flag.counted.rollout_id.clone());
+        let (key, rollout_id) = (flag.rest.key.clone(), flag.rest.counted.rollout_id.clone());
         let arm = self.open_arm(around, &key, &rollout_id, Kind::Neither, "")?;
         if self.counts_exposures {
             self.expose(arm, &format!("{key}|{rollout_id}|-|neither"), Kind::Neither);
         }
-        self.add_visit(slot, Visit::Uncounted, [arm, arm]);
+        self.flags.at_mut(slot).add_visit(Visit::Uncounted, [arm, arm]);
         Ok(Some(arm))
     }
 }

@@ -6,19 +6,12 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
 use super::joining::Joined;
-use super::others::Others;
-use super::plain::{plain_evaluation, plain_outcome, PlainEvaluation, PlainOutcome};
 use super::refused::{Refused, Refuser};
 use super::PartitionFold;
-use crate::duplicates::{content_of, content_of_object, NOT_SAMPLED};
-use crate::fold::{Class, Counted, Fold, Outcome};
+use crate::duplicates::{content_of_object, NOT_SAMPLED};
+use crate::fold::{Class, Counted, Evaluation, Fold, Outcome};
 use crate::hashing::digest_of;
-use crate::record_batches::{Parts, Records};
-use crate::scan::Unplain;
-
-/// Records that are scanned before they are counted, so that Python reads those among them that are
-/// not plain in one call: one by one they cost three times as much.
-const AT_ONCE: usize = 512;
+use crate::record_batches::Records;
 
 /// When an outcome must wait: `PartitionTotals.fold_outcomes`.
 #[derive(Clone, Copy)]
@@ -31,15 +24,15 @@ pub struct Waiting<'a, 'py> {
 /// A run of outcomes that is being counted.
 pub struct OutcomeRun<'a, 'py> {
     pub waiting: Waiting<'a, 'py>,
-    pub limit: f64,
+    limit: f64,
     pub are_indexed: bool,
     pub known: Joined,
-    counted: Counted,
+    pub counted: Counted,
     found: Vec<usize>,
 }
 
 impl<'a, 'py> OutcomeRun<'a, 'py> {
-    fn new(fold: &Fold, waiting: Waiting<'a, 'py>) -> Self {
+    pub fn new(fold: &Fold, waiting: Waiting<'a, 'py>) -> Self {
         Self {
             waiting,
             limit: waiting.room + fold.grown() as f64,
@@ -48,6 +41,12 @@ impl<'a, 'py> OutcomeRun<'a, 'py> {
             counted: Counted::default(),
             found: Vec::new(),
         }
+    }
+
+    /// Whether the next outcome must wait for room.
+    #[inline]
+    pub fn must_wait(&self, fold: &Fold) -> bool {
+        fold.grown() as f64 >= self.limit
     }
 }
 
@@ -89,42 +88,6 @@ impl PartitionFold {
         Ok(counted)
     }
 
-    fn plain_evaluations(
-        &mut self,
-        py: Python<'_>,
-        records: &Records,
-        read: &Bound<'_, PyAny>,
-        refused: &mut Refused,
-        latest_ms: i64,
-    ) -> PyResult<Py<PyAny>> {
-        self.fold.freshest_ms = 0;
-        let mut counted = Counted::default();
-        for begin in (0..records.len()).step_by(AT_ONCE) {
-            let end = records.len().min(begin + AT_ONCE);
-            let plain = |index| plain_evaluation(&records.parts(py, index), latest_ms);
-            let found: Vec<_> = (begin..end).map(plain).collect();
-            let mut others = Others::read(py, records, begin, &found, read, latest_ms)?;
-            for (index, event) in (begin..end).zip(found) {
-                match event {
-                    Ok(PlainEvaluation { digest, flag_key, variant, time_ms }) => {
-                        let around = self.surroundings.bind(py);
-                        let class = self
-                            .fold
-                            .count_evaluation(&around, digest, flag_key, variant, time_ms)?;
-                        counted.add(class);
-                    }
-                    Err(Unplain::CutOff) => refused.add_cut_off(py, &records.parts(py, index)),
-                    Err(Unplain::Other) => {
-                        if let Some(event) = others.next(refused) {
-                            self.count_evaluation_of(py, event.bind(py), &mut counted)?;
-                        }
-                    }
-                }
-            }
-        }
-        self.counted(py, counted, None)
-    }
-
     /// Count outcomes that a reader of Python gave, until one must wait.
     pub fn outcomes_of(
         &mut self,
@@ -164,45 +127,6 @@ impl PartitionFold {
         Ok(counted)
     }
 
-    fn plain_outcomes(
-        &mut self,
-        py: Python<'_>,
-        records: &Records,
-        read: &Bound<'_, PyAny>,
-        refused: &mut Refused,
-        latest_ms: i64,
-        waiting: Waiting<'_, '_>,
-    ) -> PyResult<Py<PyAny>> {
-        self.fold.freshest_ms = 0;
-        let mut run = OutcomeRun::new(&self.fold, waiting);
-        for begin in (0..records.len()).step_by(AT_ONCE) {
-            let end = records.len().min(begin + AT_ONCE);
-            let plain = |index| plain_outcome(&records.parts(py, index), latest_ms);
-            let found: Vec<_> = (begin..end).map(plain).collect();
-            let mut others = Others::read(py, records, begin, &found, read, latest_ms)?;
-            for (index, event) in (begin..end).zip(found) {
-                let is_counted = match event {
-                    Ok(event) => {
-                        self.count_plain_outcome(py, &event, &records.parts(py, index), &mut run)?
-                    }
-                    Err(Unplain::CutOff) => {
-                        refused.add_cut_off(py, &records.parts(py, index));
-                        true
-                    }
-                    Err(Unplain::Other) => match others.next(refused) {
-                        Some(event) => self.count_outcome_of(py, event.bind(py), &mut run)?,
-                        None => true,
-                    },
-                };
-                if !is_counted {
-                    let stopped_at = Py::new(py, records.record(py, index)?)?.into_any();
-                    return self.counted(py, run.counted, Some(stopped_at));
-                }
-            }
-        }
-        self.counted(py, run.counted, None)
-    }
-
     fn count_evaluations_of(
         &mut self,
         py: Python<'_>,
@@ -231,7 +155,7 @@ impl PartitionFold {
         Ok(None)
     }
 
-    fn counted(
+    pub fn counted(
         &self,
         py: Python<'_>,
         counted: Counted,
@@ -243,7 +167,7 @@ impl PartitionFold {
     }
 
     #[inline]
-    fn bucket_of(&self, latency_ms: f64) -> i32 {
+    pub fn bucket_of(&self, latency_ms: f64) -> i32 {
         if latency_ms <= 0.001 {
             return self.lowest_bucket;
         }
@@ -253,7 +177,7 @@ impl PartitionFold {
     // - one evaluation -
 
     /// Count one that a reader of Python gave.
-    fn count_evaluation_of(
+    pub fn count_evaluation_of(
         &mut self,
         py: Python<'_>,
         event: &Bound<'_, PyAny>,
@@ -265,14 +189,15 @@ impl PartitionFold {
         let digest = digest_of(text(&context_id)?.as_bytes());
         let around = self.surroundings.bind(py);
         let (flag_key, variant) = (text(&flag_key)?, text(&variant)?);
-        counted.add(self.fold.count_evaluation(&around, digest, flag_key, variant, time_ms)?);
+        let evaluation = Evaluation { digest, flag_key, variant, time_ms };
+        counted.add(self.fold.count_evaluation(&around, &evaluation, None)?);
         Ok(())
     }
 
     // - one outcome -
 
     /// Count one that a reader of Python gave; return False when it must wait.
-    fn count_outcome_of(
+    pub fn count_outcome_of(
         &mut self,
         py: Python<'_>,
         event: &Bound<'_, PyAny>,
@@ -291,17 +216,21 @@ impl PartitionFold {
             false => 0,
         };
         let digest = digest_of(text(&context_id)?.as_bytes());
-        let is_unnamed = named.is_empty();
-        let Some(joined) = self.flags_of(py, digest, time_ms, timestamp_ms, is_unnamed, run)?
-        else {
+        if run.must_wait(&self.fold) {
             return Ok(false);
+        }
+        let flags = match named.is_empty() {
+            true => self.flags_of(py, digest, time_ms, timestamp_ms, run)?,
+            false => Some(named),
         };
-        let flags = borrowed(if is_unnamed { &joined } else { &named });
+        let Some(flags) = flags else { return Ok(false) };
+        let flags = borrowed(&flags);
         let conversions: Vec<&str> = conversions.iter().map(String::as_str).collect();
         let outcome = Outcome {
             digest,
             time_ms,
             flags: &flags,
+            ahead: &[],
             is_error,
             bucket: latency_ms.map(|latency_ms| self.bucket_of(latency_ms)),
             conversions: &conversions,
@@ -310,39 +239,9 @@ impl PartitionFold {
         Ok(true)
     }
 
-    /// Count one that lies plain in its record; return False when it must wait.
-    #[inline]
-    fn count_plain_outcome(
-        &mut self,
-        py: Python<'_>,
-        event: &PlainOutcome<'_>,
-        parts: &Parts<'_>,
-        run: &mut OutcomeRun<'_, '_>,
-    ) -> PyResult<bool> {
-        let PlainOutcome { digest, time_ms, ref found } = *event;
-        let is_unnamed = found.flags.is_empty();
-        let timestamp_ms = parts.place.timestamp;
-        let Some(joined) = self.flags_of(py, digest, time_ms, timestamp_ms, is_unnamed, run)?
-        else {
-            return Ok(false);
-        };
-        let joined = borrowed(&joined);
-        let outcome = Outcome {
-            digest,
-            time_ms,
-            flags: if is_unnamed { &joined } else { &found.flags },
-            is_error: found.has_error,
-            bucket: found.duration_seconds.map(|seconds| self.bucket_of(seconds * 1000.0)),
-            conversions: &found.conversions,
-        };
-        let content = || Ok((content_of(parts.value, &[]), parts.place.offset));
-        self.count_outcome(py, &outcome, run, content)?;
-        Ok(true)
-    }
-
     /// Count one, and whether it came before: `content` gives its record's hash and offset.
     #[inline]
-    fn count_outcome(
+    pub fn count_outcome(
         &mut self,
         py: Python<'_>,
         outcome: &Outcome<'_>,
@@ -361,7 +260,7 @@ impl PartitionFold {
     }
 }
 
-fn borrowed(flags: &[(String, String)]) -> Vec<(&str, &str)> {
+pub fn borrowed(flags: &[(String, String)]) -> Vec<(&str, &str)> {
     flags.iter().map(|(flag_key, variant)| (flag_key.as_str(), variant.as_str())).collect()
 }
 

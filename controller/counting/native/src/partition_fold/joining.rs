@@ -19,24 +19,16 @@ impl PartitionFold {
         self.fold.recent.as_mut().is_none_or(|recent| recent.catch_up(most))
     }
 
-    /// The flags that an outcome without any is joined to: None when it must wait, for room or for
-    /// evaluations before it; nothing of one that names flags.
-    #[inline]
+    /// The flags that an outcome that names none is joined to, None when it must wait for
+    /// evaluations before it.
     pub fn flags_of(
         &mut self,
         py: Python<'_>,
         digest: u64,
         time_ms: i64,
         timestamp_ms: i64,
-        is_unnamed: bool,
         run: &mut OutcomeRun<'_, '_>,
     ) -> PyResult<Option<Vec<(String, String)>>> {
-        if self.fold.grown() as f64 >= run.limit {
-            return Ok(None);
-        }
-        if !is_unnamed {
-            return Ok(Some(Vec::new()));
-        }
         self.fold.joins = true;
         let mut flags = Vec::new();
         if let Some(partner) = run.waiting.partner {

@@ -1,26 +1,16 @@
 //! Events that lie plain in their records, as `scan.rs` reads them: with context, time and headers.
 
+use crate::fold::Evaluation;
 use crate::hashing::digest_of;
 use crate::record_batches::Parts;
-use crate::scan::{self, Unplain};
+use crate::scan::{self, Named, Unplain};
 
 /// Furthest that an event's time may be ahead of its record's: `schemas.envelope.MAX_AHEAD_MS`.
 const MAX_AHEAD_MS: i64 = 5 * 60 * 1000;
 
-/// An evaluation that lies plain in its record.
-pub struct PlainEvaluation<'a> {
-    pub digest: u64, // of its context
-    pub flag_key: &'a str,
-    pub variant: &'a str,
-    pub time_ms: i64,
-}
-
 /// Return the event of a record, or why it does not lie plain in it.
 #[inline]
-pub fn plain_evaluation<'a>(
-    parts: &Parts<'a>,
-    latest_ms: i64,
-) -> Result<PlainEvaluation<'a>, Unplain> {
+pub fn plain_evaluation<'a>(parts: &Parts<'a>, latest_ms: i64) -> Result<Evaluation<'a>, Unplain> {
     let event = scanned(parts, scan::evaluation)?;
     evaluation_of(parts, event, latest_ms).ok_or(Unplain::Other)
 }
@@ -43,12 +33,12 @@ fn evaluation_of<'a>(
     parts: &Parts<'a>,
     event: scan::Evaluation<'a>,
     latest_ms: i64,
-) -> Option<PlainEvaluation<'a>> {
+) -> Option<Evaluation<'a>> {
     let timestamp_ms = parts.place.timestamp;
     let time_ms = event.time_ms.unwrap_or(timestamp_ms);
     let context_id = event.context_id.or_else(|| parts.key.and_then(scan::context_of_key))?;
     let digest = digest_of(context_id.as_bytes());
-    is_plausible(time_ms, timestamp_ms, latest_ms).then_some(PlainEvaluation {
+    is_plausible(time_ms, timestamp_ms, latest_ms).then_some(Evaluation {
         digest,
         flag_key: event.flag_key,
         variant: event.variant,
@@ -65,8 +55,12 @@ pub struct PlainOutcome<'a> {
 
 /// Return the event of a record, or why it does not lie plain in it.
 #[inline]
-pub fn plain_outcome<'a>(parts: &Parts<'a>, latest_ms: i64) -> Result<PlainOutcome<'a>, Unplain> {
-    let event = scanned(parts, scan::outcome)?;
+pub fn plain_outcome<'a>(
+    parts: &Parts<'a>,
+    named: &mut Named<'a>,
+    latest_ms: i64,
+) -> Result<PlainOutcome<'a>, Unplain> {
+    let event = scanned(parts, |value| scan::outcome(value, named))?;
     outcome_of(parts, event, latest_ms).ok_or(Unplain::Other)
 }
 
