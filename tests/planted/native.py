@@ -39,6 +39,13 @@ BUGS = (
         BOTH_FOLDS,
     ),
     Bug(
+        "a save does not end the batch of actions",
+        f"{SOURCE}/partition_fold/saves.rs",
+        "        self.fold.actions.end_batch();\n",
+        "",
+        BOTH_FOLDS,
+    ),
+    Bug(
         "a context in both arms is not noticed",
         f"{SOURCE}/fold.rs",
         "                        arm.counts.switched += 1;\n",

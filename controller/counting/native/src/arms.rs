@@ -86,18 +86,9 @@ pub enum Kind {
     Neither,
 }
 
-/// What is counted of a context's action, its outcomes in one batch.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Action {
-    Untimed, // its end, and no latency so far
-    Timed,
-    LeftOut, // neither: the context is far more active than others
-}
-
-pub type BatchContexts = Map<u64, Action>;
-
 /// The counters of one arm. In this order, what an evaluation touches lies in one line of the
-/// processor's caches, and what most outcomes touch in the first three and that of the batch.
+/// processor's caches, and what most outcomes touch in four: with thousands of flags an event waits
+/// for each line.
 #[repr(C, align(64))]
 pub struct Arm {
     pub is_changed: bool,
@@ -108,9 +99,8 @@ pub struct Arm {
     pub opposite: Option<u32>,
     pub failed: Option<u32>,
     pub counts: Counts,
-    pub activity: Activity,
-    pub batch: BatchContexts,
     pub passed_on: i64, // of the evaluations those that `take_evaluations` returned
+    pub activity: Activity,
     pub converted: Vec<(Box<str>, u32)>,
     pub field: Box<str>, // empty outside every visit
     pub flag_key: Arc<str>,
@@ -118,43 +108,29 @@ pub struct Arm {
 }
 
 impl Arm {
-    /// Begin the next batch: the totals are being written.
-    pub fn begin_batch(&mut self) {
-        self.is_changed = false;
-        self.end_batch();
-    }
-
     /// The evaluations since the last call.
     pub fn take_evaluations(&mut self) -> i64 {
         let before = std::mem::replace(&mut self.passed_on, self.counts.evaluations);
         self.counts.evaluations - before
     }
 
-    /// Something of each line of the processor's caches that most events touch, for `ahead.rs`.
+    /// The slots of its sets that most events look into.
     #[inline]
-    pub fn first_bytes(&self) -> usize {
-        self.counts.outcomes as usize
-            + self.counts.latency.counts.len()
-            + self.batch.len()
-            + usize::from(self.is_changed)
+    pub fn sets(&self) -> impl Iterator<Item = u32> {
+        [self.exposed, self.opposite, self.failed].into_iter().flatten()
     }
 
-    /// Something of the places that an outcome of a context touches, for `ahead.rs`.
+    /// Read the two lines of it that nearly every event touches: `fold/ahead.rs`.
     #[inline]
-    pub fn bytes_of(&self, digest: u64) -> usize {
-        let latency = self.counts.latency.counts.first();
-        usize::from(self.batch.contains_key(&digest))
-            + self.activity.of_group(digest) as usize
-            + latency.map_or(0, |(_, count)| *count as usize)
+    pub fn read_lines(&self) -> usize {
+        self.counts.outcomes as usize ^ usize::from(self.is_changed)
     }
 
-    /// Forget the contexts of a batch, and the memory that an unusually large one took.
-    pub fn end_batch(&mut self) {
-        if self.batch.capacity() > 4_096 {
-            self.batch = BatchContexts::default();
-        } else {
-            self.batch.clear();
-        }
+    /// Read what an outcome touches beside the arm itself.
+    #[inline]
+    pub fn read_places(&self, digest: u64, bucket: Option<i32>) -> usize {
+        let latency = bucket.map_or(0, |bucket| self.counts.latency.get(bucket));
+        self.activity.of_group(digest) as usize ^ latency as usize
     }
 }
 

@@ -10,7 +10,8 @@ pub use ahead::{Ahead, KnownArm};
 
 use std::sync::Arc;
 
-use crate::arms::{is_one_of, Action, Arm, CountedFlag, Counts, Kind};
+use crate::actions::{Action, Actions};
+use crate::arms::{is_one_of, Arm, CountedFlag, Counts, Kind};
 use crate::bundles::Bundles;
 use crate::exposures::RecentExposures;
 use crate::flags::{FlagRest, OpenFlags, Visit};
@@ -87,6 +88,7 @@ pub struct Fold {
     pub bundles: Bundles,
     // Set number -> flag key, rollout id, arm.
     pub exposure_of: Map<u32, (Arc<str>, Arc<str>, Kind)>,
+    pub actions: Actions,
     pub changed: Vec<usize>,
     pub changed_in_bundles: usize,
     others: Vec<((Box<str>, Kind), i64)>, // in the order in which they were first met
@@ -108,6 +110,7 @@ impl Fold {
             stored: Map::default(),
             bundles: Bundles::default(),
             exposure_of: Map::default(),
+            actions: Actions::default(),
             changed: Vec::new(),
             changed_in_bundles: 0,
             others: Vec::new(),
@@ -129,7 +132,7 @@ impl Fold {
         self.arms[arm].as_mut().expect("an arm of an open flag")
     }
 
-    /// List a counter among those that have changed; a batch of its contexts begins.
+    /// List a counter among those that have changed.
     #[inline]
     fn note_change(&mut self, place: usize) {
         let arm = self.arms[place].as_mut().expect("an arm of an open flag");
@@ -137,7 +140,6 @@ impl Fold {
             return;
         }
         arm.is_changed = true;
-        arm.end_batch();
         self.changed.push(place);
         self.changed_in_bundles += usize::from(arm.bundle.is_some());
     }
@@ -300,20 +302,17 @@ impl Fold {
         let arm = self.arms[place].as_mut().expect("an arm of an open flag");
         arm.counts.outcomes += 1;
         let digest = outcome.digest;
-        let action = match arm.batch.entry(digest) {
-            hashbrown::hash_map::Entry::Vacant(vacant) => {
-                let action = match arm.activity.add(digest) {
-                    true => Action::Untimed,
-                    false => Action::LeftOut,
-                };
-                let has_failed = arm.failed.is_some_and(|set| self.sets.contains(set, digest));
-                if action != Action::LeftOut && !has_failed {
-                    arm.counts.at_risk += 1;
-                }
-                vacant.insert(action)
+        let action = self.actions.of(place, digest, || {
+            let action = match arm.activity.add(digest) {
+                true => Action::Untimed,
+                false => Action::LeftOut,
+            };
+            let has_failed = arm.failed.is_some_and(|set| self.sets.contains(set, digest));
+            if action != Action::LeftOut && !has_failed {
+                arm.counts.at_risk += 1;
             }
-            hashbrown::hash_map::Entry::Occupied(known) => known.into_mut(),
-        };
+            action
+        });
         if let Some(bucket) = outcome.bucket {
             if *action == Action::Untimed {
                 *action = Action::Timed;

@@ -6,6 +6,7 @@
 //! `NativeFault`, on which the reference goes on from what is saved.
 #![forbid(unsafe_code)]
 
+mod actions;
 mod activity;
 mod arms;
 mod bloom;

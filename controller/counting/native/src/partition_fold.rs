@@ -148,11 +148,7 @@ impl PartitionFold {
 
     fn begin_batch(&mut self) -> PyResult<()> {
         self.contain(|this| {
-            for &place in &this.fold.changed {
-                if let Some(arm) = &mut this.fold.arms[place] {
-                    arm.end_batch();
-                }
-            }
+            this.fold.actions.end_batch();
             Ok(())
         })
     }

@@ -26,8 +26,9 @@ pub struct Ahead<'a> {
     pub flag_key: &'a str,
     pub variant: &'a str,
     pub time_ms: i64,
+    pub bucket: Option<i32>,   // of its latency
     pub slot: Option<u32>,     // of the flag that probably has this key
-    pub arm: Option<KnownArm>, // None: it is found, or opened, when it is the event's turn
+    pub arm: Option<KnownArm>, // None: it is found, or opened, when it is its turn
 }
 
 impl Fold {
@@ -38,7 +39,7 @@ impl Fold {
         }
         let mut read = 0;
         for slot in events.iter().filter_map(|event| event.slot) {
-            read += self.flags.at(slot as usize).first_byte();
+            read ^= self.flags.at(slot as usize).first_byte();
         }
         for event in events.iter_mut() {
             event.arm = event.slot.and_then(|flag| {
@@ -47,17 +48,24 @@ impl Fold {
                 found.has_key(event.flag_key).then_some(KnownArm { flag, arm: arm as u32 })
             });
         }
-        for KnownArm { arm, .. } in events.iter().filter_map(|event| event.arm) {
-            read += self.arm(arm as usize).first_bytes();
+        let known = || events.iter().filter_map(|event| Some((event, event.arm?.arm as usize)));
+        for (_, arm) in known() {
+            read ^= self.arm(arm).read_lines();
         }
-        for event in events.iter() {
-            let Some(KnownArm { arm, .. }) = event.arm else { continue };
-            let arm = self.arm(arm as usize);
-            for set in [arm.exposed, arm.opposite, arm.failed].into_iter().flatten() {
-                read += usize::from(self.sets.contains(set, event.digest));
+        for (_, arm) in known() {
+            for set in self.arm(arm).sets() {
+                read ^= usize::from(self.sets.get(set).is_some_and(|contexts| contexts.is_full));
             }
-            if !self.counts_exposures {
-                read += arm.bytes_of(event.digest);
+        }
+        for (event, arm) in known() {
+            for set in self.arm(arm).sets() {
+                read ^= usize::from(self.sets.contains(set, event.digest));
+            }
+        }
+        if !self.counts_exposures {
+            for (event, arm) in known() {
+                read ^= usize::from(self.actions.contains(arm, event.digest));
+                read ^= self.arm(arm).read_places(event.digest, event.bucket);
             }
         }
         black_box(read);

@@ -6,7 +6,6 @@ use super::{Fold, Surroundings};
 use crate::activity::Activity;
 use crate::arms::{is_one_of, Arm, Counts, Kind};
 use crate::flags::{Flag, Visit};
-use crate::hashing::Map;
 
 impl Fold {
     /// The slot of a flag, which is opened if needed; None for one without a rollout.
@@ -142,7 +141,6 @@ impl Fold {
             opposite: None,
             failed: None,
             converted: Vec::new(),
-            batch: Map::default(),
             activity: Activity::default(),
         })));
         Ok(self.arms.len() - 1)

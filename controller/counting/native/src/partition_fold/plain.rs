@@ -50,6 +50,7 @@ fn evaluation_of<'a>(
 pub struct PlainOutcome<'a> {
     pub digest: u64, // of its context
     pub time_ms: i64,
+    pub bucket: Option<i32>, // of its latency
     pub found: scan::Outcome<'a>,
 }
 
@@ -59,15 +60,18 @@ pub fn plain_outcome<'a>(
     parts: &Parts<'a>,
     named: &mut Named<'a>,
     latest_ms: i64,
+    bucket_of: impl FnOnce(f64) -> i32,
 ) -> Result<PlainOutcome<'a>, Unplain> {
     let event = scanned(parts, |value| scan::outcome(value, named))?;
-    outcome_of(parts, event, latest_ms).ok_or(Unplain::Other)
+    let bucket = event.duration_seconds.map(|seconds| bucket_of(seconds * 1000.0));
+    outcome_of(parts, event, bucket, latest_ms).ok_or(Unplain::Other)
 }
 
 #[inline]
 fn outcome_of<'a>(
     parts: &Parts<'a>,
     found: scan::Outcome<'a>,
+    bucket: Option<i32>,
     latest_ms: i64,
 ) -> Option<PlainOutcome<'a>> {
     let timestamp_ms = parts.place.timestamp;
@@ -81,6 +85,7 @@ fn outcome_of<'a>(
     is_plausible(time_ms, timestamp_ms, latest_ms).then_some(PlainOutcome {
         digest,
         time_ms,
+        bucket,
         found,
     })
 }

@@ -35,6 +35,9 @@ impl PartitionFold {
             let found: Vec<_> = (begin..end).map(plain).collect();
             let mut others = Others::read(py, records, begin, &found, read, latest_ms)?;
             let ahead = self.evaluations_ahead(&found);
+            // Events stay in their list. A copy would be read in other pieces than it was written
+            // in: then the processor waits until all writes before it are done, which may take
+            // longer than the rest of counting one.
             for ((index, event), ahead) in (begin..end).zip(&found).zip(&ahead) {
                 match event {
                     Ok(event) => {
@@ -67,10 +70,16 @@ impl PartitionFold {
         for begin in (0..records.len()).step_by(AT_ONCE) {
             let end = records.len().min(begin + AT_ONCE);
             let mut named = Named::default();
-            let plain = |index| plain_outcome(&records.parts(py, index), &mut named, latest_ms);
+            let plain = |index| {
+                let parts = records.parts(py, index);
+                plain_outcome(&parts, &mut named, latest_ms, |latency_ms| {
+                    self.bucket_of(latency_ms)
+                })
+            };
             let found: Vec<_> = (begin..end).map(plain).collect();
             let mut others = Others::read(py, records, begin, &found, read, latest_ms)?;
             let ahead = self.outcomes_ahead(&found, &named);
+            // In their list, as evaluations.
             for (index, event) in (begin..end).zip(&found) {
                 let is_counted = match event {
                     Ok(event) => {
@@ -131,8 +140,8 @@ impl PartitionFold {
             for (ahead, (flag_key, variant)) in
                 ahead[flags.clone()].iter_mut().zip(&named.flags[flags])
             {
-                let PlainOutcome { digest, time_ms, .. } = *event;
-                *ahead = Ahead { digest, flag_key, variant, time_ms, ..Ahead::default() };
+                let PlainOutcome { digest, time_ms, bucket, .. } = *event;
+                *ahead = Ahead { digest, flag_key, variant, time_ms, bucket, ..Ahead::default() };
             }
         }
         self.fold.look_ahead(&mut ahead);
@@ -149,7 +158,7 @@ impl PartitionFold {
         parts: &Parts<'_>,
         run: &mut OutcomeRun<'_, '_>,
     ) -> PyResult<bool> {
-        let PlainOutcome { digest, time_ms, ref found } = *event;
+        let PlainOutcome { digest, time_ms, bucket, ref found } = *event;
         if run.must_wait(&self.fold) {
             return Ok(false);
         }
@@ -170,7 +179,7 @@ impl PartitionFold {
             flags,
             ahead: named.ahead,
             is_error: found.has_error,
-            bucket: found.duration_seconds.map(|seconds| self.bucket_of(seconds * 1000.0)),
+            bucket,
             conversions: named.conversions,
         };
         let content = || Ok((content_of(parts.value, &[]), parts.place.offset));

@@ -28,6 +28,7 @@ impl PartitionFold {
     }
 
     pub fn difference(&mut self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.fold.actions.end_batch();
         self.fold.changed_in_bundles = 0;
         let mut flag_keys: BTreeSet<Arc<str>> = BTreeSet::new();
         let mut own = Vec::new();
@@ -66,7 +67,7 @@ impl PartitionFold {
             let Some(arm) = self.fold.arms.get_mut(place).and_then(Option::as_mut) else {
                 continue;
             };
-            arm.begin_batch();
+            arm.is_changed = false;
             let value = PyBytes::new(py, &arm_counts::as_stored(&arm.counts));
             let totals = (&*arm.field, &*arm.flag_key, value);
             taken.push(self.types.changed_arm.call1(py, totals)?);
@@ -89,7 +90,7 @@ impl PartitionFold {
         for entry in entries.iter_mut() {
             let arm = entry.arm.and_then(|place| fold.arms[place].as_mut());
             if let Some(arm) = arm.filter(|arm| arm.is_changed) {
-                arm.begin_batch();
+                arm.is_changed = false;
                 arm_counts::write_bundled(&mut entry.bytes, &entry.name, &arm.counts);
             }
         }
@@ -113,7 +114,7 @@ impl PartitionFold {
         fold.bundles.remove(bundle, name);
         if let Some(arm) = arm.and_then(|place| fold.arms[place].as_mut()) {
             arm.bundle = None;
-            arm.begin_batch();
+            arm.is_changed = false;
             return Ok(arm_counts::as_stored(&arm.counts));
         }
         let (counts, stored_in) = fold
