@@ -1,6 +1,6 @@
 //! The fold as Python has it: `controller.counting.folding.engine.Fold`.
 //!
-//! Here is each method, in a few lines. What the longer ones do is in `plain_runs.rs` and `events.rs`
+//! Here is each method, in a few lines. What the longer ones do is in `plain_runs.rs`, `events.rs`
 //! (with `plain.rs`, `others.rs` and `refused.rs`), `joining.rs` and `saves.rs`; `arm_counts.rs`
 //! takes totals over and writes them, and in `faults.rs` a panic ends.
 
