@@ -1,7 +1,7 @@
 """What counting costs the whole daemon, beside a bare aiokafka consumer on the same core.
 
 `python -m tests.benchmarks.daemon [--events 1500000] [--flags 20] [--contexts 100000] [--rounds 3]
-[--late]`
+[--taken-over]`
 on a real Kafka and Redis. Starts a rollout for each flag on the real `rolloutd run`, stops it, and
 writes all events. Then in each round `rolloutd run` starts as a process on one core, without
 totals, and catches up, while it judges the rollouts, saves and serves as always. Before and after
@@ -10,9 +10,9 @@ own on the same core. Compared is the CPU time of an event: of the daemon from i
 that its start does not count. Totals and refusals are compared with a recount made while writing;
 the benchmark exits 1 when one differs.
 
-With thousands of flags the daemon has counted everything before it has taken over all of them.
-`--late` measures one round without that: the events are made before, and written once each flag has
-its worker, while the daemon counts them.
+With thousands of flags, starting goes on for a minute after the first save: every rollout is judged
+for the first time. With `--taken-over` the measure begins once each flag has its worker, with the
+events that are left then; give six million.
 
 `--beside-poison 0.1` compares two daemons on one core at the same time, one with events of which
 this share is refused: what a few percent are cannot be seen otherwise where the speed changes.
@@ -56,8 +56,6 @@ from tests.benchmarks.event_load import (
     fill,
     measured_core,
     read_bare,
-    records,
-    write,
 )
 from tests.benchmarks.real_servers import run_on_real_servers
 from tests.brokers import create_topics_at
@@ -96,7 +94,7 @@ class Load:
     daemon: DaemonProcess
     recount: Recount
     rollout_ids: dict[str, str]
-    late: Sequence[tuple[str, bytes, bytes]] = ()  # events that are not written yet
+    begins_taken_over: bool = False  # the measure begins once each flag has its worker
 
     @classmethod
     async def prepare(
@@ -106,12 +104,9 @@ class Load:
         redis_url: str,
         directory: Path,
         *,
-        is_late: bool = False,
+        begins_taken_over: bool = False,
     ) -> Load:
-        """Start the rollouts, then write the events, which are later than all of them.
-
-        `is_late`: only make them.
-        """
+        """Start the rollouts, then write the events, which are later than all of them."""
         prefix = f"d{uuid.uuid4().hex[:6]}."
         settings = KafkaSettings(
             bootstrap_servers=bootstrap, topic_prefix=prefix, partitions=PARTITIONS
@@ -119,12 +114,8 @@ class Load:
         await create_topics_at(bootstrap, *settings.event_topics, partitions=PARTITIONS)
         daemon = DaemonProcess(bootstrap, redis_url, directory, prefix=prefix)
         rollout_ids = await _start_rollouts(daemon, options)
-        if not is_late:
-            recount = await asyncio.to_thread(fill, settings, options)
-            return cls(options, settings, redis_url, daemon, recount, rollout_ids)
-        recount = Recount()
-        late = list(records(options, recount))
-        return cls(options, settings, redis_url, daemon, recount, rollout_ids, late)
+        recount = await asyncio.to_thread(fill, settings, options)
+        return cls(options, settings, redis_url, daemon, recount, rollout_ids, begins_taken_over)
 
     @property
     def partition_keys(self) -> list[str]:
@@ -154,16 +145,14 @@ class Load:
             process = self.daemon.process
             assert process is not None
             sched_setaffinity(process.pid, measured_core())
-            first = 0
-            if self.late:
+            first = await self._saved(client, 1)
+            if self.begins_taken_over:
                 await self._taken_over(client)
-                print(f"process {process.pid} has taken over all flags", flush=True)
-            else:
                 first = await self._saved(client, 1)
+                print(f"process {process.pid} has taken over all flags", flush=True)
+                assert first < self.options.events / 2, f"{first} are counted: give more --events"
             began, cpu = time.perf_counter(), cpu_seconds_of(process.pid)
             memory = resident_bytes(process.pid)
-            if self.late:
-                await asyncio.to_thread(write, self.settings, self.late)
             await self._saved(client, self.options.events)
             seconds, end_cpu = time.perf_counter() - began, cpu_seconds_of(process.pid)
             held = [await client.memory_usage(key, samples=0) or 0 for key in self.redis_keys]
@@ -264,11 +253,10 @@ async def _start_rollouts(daemon: DaemonProcess, options: LoadOptions) -> dict[s
 async def against_bare(load: Load, rounds: int) -> bool:
     """Compare the daemon with bare reading; print it and return whether every total was right."""
     ratios, microseconds = [], []
-    after = None if load.late else await load.read_bare()
+    after = await load.read_bare()
     for number in range(rounds):
         before = after
         done = await load.count()
-        before = before or await load.read_bare()
         after = await load.read_bare()
         bare = (before.microseconds + after.microseconds) / 2
         ratios.append(bare / done.counted.microseconds)
@@ -276,8 +264,9 @@ async def against_bare(load: Load, rounds: int) -> bool:
         first, last = done.memory_bytes
         print(
             f"round {number + 1}: counting {done.counting}, {done.counted.microseconds:.2f} µs of "
-            f"CPU an event, getmany {before.microseconds:.2f} and {after.microseconds:.2f}: ratio "
-            f"{ratios[-1]:.2f}; {done.counted.per_second:,.0f} events/s, getmany "
+            f"CPU an event over {done.counted.events:,} events, getmany {before.microseconds:.2f} "
+            f"and {after.microseconds:.2f}: ratio {ratios[-1]:.2f}; "
+            f"{done.counted.per_second:,.0f} events/s, getmany "
             f"{before.per_second:,.0f} and {after.per_second:,.0f}; start "
             f"{done.start_cpu_seconds:.1f} s of CPU; memory {first / 1e6:.0f} MB, then "
             f"{last / 1e6:.0f}; Redis holds {done.redis_bytes / 1e6:.1f} MB",
@@ -334,7 +323,9 @@ async def measure(
     """Write the events, measure, and return whether every total was right."""
     poison = chosen.poison if chosen.beside_poison is None else 0.0
     options = LoadOptions(chosen.events, chosen.flags, chosen.contexts, poison, chosen.seed)
-    load = await Load.prepare(options, bootstrap, redis_url, directory, is_late=chosen.late)
+    load = await Load.prepare(
+        options, bootstrap, redis_url, directory, begins_taken_over=chosen.taken_over
+    )
     print(
         f"{options.events} events of {load.recount.bytes / options.events:.0f} bytes, "
         f"{options.flags} flags, {options.contexts} users, {len(load.recount.exposed)} pairs of "
@@ -342,7 +333,7 @@ async def measure(
         flush=True,
     )
     if chosen.beside_poison is None:
-        return await against_bare(load, 1 if chosen.late else chosen.rounds)
+        return await against_bare(load, chosen.rounds)
     worse = replace(options, poison=chosen.beside_poison)
     bad = await Load.prepare(worse, bootstrap, redis_url, directory)
     return await beside_poison(load, bad, chosen.rounds)
@@ -360,7 +351,7 @@ def main() -> int:
     add("--poison", type=float, default=0.0, help="share of records that are refused")
     add("--beside-poison", type=float, help="compare with events of which this share is refused")
     add("--rounds", type=int, default=3)
-    add("--late", action="store_true", help="write once all flags are taken over; one round")
+    add("--taken-over", action="store_true", help="measure once each flag has its worker")
     add("--seed", type=int, default=1)
     chosen = parser.parse_args()
     return run_on_real_servers(partial(measure, chosen))
