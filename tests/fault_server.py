@@ -92,11 +92,13 @@ async def fault_server(
     At the end everything still going on is cut off.
     """
     tasks: set[asyncio.Task[None]] = set()
+    writers: set[asyncio.StreamWriter] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         tasks.add(task)
+        writers.add(writer)
         running.open_exchanges += 1
         running.most_open = max(running.most_open, running.open_exchanges)
         try:
@@ -120,10 +122,24 @@ async def fault_server(
     try:
         yield running
     finally:
+        # First it accepts no more: a connection that has no transport yet when the listener is
+        # closed, or no handler yet at the end, would never be closed.
+        for accepting in listener.sockets:
+            asyncio.get_running_loop().remove_reader(accepting.fileno())
+        await _turns()
         listener.close()
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in writers:
+            writer.transport.abort()
+        await _turns()  # the sockets are closed
+
+
+async def _turns() -> None:
+    """Let the event loop do what is ready, and what follows from that."""
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
 async def _read_request(reader: asyncio.StreamReader) -> Request:

@@ -132,6 +132,12 @@ class World:
         """Return what is stored."""
         return Book.read(await self.store.load())
 
+    async def all_noted(self, channel: str) -> None:
+        """Wait until it is stored that everything has arrived: what is not is sent again."""
+        async with asyncio.timeout(30):
+            while (await self.book()).queues.get(channel):
+                await asyncio.sleep(0.01)
+
 
 @pytest.fixture
 async def world(store: RedisConnection) -> World:
@@ -283,6 +289,7 @@ async def test_another_replica_goes_on_where_one_stopped(world: World) -> None:
             world.news.add(number)
         async with world.replica():
             await until(lambda: len(service.shown) == 3)
+            await world.all_noted("mine")
         world.news.add(4)
         async with world.replica():
             await until(lambda: len(service.shown) == 4)
