@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -24,6 +25,7 @@ from controller.counting.assignment import Assignment
 from controller.counting.counted_flags import Changes
 from controller.counting.counting_report import CountingReport
 from controller.counting.dependencies import Dependencies
+from controller.counting.folding.engine import NativeFault
 from controller.counting.folding.evaluation_hours import HOUR_MS
 from controller.counting.log_ends import LogEnds
 from controller.counting.lost_records import LostRecords
@@ -265,7 +267,8 @@ class Saving:
         """Forget partitions after their last save."""
         for owned in leaving:
             if owned.state is PartitionState.READY:
-                deque(owned.totals.note_evaluations(), maxlen=0)
+                with suppress(NativeFault):  # what a failed fold holds is counted by the next owner
+                    deque(owned.totals.note_evaluations(), maxlen=0)
             self._assignment.let_go(owned)
 
     async def _write(self, snapshot: _Snapshot) -> None:

@@ -170,6 +170,23 @@ async def test_a_fault_while_records_are_tried_sets_none_aside() -> None:
     assert counted(bench) == await recount("evaluation")
 
 
+async def test_all_partitions_are_let_go_where_a_fold_fails_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it would have passed on is for people alone; a handover must not stop for it."""
+    bench = Bench(new_fold=PartitionFold)
+    bench.evaluate("u0")
+    async with bench.running() as ingest:
+        await until(bench.is_all_saved)
+
+        def fail() -> None:
+            raise NativeFault("a panic")
+
+        for owned in ingest.assignment.owned.values():
+            monkeypatch.setattr(owned.totals.flags.fold, "take_evaluations", fail)
+    assert ingest.assignment.owned == {}
+
+
 # --- with real panics ---
 
 
