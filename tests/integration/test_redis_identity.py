@@ -130,16 +130,23 @@ async def test_nothing_is_decided_on_a_redis_that_became_another(store: RedisCon
     assert await rollouts.save("f", expected_token=0, rollout=make_rollout())
 
 
+async def watching_daemon(
+    own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> tuple[bootstrap.Daemon, asyncio.Task[None]]:
+    """Return a daemon, and its task that checks its own Redis again and again."""
+    monkeypatch.setattr(environment, "IDENTITY_SECONDS", 0.02)
+    daemon = bootstrap.Daemon(Settings.model_validate({"redis": {"url": own_redis.url}}))
+    daemon.oversight.environment._identity = OURS
+    await StoredIdentity(daemon.connections.redis).check(OURS, 1)
+    return daemon, asyncio.create_task(daemon.oversight.environment.run())
+
+
 async def test_a_running_daemon_notices_that_redis_became_another(
     own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is a fault with what to do, nothing is decided meanwhile, and it passes by itself."""
-    monkeypatch.setattr(environment, "IDENTITY_SECONDS", 0.02)
-    daemon = bootstrap.Daemon(Settings.model_validate({"redis": {"url": own_redis.url}}))
-    daemon.oversight.environment._identity = OURS
+    daemon, watching = await watching_daemon(own_redis, monkeypatch)
     store = daemon.connections.redis
-    await StoredIdentity(store).check(OURS, 1)
-    watching = asyncio.create_task(daemon.oversight.environment.run())
 
     async def fault(*, expected: bool) -> None:
         async with asyncio.timeout(60):
@@ -166,12 +173,8 @@ async def test_a_running_daemon_notices_that_redis_would_drop_keys(
     own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A policy that was set after the start is a fault, until it is corrected."""
-    monkeypatch.setattr(environment, "IDENTITY_SECONDS", 0.02)
-    daemon = bootstrap.Daemon(Settings.model_validate({"redis": {"url": own_redis.url}}))
-    daemon.oversight.environment._identity = OURS
+    daemon, watching = await watching_daemon(own_redis, monkeypatch)
     store = daemon.connections.redis
-    await StoredIdentity(store).check(OURS, 1)
-    watching = asyncio.create_task(daemon.oversight.environment.run())
 
     async def fault(words: str) -> None:
         async with asyncio.timeout(60):
