@@ -2,15 +2,16 @@
 
 A CancelledError may be another task's: of a worker that was stopped, or of a client's own task. And
 client libraries send through `asyncio.wait_for`, which in Python 3.11 loses a cancellation that
-comes as it finishes, and returns or raises what the finished call did. In both cases the count of
-the present task's cancellations tells the truth.
+comes as it finishes, and returns or raises what the finished call did. An `asyncio.TaskGroup` loses
+one where a task of it fails meanwhile. In all these cases the count of the present task's
+cancellations tells the truth.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 
 class Cancellation:
@@ -49,3 +50,15 @@ def swallowed_cancellation_raised() -> Iterator[None]:
         raise
     if cancellation.has_come:
         raise asyncio.CancelledError
+
+
+@asynccontextmanager
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """Run an `asyncio.TaskGroup` that never loses a cancellation.
+
+    Where its task is cancelled and a task of it fails before all have ended, a TaskGroup raises the
+    failure alone. Whoever handles that and goes on would never end.
+    """
+    with swallowed_cancellation_raised():
+        async with asyncio.TaskGroup() as group:
+            yield group

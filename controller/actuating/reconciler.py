@@ -22,7 +22,7 @@ import structlog
 
 from controller.actuating.plane_alerts import edited, not_served, served_again
 from controller.actuating.plane_failures import in_words, where
-from controller.cancellation import is_cancelled
+from controller.cancellation import is_cancelled, task_group
 from controller.core.rollout import RaiseAlert, Retired, Rollout
 from controller.core.serving import percent_to_serve, serving
 from controller.errors import FlagPlaneUnavailable
@@ -225,7 +225,7 @@ class FlagReconciler:
 
     async def run(self) -> None:
         """Reconcile every plane at every change and every period; a slow plane delays no other."""
-        async with asyncio.TaskGroup() as tasks:
+        async with task_group() as tasks:
             for plane in self._planes:
                 tasks.create_task(self._keep(plane), name=f"actuate:{plane.name}")
 

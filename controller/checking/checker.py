@@ -19,6 +19,7 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
+from controller.cancellation import task_group
 from controller.checking.checks_file import BURN_RATES, WINDOW, Check
 from controller.checking.objectives import CheckState, Look, after_look
 from controller.errors import NotMeasured, OperatingTrouble
@@ -114,7 +115,7 @@ class Checker:
                     await self._say(name)
                 await self._forget_removed()
                 due = self._due(self._clock.now())
-                async with asyncio.TaskGroup() as looks:
+                async with task_group() as looks:
                     for check in due:
                         looks.create_task(self._look(check), name=f"check {check.name}")
                 await self._turns.save({})

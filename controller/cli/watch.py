@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from controller.adapters.kafka.topic_reader import KafkaReader
+from controller.cancellation import task_group
 from controller.cli import event_view, rendering, status_view
 from controller.cli.common import (
     EXIT_REJECTED,
@@ -113,7 +114,7 @@ async def _follow(
             complain("no rollout is under way; waiting for one, Ctrl-C ends")
         console = output()
         _show_now(newest.rollouts, flag, is_json=is_json)
-        async with asyncio.TaskGroup() as tasks:
+        async with task_group() as tasks:
             if not is_json:
                 tasks.create_task(_show_news(console, news))
             if not is_json and flag is not None and daemon is not None:

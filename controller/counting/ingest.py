@@ -28,6 +28,7 @@ from collections.abc import Callable
 
 import structlog
 
+from controller.cancellation import task_group
 from controller.core.rollout import Rollout
 from controller.counting.assignment import Assignment
 from controller.counting.counted_flags import new_fold
@@ -180,7 +181,7 @@ class Ingest:
         gc.freeze()
         gc.set_threshold(_COLLECTED_FROM_OBJECTS)
         try:
-            async with asyncio.TaskGroup() as group:
+            async with task_group() as group:
                 self._dependencies.tasks.begin(group)
                 self._dependencies.tasks.start(self.refusals.run(), "refusals")
                 self._dependencies.tasks.start(self._ends.follow(self._report.update_lag), "ends")

@@ -24,8 +24,7 @@ go by `retiring.py`.
 
 from __future__ import annotations
 
-import asyncio
-
+from controller.cancellation import task_group
 from controller.deciding.commands.command_follower import CommandFollower
 from controller.deciding.commands.command_handler import CommandHandler
 from controller.deciding.commands.command_inbox import CommandInbox
@@ -103,7 +102,7 @@ class Deciding:
 
     async def run(self) -> None:
         """Follow the command topic and the totals until cancelled."""
-        async with asyncio.TaskGroup() as group:
+        async with task_group() as group:
             self.pool.begin(group)
             self.follower.reset()
             self.totals.reset()

@@ -17,6 +17,7 @@ from typing import Final
 
 import structlog
 
+from controller.cancellation import task_group
 from controller.core.evidence import Reading
 from controller.core.plan import CounterQuestion, ExternalMetric, Plan
 from controller.core.rollout import Rollout
@@ -77,7 +78,7 @@ class ExternalReadings:
     async def run(self) -> None:
         """Ask what is due until cancelled."""
         self._asked.clear()
-        async with asyncio.TaskGroup() as questions:
+        async with task_group() as questions:
             while True:
                 wanted = self._wanted()
                 for query in self._answers.keys() - wanted.keys():

@@ -19,6 +19,7 @@ from typing import Final
 
 import structlog
 
+from controller.cancellation import task_group
 from controller.core.evidence import WebhookReply
 from controller.core.judging.judgement import Judgement
 from controller.core.judging.webhooks import is_about
@@ -60,7 +61,7 @@ class GateQuestions:
     async def run(self) -> None:
         """Ask what is due until cancelled."""
         self._asked.clear()
-        async with asyncio.TaskGroup() as questions:
+        async with task_group() as questions:
             while True:
                 judged = self._judged()
                 self._forget(judged)

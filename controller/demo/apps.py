@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from controller.cancellation import task_group
 from controller.codec.flagd import WEIGHT_TOTAL
 from controller.demo.scenarios import FLAG_KEY, SCENARIOS, InjectedFault, Service
 from controller.settings import TopicNames
@@ -301,7 +302,7 @@ async def serve(options: Mapping[str, Any]) -> None:
     instances = [Instance(number, options["flags_url"]) for number in range(INSTANCES)]
     fault = SCENARIOS[options["scenario"]].fault
     traffic = Traffic(fault, Service(), instances, producer, options["seed"])
-    async with asyncio.TaskGroup() as tasks, httpx.AsyncClient(timeout=REQUEST_SECONDS) as client:
+    async with task_group() as tasks, httpx.AsyncClient(timeout=REQUEST_SECONDS) as client:
         work = [
             tasks.create_task(one.follow(client), name=f"poll:{one.number}") for one in instances
         ]

@@ -18,6 +18,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from controller.cancellation import task_group
 from controller.errors import EventLogUnavailable, OperatingTrouble
 from controller.health import Faults, Scope
 from controller.notifying.book import Book, Delivery
@@ -133,7 +134,7 @@ class Notifier:
         names = [one.name for one in self._channels]
         intake = Intake(planner, self._process.owner_of, names, self._process.faults)
         try:
-            async with asyncio.TaskGroup() as group:
+            async with task_group() as group:
                 group.create_task(self._read(intake), name="notifications: read")
                 group.create_task(self._do_due(planner), name="notifications: due")
                 for channel, sender in zip(self._channels, self._senders, strict=True):

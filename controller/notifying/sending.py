@@ -21,7 +21,7 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
-from controller.cancellation import is_cancelled
+from controller.cancellation import swallowed_cancellation_raised
 from controller.errors import ChannelUnavailable, MessageRefused, RecipientsMissed
 from controller.health import Faults, Scope
 from controller.notifying.book import Book, ChannelState, Delivery, Thread
@@ -98,15 +98,6 @@ def faults_of(channel: Channel) -> tuple[str, ...]:
     return tuple(f"{kind}/{channel.name}" for kind in kinds)
 
 
-def _end_if_cancelled() -> None:
-    """Raise CancelledError where a library lost one.
-
-    Mail is sent with `asyncio.wait_for`. What waits for this task to end would wait for ever.
-    """
-    if is_cancelled():
-        raise asyncio.CancelledError
-
-
 class Pace:
     """Says when the next message may go. Pure: monotonic seconds are arguments."""
 
@@ -162,7 +153,6 @@ class Sender:
         """Send until cancelled. Raises what `save` raises."""
         self._tell_of_refused()
         while True:
-            _end_if_cancelled()
             self.news.clear()
             self._give_up_old()
             deliveries = self._next()
@@ -195,10 +185,11 @@ class Sender:
         try:
             messages = [self._words(one) for one in deliveries]
             async with asyncio.timeout(channel.limits.seconds):
-                if len(messages) > 1:
-                    await channel.send_group(messages)
-                else:
-                    await self._converse(deliveries[0], messages[0])
+                with swallowed_cancellation_raised():  # mail is sent with `asyncio.wait_for`
+                    if len(messages) > 1:
+                        await channel.send_group(messages)
+                    else:
+                        await self._converse(deliveries[0], messages[0])
         except TimeoutError:
             return self._failed(f"no answer within {channel.limits.seconds:g} s", None)
         except ChannelUnavailable as trouble:

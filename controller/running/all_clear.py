@@ -22,6 +22,7 @@ from typing import Final, Protocol
 import structlog
 
 from controller.actuating.plane_alerts import plane_of
+from controller.cancellation import task_group
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
@@ -98,7 +99,7 @@ class AllClears:
 
     async def run(self) -> None:
         """Follow and check until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
+        async with task_group() as tasks:
             tasks.create_task(self._follow(), name="all_clear:follow")
             while True:
                 await self.check()

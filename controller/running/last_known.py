@@ -28,6 +28,7 @@ import structlog
 from controller.adapters.last_known_file import LastKnownFile
 from controller.adapters.private_file import ReplicaDirectory
 from controller.adapters.redis.identity import StoredIdentity
+from controller.cancellation import task_group
 from controller.codec.last_known import LastKnownState, Origin
 from controller.core.rollout import Rollout
 from controller.errors import DocumentUnreadable, LastKnownUnavailable, RolloutdError
@@ -146,7 +147,7 @@ class LastKnown:
         """Serve what is remembered; then keep it, and follow Redis where need be."""
         if not self._board.is_trusted:  # else this loop was restarted
             await self._recall()
-        async with asyncio.TaskGroup() as tasks:
+        async with task_group() as tasks:
             tasks.create_task(self._follow_store(), name="last_known:store")
             if self._file is not None:
                 tasks.create_task(self._keep(self._file), name="last_known:file")

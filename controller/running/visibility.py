@@ -22,6 +22,7 @@ from typing import Final, NamedTuple, Protocol
 
 import structlog
 
+from controller.cancellation import task_group
 from controller.core.evidence import PartitionProgress
 from controller.core.rollout import RaiseAlert, Rollout
 from controller.health import Faults, Scope
@@ -228,7 +229,7 @@ class Visibility:
 
     async def run(self) -> None:
         """Check again and again, and publish alerts, until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
+        async with task_group() as tasks:
             tasks.create_task(self._alerts.run(), name="visibility:alerts")
             while True:
                 self.check()

@@ -20,6 +20,7 @@ import xxhash
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from controller.cancellation import task_group
 from controller.core.rollout import Aborted, Completed, Paused, RolledBack, Rollout, Scheduled
 from controller.errors import StoreUnavailable
 from controller.reporting.headline import Tone, tone_of
@@ -191,7 +192,7 @@ class StatusPage:
                     judged[rollout.flag_key] = report.judgement
 
         with suppress(TimeoutError):
-            async with asyncio.timeout(_REPORT_SECONDS), asyncio.TaskGroup() as tasks:
+            async with asyncio.timeout(_REPORT_SECONDS), task_group() as tasks:
                 for rollout in rollouts:
                     tasks.create_task(ask(rollout))
         return judged

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from controller.cancellation import Cancellation, is_cancelled
+import controller
+from controller.cancellation import Cancellation, is_cancelled, task_group
 
 
 async def _never() -> None:
@@ -43,3 +47,57 @@ async def test_our_own_cancellation_is_known_also_where_it_was_swallowed() -> No
     task.cancel()
     await task
     assert seen == [(True, True), (True, False)]
+
+
+async def _failing_at_its_end() -> None:
+    try:
+        await _never()
+    finally:
+        raise ValueError("what it wrote last was refused")
+
+
+async def test_a_group_ends_though_one_of_it_fails_as_it_is_cancelled() -> None:
+    """`asyncio.TaskGroup` raises the failure alone: who handles that and goes on never ended."""
+
+    async def again_and_again() -> None:
+        while True:
+            with suppress(ExceptionGroup):
+                async with task_group() as tasks:
+                    tasks.create_task(_failing_at_its_end())
+
+    running = asyncio.create_task(again_and_again())
+    await asyncio.sleep(0.01)
+    running.cancel()
+    _, unfinished = await asyncio.wait({running}, timeout=1)
+    running.cancel()  # else the loop of a failed test would not end
+    assert not unfinished
+    assert running.cancelled()
+
+
+async def test_a_group_that_is_not_cancelled_raises_what_failed() -> None:
+    """And a deadline around it is told as one."""
+
+    async def failing() -> None:
+        async with task_group() as tasks:
+            tasks.create_task(_never())
+            raise ValueError("of the block")
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await failing()
+    assert [str(one) for one in raised.value.exceptions] == ["of the block"]
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01), task_group() as tasks:
+            tasks.create_task(_failing_at_its_end())
+
+
+def test_every_group_is_one_that_ends() -> None:
+    """A bare TaskGroup loses cancellations."""
+    (root,) = controller.__path__
+    bare = [
+        f"{path.relative_to(root)}:{node.lineno}"
+        for path in sorted(Path(root).rglob("*.py"))
+        if path.name != "cancellation.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "asyncio.TaskGroup"
+    ]
+    assert bare == []

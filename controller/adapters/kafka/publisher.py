@@ -30,6 +30,7 @@ from controller.adapters.kafka.client import (
 from controller.adapters.kafka.connection_pace import pace_connections
 from controller.adapters.kafka.topics import partition_of
 from controller.adapters.kafka.trimming import trim
+from controller.cancellation import task_group
 from controller.codec.tombstones import tombstone_headers
 from controller.errors import EventLogUnavailable
 from controller.ports import ClockReading, OutboxEntry
@@ -207,7 +208,7 @@ class KafkaPublisher:
         for index, record in enumerate(records):
             by_topic.setdefault(record[0], {})[index] = record
         try:
-            async with asyncio.TaskGroup() as group:
+            async with task_group() as group:
                 for topic, of_topic in by_topic.items():
                     queueing = self._queue(producer, of_topic, headers, deadline, pending, failures)
                     group.create_task(queueing, name=f"publish {topic}")

@@ -21,7 +21,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from controller.cancellation import is_cancelled
+from controller.cancellation import is_cancelled, task_group
 from controller.codec.commands import to_command_received
 from controller.codec.waiting_commands import WaitingCommand
 from controller.core.machine import decide
@@ -128,7 +128,7 @@ class DirectCommands:
     async def run(self) -> None:
         """Carry out what `carry_out` takes, until cancelled."""
         try:
-            async with asyncio.TaskGroup() as group:
+            async with task_group() as group:
                 self._group = group
                 for waiting in await self._waiting.restore():
                     if command_key(waiting.command) not in self._open:

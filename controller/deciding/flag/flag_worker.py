@@ -22,6 +22,7 @@ from datetime import datetime
 
 import structlog
 
+from controller.cancellation import task_group
 from controller.core.future_times import AHEAD_AT_MOST_SECONDS, healed, seconds_ahead
 from controller.core.judging.judgement import Judgement
 from controller.core.machine import next_deadline
@@ -196,7 +197,7 @@ class FlagWorker:
     async def run(self) -> None:
         """Recover, then handle events until cancelled."""
         self.inbox.forget_totals()  # from before a failure, perhaps its cause
-        async with asyncio.TaskGroup() as tasks:
+        async with task_group() as tasks:
             tasks.create_task(self.outbox.run(), name=f"outbox:{self.flag_key}")
             await self._load()
             self._dependencies.faults.clear(Scope.FLAG, self.flag_key, reporter=START_UP)

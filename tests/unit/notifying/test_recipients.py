@@ -7,7 +7,9 @@ import contextlib
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
-from controller.errors import RecipientsMissed
+import pytest
+
+from controller.errors import ChannelUnavailable, RecipientsMissed
 from controller.health import Faults
 from controller.notifying.book import Book, Purpose, Thread
 from controller.notifying.sending import GIVEN_UP, Limits, Sender
@@ -166,16 +168,23 @@ async def test_who_is_missed_for_days_is_given_up() -> None:
     assert [one.delivery.only for one in desk.book.dead.values()] == [("boss",)]
 
 
-async def test_a_cancellation_that_a_library_loses_ends_the_sender_all_the_same() -> None:
+@pytest.mark.parametrize(
+    "failure", [None, ChannelUnavailable("gone", 600.0)], ids=["sent", "failed"]
+)
+async def test_a_cancellation_that_a_library_loses_ends_the_sender_all_the_same(
+    failure: ChannelUnavailable | None,
+) -> None:
     """`asyncio.wait_for` of Python 3.11 does: the turn's end, and a stop, waited for ever."""
     desk = Desk()
 
     class Losing(Mail):
-        """Answers as it is cancelled, and says nothing of it."""
+        """Answers or fails as it is cancelled, and says nothing of it."""
 
         async def send_group(self, messages: Sequence[Message]) -> None:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(60)
+            if failure is not None:
+                raise failure
 
     desk.sender._channel = Losing()
     desk.add(1)
