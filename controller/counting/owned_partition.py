@@ -212,6 +212,7 @@ class PartitionPair:
         "held_since",
         "next_save_at",
         "outcomes",
+        "save_pause",
         "saving",
     )
 
@@ -221,6 +222,7 @@ class PartitionPair:
         self.outcomes: OwnedPartition | None = None
         self.saving: asyncio.Task[None] | None = None
         self.next_save_at = 0.0
+        self.save_pause = 0.0  # seconds from the last save to that moment
         self.encode_seconds = 0.0
         self.held_since: float | None = None  # since then an outcome waits for evaluations
 

@@ -128,7 +128,8 @@ class Saving:
             )
             due_at = pair.next_save_at
             if self._is_behind(pair):
-                due_at += self._pacing.backlog_seconds
+                longest = self._pacing.longest_backlog_seconds
+                due_at += max(self._pacing.backlog_seconds, min(pair.save_pause, longest))
             if is_full or (is_wanted and now >= due_at):
                 pair.saving = self._tasks.start(self._save(pair), f"save:{number}")
 
@@ -173,7 +174,8 @@ class Saving:
         # turns, and must not come later for that. Writing takes about as much of it as encoding.
         spent = 2 * sum(each.encode_seconds for each in self._assignment.pairs.values())
         pause = max(self._settings.flush_interval_seconds, spent / self._pacing.saving_share)
-        pair.next_save_at = began + min(pause, self._pacing.longest_flush_seconds)
+        pair.save_pause = min(pause, self._pacing.longest_flush_seconds)
+        pair.next_save_at = began + pair.save_pause
         self._commit(self._clock.monotonic())
 
     def _pass_holes(self, owned: OwnedPartition) -> None:
