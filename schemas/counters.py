@@ -63,8 +63,8 @@ class Counters(
     Counts are absolute, so that merging and differencing are exact. The statistical unit is the
     context. The error test uses `at_risk` and `first_errors`, the latency test uses `latency`: what
     these count leaves out contexts that are far more active than the others
-    (`counting.folding.activity`). `outcomes`, `errors` and `latency_all` count raw events, for the
-    picture and for people.
+    (`counting.folding.activity`). `outcomes` and `errors` count raw events, for the picture and for
+    people.
     """
 
     #: Events.
@@ -85,8 +85,6 @@ class Counters(
     converted: Annotated[Mapping[str, Count], _row(_BY_NAME, "conversions", is_tested=True)] = {}
     #: Log bucket -> values, one per context and batch.
     latency: Annotated[Mapping[int, Count], _row(_BY_BUCKET, "latency values", is_tested=True)] = {}
-    #: Log bucket -> values, every one.
-    latency_all: Annotated[Mapping[int, Count], _row(_BY_BUCKET, "all latency values")] = {}
     #: Outcomes that were checked for repetition: all of about one context in 64.
     checked: Annotated[Count, _row(_NUMBER, "outcomes checked for repetition")] = 0
     #: Of them those that had come before, byte for byte. There may be more that nobody recognized.

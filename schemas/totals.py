@@ -8,7 +8,7 @@ position alone.
 |---|---|
 | `next` | the fence: the offset to read next; other fields sum up all records before it |
 | `digest` | of the arguments of the last save: a repeated save is recognized by it |
-| `format` | version of this layout: `2`; `1` lacks `checked` and `repeated`, and is read |
+| `format` | version of this layout: `3`; older ones are read, see `FORMAT` |
 | `start` | the offset at which counting began |
 | `end` | the log's end at its owner's last check; `end - next` is the lag |
 | `freshest` | greatest event time counted, ms since the epoch; empty before the first |
@@ -51,11 +51,14 @@ from zlib import crc32
 
 import msgspec
 
-from schemas.counters import Counters
+from schemas.counters import Counters, values_of
 from schemas.terms import Arm
 
-FORMAT = 2
-"""Version of the layout. A greater one was written by a newer rolloutd and is refused."""
+FORMAT = 3
+"""Version of the layout. A greater one was written by a newer rolloutd and is refused.
+
+`1` lacks `checked` and `repeated`. In `1` and `2` an arm has `latency_all`, which nobody read.
+"""
 
 MAX_FIELDS_PER_SAVE = 3_000
 """Fields one save may carry, progress included.
@@ -82,8 +85,15 @@ class ArmCounts(Counters, frozen=True):
     """One arm's totals in one visit, of one partition, as they are stored."""
 
 
+class _OldArmCounts(Counters, frozen=True):
+    """As formats 1 and 2 have them."""
+
+    latency_all: msgspec.Raw = msgspec.Raw()
+
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(ArmCounts)
+_old_decoder = msgspec.json.Decoder(_OldArmCounts)
 _bundle_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -95,9 +105,12 @@ def encode_arm(counts: ArmCounts) -> bytes:
 def decode_arm(value: bytes) -> ArmCounts:
     """Return what an arm's field holds.
 
-    Raises ValueError for anything `encode_arm` of this version cannot have written.
+    Raises ValueError for anything `encode_arm` of this version or an older one cannot have written.
     """
-    return _decoder.decode(value)
+    try:
+        return _decoder.decode(value)
+    except msgspec.ValidationError:
+        return ArmCounts(*values_of(_old_decoder.decode(value)))
 
 
 def bundle_of(flag_key: str) -> int:

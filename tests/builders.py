@@ -244,7 +244,6 @@ def make_totals(**overrides: Any) -> ArmTotals:
         "at_risk": 1000,
         "first_errors": 10,
         "latency": {198: 1000},
-        "latency_all": {198: 1000},
     }
     return ArmTotals(**{**fields, **overrides})
 

@@ -83,7 +83,6 @@ class Counted:
             first_errors=self.first_errors,
             converted={"bought": self.converted} if self.converted else {},
             latency=self.latency,
-            latency_all=self.latency,
         )
 
 
@@ -97,7 +96,6 @@ def make_arm(contexts: int, first_errors: int = 0, **more: object) -> ArmTotals:
         "at_risk": contexts,
         "first_errors": first_errors,
         "latency": {LOWEST_BUCKET: contexts} if contexts else {},
-        "latency_all": {LOWEST_BUCKET: contexts} if contexts else {},
     }
     # The test that reads the overrides checks them.
     return ArmTotals(**{**fields, **more})  # type: ignore[arg-type]

@@ -45,6 +45,7 @@ def make_traffic() -> list[Request]:
     """
     chance = random.Random(5)
     arms = {f"u{number}": chance.choice(["on", "off"]) for number in range(250)}
+    latencies = {context: chance.randrange(1, 900) for context in arms}
     requests = []
     for number in range(900):
         context = f"u{chance.randrange(250)}"
@@ -56,7 +57,7 @@ def make_traffic() -> list[Request]:
                 context,
                 flags,
                 AT_MS + number,
-                latency_ms=chance.randrange(1, 900),
+                latency_ms=latencies[context],
                 error=chance.random() < 0.05,
                 conversions=["paid"] if chance.random() < 0.3 else [],
             )
@@ -234,7 +235,7 @@ def told(arm: ArmTotals) -> tuple[object, ...]:
     """Return the totals that do not depend on where batches were cut."""
     return (
         *(arm.evaluations, arm.exposures, arm.switched, arm.outcomes, arm.errors, arm.first_errors),
-        *(dict(arm.converted), dict(arm.latency_all)),
+        *(dict(arm.converted), arm.latency.keys()),
     )
 
 

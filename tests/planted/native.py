@@ -55,7 +55,7 @@ BUGS = (
     Bug(
         "a second latency of an action is tested, too",
         f"{SOURCE}/fold.rs",
-        "                *action = Action::Timed;\n",
+        "            *action = Action::Timed;\n",
         "",
         BOTH_FOLDS,
     ),

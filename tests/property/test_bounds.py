@@ -244,7 +244,6 @@ def totals_at(step: int, percent: float) -> VisitTotals:
             first_errors=contexts // 400,
             converted={"buy": contexts // 10},
             latency={100: fast, 300: slow},
-            latency_all={100: fast, 300: slow},
         )
 
     return VisitTotals(arm(percent / 100), arm(1 - percent / 100))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import SimpleNamespace
@@ -34,6 +35,7 @@ VISITS = (
 LOOKED_AT = "u125"  # for repetition, by its digest
 CONTEXTS = ["u0", "u1", LOOKED_AT]  # few, so that they meet themselves
 FLAGS = ("new-checkout", "search", "nobody-knows")
+ARM_NAMES = {"on": "treatment", "off": "control"}
 CONVERSION = "paid"
 
 
@@ -137,6 +139,10 @@ class Recount:
     """Totals by the definitions, one after the other, from the whole history."""
 
     changing: dict[tuple[str, int, str], SimpleNamespace] = field(default_factory=dict)
+    #: Every latency of an arm, of which batches decide how many are tested.
+    latencies: dict[tuple[str, int, str], Counter[int]] = field(
+        default_factory=lambda: defaultdict(Counter)
+    )
     classes: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("counted", "quarantined", "late", "ignored"), 0)
     )
@@ -148,9 +154,8 @@ class Recount:
 
     def arm(self, flag: str, visit: int, variant: str) -> SimpleNamespace:
         """Return an arm's totals by the variant's name, to be changed."""
-        name = {"on": "treatment", "off": "control"}[variant]
         nothing = SimpleNamespace(**msgspec.structs.asdict(ArmCounts()))
-        return self.changing.setdefault((flag, visit, name), nothing)
+        return self.changing.setdefault((flag, visit, ARM_NAMES[variant]), nothing)
 
     def classify(self, touched: list[tuple[str, str, datetime]]) -> list[tuple[str, int, str]]:
         """Put one record into its class and return the (flag, visit, variant) it counts for."""
@@ -194,8 +199,8 @@ def recount(events: list[Evaluated | Happened | None]) -> Recount:
             arm.outcomes += 1
             arm.checked += event.context == LOOKED_AT
             if event.latency_ms is not None:
-                bucket = bucket_of(event.latency_ms / 1000 * 1000.0)
-                arm.latency_all[bucket] = arm.latency_all.get(bucket, 0) + 1
+                name = (flag, visit, ARM_NAMES[variant])
+                result.latencies[name][bucket_of(event.latency_ms / 1000 * 1000.0)] += 1
             if event.error:
                 arm.errors += 1
                 if event.context not in failed.setdefault((flag, visit), set()):
@@ -268,8 +273,7 @@ def interrupted(
 def without_batches(arm: ArmCounts) -> ArmCounts:
     """Return the totals that do not depend on where batches were cut, and check the others."""
     assert arm.first_errors <= arm.at_risk <= arm.outcomes
-    assert sum(arm.latency.values()) <= sum(arm.latency_all.values())
-    assert arm.latency.keys() <= arm.latency_all.keys()
+    assert sum(arm.latency.values()) <= arm.outcomes
     assert arm.repeated <= max(
         arm.checked - 1, 0
     )  # what is remembered of copies does not outlive a crash
@@ -281,7 +285,6 @@ def without_batches(arm: ArmCounts) -> ArmCounts:
         errors=arm.errors,
         first_errors=arm.first_errors,
         converted=arm.converted,
-        latency_all=arm.latency_all,
         checked=arm.checked,
     )
 
@@ -289,8 +292,11 @@ def without_batches(arm: ArmCounts) -> ArmCounts:
 def check(events: list[tuple[int, Evaluated | Happened | None]], stored: dict[str, bytes]) -> None:
     """Compare a hash with the naive recount."""
     expected = recount([event for _, event in events])
-    found = {name: without_batches(arm) for name, arm in arms_in(stored).items()}
-    assert found == expected.arms
+    arms = arms_in(stored)
+    assert {name: without_batches(arm) for name, arm in arms.items()} == expected.arms
+    for name, arm in arms.items():
+        assert Counter(arm.latency) <= expected.latencies[name]
+        assert bool(arm.latency) == bool(expected.latencies[name])
     if not events:
         return
     progress = decode_progress(stored)

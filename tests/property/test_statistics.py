@@ -212,7 +212,6 @@ def arms(draw: st.DrawFn, largest: int = 10**6) -> ArmTotals:
         first_errors=draw(number),
         converted=draw(st.dictionaries(st.just("bought"), number)),
         latency=draw(st.dictionaries(st.integers(-300, 900), st.integers(1, 1000), max_size=5)),
-        latency_all=draw(st.dictionaries(st.integers(-300, 900), st.integers(1, 1000), max_size=5)),
     )
 
 

@@ -64,7 +64,7 @@ class DrawnArm:
         return failed
 
     def totals(self) -> ArmTotals:
-        """Return what counting would have counted; `latency_all`, a picture's, is left out."""
+        """Return what counting would have counted."""
         contexts = self.contexts
         return ArmTotals(
             evaluations=contexts,

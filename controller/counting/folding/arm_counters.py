@@ -22,7 +22,7 @@ class ArmCounter:
     """One arm of one flag in one visit, or outside every visit, in one partition.
 
     The numbers are those of `ArmCounts`. They are attributes here because they change with every
-    event. `latency_again` is what `latency_all` has more than `latency`.
+    event.
     """
 
     __slots__ = (
@@ -45,7 +45,6 @@ class ArmCounter:
         "is_changed",
         "is_counting",
         "latency",
-        "latency_again",
         "opposite",
         "outcomes",
         "passed_on",
@@ -81,11 +80,6 @@ class ArmCounter:
         self.repeated = counts.repeated
         self.converted_counts = dict(counts.converted)
         self.latency = dict(counts.latency)
-        self.latency_again = {
-            bucket: count - counts.latency.get(bucket, 0)
-            for bucket, count in counts.latency_all.items()
-            if count != counts.latency.get(bucket, 0)
-        }
         self.exposed = _NO_SET
         self.opposite = _NO_SET  # the other arm's `exposed`
         self.failed = _NO_SET  # the visit's contexts with an error, shared by both arms
@@ -108,11 +102,6 @@ class ArmCounter:
 
     def counts(self) -> ArmCounts:
         """Return the totals."""
-        latency_all = self.latency
-        if self.latency_again:
-            latency_all = dict(latency_all)
-            for bucket, count in self.latency_again.items():
-                latency_all[bucket] = latency_all.get(bucket, 0) + count
         return ArmCounts(
             self.evaluations,
             self.exposures,
@@ -123,7 +112,6 @@ class ArmCounter:
             self.first_errors,
             self.converted_counts,
             self.latency,
-            latency_all,
             self.checked,
             self.repeated,
         )

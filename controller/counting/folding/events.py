@@ -9,8 +9,7 @@ once per batch, a batch being what lies between two saves of a partition, until 
 that visit *in either arm*. There is one set of errors per visit: with one per arm, contexts that
 move into the treatment would be fresh there, while the control keeps only survivors. Of a context's
 latencies in a batch the first is used for the test. It is not a random one, but which one it is
-depends neither on the value nor on the arm, so both arms are sampled alike. `latency_all` has every
-value.
+depends neither on the value nor on the arm, so both arms are sampled alike.
 
 A context's outcomes of one batch are its action. The actions of a context that is far more active
 than the others are left out of everything that is compared (`activity.py`): they are not at risk,
@@ -236,11 +235,9 @@ class EventFold:
             else:
                 action = LEFT_OUT
             batch_contexts[digest] = action
-        if bucket is not None:
-            latency = counter.latency_again
-            if action == UNTIMED:
-                latency = counter.latency
-                batch_contexts[digest] = TIMED
+        if bucket is not None and action == UNTIMED:
+            batch_contexts[digest] = TIMED
+            latency = counter.latency
             latency[bucket] = latency.get(bucket, 0) + 1
         if is_error:
             counter.errors += 1

@@ -89,7 +89,6 @@ totals = st.builds(
     first_errors=numbers,
     converted=st.dictionaries(st.sampled_from(["bought", "signed-up"]), numbers),
     latency=histograms,
-    latency_all=histograms,
     checked=numbers,
     repeated=numbers,
 )

@@ -18,6 +18,7 @@ from controller.ports import Record
 from controller.settings import CountingSettings
 from schemas.envelope import MAX_TIME_MS
 from schemas.events import EvaluationFields
+from schemas.totals import FORMAT
 from schemas.wire import RecordRefused, read_evaluations, read_outcomes
 from tests.builders import MINUTE
 from tests.records import arms_in, at_ms, evaluation_value
@@ -70,7 +71,7 @@ async def test_a_format_from_the_future_stops_its_partition_alone() -> None:
     async with bench.running():
         await until(bench.is_all_saved)
     stored = bench.stored(EVALUATIONS)
-    stored["format"] = b"3"
+    stored["format"] = b"%d" % (FORMAT + 1)
     before = dict(stored)
     async with bench.running() as ingest:
         await until(lambda: any(view.state is PartitionState.STOPPED for view in ingest.views()))

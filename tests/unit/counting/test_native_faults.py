@@ -80,7 +80,7 @@ def counted(bench: Bench) -> list[object]:
         found.append((records.counted, records.quarantined, records.late, records.ignored))
         for name, arm in sorted((arms_in(bench.stored(topic)) or {}).items()):
             numbers = arm.evaluations, arm.exposures, arm.switched, arm.outcomes, arm.errors
-            found.append((name, *numbers, arm.first_errors, sum(arm.latency_all.values())))
+            found.append((name, *numbers, arm.first_errors, sum(arm.latency.values())))
     return found
 
 

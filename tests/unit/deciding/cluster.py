@@ -283,7 +283,6 @@ class Cluster:
                 at_risk=contexts,
                 first_errors=failed,
                 latency={198: contexts},
-                latency_all={198: contexts},
             )
             fields[arm_field(rollout.flag_key, rollout.rollout_id, rollout.visit_index, arm)] = (
                 encode_arm(counts)

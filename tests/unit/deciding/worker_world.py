@@ -175,7 +175,6 @@ def arm(contexts: int, errors: int) -> ArmTotals:
         at_risk=contexts,
         first_errors=errors,
         latency={198: contexts},
-        latency_all={198: contexts},
     )
 
 

@@ -136,7 +136,6 @@ class Rehearsal:
             at_risk=requests,
             first_errors=errors,
             latency=histogram,
-            latency_all=histogram,
         )
 
     def _look(self) -> None:

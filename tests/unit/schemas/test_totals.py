@@ -50,10 +50,17 @@ def test_an_arm_reads_without_a_manual() -> None:
     assert encode_arm(ArmCounts()) == b"{}"
 
 
+def test_an_arm_of_an_older_format_is_read() -> None:
+    """All its latencies, which nobody read, are left out when it is written again."""
+    stored = b'{"outcomes":3,"latency":{"231":2},"latency_all":{"231":2,"240":1}}'
+    assert decode_arm(stored) == ArmCounts(outcomes=3, latency={231: 2})
+
+
 @pytest.mark.parametrize(
     "value",
     [
         b"",
+        b'{"latency_al":{}}',
         b"[]",
         b"null",
         b'{"evaluations":-1}',

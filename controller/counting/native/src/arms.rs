@@ -60,23 +60,9 @@ pub struct Counts {
     pub at_risk: i64,
     pub first_errors: i64,
     pub latency: Histogram,
-    pub latency_again: Histogram, // what all latencies have more
     pub checked: i64,
     pub repeated: i64,
     pub converted: Vec<(Box<str>, i64)>,
-}
-
-impl Counts {
-    pub fn latency_all(&self) -> Vec<(i32, i64)> {
-        let mut all = self.latency.counts.clone();
-        for &(bucket, count) in &self.latency_again.counts {
-            match self.latency.place(bucket) {
-                Some(place) => all[place].1 += count,
-                None => all.push((bucket, count)),
-            }
-        }
-        all
-    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

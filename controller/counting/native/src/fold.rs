@@ -313,13 +313,9 @@ impl Fold {
             }
             action
         });
-        if let Some(bucket) = outcome.bucket {
-            if *action == Action::Untimed {
-                *action = Action::Timed;
-                arm.counts.latency.add(bucket, 1);
-            } else {
-                arm.counts.latency_again.add(bucket, 1);
-            }
+        if let Some(bucket) = outcome.bucket.filter(|_| *action == Action::Untimed) {
+            *action = Action::Timed;
+            arm.counts.latency.add(bucket, 1);
         }
         let is_left_out = *action == Action::LeftOut;
         if outcome.is_error {

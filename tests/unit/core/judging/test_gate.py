@@ -12,11 +12,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
-from controller.core.analysis.latency import ordered
 from controller.core.analysis.sequential_tests import (
     GapTime,
     SequentialTests,
@@ -1115,20 +1113,6 @@ def test_arms_show_the_rate_that_the_tests_judge() -> None:
     assert report.e_value < 2
     assert "0.1 % of treatment's user actions failed (1 of 1,000), limit 5 %" in report.reason
     assert "0.1 % of treatment's user actions (1 of 1,000)" in report.reason
-
-
-def test_latency_of_arms_is_of_what_the_tests_judge() -> None:
-    """Further requests of a context in one batch change neither its table nor its sentence."""
-    watched = watch(Guardrail("latency_p90", limit=100.0))
-    for arm in (watched.treatment, watched.control):
-        arm.add(100)
-        arm.add_latencies([50.0] * 95 + [500.0] * 5)
-    totals = watched.treatment.totals()
-    again = msgspec.structs.replace(totals, latency_all={**totals.latency, bucket_of(900.0): 1000})
-    kind = watched.rollout.plan.guardrails[0].kind
-    summary = kind.summary(again, ordered(again.latency), bucket_of(100.0), 0.01)
-    assert (summary.trials, summary.events) == (100, 5)
-    assert summary.estimate == pytest.approx(50, rel=0.02)
 
 
 def test_gate_bound_of_a_conversion_is_a_floor() -> None:

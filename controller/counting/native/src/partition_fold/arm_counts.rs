@@ -16,14 +16,6 @@ fn histogram(counts: &Bound<'_, PyAny>) -> PyResult<Histogram> {
 /// Take over an `ArmCounts`.
 pub fn taken_over(counts: &Bound<'_, PyAny>) -> PyResult<Counts> {
     let number = |name: &str| -> PyResult<i64> { counts.getattr(name)?.extract() };
-    let latency = histogram(&counts.getattr("latency")?)?;
-    let mut latency_again = Histogram::default();
-    for (bucket, count) in histogram(&counts.getattr("latency_all")?)?.counts {
-        let again = count - latency.get(bucket);
-        if again != 0 {
-            latency_again.add(bucket, again);
-        }
-    }
     let mut converted = Vec::new();
     for (name, count) in counts.getattr("converted")?.cast::<PyDict>()? {
         converted.push((name.extract::<&str>()?.into(), count.extract()?));
@@ -37,8 +29,7 @@ pub fn taken_over(counts: &Bound<'_, PyAny>) -> PyResult<Counts> {
         at_risk: number("at_risk")?,
         first_errors: number("first_errors")?,
         converted,
-        latency,
-        latency_again,
+        latency: histogram(&counts.getattr("latency")?)?,
         checked: number("checked")?,
         repeated: number("repeated")?,
     })
@@ -74,7 +65,6 @@ fn write(bytes: &mut Vec<u8>, counts: &Counts) {
         first_errors,
         converted,
         latency,
-        latency_again,
         checked,
         repeated,
     } = counts;
@@ -90,13 +80,9 @@ fn write(bytes: &mut Vec<u8>, counts: &Counts) {
     json.object("converted", converted.iter(), |bytes, name| {
         bytes.extend_from_slice(name.as_bytes());
     });
-    let bucket = |bytes: &mut Vec<u8>, bucket: &i32| digits(bytes, i64::from(*bucket));
-    json.object("latency", latency.counts.iter(), bucket);
-    if latency_again.counts.is_empty() {
-        json.object("latency_all", latency.counts.iter(), bucket);
-    } else {
-        json.object("latency_all", counts.latency_all().iter(), bucket);
-    }
+    json.object("latency", latency.counts.iter(), |bytes, bucket| {
+        digits(bytes, i64::from(*bucket));
+    });
     json.number("checked", *checked);
     json.number("repeated", *repeated);
     json.end();
