@@ -65,7 +65,7 @@ from tests.process_memory import resident_bytes
 #: Between two checks of how far the daemon has saved.
 _CHECK_SECONDS = 0.02
 _LIMIT_SECONDS = 1_800.0
-_SENT_AGAIN_SECONDS = 120.0
+_SENT_AGAIN_SECONDS = 600.0
 _LEAST_LEFT = 1_000_000  # events: some seconds, so many saves
 #: All stay in the first stage, whatever the events show.
 _STAGES = [
