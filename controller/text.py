@@ -7,6 +7,7 @@ rollouts, and anything that knows a format.
 from __future__ import annotations
 
 import unicodedata
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -40,8 +41,12 @@ def plural(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
+@lru_cache(maxsize=100_000)
 def key_letters(key: str) -> str:
-    """Return a key without separators, in one letter case; keys with equal ones look alike."""
+    """Return a key without separators, in one letter case; keys with equal ones look alike.
+
+    Remembered, because each start of a rollout compares its flag with thousands.
+    """
     return key.casefold().translate(_SEPARATORS)
 
 
