@@ -47,14 +47,26 @@ class LookupLoop(asyncio.SelectorEventLoop):
             if len(self._lookups) >= MOST_LOOKUPS:
                 why = f"{MOST_LOOKUPS} lookups of other names have no answer"
                 raise socket.gaierror(socket.EAI_AGAIN, why)
-            found = self._lookups[lookup] = self.create_future()
+            found = self._start(lookup)
+            self._lookups[lookup] = found
             found.add_done_callback(lambda _: self._lookups.pop(lookup, None))
-            # A daemon thread: the process ends without it.
-            work = threading.Thread(
-                target=self._look_up, args=(lookup, found), name="name lookup", daemon=True
-            )
-            work.start()
         return list(await asyncio.shield(found))
+
+    def _start(self, lookup: Lookup) -> asyncio.Future[list[Any]]:
+        """Look a name up in a thread; return what will have its addresses.
+
+        Raises socket.gaierror where there may be no further thread, for this moment alone.
+        """
+        found: asyncio.Future[list[Any]] = self.create_future()
+        # A daemon thread: the process ends without it.
+        work = threading.Thread(
+            target=self._look_up, args=(lookup, found), name="name lookup", daemon=True
+        )
+        try:
+            work.start()
+        except RuntimeError as error:
+            raise socket.gaierror(socket.EAI_AGAIN, f"no thread looks it up: {error}") from error
+        return found
 
     def _look_up(self, lookup: Lookup, found: asyncio.Future[list[Any]]) -> None:
         """Look a name up, in a thread."""

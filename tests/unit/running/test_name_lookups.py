@@ -12,6 +12,8 @@ import pytest
 
 from controller.running.name_lookups import MOST_LOOKUPS, LookupLoop
 
+#: Bytes of a thread's stack with which none can be started.
+_NO_MACHINE_HAS = 1 << 46
 ADDRESS = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 443))
 
 
@@ -137,3 +139,18 @@ def test_a_lookup_that_hangs_does_not_outlive_its_loop(names: NameServer) -> Non
     for one in threads:
         one.join(30)
         assert not one.is_alive()
+
+
+def test_a_name_is_looked_up_again_after_a_moment_without_threads(names: NameServer) -> None:
+    """A machine at its limit of processes costs the lookup of that moment, and none later."""
+
+    async def at_the_limit(loop: LookupLoop) -> None:
+        before = threading.stack_size(_NO_MACHINE_HAS)
+        try:
+            with pytest.raises(socket.gaierror, match="no thread looks it up"):
+                await asyncio.wait_for(loop.getaddrinfo("kafka.test", 9092), 5)
+        finally:
+            threading.stack_size(before)
+        assert await asyncio.wait_for(loop.getaddrinfo("kafka.test", 9092), 5) == [ADDRESS]
+
+    run(at_the_limit)
