@@ -10,8 +10,12 @@ cancellations tells the truth.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import contextvars
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class Cancellation:
@@ -54,11 +58,40 @@ def swallowed_cancellation_raised() -> Iterator[None]:
 
 @asynccontextmanager
 async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
-    """Run an `asyncio.TaskGroup` that never loses a cancellation.
+    """Run an `asyncio.TaskGroup` that neither loses a cancellation nor leaves one of its own.
 
     Where its task is cancelled and a task of it fails before all have ended, a TaskGroup raises the
-    failure alone. Whoever handles that and goes on would never end.
+    failure alone. Whoever handles that and goes on would never end. Where a task of it fails after
+    its block, it cancels its own task and takes that back only since Python 3.13: whoever handled
+    the failure would be taken for cancelled, and end.
     """
     with swallowed_cancellation_raised():
-        async with asyncio.TaskGroup() as group:
+        async with _WaitingGroup() as group:
             yield group
+            await group.all_ended()  # in the block: what it cancels there, it takes back
+
+
+class _WaitingGroup(asyncio.TaskGroup):
+    """A TaskGroup whose tasks can be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._unfinished: set[asyncio.Task[Any]] = set()
+
+    def create_task(
+        self,
+        coro: Generator[Any, None, T] | Coroutine[Any, Any, T],
+        *,
+        name: str | None = None,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Task[T]:
+        task = super().create_task(coro, name=name, context=context)
+        self._unfinished.add(task)
+        task.add_done_callback(self._unfinished.discard)
+        return task
+
+    async def all_ended(self) -> None:
+        """Return once no task runs any more."""
+        while self._unfinished:
+            one = next(iter(self._unfinished))  # all at once would keep those that have ended
+            await asyncio.wait({one})

@@ -90,6 +90,45 @@ async def test_a_group_that_is_not_cancelled_raises_what_failed() -> None:
             tasks.create_task(_failing_at_its_end())
 
 
+@pytest.mark.parametrize("others", [0, 2])
+async def test_a_failure_after_the_block_is_no_cancellation(others: int) -> None:
+    """Parts do nothing in a block but start tasks: one that failed ended its part for good."""
+
+    async def failing() -> None:
+        await asyncio.sleep(0.01)
+        raise ValueError("it failed")
+
+    async def part() -> None:
+        async with task_group() as tasks:
+            tasks.create_task(failing())
+            tasks.create_task(_never())
+            for _ in range(others):
+                tasks.create_task(_failing_at_its_end())
+
+    for _ in range(2):
+        with pytest.raises(ExceptionGroup) as raised:
+            await part()
+        assert len(raised.value.exceptions) == 1 + others
+        assert not is_cancelled()
+
+
+async def test_a_group_waits_for_tasks_that_its_tasks_start() -> None:
+    """Also where they are started after its block."""
+    ended: list[str] = []
+
+    async def second() -> None:
+        await asyncio.sleep(0.01)
+        ended.append("second")
+
+    async def first(tasks: asyncio.TaskGroup) -> None:
+        await asyncio.sleep(0.01)
+        tasks.create_task(second())
+
+    async with task_group() as tasks:
+        tasks.create_task(first(tasks))
+    assert ended == ["second"]
+
+
 def test_every_group_is_one_that_ends() -> None:
     """A bare TaskGroup loses cancellations."""
     (root,) = controller.__path__

@@ -1,4 +1,4 @@
-"""A notifier that is stopped ends, whatever goes wrong at that moment."""
+"""A notifier that is stopped ends, whatever goes wrong at that moment, and no other one does."""
 
 from __future__ import annotations
 
@@ -36,15 +36,52 @@ class CutOff(Store):
         return await super().save(owner, expected, fields)
 
 
-async def test_one_that_cannot_write_at_that_moment_ends() -> None:
-    """Its turn began anew, and what had stopped it waited for ever. Another replica goes on."""
-    store = CutOff()
+class Away(Store):
+    """It can be away."""
+
+    is_away = False
+
+    async def save(
+        self, owner: str, expected: int | None, fields: Mapping[str, bytes]
+    ) -> int | None:
+        """Write fields."""
+        if self.is_away:
+            raise StoreUnavailable("Redis is away")
+        return await super().save(owner, expected, fields)
+
+
+def notifier_of(store: Store) -> Notifier:
+    """Return a notifier with mail, whose turn comes at once."""
     process = Surroundings(
         "me", "production", None, lambda _: "", Now(), Faults(Now().now), lambda _: None
     )
     pulse = Pulse(beat=0.01, free_after=3600.0)
-    made = Notifier(store, Nothing(), [Mail()], lambda: default_rules(["mail"]), process, pulse)
-    running = asyncio.create_task(made.run())
+    return Notifier(store, Nothing(), [Mail()], lambda: default_rules(["mail"]), process, pulse)
+
+
+async def test_one_whose_redis_was_away_goes_on() -> None:
+    """It was taken for stopped, and nobody was notified any more."""
+    store = Away()
+    running = asyncio.create_task(notifier_of(store).run())
+    try:
+        async with asyncio.timeout(30):
+            while store.owner != "me":
+                await asyncio.sleep(0.01)
+            store.is_away = True
+            await asyncio.sleep(0.1)  # ten beats
+            store.is_away, before = False, store.version
+            while store.version == before and not running.done():
+                await asyncio.sleep(0.01)
+        assert not running.done()
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+
+
+async def test_one_that_cannot_write_at_that_moment_ends() -> None:
+    """Its turn began anew, and what had stopped it waited for ever. Another replica goes on."""
+    store = CutOff()
+    running = asyncio.create_task(notifier_of(store).run())
     async with asyncio.timeout(30):
         while store.owner != "me":
             await asyncio.sleep(0.01)
