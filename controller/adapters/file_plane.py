@@ -248,27 +248,24 @@ class FilePlane:
         with self._locked():
             self._clear_temporaries()
             content = self._read()
-            flags = dict(content.flags)
+            flags, written = dict(content.flags), dict[str, int]()
             if content.broken is not None or content.is_missing:  # no part of it can be kept
                 rollouts = {**self._newest, **rollouts}
                 self._revisions.clear()
             for key, rollout in rollouts.items():
                 if self._has_to_be_written(flags.get(key), rollout, is_decided=is_decided):
                     flags[key] = self._definition(rollout)
-                    self._revisions[key] = rollout.revision
+                    written[key] = rollout.revision
             for key, retired_as in tuple(self._retired.items()):
                 if key in flags and _revision_in(flags[key]) <= retired_as:
                     del flags[key]
                     self._revisions.pop(key, None)
-            if flags == content.flags and content.broken is None:
-                return
-            flags = dict(sorted(flags.items()))
-            document = (
-                {"$schema": flagd.SCHEMA, **content.document, "flags": flags}
-                if self._is_flagd
-                else flags
-            )
-            self._replace(document)
+            if flags != content.flags or content.broken is not None:
+                flags = dict(sorted(flags.items()))
+                document = {"$schema": flagd.SCHEMA, **content.document, "flags": flags}
+                self._replace(document if self._is_flagd else flags)
+            # Not before: what a full disk refused would pass for deleted by somebody.
+            self._revisions.update(written)
 
     def _has_to_be_written(self, definition: Any, rollout: Rollout, *, is_decided: bool) -> bool:
         if definition is None:

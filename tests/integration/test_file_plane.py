@@ -1,15 +1,14 @@
 """The file plane on a real disk.
 
-What its readers see, late writers, edits by others, a disk that refuses.
+What its readers see, late writers, edits by others. A disk that refuses is in
+`test_file_plane_disk.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import os
-import resource
 import stat
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,7 +21,7 @@ import yaml
 from controller.adapters.file_plane import FilePlane
 from controller.core.audience import Audience, Condition
 from controller.core.rollout import RolledBack, Rollout
-from controller.errors import ConfigInvalid, FlagPlaneUnavailable
+from controller.errors import FlagPlaneUnavailable
 from controller.ports import FlagPlane, Served
 from controller.settings.planes import FilePlaneSettings
 from controller.web.bucketing import Generation
@@ -308,34 +307,6 @@ async def test_many_writers_lose_no_flag(tmp_path: Path) -> None:
     watching.cancel()
     assert len(read(path)) == 20
     assert seen == sorted(seen)
-
-
-async def test_a_disk_that_refuses_is_said_in_words(tmp_path: Path) -> None:
-    """No directory, no room, a lock that is not given back.
-
-    Each is trouble with a name, and the file stays whole.
-    """
-    with pytest.raises(ConfigInvalid, match=r"planes\.files\.edge\.path"):
-        make_plane(tmp_path / "missing" / "flags.json")
-    path = tmp_path / "flags.json"
-    plane = make_plane(path)
-    await plane.serve(make_rollout())
-    before = path.read_bytes()
-    with (tmp_path / ".flags.json.lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(FlagPlaneUnavailable, match="another process holds the lock"):
-            await plane.serve(make_rollout(revision=2, percent=50.0))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
-    try:
-        with pytest.raises(FlagPlaneUnavailable, match=r"flags\.json"):
-            await plane.serve(make_rollout(revision=2, percent=50.0))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_bytes() == before
-    assert sorted(os.listdir(tmp_path)) == [".flags.json.lock", "flags.json"]
-    await plane.serve(make_rollout(revision=2, percent=50.0))
-    assert await plane.look(make_rollout(revision=2, percent=50.0)) == Served(50.0, None)
 
 
 async def test_what_a_crash_left_behind_is_in_nobodys_way(tmp_path: Path) -> None:
