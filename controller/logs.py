@@ -126,7 +126,14 @@ class LogStream:
         self.dropped += lines
         self._unreported += lines
 
+    def _drop_unwritten(self, left: memoryview, unreported: int) -> None:
+        """Drop what could not be written; its last line would have said how many were before."""
+        with self._wake:
+            self._drop(bytes(left).count(b"\n") - bool(unreported))
+            self._unreported += unreported
+
     def _drain(self) -> None:
+        is_cut = False  # whether the last line in the stream is without its end
         while True:
             with self._wake:
                 if not self._lines and not self._is_closing:
@@ -145,19 +152,21 @@ class LogStream:
                 )
             left = memoryview("".join(lines).encode(errors="backslashreplace"))
             try:
+                if is_cut and left:
+                    is_cut = os.write(self._descriptor, b"\n") == 0
                 while left:
-                    left = left[os.write(self._descriptor, left) :]
+                    written = os.write(self._descriptor, left)
+                    is_cut = left[written - 1] != ord("\n")
+                    left = left[written:]
             except (
                 BlockingIOError
             ):  # somebody made the descriptor non-blocking: what is left is late already
-                with self._wake:
-                    self._drop(bytes(left).count(b"\n"))
+                self._drop_unwritten(left, lost)
                 time.sleep(0.05)
             except (
                 OSError
             ):  # the reader is gone or the disk is full: there is nobody to report it to
-                with self._wake:
-                    self._drop(bytes(left).count(b"\n"))
+                self._drop_unwritten(left, lost)
 
 
 class _LevelFilter:

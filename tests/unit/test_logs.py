@@ -3,11 +3,14 @@
 import json
 import logging
 import os
+import resource
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -281,6 +284,39 @@ def test_a_reader_that_is_gone_ends_nothing(pipe: Pipe) -> None:
     stream.write("two\n")
     stream.close()
     assert stream.dropped == 2
+
+
+def test_a_full_disk_costs_the_lines_of_that_time_and_their_number_is_told(tmp_path: Path) -> None:
+    """A line that was cut off there takes no later one with it."""
+    path, size = tmp_path / "log", 40
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        with path.open("wb") as file:
+            stream = LogStream(file.fileno())
+            for number in range(10):
+                stream.write(f'{{"event": "line", "number": {number}}}\n')
+                until_dropped(stream, number)
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            stream.write('{"event": "room"}\n')
+            stream.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    lines = path.read_text().splitlines()
+    assert len(lines[1]) == size - len(lines[0]) - 1
+    assert [json.loads(lines[n]) for n in (0, 2)] == [
+        {"event": "line", "number": 0},
+        {"event": "room"},
+    ]
+    assert json.loads(lines[3])["lines"] == 9
+
+
+def until_dropped(stream: LogStream, lines: int) -> None:
+    """Return once so many lines were dropped."""
+    deadline = time.monotonic() + 10
+    while stream.dropped != lines:
+        assert time.monotonic() < deadline, stream.dropped
+        time.sleep(0.005)
 
 
 def test_a_process_whose_output_is_not_read_ends(pipe: Pipe) -> None:
