@@ -38,6 +38,13 @@ def is_cancelled() -> bool:
     return task is None or task.cancelling() > 0
 
 
+def take_back_cancellations() -> None:
+    """Let the present task go on: nobody cancelled it, and what it has caught was not its own."""
+    task = asyncio.current_task()
+    while task is not None and task.cancelling() > 0:
+        task.uncancel()
+
+
 @contextmanager
 def swallowed_cancellation_raised() -> Iterator[None]:
     """Raise CancelledError at the end of the block if a cancellation came in it and was swallowed.

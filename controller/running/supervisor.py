@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import structlog
 
-from controller.cancellation import is_cancelled
+from controller.cancellation import take_back_cancellations
 from controller.errors import BadInput, OperatingTrouble, RolloutdError
 from controller.health import Faults, Health, Scope
 from controller.retrying import Backoff, until_done
@@ -114,6 +114,7 @@ class Supervisor:
         self._health = health
         self._settings = settings
         self._stopping = asyncio.Event()
+        self._is_ending = False  # whether parts are cancelled, to end
         self._why_exit: tuple[int, str] | None = None
         self._logger = structlog.get_logger()
 
@@ -204,6 +205,7 @@ class Supervisor:
             self._logger.info("daemon_started")
             await asyncio.Event().wait()
         finally:
+            self._is_ending = True
             for task in running:
                 task.cancel()
             if running:
@@ -227,9 +229,12 @@ class Supervisor:
             try:
                 await loop()
             except asyncio.CancelledError as cancelled:
-                if is_cancelled():
+                if self._is_ending:
                     raise
-                error = cancelled  # of something inside the part: it is a failure like any other
+                # Of something inside the part, also where a library left it to this task: a failure
+                # like any other. A part that ended here would be missing without a word.
+                take_back_cancellations()
+                error = cancelled
             except Exception as failure:
                 error = failure
             finally:

@@ -316,6 +316,29 @@ def test_a_part_that_fails_is_restarted_alone(error: BaseException | None) -> No
 
 
 @in_virtual_time
+async def test_a_part_whose_own_task_a_library_cancelled_is_restarted() -> None:
+    """A group or a deadline that leaves its cancellation behind ends no part without a word."""
+    starts: list[int] = []
+
+    async def part() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        starts.append(task.cancelling())
+        if len(starts) == 1:
+            task.cancel()
+        await asyncio.Event().wait()
+
+    daemon = Daemon()
+    daemon = Daemon(loops=[("ingest", daemon.runs("ingest")), ("notifications", part)])
+    running = asyncio.create_task(daemon.run())
+    await asyncio.sleep(5)
+    assert starts == [0, 0]
+    assert daemon.faults.of(Scope.PART, "notifications") is not None
+    send(signal.SIGTERM)
+    assert await running == 0
+
+
+@in_virtual_time
 async def test_a_part_that_fails_again_and_again_ends_the_process() -> None:
     """After five failures within five minutes the process ends in order with 70."""
     part = Failing(*[ZeroDivisionError("a mistake of ours")] * 100)
