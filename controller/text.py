@@ -41,6 +41,13 @@ def plural(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
+def file_trouble(error: OSError | UnicodeDecodeError) -> str:
+    """Return why a file cannot be read or written, without its name, which stands before it."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is no text in {error.encoding.upper()} (byte {error.start + 1})"
+    return error.strerror or str(error)
+
+
 @lru_cache(maxsize=100_000)
 def key_letters(key: str) -> str:
     """Return a key without separators, in one letter case; keys with equal ones look alike.
@@ -68,6 +75,10 @@ _TO_WRITE: Final[dict[str, str]] = {
     "string_type": "write text, in quotes where it looks like something else",
     **dict.fromkeys(("list_type", "tuple_type"), "write a list"),
     **dict.fromkeys(("dict_type", "mapping_type", "model_type"), "write a mapping"),
+    **dict.fromkeys(
+        ("datetime_parsing", "datetime_type", "datetime_from_date_parsing", "timezone_aware"),
+        "write a time with its offset from UTC, as in 2026-11-21T03:00:00Z",
+    ),
     "missing": "is missing",
 }
 

@@ -35,7 +35,7 @@ from controller.scorecard.kinds import CaseKind
 from controller.scorecard.report import ScorecardOrigin, percent, render, seconds, to_document
 from controller.scorecard.scoring import CaseAnswer, Score, put_cases, score
 from controller.settings import AdvisorSettings
-from controller.text import one_line
+from controller.text import file_trouble, one_line
 
 T = TypeVar("T")
 
@@ -290,7 +290,7 @@ def evaluate(
         try:
             html.write_text(render(asked, answers, figures), encoding="utf-8")
         except OSError as error:
-            fail(f"{html}: cannot be written: {error}", EXIT_USAGE)
+            fail(f"{html}: cannot be written: {file_trouble(error)}", EXIT_USAGE)
     if is_json:
         typer.echo(rendering.to_json(to_document(asked, answers, figures)))
     else:

@@ -20,7 +20,9 @@ Shell = Literal["bash", "zsh", "fish"]
 
 
 def completion(
-    shell: Annotated[Shell, typer.Argument(help="The shell that reads the script.")],
+    shell: Annotated[
+        Shell, typer.Argument(metavar="SHELL", help="The shell that reads the script.")
+    ],
 ) -> None:
     """Print the script that makes a shell complete commands, options and flags."""
     from typer._completion_shared import get_completion_script

@@ -168,11 +168,12 @@ def show_settings(
 
 @token.command("new")
 def new_token(
-    name: Annotated[str, typer.Argument(help="The machine, as in deploy-bot", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The machine, as in deploy-bot.")],
     role: Annotated[str, typer.Option(help="viewer, operator, approver or admin.")] = "operator",
     flags: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="PATTERN",
             help="A pattern of flag keys; * stands for any characters. Repeatable. Default: all.",
             show_default=False,
         ),
@@ -210,7 +211,7 @@ def repair_partition(
     """
     import asyncio
 
-    from controller.cli.repair import discard_partition
+    from controller.cli.repair import check_counted, discard_partition
 
     settings = _settings(config)
     topic, _, number = partition.rpartition("/")
@@ -220,6 +221,10 @@ def repair_partition(
                 f"{partition!r} names no partition: write TOPIC/NUMBER, as in flag.evaluations/3"
             )
         )
+    try:
+        check_counted(settings, topic)
+    except BadInput as refused:
+        _refuse(refused)
     typer.echo(
         f"This deletes the totals of {topic}/{int(number)}: everything counted in it, for "
         f"every flag.\n"
@@ -231,8 +236,6 @@ def repair_partition(
         raise typer.Abort
     try:
         was_there = asyncio.run(discard_partition(settings, topic, int(number)))
-    except BadInput as refused:
-        _refuse(refused)
     except RolloutdError as trouble:
         typer.echo(f"not known to be done, try again: {trouble}", err=True)
         raise typer.Exit(EXIT_TROUBLE) from trouble

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from controller.cli.daemon_http import MAX_BYTES, NoAnswer, read_address
 from controller.reporting.unwatched import Unwatched
-from controller.text import one_line
+from controller.text import file_trouble, one_line
 
 if TYPE_CHECKING:
     from controller.core.rollout import Rollout
@@ -304,7 +304,8 @@ def _headers() -> tuple[dict[str, str], str]:
     try:
         words = Path(path).read_text(encoding="ascii").split()
     except (OSError, UnicodeDecodeError) as error:
-        return {}, f"next: let {READ_TOKEN_VARIABLE} name a file with a token ({error})"
+        why = f"{path}: {file_trouble(error)}"
+        return {}, f"next: let {READ_TOKEN_VARIABLE} name a file with a token ({why})"
     if len(words) != 1:
         return {}, f"next: write one token into {path} ({READ_TOKEN_VARIABLE})"
     return {"authorization": f"Bearer {words[0]}"}, ""

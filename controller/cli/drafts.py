@@ -45,7 +45,7 @@ from controller.cli.status import find_known, find_rollout, newest_of
 from controller.core.rollout import Rollout
 from controller.errors import ConfigInvalid, EventLogUnavailable
 from controller.settings import AdvisorSettings, KafkaSettings
-from controller.text import one_line, plural
+from controller.text import file_trouble, one_line, plural
 from schemas.decision import Decision
 from schemas.fields import parse_duration
 from schemas.terms import NAME
@@ -254,7 +254,7 @@ def _read_segments(path: Path) -> Segments:
     try:
         return read_segments(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
-        fail(f"{path}: cannot be read: {error}", EXIT_USAGE)
+        fail(f"{path}: cannot be read: {file_trouble(error)}", EXIT_USAGE)
     except ConfigInvalid as refused:
         fail(f"{refused}", EXIT_USAGE)
 

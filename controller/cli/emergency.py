@@ -22,7 +22,7 @@ from controller.cli.operator_client import CommandResults, send_commands
 from controller.cli.rendering import dashed
 from controller.errors import EventLogUnavailable
 from controller.settings import KafkaSettings
-from controller.text import one_line
+from controller.text import file_trouble, one_line
 from schemas.command import Command
 from schemas.result import Result
 from schemas.terms import ALWAYS_ACCEPTED
@@ -65,7 +65,8 @@ def known_daemon() -> tuple[DaemonAddress | None, str]:
     try:
         lines = Path(path).read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
-        return None, f"let {TOKEN_VARIABLE} name a readable file ({error}), {_PREPARED}"
+        why = f"{path}: {file_trouble(error)}"
+        return None, f"let {TOKEN_VARIABLE} name a readable file ({why}), {_PREPARED}"
     if not lines or not lines[0].isascii():
         return None, f"write a token into {path} ({TOKEN_VARIABLE}), {_PREPARED}"
     verify, why = trusted()

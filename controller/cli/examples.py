@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import typer
+from pydantic import ValidationError
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.exceptions import TyperException
 
-from controller.text import one_line
+from controller.text import fault_words, one_line
 
 #: Options that another command has, or that somebody expects, with what is meant here; tried in
 #: this order.
@@ -149,6 +150,10 @@ class _Command(TyperCommand):
             missing = (getattr(getattr(error, "param", None), "metavar", None) or "").upper()
             if missing in _WHERE_FROM and not getattr(error, "message", "x"):
                 error.message = _WHERE_FROM[missing]
+            # The parser validates values with pydantic, and repeats its first fault as it is.
+            if isinstance(fault := error.__context__, ValidationError):
+                first = fault.errors(include_url=False, include_input=False)[0]
+                error.message = fault_words(first["type"], error.message)
             if not hasattr(error, "possibilities"):  # of an option that there is not
                 raise
             unknown = one_line(str(getattr(error, "option_name", "")))

@@ -63,28 +63,36 @@ def list_notifications(is_json: JsonOption = False, daemon: DaemonOption = None)
     if is_json:
         rendering.print_json(found.model_dump(mode="json"))
         return
-    for table in tables_of(found):
+    for number, table in enumerate(tables_of(found)):
+        if number:
+            output().print()
         output().print(table)
-        output().print()
 
 
 @app.command("check")
 def check(
-    rules: Annotated[Path, typer.Argument(metavar="RULES")],
+    rules: Annotated[
+        Path,
+        typer.Argument(metavar="RULES", help="The file, as notifications.rules_file names it."),
+    ],
     channel: Annotated[
         list[str] | None,
-        typer.Option("--channel", help="Name of a channel; may be repeated. Default: any is good."),
+        typer.Option(
+            "--channel",
+            metavar="NAME",
+            help="Name of a channel; may be repeated. Default: any is good.",
+        ),
     ] = None,
 ) -> None:
     """Check a rules file, with the place of each fault."""
     from controller.errors import ConfigInvalid
     from controller.notifying.rules import parse_notification_rules
-    from controller.text import plural
+    from controller.text import file_trouble, plural
 
     try:
         text = rules.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        fail(f"{rules}: cannot be read: {error}", EXIT_CONFIG)
+        fail(f"{rules}: cannot be read: {file_trouble(error)}", EXIT_CONFIG)
     try:
         made = parse_notification_rules(text, str(rules), channel)
     except ConfigInvalid as refused:
@@ -94,7 +102,7 @@ def check(
     over = [one for one in made.mutes if one.until <= datetime.now(UTC)]
     if count:
         said = plural(count, "route")
-        said += "" if over else ", and nothing wrong with them"
+        said += "" if over else f", and nothing wrong with {'it' if count == 1 else 'them'}"
     else:
         said = "no routes, so that every channel hears of warnings and worse"
     output().print(f"{rules}: {said}", markup=False)
@@ -233,10 +241,8 @@ def unmute(
             in_file = [one.name for one in mutes if not one.is_by_command and one.name == about]
             why = "it is in notifications.rules_file: take it out there, then send SIGHUP"
             known = ", ".join(f"{one.name} ({one.about})" for one in mutes if one.is_by_command)
-            fail(
-                f"nothing is muted as {about}: {why if in_file else known or 'there is no mute'}",
-                EXIT_REJECTED,
-            )
+            known = f"by command are muted {known}" if known else "nothing is, by command"
+            fail(f"nothing is muted as {about}: {why if in_file else known}", EXIT_REJECTED)
     _send(_request(NotificationRequest.UNMUTE, about, issuer), connection)
     if daemon is None:
         output().print("asked for. `rolloutctl notify list` shows what is muted within seconds")
@@ -282,8 +288,13 @@ def retry(
     if view is not None:
         letters = view.dead_letters
         if not any(about in ("*", str(one.number), one.channel) for one in letters):
-            known = ", ".join(sorted({one.channel for one in letters})) or "no channel"
-            fail(f"no message of {about} was refused; {known} refused some", EXIT_REJECTED)
+            known = ", ".join(sorted({one.channel for one in letters}))
+            refused = f"refused were messages by {known}" if known else "no channel has refused any"
+            which = "no message was refused" if about == "*" else f"no refused message is {about}"
+            fail(
+                f"{which}: {refused}; `rolloutctl notify list` shows those of a week",
+                EXIT_REJECTED,
+            )
     _send(_request(NotificationRequest.RETRY, about, None), connection)
     output().print("asked for. `rolloutctl notify list` shows what becomes of it within seconds")
 

@@ -77,7 +77,7 @@ def lint(
     def by_settings(document: PlanDocument) -> Iterable[Finding]:
         return () if settings is None else start_findings(document, (), settings.flags)
 
-    source, text = _read(file)
+    source, text = _read(file, takes_templates=False)
     typed = TypedTraffic(traffic, error_rate, latency, tuple(conversions or ()))
     tried = Tryout(typed, datetime.now(UTC))
     document, findings = lint_text(text, datetime.now(UTC), tried, by_settings)
@@ -205,21 +205,29 @@ def _plans_beside(path: Path) -> list[str]:
     return [str(path.with_name(name)) for name in names if Path(name).suffix in _PLAN_SUFFIXES]
 
 
-def _read(source: str) -> tuple[str, str]:
-    """Return a plan's name for messages, and its text. Exits 2 when it cannot be read."""
+def _read(source: str, *, takes_templates: bool = True) -> tuple[str, str]:
+    """Return a plan's name for messages, and its text. Exits 2 when it cannot be read.
+
+    `takes_templates`: whether the caller would have taken a template's name, too.
+    """
     try:
         if source == "-":
             return "standard input", sys.stdin.read(MAX_BYTES + 1)
         with Path(source).open(encoding="utf-8") as file:
             return source, file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        near = nearest_word(source, [*templates(), *_plans_beside(Path(source))])
+        if not takes_templates and source in templates():
+            fail(
+                f"{source} is a template, and what is checked is a file: "
+                f"`rolloutctl plan templates {source} > plan.yaml` makes one",
+                EXIT_USAGE,
+            )
+        names = templates() if takes_templates else ()
+        near = nearest_word(source, [*names, *_plans_beside(Path(source))])
         hint = "" if near is None else f"; did you mean {near}?"
-        fail(
-            f"{source}: there is no such file, and no template of that name{hint}\n"
-            f"templates: {', '.join(templates())}",
-            EXIT_USAGE,
-        )
+        nor_template = ", and no template of that name" if names else ""
+        listed = f"\ntemplates: {', '.join(names)}" if names else ""
+        fail(f"{source}: there is no such file{nor_template}{hint}{listed}", EXIT_USAGE)
     except IsADirectoryError:
         plans = ", ".join(sorted(_plans_beside(Path(source, "plan")))[:_MOST_SHOWN])
         fail(f"{source}: is a directory; name a plan{plans and f': {plans}'}", EXIT_USAGE)

@@ -91,15 +91,18 @@ def _rollouts(settings: Settings) -> tuple[RedisRollouts, Callable[[], Awaitable
     return RedisRollouts(store), store.close
 
 
-async def discard_partition(settings: Settings, topic: str, number: int) -> bool:
-    """Delete what is stored of one event partition; return whether there was something.
-
-    Raises ConfigInvalid for a topic that is not counted, StoreUnavailable when it is not known to
-    be done.
-    """
+def check_counted(settings: Settings, topic: str) -> None:
+    """Raise ConfigInvalid for a topic that is not counted."""
     counted = streams(settings.kafka.event_topics)
     if topic not in counted:
         raise ConfigInvalid(f"{topic} is not counted; counted are {' and '.join(counted)}")
+
+
+async def discard_partition(settings: Settings, topic: str, number: int) -> bool:
+    """Delete what is stored of one event partition; return whether there was something.
+
+    Raises StoreUnavailable when it is not known to be done.
+    """
     store = connect_redis(settings)
     try:
         return await RedisTotals(store).discard(f"{topic}/{number}/{settings.kafka.topic_epoch}")

@@ -74,7 +74,11 @@ def list_signals(is_json: JsonOption = False, daemon: DaemonOption = None) -> No
 
 
 @app.command("check")
-def check(rules: Annotated[Path, typer.Argument(metavar="RULES")]) -> None:
+def check(
+    rules: Annotated[
+        Path, typer.Argument(metavar="RULES", help="The file, as hooks.rules_file names it.")
+    ],
+) -> None:
     """Check a rules file, with the place of each fault."""
     from controller.text import plural
 
@@ -84,7 +88,8 @@ def check(rules: Annotated[Path, typer.Argument(metavar="RULES")]) -> None:
             f"{rules}: no rules, so that no signal ever does anything: add some, {_DOCS}"
         )
         return
-    output().print(f"{rules}: {plural(count, 'rule')}, and nothing wrong with them")
+    them = "it" if count == 1 else "them"
+    output().print(f"{rules}: {plural(count, 'rule')}, and nothing wrong with {them}", markup=False)
 
 
 @app.command("test")
@@ -131,7 +136,8 @@ def send(
     service: Annotated[str, typer.Option("--service", help="What it is about.")] = "",
     severity: Annotated[str, typer.Option("--severity", help="Such as critical.")] = "",
     label: Annotated[
-        list[str] | None, typer.Option("--label", help="NAME=VALUE; may be repeated.")
+        list[str] | None,
+        typer.Option("--label", metavar="NAME=VALUE", help="A label; may be repeated."),
     ] = None,
     link: Annotated[str, typer.Option("--link", help="Where people see more.")] = "",
     *,

@@ -21,7 +21,7 @@ from controller.planning.trial import SimulationRequest, simulated
 from controller.planning.trial_words import tried_plan
 from controller.planning.virtual_traffic import VirtualTraffic
 from controller.reporting.tried_plan import TriedPlan, TriedScenario
-from controller.text import plural
+from controller.text import file_trouble, plural
 
 PROGRESS_EVERY_SECONDS = 10.0
 
@@ -38,7 +38,7 @@ def simulate_plan(request: SimulationRequest, *, is_json: bool, html: Path | Non
                 encoding="utf-8",
             )
         except OSError as error:
-            fail(f"--html: {html}: cannot be written: {error}", EXIT_USAGE)
+            fail(f"--html: {html}: cannot be written: {file_trouble(error)}", EXIT_USAGE)
     if is_json:
         typer.echo(rendering.to_json(_document(request, scenarios)))
         return

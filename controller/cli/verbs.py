@@ -241,7 +241,8 @@ def _freeze_verb(
 
         options = sending.command_options(typed, reason)
         if is_all == (flag is not None):
-            fail(f"{dashed(verb)}: name a flag, or say --all", EXIT_USAGE)
+            how = "a flag or --all, not both" if is_all else "name a flag, or say --all"
+            fail(f"{dashed(verb)}: {how}", EXIT_USAGE)
         if flag is not None:
             sending.send([sending.make_command(verb, flag, options, revision)], options)
             return

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from controller.errors import ConfigInvalid
-from controller.text import fault_words
+from controller.text import fault_words, file_trouble
 from controller.yaml_places import Path as KeyPath
 from controller.yaml_places import YamlRefused, read_yaml
 from schemas.fields import models_in
@@ -40,7 +40,8 @@ def read_text(path: Path, setting: str, instead: str) -> str:
             content = file.read(MAX_BYTES + 1)
         text = content.decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigInvalid(f"{path}: cannot be read: {error}; fix {setting}") from error
+        why = file_trouble(error)
+        raise ConfigInvalid(f"{path}: cannot be read: {why}; fix {setting}") from error
     if len(content) > MAX_BYTES:
         raise ConfigInvalid(f"{path}: is larger than {MAX_BYTES} bytes: {instead}")
     return text

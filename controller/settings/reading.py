@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from controller.errors import ConfigInvalid
 from controller.settings.model import Settings
 from controller.settings.section import FILE_SUFFIX, Section, is_secret, is_section, named_section
-from controller.text import fault_words
+from controller.text import fault_words, file_trouble
 from controller.yaml_places import Path as KeyPath
 from controller.yaml_places import YamlRefused, read_yaml
 
@@ -82,7 +82,7 @@ class _Source:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             how = f"name another file with --config or {CONFIG_VARIABLE}"
-            self.faults.append(f"{path}: cannot be read: {error}; {how}")
+            self.faults.append(f"{path}: cannot be read: {file_trouble(error)}; {how}")
             return
         try:
             document = read_yaml(text, yaml.SafeLoader)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
+from controller.text import file_trouble
 from schemas.terms import NAME_PATTERN
 
 Seconds = Annotated[float, Field(gt=0, le=7 * 86_400, allow_inf_nan=False)]
@@ -172,7 +173,9 @@ class Section(BaseModel):
             try:
                 secret = Path(str(merged[file_name])).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
-                raise ValueError(f"{file_name} cannot be read: {error}") from error
+                raise ValueError(
+                    f"{file_name} cannot be read: {merged[file_name]}: {file_trouble(error)}"
+                ) from error
             merged[name] = secret.rstrip("\r\n")
         return merged
 

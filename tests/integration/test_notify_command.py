@@ -75,9 +75,9 @@ async def rolloutctl(
         (
             ("retry", "chat"),
             {"dead_letters": [DEAD]},
-            "no message of chat was refused; mail refused some",
+            "no refused message is chat: refused were messages by mail; ",
         ),
-        (("retry", "*"), {}, "no message of * was refused; no channel refused some"),
+        (("retry", "*"), {}, "no message was refused: no channel has refused any; "),
     ],
     ids=["no channel", "no such route", "nobody", "no incident", "no letter", "no letters"],
 )

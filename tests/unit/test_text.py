@@ -1,9 +1,11 @@
 """Text from outside is made fit for people."""
 
-import pytest
-from pydantic import BaseModel, ValidationError
+from pathlib import Path
 
-from controller.text import describe_faults, excerpt, is_blank, one_line, printable
+import pytest
+from pydantic import AwareDatetime, BaseModel, ValidationError
+
+from controller.text import describe_faults, excerpt, file_trouble, is_blank, one_line, printable
 
 HOSTILE = "a\x1b[31mb\r\nc\u202ed"
 
@@ -56,3 +58,28 @@ def test_faults_are_described_with_place_and_number() -> None:
     with pytest.raises(ValidationError) as raised:
         Form.model_validate({})
     assert describe_faults(raised.value).endswith("c: is missing (and 1 more)")
+
+
+def test_a_file_in_trouble_is_named_once(tmp_path: Path) -> None:
+    """The system's text has a number and the path, which stands before it already."""
+    with pytest.raises(OSError) as raised:
+        (tmp_path / "none.yaml").read_text()
+    assert file_trouble(raised.value) == "No such file or directory"
+    (tmp_path / "binary").write_bytes(b"ab\xff")
+    with pytest.raises(UnicodeDecodeError) as unread:
+        (tmp_path / "binary").read_text(encoding="utf-8")
+    assert file_trouble(unread.value) == "it is no text in UTF-8 (byte 3)"
+
+
+def test_a_time_without_an_offset_is_told_what_to_write() -> None:
+    """It said "Input should have timezone info"."""
+
+    class Form(BaseModel):
+        start: AwareDatetime
+
+    for typed in ("2026-12-01 20:00", "tomorrow"):
+        with pytest.raises(ValidationError) as raised:
+            Form.model_validate({"start": typed})
+        assert describe_faults(raised.value) == (
+            "start: write a time with its offset from UTC, as in 2026-11-21T03:00:00Z"
+        )

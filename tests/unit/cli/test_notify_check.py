@@ -30,12 +30,14 @@ def test_a_mute_that_is_over_is_named(tmp_path: Path) -> None:
         )
     )
     said = checked(tmp_path, f"routes:\n  - {{name: a, to: chat}}\nmutes:\n{mutes}")
-    assert "1 route, and nothing wrong with them" not in said
+    assert "nothing wrong" not in said
     assert "the mute old is over since" in said
     assert "take it out, or write a later `until`" in said
     assert "new" not in said
 
 
 def test_a_file_without_a_mute_that_is_over_has_nothing_wrong(tmp_path: Path) -> None:
-    """One line."""
-    assert checked(tmp_path, "routes: [{name: a, to: chat}]").endswith("nothing wrong with them")
+    """One line, also of several routes."""
+    one, two = "{name: a, to: chat}", "{name: b, to: chat}"
+    assert checked(tmp_path, f"routes: [{one}]") == "1 route, and nothing wrong with it"
+    assert checked(tmp_path, f"routes: [{one}, {two}]") == "2 routes, and nothing wrong with them"

@@ -29,3 +29,14 @@ def test_redis_away_is_said_and_may_be_tried_again() -> None:
     said = CliRunner().invoke(app, ["repair", "flag", "new-checkout", "--yes"], env=environ)
     assert said.exit_code == 75, said.output
     assert "try again" in said.output
+
+
+def test_a_topic_that_is_not_counted_is_refused_first() -> None:
+    """It first said that everything counted in it would be deleted, and asked."""
+    said = CliRunner().invoke(
+        app,
+        ["repair", "partition", "flag.evaluation/3"],
+        env={"ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS": "k:1"},
+    )
+    assert said.exit_code == 78, said.output
+    assert said.output.startswith("flag.evaluation is not counted; counted are flag.evaluations ")
