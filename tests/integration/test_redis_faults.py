@@ -252,6 +252,29 @@ async def test_a_certificate_of_another_authority_names_the_setting_to_correct(
     server.close()
 
 
+@pytest.mark.parametrize("connect_seconds", [0.2, 2.0], ids=["ends", "outlasts the call"])
+async def test_tls_to_a_redis_without_it_names_the_setting(
+    own_redis: RedisServer, connect_seconds: float
+) -> None:
+    """It was said that Redis gave no answer: it waits for the end of what it takes for a command.
+
+    Of silence without TLS nothing of the kind is said.
+    """
+    url = own_redis.url.replace("redis://", "rediss://")
+    secured = RedisConnection.connect(url, deadline_seconds=1, connect_seconds=connect_seconds)
+    with pytest.raises(StoreUnavailable, match=r"write redis:// ") as raised:
+        await secured.ask_time()
+    assert "redis.url" in str(raised.value)
+    await secured.close()
+    plain = RedisConnection.connect(own_redis.url, deadline_seconds=0.3)
+    own_redis.pause()
+    with pytest.raises(StoreUnavailable) as silent:
+        await plain.ask_time()
+    own_redis.resume()
+    assert "TLS" not in str(silent.value)
+    await plain.close()
+
+
 async def test_a_replica_is_trouble_and_passes(
     store: RedisConnection, own_redis: RedisServer
 ) -> None:

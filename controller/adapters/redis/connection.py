@@ -69,7 +69,15 @@ _FIXES: Final = {
     "invalid username-password pair": "correct redis.username and redis.password_file",
     "CERTIFICATE_VERIFY_FAILED": "let redis.ca_file name the PEM file of the authority that signed "
     "its certificate, and redis.url a name that stands in it",
+    "WRONG_VERSION_NUMBER": "it answers without TLS: write redis:// in redis.url, or give it TLS",
 }
+
+
+#: A Redis without TLS takes the first message of a handshake for the begin of a command, and waits
+#: for its end.
+_NO_TLS_THERE: Final = (
+    "; redis.url asks for TLS (rediss://): if Redis has none there, write redis:// or its TLS port"
+)
 
 
 class RightMissing(StoreUnavailable):
@@ -106,6 +114,7 @@ class RedisConnection:
         #: Why every call is refused, except those about the identity; None: they are made.
         self.why_refused: str | None = None
         self._permits = Permits(connections)
+        self._asks_for_tls = False
 
     @property
     def heard_at(self) -> float | None:
@@ -155,9 +164,11 @@ class RedisConnection:
                 client = redis.asyncio.Redis.from_pool(pool)
         except (ValueError, RedisClusterException) as error:
             raise ConfigInvalid(f"the Redis address cannot be used: {error}") from error
-        return cls(
+        made = cls(
             client, prefix=prefix, deadline_seconds=deadline_seconds, connections=connections
         )
+        made._asks_for_tls = url.startswith("rediss://")
+        return made
 
     async def close(self) -> None:
         """Drop all connections, within the deadline. Raises StoreUnavailable."""
@@ -204,6 +215,8 @@ class RedisConnection:
             why = f"Redis gave no answer within {seconds:g} s"
             if trouble is not None:  # it did answer, or refused, at each try that ended
                 why = f"tried for {seconds:g} s: {_description(trouble)}"
+            if self._asks_for_tls and self.heard_at is None and not _has_refused(trouble):
+                why += _NO_TLS_THERE
             raise StoreUnavailable(f"{purpose}: {why}") from error
 
     async def answers_to(
@@ -279,6 +292,11 @@ class RedisConnection:
             "ask Redis for the time", self.client.time, times_deadline=0.5
         )
         return datetime.fromtimestamp(int(seconds) + int(microseconds) / 1e6, UTC)
+
+
+def _has_refused(trouble: BaseException | None) -> bool:
+    """Return whether a try ended by an answer, and not by silence."""
+    return trouble is not None and not isinstance(trouble, redis.exceptions.TimeoutError)
 
 
 def _check_retry_helps(purpose: str, error: Exception) -> None:
