@@ -369,7 +369,10 @@ async def _answer_http_error(pages: Pages | None, request: Request, error: Excep
         page = pages.nowhere(request.scope, status, headers.get("Allow", "no method"))
         return Response(page, status, headers)
     headers |= {"cache-control": "no-store", "vary": "accept"}
-    return JSONResponse({"error": error.detail}, status_code=status, headers=headers)
+    # 404 stays "Not Found": by it `rolloutctl` knows a replica that does not have the path.
+    allowed = headers.get("Allow")
+    words = error.detail if allowed is None else f"this path takes {allowed} alone"
+    return JSONResponse({"error": words}, status_code=status, headers=headers)
 
 
 async def _answer_internal_error(request: Request, error: Exception) -> JSONResponse:

@@ -211,7 +211,7 @@ class Incidents:
 class TakeIncidents:
     """POST /api/v1/notifications/acknowledge: takes incidents in the name of who is signed in."""
 
-    purpose = "takes incidents, so that nobody else is told of them; needs to be signed in"
+    purpose = "takes incidents, so that nobody else is told of them; needs to be signed in."
 
     def __init__(self, incidents: Incidents) -> None:
         self._incidents = incidents

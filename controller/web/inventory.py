@@ -189,7 +189,7 @@ class Lists(NamedTuple):
 
 
 class FlagPage:
-    """GET /api/v1/flags: q, finding, limit, offset; `format=csv` for a table of all that fit."""
+    """GET /api/v1/flags: the inventory of flags; q, finding, limit, offset, format=csv."""
 
     def __init__(self, inventory: Inventory) -> None:
         self._inventory = inventory

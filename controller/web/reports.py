@@ -132,7 +132,7 @@ class HistoryOf(OfRollout):
 
 
 class NewsOf(OfRollout):
-    """GET /api/v1/rollouts/{flag}/{topic}: the newest decisions, alerts or results.
+    """GET /api/v1/rollouts/{flag}/{topic}: its newest decisions, alerts or results.
 
     The newest first, `limit` at most.
     """
@@ -141,6 +141,7 @@ class NewsOf(OfRollout):
         """`topic`: decisions, alerts or results."""
         super().__init__(board, reports)
         self._topic = topic
+        self.purpose = f"the newest {topic}."
 
     async def answer(self, rollout: Rollout, query: Query) -> bytes:
         """Return the events as published, with `limit` of them at most."""

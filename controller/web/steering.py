@@ -157,7 +157,7 @@ class _Endpoint:
     """One route: a class, because Starlette wraps functions and passes ASGI applications on."""
 
     def __init__(self, steer: Steer, name: str) -> None:
-        self.purpose = f"{_PURPOSES[VERBS[name]]}; needs a token (http.command_token_file)"
+        self.purpose = f"{_PURPOSES[VERBS[name]]}; needs a token (http.command_token_file)."
         self._steer = steer
         self._name = name
 

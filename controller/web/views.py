@@ -36,11 +36,14 @@ class Index:
 
     def __init__(self, routes: Sequence[Route]) -> None:
         """`routes` are all others; the first line of an endpoint's docstring says what it is."""
-        entries = [
-            {"path": route.path, "methods": sorted(route.methods or ()), "what": _purpose(route)}
-            for route in routes
+        entries = {  # a path that two pages need is a route of each, and served by the first
+            (route.path, *sorted(route.methods or ())): _purpose(route) for route in routes
+        }
+        paths = [
+            {"path": path, "methods": methods, "what": what}
+            for (path, *methods), what in entries.items()
         ]
-        document = {"server": "rolloutd", "version": _VERSION, "paths": entries}
+        document = {"server": "rolloutd", "version": _VERSION, "paths": paths}
         self._body = msgspec.json.format(msgspec.json.encode(document)) + b"\n"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,7 +84,7 @@ def _purpose(route: Route) -> str:
     if isinstance(said := getattr(route.endpoint, "purpose", None), str):
         return said
     first_line = (type(route.endpoint).__doc__ or "").partition("\n")[0]
-    return re.sub(r"^(GET|POST) /\S*( and /\S*)?[:,] ", "", first_line)
+    return re.sub(r"^(GET|POST)( and POST)? /\S*( and /\S*)?[:,] ", "", first_line)
 
 
 class Healthz:

@@ -50,7 +50,7 @@ log = structlog.get_logger(__name__)
 
 
 class Hooks:
-    """The endpoints, by source and name."""
+    """POST /hooks/{source}/{name}: takes deliveries of monitoring systems, and stores them."""
 
     def __init__(
         self,

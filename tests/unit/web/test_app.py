@@ -60,8 +60,9 @@ async def test_other_methods_are_not_allowed(
     """405 in JSON, with the methods that are."""
     response = await client.request(method, path)
     assert response.status_code == 405
-    assert "GET" in response.headers["allow"]
-    assert response.json()["error"]
+    allowed = response.headers["allow"]
+    assert "GET" in allowed
+    assert response.json()["error"] == f"this path takes {allowed} alone"
 
 
 async def test_the_index_names_every_path_with_its_purpose(
@@ -75,6 +76,7 @@ async def test_the_index_names_every_path_with_its_purpose(
     assert [one["path"] for one in paths] == [path for path in routes if path != "/"]
     assert all(one["methods"] and len(one["what"]) > 15 for one in paths)
     assert not [one for one in paths if one["what"].startswith(("GET", "POST"))]
+    assert {one["what"][-1] for one in paths} == {"."}
 
 
 @pytest.mark.parametrize("path", ["/nope", "/rollouts/", "/flagd/flags.yaml", "/rollouts/a/b"])

@@ -394,4 +394,5 @@ async def test_rollouts_are_shown_to_whom_the_setting_says(
         evaluated = await client.post("/ofrep/v1/evaluate/flags/pricing-api", json=body)
         assert evaluated.status_code == 200
         paths = (await client.get("/", headers={"accept": "*/*"})).json()["paths"]
-        assert paths
+        each = [one["path"] for one in paths]
+        assert sorted(set(each)) == sorted(each), "a path was listed twice"
