@@ -58,8 +58,8 @@ def test_it_has_both_commands_and_every_extra(wheel: ZipFile) -> None:
     """What `pipx install` needs: the commands, and the extras that the documents name."""
     [entry_points] = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
     scripts = wheel.read(entry_points).decode()
-    assert "rolloutd = controller.cli.daemon:main" in scripts
-    assert "rolloutctl = controller.cli.operator:main" in scripts
+    assert "rolloutd = controller.cli.entry:rolloutd" in scripts
+    assert "rolloutctl = controller.cli.entry:rolloutctl" in scripts
     [metadata] = [name for name in wheel.namelist() if name.endswith("/METADATA")]
     said = Parser().parsestr(wheel.read(metadata).decode())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
