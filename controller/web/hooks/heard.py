@@ -91,20 +91,21 @@ class Document:
     def __init__(self, values: object, place: str = "the body") -> None:
         self._values: Mapping[str, Any] = values if isinstance(values, dict) else {}
         self._place = place
+        self._inside = place.removeprefix("the ")
 
     def __bool__(self) -> bool:
         return bool(self._values)
 
     def part(self, name: str) -> Document:
         """Return an object in it; an empty one where there is none."""
-        return Document(self._values.get(name), f"{self._place}.{name}")
+        return Document(self._values.get(name), f"{self._inside}.{name}")
 
     def parts(self, name: str) -> list[Document]:
         """Return the objects of a list in it. Raises NotUnderstood where there is no list."""
         values = self._values.get(name)
         if not isinstance(values, list):
-            raise NotUnderstood(f"{self._place}.{name} is not a list")
-        return [Document(one, f"{self._place}.{name}[{at}]") for at, one in enumerate(values)]
+            raise NotUnderstood(f"{self._inside}.{name} is not a list")
+        return [Document(one, f"{self._inside}.{name}[{at}]") for at, one in enumerate(values)]
 
     def text(self, *names: str) -> str:
         """Return the first of these values that is told, as text; empty where none is."""

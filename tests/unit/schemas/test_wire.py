@@ -89,6 +89,17 @@ def test_a_record_from_the_future_is_refused_and_says_so(timestamp_ms: int, deta
     assert refused.value.detail.startswith(detail)
 
 
+def test_a_time_without_an_offset_is_told_once_what_to_send() -> None:
+    """What is wrong and how to fix it were the same words twice."""
+    value = event(evaluation.TYPE, SERVED, time="2026-11-21T03:00:00")
+    with pytest.raises(RecordRefused) as refused:
+        decode_evaluation(value, b"u-42", ARRIVAL, STRUCTURED, latest_ms=ARRIVAL)
+    assert str(refused.value) == (
+        "bad_time: time is no time with an offset; "
+        "send RFC 3339 with an offset, such as 2026-11-21T03:00:00Z"
+    )
+
+
 @pytest.mark.parametrize("latest_ms", [ARRIVAL, ARRIVAL + 299_999])
 def test_an_event_ahead_of_its_record_is_held_to_the_same_bound(latest_ms: int) -> None:
     """An event may be five minutes ahead of its record, but not of the latest accepted time."""
