@@ -88,7 +88,7 @@ EXAMPLES: Final = {
     "signal send": ("signal send 'checkout is down' --service checkout --severity critical",),
     "notify list": ("notify list --daemon http://127.0.0.1:8080",),
     "notify check": ("notify check notifications.yaml --channel team-slack",),
-    "notify ack": ("notify ack new-checkout", "notify ack new-checkout/1/rolled_back"),
+    "notify ack": ("notify ack new-checkout", "notify ack new-checkout/8f6bb2b8/1/rolled_back"),
     "notify mute": (
         'notify mute "checkout-*" --for 2h --reason "the database moves"',
         'notify mute payments --for 30m --critical --reason "we test the pager"',

@@ -36,6 +36,7 @@ def tables_of(found: NotificationsView) -> Sequence[Table]:
         )
     columns = ("OPEN SINCE (UTC)", "KEY", "WHAT", "TOLD", "TAKEN BY", "NEXT (UTC)", "NEXT")
     incidents = table(*columns)
+    incidents.columns[1].overflow = "fold"  # `notify ack` takes the whole key
     for incident in found.incidents:
         next_at = "" if incident.next_at is None else f"{incident.next_at:%H:%M:%S}"
         incidents.add_row(

@@ -252,6 +252,6 @@ def signal_table(signals: Sequence[SignalEntry]) -> Table:
             plain(one.hook),
             one.status.value,
             plain(one.title),
-            plain("; ".join(one.done) or "nothing"),
+            plain("; ".join(one.done) or "no rollout was changed"),
         )
     return rows
