@@ -26,7 +26,7 @@ from controller.web.flags import FlagBoard
 from controller.web.fleet_order import FleetOrder, FleetSlice, Question
 from controller.web.incidents import Incidents
 from controller.web.page.incident_screen import waiting_in
-from controller.web.page.rendering import Renderer, Section
+from controller.web.page.rendering import Renderer, ScreenSection
 from controller.web.questions import LONGEST_SEARCH, MOST_PAGES, Query, number, state_of
 from controller.web.reports import Reports
 from schemas.decision import JudgementRecord
@@ -93,7 +93,7 @@ class FleetScreen:
         self._order = order
         self._incidents = incidents
 
-    async def sections(self, view: FleetView) -> list[Section]:
+    async def sections(self, view: FleetView) -> list[ScreenSection]:
         """Return the screen. While it is not known which rollouts there are, it says so."""
         now = quiet(self._now(), QUIET)
         if (why_not := self._board.why_nothing_known) is not None:
@@ -134,7 +134,9 @@ class FleetScreen:
             "is_narrowed": bool(view.part or view.state or view.owner),
         }
         sections = self._renderer.blocks("fleet.html", values)
-        return [Section(one.id, one.html, rows) if one.id == "list" else one for one in sections]
+        return [
+            ScreenSection(one.id, one.html, rows) if one.id == "list" else one for one in sections
+        ]
 
     async def _refused(self) -> Sequence[dict[str, Any]]:
         """Return what was lately published as a command and is none of a flag with a rollout."""

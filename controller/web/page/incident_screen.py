@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from controller.web.access.identity import Identity
 from controller.web.incidents import Incidents
-from controller.web.page.rendering import Renderer, Section
+from controller.web.page.rendering import Renderer, ScreenSection
 from schemas.notifications import IncidentEntry, NotificationsView
 from schemas.terms import Severity
 
@@ -31,7 +31,7 @@ class IncidentScreen:
         self.incidents = incidents
         self._renderer = renderer
 
-    async def sections(self, who: Identity | None, *, can_sign_in: bool) -> list[Section]:
+    async def sections(self, who: Identity | None, *, can_sign_in: bool) -> list[ScreenSection]:
         """Return the screen as somebody sees it; `can_sign_in`: people can, with a browser."""
         view, trouble = await self.incidents.known()
         if view is None:

@@ -20,7 +20,7 @@ from controller.web.commands import NotTaken, PerhapsTaken
 from controller.web.page.incident_screen import IncidentScreen
 from controller.web.page.live import LiveScreen
 from controller.web.page.pages import Pages
-from controller.web.page.rendering import Section
+from controller.web.page.rendering import ScreenSection
 from schemas.notifications import Acknowledgement, IncidentEntry
 
 PATH: Final = "/ui/incidents"
@@ -55,7 +55,7 @@ class LiveIncidents:
         """Answer the stream of somebody's page: which buttons it has is by their roles."""
         pages, who = self._pages, identity_of(scope)
 
-        async def render() -> list[Section]:
+        async def render() -> list[ScreenSection]:
             return await self._screen.sections(who, can_sign_in=_can_sign_in(pages))
 
         screen = LiveScreen(("incidents", who), render, lambda: True)

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from controller.reporting.inventory import ListedFlag, decision_words, evaluations_words
 from controller.reporting.lift import lifts_words
 from controller.web.inventory import FlagQuestion, Inventory
-from controller.web.page.rendering import Renderer, Section
+from controller.web.page.rendering import Renderer, ScreenSection
 from controller.web.questions import MOST_PAGES, Query, number
 from schemas.terms import FlagFinding
 
@@ -61,7 +61,7 @@ class FlagScreen:
         self._inventory = inventory
         self._renderer = renderer
 
-    async def sections(self, view: FlagsView) -> list[Section]:
+    async def sections(self, view: FlagsView) -> list[ScreenSection]:
         """Return the screen. While it is not known which flags there are, it says so."""
         board = self._inventory.board
         if (why_not := board.why_nothing_known) is not None:

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from controller.telemetry import Metrics
 from controller.web.flags import FlagBoard
-from controller.web.page.rendering import Section, digest, has_other_parts
+from controller.web.page.rendering import ScreenSection, digest, has_other_parts
 from controller.web.streams import Count, OpenStream, Streams
 
 _log = structlog.get_logger(__name__)
@@ -49,7 +49,7 @@ class LiveScreen:
 
     key: Hashable  # the same for pages that show the same
     #: Returns the sections, None where nothing has changed since the last time; empty: it is gone.
-    render: Callable[[], Awaitable[list[Section] | None]]
+    render: Callable[[], Awaitable[list[ScreenSection] | None]]
     is_behind: Callable[[], bool]  # whether something was decided since the last time
 
 
@@ -67,7 +67,7 @@ class _View:
 
     screen: LiveScreen
     readers: set[_Reader] = field(default_factory=set)
-    sections: list[Section] = field(default_factory=list)
+    sections: list[ScreenSection] = field(default_factory=list)
 
 
 class LivePages:
@@ -201,7 +201,7 @@ class LivePages:
                 reader.waiting[:] = [message(sections)]
 
 
-def _bring_up_to_date(reader: _Reader, sections: list[Section], now: float) -> None:
+def _bring_up_to_date(reader: _Reader, sections: list[ScreenSection], now: float) -> None:
     """Give a reader the whole screen where its page shows another one."""
     name = digest(sections)
     if reader.seen != name:
@@ -217,7 +217,7 @@ def _tell(reader: _Reader, body: bytes, now: float) -> None:
     reader.stream.wake.set()
 
 
-def changed_sections(before: list[Section], after: list[Section]) -> Mapping[str, str]:
+def changed_sections(before: list[ScreenSection], after: list[ScreenSection]) -> Mapping[str, str]:
     """Return the HTML of what differs, by the id of the element that it replaces."""
     old = {section.id: section for section in before}
     changes: dict[str, str] = {}
@@ -236,7 +236,7 @@ def changed_sections(before: list[Section], after: list[Section]) -> Mapping[str
     return changes
 
 
-def message(sections: list[Section]) -> bytes:
+def message(sections: list[ScreenSection]) -> bytes:
     """Return the event that replaces every section of a screen."""
     return _event({section.id: section.html for section in sections})
 

@@ -22,7 +22,7 @@ from controller.web.page.incident_screen import IncidentScreen
 from controller.web.page.inventory import FlagScreen
 from controller.web.page.live import LivePages
 from controller.web.page.plans import PlanScreen
-from controller.web.page.rendering import Renderer, Section, Visitor, send_page
+from controller.web.page.rendering import Renderer, ScreenSection, Visitor, send_page
 from controller.web.page.rollout import RolloutScreen
 
 #: Characters of an address that a page repeats: whoever made the link chose them.
@@ -49,7 +49,7 @@ class Pages:
         scope: Scope,
         send: Send,
         title: str,
-        sections: Sequence[Section],
+        sections: Sequence[ScreenSection],
         *,
         here: str = "",
         live: str | None = None,

@@ -20,7 +20,7 @@ from controller.core.plan import Plan
 from controller.plans import Finding, lint_text
 from controller.reporting.tried_plan import RUNS, TrialOrder, TriedPlan
 from controller.text import plural
-from controller.web.page.rendering import Renderer, Section
+from controller.web.page.rendering import Renderer, ScreenSection
 from controller.web.page.trials import NotTried, PlanTrials
 from schemas.plan import PlanDocument
 
@@ -47,7 +47,7 @@ class PastedPlan:
     """What a pasted plan came to."""
 
     status: int
-    sections: list[Section]
+    sections: list[ScreenSection]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +85,13 @@ class PlanScreen:
         self._trials = PlanTrials() if trials is None else trials
         self._one_at_a_time = asyncio.Semaphore(1)
 
-    async def sections(self, plan: Plan) -> list[Section]:
+    async def sections(self, plan: Plan) -> list[ScreenSection]:
         """Return the plan as text; written in a thread, because a large one takes long."""
         text = await asyncio.to_thread(_as_yaml, plan)
         values = {"flag": plan.flag_key, "version": plan.version, "text": text}
         return self._renderer.blocks("plan.html", values)
 
-    def empty_form(self) -> list[Section]:
+    def empty_form(self) -> list[ScreenSection]:
         """Return the form without a plan."""
         return self._form(_Shown(TrialOrder()))
 
@@ -136,7 +136,7 @@ class PlanScreen:
             raise
         return await asyncio.shield(task)
 
-    def _form(self, shown: _Shown) -> list[Section]:
+    def _form(self, shown: _Shown) -> list[ScreenSection]:
         marked = {one.line for one in shown.findings}
         lines = enumerate(shown.order.plan.splitlines(), start=1) if shown.findings else ()
         return self._renderer.blocks(

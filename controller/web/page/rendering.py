@@ -38,7 +38,7 @@ LONGEST_TEXT: Final = 600
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class ScreenSection:
     """A part of a screen. Where it has `parts`, one that changed is sent without the others."""
 
     id: str
@@ -70,12 +70,13 @@ class Renderer:
             "has_incidents": has_incidents,
         }
 
-    def blocks(self, template: str, values: Mapping[str, Any]) -> list[Section]:
+    def blocks(self, template: str, values: Mapping[str, Any]) -> list[ScreenSection]:
         """Return each block of a template as a section, in order; an empty one too."""
         found = _templates().get_template(template)
         context = found.new_context({**self._everywhere, **values})
         return [
-            Section(name, "".join(block(context)).strip()) for name, block in found.blocks.items()
+            ScreenSection(name, "".join(block(context)).strip())
+            for name, block in found.blocks.items()
         ]
 
     def part(self, template: str, **values: Any) -> str:
@@ -85,7 +86,7 @@ class Renderer:
     def page(
         self,
         title: str,
-        sections: Sequence[Section],
+        sections: Sequence[ScreenSection],
         *,
         live: str | None = None,
         here: str = "",
@@ -124,7 +125,7 @@ def _templates() -> Environment:
     return environment
 
 
-def digest(sections: Iterable[Section]) -> str:
+def digest(sections: Iterable[ScreenSection]) -> str:
     """Return a name of what a page shows: of its parts, a dot, and of their content."""
     parts, content = xxhash.xxh3_64(), xxhash.xxh3_64()
     for section in sections:

@@ -43,7 +43,7 @@ from controller.web.page.charts import charts
 from controller.web.page.drawing import interval
 from controller.web.page.fleet import quiet
 from controller.web.page.incident_screen import flag_rows, of_flag
-from controller.web.page.rendering import Renderer, Section
+from controller.web.page.rendering import Renderer, ScreenSection
 from controller.web.reports import Reports
 from schemas.api import AlertEvent, DecisionEvent, FittingCommand, ResultEvent
 from schemas.decision import Decision, JudgementRecord, MetricRecord
@@ -150,7 +150,9 @@ class RolloutScreen:
         except StoreUnavailable:
             return None  # `known` says so
 
-    async def sections(self, known: Known, steering: VisitorRights | None = None) -> list[Section]:
+    async def sections(
+        self, known: Known, steering: VisitorRights | None = None
+    ) -> list[ScreenSection]:
         """Return the screen. `steering` is what who looks at it may do; None: it only shows."""
         rollout, report = known.rollout, known.report
         now = max(quiet(self._now(), QUIET), rollout.updated_at)

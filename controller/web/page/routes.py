@@ -32,7 +32,7 @@ from controller.web.page.inventory import FlagScreen, FlagsView
 from controller.web.page.live import LivePages, LiveScreen
 from controller.web.page.pages import Pages
 from controller.web.page.plans import LONGEST_FORM, Busy, PlanScreen
-from controller.web.page.rendering import Renderer, Section
+from controller.web.page.rendering import Renderer, ScreenSection
 from controller.web.page.rollout import Known, RolloutScreen
 from controller.web.page.sign_in import sign_in_routes
 from controller.web.questions import Query, QuestionRefused
@@ -164,7 +164,7 @@ class LiveFleet:
             await self._pages.problem(send, refused.status, "There is no such list", str(refused))
             return
 
-        async def render() -> list[Section]:
+        async def render() -> list[ScreenSection]:
             return await self._pages.fleet.sections(view)
 
         screen = LiveScreen(("fleet", view), render, lambda: True)
@@ -200,7 +200,7 @@ def _screen_of(pages: Pages, flag_key: str, steering: VisitorRights | None) -> L
     """
     shown: list[tuple[Known, int]] = []
 
-    async def render() -> list[Section] | None:
+    async def render() -> list[ScreenSection] | None:
         rollout = pages.board.rollout(flag_key)
         if rollout is None:
             return []

@@ -16,7 +16,7 @@ import pytest
 from controller.core.rollout import Baking, RolledBack, Rollout
 from controller.telemetry import Metrics
 from controller.web.page.live import LivePages, LiveScreen, changed_sections
-from controller.web.page.rendering import Section, digest
+from controller.web.page.rendering import ScreenSection, digest
 from tests.pages import PageWorld, rollout_in
 from tests.unit.web.test_event_stream import Client
 
@@ -102,12 +102,12 @@ async def test_a_decision_waits_for_no_pace(world: PageWorld) -> None:
     """Evidence is shown about once a second; what is decided, at once."""
     live = LivePages(world.board, Metrics(version="0"), 10, pace_seconds=3_600)
 
-    async def render() -> list[Section]:
-        return [Section("a", f"<p>{len(world.board.rollouts)}</p>")]
+    async def render() -> list[ScreenSection]:
+        return [ScreenSection("a", f"<p>{len(world.board.rollouts)}</p>")]
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         screen = LiveScreen("key", render, lambda: True)
-        await live.serve(scope, receive, send, screen, digest([Section("a", "")]))
+        await live.serve(scope, receive, send, screen, digest([ScreenSection("a", "")]))
 
     client = Client()
     async with opened(app, "/x", client):
@@ -118,10 +118,10 @@ async def test_a_decision_waits_for_no_pace(world: PageWorld) -> None:
 
 async def test_a_page_with_other_parts_is_loaded_again(world: PageWorld) -> None:
     """A new release shows more, what has gone is not shown for ever, and unknown becomes known."""
-    sections = [Section("a", "<p>1</p>")]
+    sections = [ScreenSection("a", "<p>1</p>")]
     live = LivePages(world.board, Metrics(version="0"), 10)
 
-    async def render() -> list[Section]:
+    async def render() -> list[ScreenSection]:
         return sections
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -143,11 +143,11 @@ async def test_a_page_with_other_parts_is_loaded_again(world: PageWorld) -> None
 
 async def test_a_page_that_shows_the_newest_is_sent_nothing_twice(world: PageWorld) -> None:
     """The digest in the stream's address says what the page has."""
-    sections = [Section("a", "<p>1</p>")]
-    older = digest([Section("a", "<p>0</p>")])
+    sections = [ScreenSection("a", "<p>1</p>")]
+    older = digest([ScreenSection("a", "<p>0</p>")])
     live = LivePages(world.board, Metrics(version="0"), 10)
 
-    async def render() -> list[Section]:
+    async def render() -> list[ScreenSection]:
         return sections
 
     screen = LiveScreen("key", render, lambda: True)
@@ -160,7 +160,7 @@ async def test_a_page_that_shows_the_newest_is_sent_nothing_twice(world: PageWor
 
     async with opened(app, "/x", client, digest(sections)), opened(app, "/x", late, older):
         assert "<p>1</p>" in await swapped(late)
-        sections = [Section("a", "<p>2</p>")]
+        sections = [ScreenSection("a", "<p>2</p>")]
         world.board.update(rolled_back(baking()))
         assert "<p>2</p>" in await swapped(late)
         while b"<p>2</p>" not in (body := await client.next()):
@@ -173,15 +173,15 @@ async def test_a_change_is_rendered_once_for_all_pages(world: PageWorld) -> None
     rendered = 0
     live = LivePages(world.board, Metrics(version="0"), 100)
 
-    async def render() -> list[Section]:
+    async def render() -> list[ScreenSection]:
         nonlocal rendered
         rendered += 1
-        return [Section("a", f"<p>{len(world.board.rollouts)}</p>")]
+        return [ScreenSection("a", f"<p>{len(world.board.rollouts)}</p>")]
 
     screen = LiveScreen("key", render, lambda: True)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        await live.serve(scope, receive, send, screen, digest([Section("a", "")]))
+        await live.serve(scope, receive, send, screen, digest([ScreenSection("a", "")]))
 
     clients = [Client() for _ in range(50)]
     tasks = [
@@ -203,7 +203,7 @@ async def test_a_page_hears_something_at_least_every_few_seconds(world: PageWorl
     """So it can say that it is cut off; a fault of one screen does not silence it."""
     live = LivePages(world.board, Metrics(version="0"), 10)
 
-    async def render() -> list[Section]:
+    async def render() -> list[ScreenSection]:
         raise ValueError("a defect")
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -222,12 +222,12 @@ async def test_a_page_whose_reader_may_no_longer_see_it_is_loaded_again(world: P
     shown, may = ["1"], [True]
     pages = LivePages(world.board, Metrics(version="1"), most_streams=10, pace_seconds=0.01)
 
-    async def render() -> list[Section]:
-        return [Section("head", f"<p id=head>{shown[0]}</p>")]
+    async def render() -> list[ScreenSection]:
+        return [ScreenSection("head", f"<p id=head>{shown[0]}</p>")]
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         screen = LiveScreen("one", render, lambda: True)
-        seen = digest([Section("head", "<p id=head>0</p>")])
+        seen = digest([ScreenSection("head", "<p id=head>0</p>")])
         await pages.serve(scope, receive, send, screen, seen, lambda: may[0])
 
     client = Client()
@@ -245,14 +245,14 @@ async def test_a_page_that_takes_nothing_is_dropped(world: PageWorld) -> None:
     live = LivePages(world.board, metrics, 10, slow_seconds=0.05)
     number = 0
 
-    async def render() -> list[Section]:
+    async def render() -> list[ScreenSection]:
         nonlocal number
         number += 1
-        return [Section("a", f"<p>{number}</p>")]
+        return [ScreenSection("a", f"<p>{number}</p>")]
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         screen = LiveScreen("key", render, lambda: True)
-        await live.serve(scope, receive, send, screen, digest([Section("a", "")]))
+        await live.serve(scope, receive, send, screen, digest([ScreenSection("a", "")]))
 
     client = Client()
     scope = {"method": "GET", "extensions": {"rolloutd.abort": {"call": client.abort}}}
@@ -271,12 +271,12 @@ async def test_open_pages_are_counted(world: PageWorld) -> None:
     metrics = Metrics(version="0")
     live = LivePages(world.board, metrics, 1)
 
-    async def render() -> list[Section]:
-        return [Section("a", f"<p>{len(world.board.rollouts)}</p>")]
+    async def render() -> list[ScreenSection]:
+        return [ScreenSection("a", f"<p>{len(world.board.rollouts)}</p>")]
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         screen = LiveScreen("key", render, lambda: True)
-        await live.serve(scope, receive, send, screen, digest([Section("a", "")]))
+        await live.serve(scope, receive, send, screen, digest([ScreenSection("a", "")]))
 
     one, other = Client(), Client()
     async with opened(app, "/", one):
@@ -310,10 +310,10 @@ async def test_more_pages_than_allowed_are_refused() -> None:
 
 def test_only_what_changed_is_sent() -> None:
     """A list whose lines are the same ones is sent by the line; otherwise it is sent whole."""
-    before = [Section("s", "1"), Section("list", "ab", {"a": "a", "b": "b"})]
+    before = [ScreenSection("s", "1"), ScreenSection("list", "ab", {"a": "a", "b": "b"})]
     assert changed_sections(before, before) == {}
-    after = [Section("s", "1"), Section("list", "aB", {"a": "a", "b": "B"})]
+    after = [ScreenSection("s", "1"), ScreenSection("list", "aB", {"a": "a", "b": "B"})]
     assert changed_sections(before, after) == {"b": "B"}
-    moved = [Section("s", "1"), Section("list", "ba", {"b": "b", "a": "a"})]
+    moved = [ScreenSection("s", "1"), ScreenSection("list", "ba", {"b": "b", "a": "a"})]
     assert changed_sections(before, moved) == {"list": "ba"}
     assert changed_sections([], before) == {"s": "1", "list": "ab"}
