@@ -96,7 +96,7 @@ class Hours(FilePart):
         return (today and local.time() >= start) or (yesterday and local.time() < end)
 
 
-class When(FilePart):
+class NewsFilter(FilePart):
     """Which news is meant: what fits everything that is named."""
 
     flags: Patterns = ()
@@ -147,7 +147,7 @@ class Route(FilePart):
     """Who hears of some news. The first route that fits takes it."""
 
     name: RuleName
-    when: When = When()
+    when: NewsFilter = NewsFilter()
     """A route without `severity` and without `kinds` is for warnings and worse."""
     to: ChannelNames
     """Channels. Empty: nobody hears of it."""
@@ -180,11 +180,11 @@ class Escalation(FilePart):
     steps: Annotated[tuple[EscalationStep, ...], Field(max_length=20)] = ()
 
 
-class Mute(FilePart):
+class MuteRule(FilePart):
     """News that nobody hears of for some time. What is not over by then is told then."""
 
     name: RuleName
-    when: When
+    when: NewsFilter
     start: Moment | None = None
     """None: it has begun."""
     until: Moment
@@ -210,7 +210,7 @@ class NotificationRules(FilePart):
     version: Literal[1] = 1
     routes: Annotated[tuple[Route, ...], Field(max_length=500)] = ()
     escalations: Annotated[tuple[Escalation, ...], Field(max_length=100)] = ()
-    mutes: Annotated[tuple[Mute, ...], Field(max_length=500)] = ()
+    mutes: Annotated[tuple[MuteRule, ...], Field(max_length=500)] = ()
     templates: Annotated[tuple[Template, ...], Field(max_length=100)] = ()
 
     def routes_for(self, news: News, at: datetime) -> list[Route]:
@@ -223,7 +223,7 @@ class NotificationRules(FilePart):
                     break
         return found
 
-    def mute_of(self, news: News, at: datetime) -> Mute | None:
+    def mute_of(self, news: News, at: datetime) -> MuteRule | None:
         """Return the mute that holds longest of those for some news."""
         holding = [one for one in self.mutes if one.holds(news, at)]
         return max(holding, key=lambda one: one.until, default=None)
@@ -287,7 +287,7 @@ def _broken_rules(
             )
         if route.escalation is not None and not route.to:
             yield ("routes", index, "escalation"), "nobody is told, so nothing escalates"
-        is_all = route.when == When(severity=Severity.INFO) or route.when.kinds == ("*",)
+        is_all = route.when == NewsFilter(severity=Severity.INFO) or route.when.kinds == ("*",)
         below = rules.routes[index + 1 :]
         if is_all and not route.go_on and below:
             yield (

@@ -59,7 +59,7 @@ def _literal(pattern: str) -> str:
     return pattern.replace("[", "[[]").replace("?", "[?]")
 
 
-class When(FilePart):
+class SignalFilter(FilePart):
     """Which signals a rule is about: those that fit everything it names."""
 
     hooks: Patterns = ()
@@ -97,7 +97,7 @@ class SignalRule(FilePart):
     """What some signals do to some flags."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
-    when: When = When()
+    when: SignalFilter = SignalFilter()
     flags: Flags
     """Flags by key or pattern. `recent`: those whose percentage rose within `within` before."""
     within: Annotated[Duration, at_most("7d")] = timedelta(minutes=30)
@@ -163,7 +163,7 @@ def _broken_rules(rules: RulesFile) -> Iterator[tuple[KeyPath, str]]:
             yield ("rules", index, "within"), "nothing rises within no time: write it as in 30m"
         if not rule.is_recent and "within" in rule.model_fields_set:
             yield ("rules", index, "within"), "`within` goes with `flags: recent` alone"
-        is_all = rule.flags == ("*",) and rule.when == When()
+        is_all = rule.flags == ("*",) and rule.when == SignalFilter()
         if is_all and rule.do is not SignalAction.NOTE and not rule.dry_run:
             yield (
                 ("rules", index),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from controller.errors import ConfigInvalid
-from controller.settings.signal_rules import When, fits, parse_rules, read_rules
+from controller.settings.signal_rules import SignalFilter, fits, parse_rules, read_rules
 from schemas.signal import Signal
 from schemas.terms import SignalAction, SignalStatus
 
@@ -78,7 +78,7 @@ def test_a_signal_fits_everything_that_a_rule_names(changes: dict[str, Any], fit
     """Letter case does not matter."""
     when = parse_rules(GOOD, "rules.yaml").rules[0].when
     assert when.fits(make_signal(**changes)) is fits
-    assert When().fits(make_signal(**changes))
+    assert SignalFilter().fits(make_signal(**changes))
 
 
 @pytest.mark.parametrize(
