@@ -21,7 +21,7 @@ import structlog
 
 from controller.cancellation import task_group
 from controller.checking.checks_file import BURN_RATES, WINDOW, Check
-from controller.checking.objectives import CheckState, Look, after_look
+from controller.checking.objectives import CheckLook, CheckState, after_look
 from controller.errors import NotMeasured, OperatingTrouble
 from controller.health import Faults, Scope
 from controller.ports import Clock, Inlet
@@ -172,21 +172,21 @@ class Checker:
         age = self._clock.now() - signal.received_at
         return signal.status is SignalStatus.FIRING and (check is None or age >= check.again)
 
-    async def _measure(self, check: Check) -> Look:
+    async def _measure(self, check: Check) -> CheckLook:
         at = self._clock.now()
         try:
             if check.burn_rate is not None:
                 is_met, value, words = await self._burn(check)
-                return Look(at, is_met, value, None, words)
+                return CheckLook(at, is_met, value, None, words)
             value = await self._measures.value(check)
         except NotMeasured as trouble:
-            return Look(at, None, None, trouble.gap, str(trouble))
+            return CheckLook(at, None, None, trouble.gap, str(trouble))
         except Exception as mistake:  # ours: the other checks go on, and this one has no number
             log.exception("check_failed", check=check.name)
             why = f"a mistake of rolloutd: {excerpt(repr(mistake), _MOST_WORDS)}"
-            return Look(at, None, None, MeasurementGap.NO_ANSWER, why)
+            return CheckLook(at, None, None, MeasurementGap.NO_ANSWER, why)
         words = f"{value:.6g}, objective: {check.objective}"
-        return Look(at, check.is_met(value), value, None, words)
+        return CheckLook(at, check.is_met(value), value, None, words)
 
     async def _burn(self, check: Check) -> tuple[bool, float, str]:
         """Return whether no pair of windows burns too fast, and the pair nearest to it.
@@ -225,7 +225,7 @@ class Checker:
         except NotMeasured as trouble:
             return trouble
 
-    def _note_gap(self, check: Check, look: Look) -> None:
+    def _note_gap(self, check: Check, look: CheckLook) -> None:
         """Tell people of a check that gives no number."""
         name = f"check/{check.name}"
         if look.gap is None:
@@ -245,7 +245,7 @@ class Checker:
         check: Check,
         after: CheckState,
         before: CheckState,
-        look: Look,
+        look: CheckLook,
         says: SignalStatus,
     ) -> Signal:
         since = after.fires_since if says is SignalStatus.FIRING else before.fires_since

@@ -23,7 +23,7 @@ from schemas.terms import MeasurementGap, SignalStatus
 _MOST_LOOKS: Final = 100
 
 
-class Look(msgspec.Struct, frozen=True, omit_defaults=True):
+class CheckLook(msgspec.Struct, frozen=True, omit_defaults=True):
     """One answer of a monitoring system."""
 
     at: datetime
@@ -36,8 +36,8 @@ class Look(msgspec.Struct, frozen=True, omit_defaults=True):
 class CheckState(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is known of a check."""
 
-    looks: tuple[Look, ...] = ()  # oldest first; those with a number
-    last: Look | None = None
+    looks: tuple[CheckLook, ...] = ()  # oldest first; those with a number
+    last: CheckLook | None = None
     fires_since: datetime | None = None  # this firing; None: it does not
     missed_since: datetime | None = None  # the first of its firings
     fired_at: datetime | None = None
@@ -52,7 +52,7 @@ class LookResult:
     says: SignalStatus | None  # None: nothing new
 
 
-def after_look(check: Check, state: CheckState, look: Look) -> LookResult:
+def after_look(check: Check, state: CheckState, look: CheckLook) -> LookResult:
     """Return what is known after a look, and what is to be said."""
     if look.is_met is None:
         return LookResult(msgspec.structs.replace(state, last=look), None)

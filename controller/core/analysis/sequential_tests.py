@@ -140,7 +140,7 @@ class GapTime:
     gone: float = 0.0  # seconds; 0 while it is found
 
 
-class Look(NamedTuple):
+class MetricLook(NamedTuple):
     """One number of an external metric, against its threshold."""
 
     at: datetime
@@ -174,7 +174,7 @@ class SequentialTests:
     gap_times: Mapping[HealthGap, GapTime] = field(default_factory=dict)
     judged_at: datetime | None = None
     #: The last looks at each external metric in the present visit, by name, oldest first.
-    looks: Mapping[str, tuple[Look, ...]] = field(default_factory=dict)
+    looks: Mapping[str, tuple[MetricLook, ...]] = field(default_factory=dict)
     #: The counters of each external metric that is tested on them, in the present visit, by name.
     #: Their tests are in `ratios` and `limits`, by index into `Plan.tested`.
     counters: Mapping[str, CounterMarks] = field(default_factory=dict)
@@ -325,9 +325,9 @@ def _gap_times(stored: Iterable[list[Any]]) -> Mapping[HealthGap, GapTime]:
     return {HealthGap(kind): GapTime(*seconds) for kind, *seconds in stored if kind in _GAP_KINDS}
 
 
-def _look(stored: list[Any]) -> Look:
+def _look(stored: list[Any]) -> MetricLook:
     seconds, is_miss = stored
-    return Look(datetime.fromtimestamp(seconds, UTC), is_miss)
+    return MetricLook(datetime.fromtimestamp(seconds, UTC), is_miss)
 
 
 class _Numbers:

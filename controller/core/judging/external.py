@@ -17,7 +17,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from controller.core.analysis.sequential_tests import Look, SequentialTests
+from controller.core.analysis.sequential_tests import MetricLook, SequentialTests
 from controller.core.evidence import Evidence, Reading
 from controller.core.judging.counters import counters_trouble
 from controller.core.judging.judgement import Gap, MetricReport
@@ -64,7 +64,7 @@ def take_readings(rollout: Rollout, evidence: Evidence, tests: SequentialTests) 
             continue
         is_miss = metric.misses_threshold(reading.treatment, reading.control)
         recent = [look for look in taken if reading.at - look.at <= _OLD_AFTER * _span(metric)]
-        looks[metric.name] = (*recent, Look(reading.at, is_miss))[-metric.of :]
+        looks[metric.name] = (*recent, MetricLook(reading.at, is_miss))[-metric.of :]
     return tests if looks == tests.looks else replace(tests, looks=looks)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.checking.checks_file import Check
-from controller.checking.objectives import CheckState, Look, after_look
+from controller.checking.objectives import CheckLook, CheckState, after_look
 from schemas.terms import MeasurementGap
 from tests.builders import T0
 
@@ -32,7 +32,7 @@ def said(looks: str, **overrides: Any) -> str:
     for number, mark in enumerate(looks):
         is_met = {"+": True, "-": False, "?": None}[mark]
         gap = MeasurementGap.NO_DATA if is_met is None else None
-        outcome = after_look(made, state, Look(T0 + 10 * number * SECOND, is_met, gap=gap))
+        outcome = after_look(made, state, CheckLook(T0 + 10 * number * SECOND, is_met, gap=gap))
         state = outcome.state
         found += {"firing": "F", "resolved": "o", None: "."}[
             None if outcome.says is None else outcome.says.value
