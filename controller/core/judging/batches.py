@@ -43,7 +43,7 @@ from controller.core.judging.questions import (
     log_tolerated,
     log_tolerated_at_gate,
 )
-from controller.core.metrics.kind import Observed, Sample
+from controller.core.metrics.kind import Observed, VisitSample
 from controller.core.plan import Guardrail
 from controller.core.rollout import Rollout
 from controller.core.serving import decided_share
@@ -106,8 +106,8 @@ def _take_visit(
     used = tests.used.get(index, VisitTotals())
     marks = _with_exposures(used, totals)
     latencies = tests.latencies if is_present else None
-    before = Sample(marks, latencies or {arm: ordered(marks.arm(arm).latency) for arm in Arm})
-    now = Sample(
+    before = VisitSample(marks, latencies or {arm: ordered(marks.arm(arm).latency) for arm in Arm})
+    now = VisitSample(
         totals,
         {arm: present[arm] if is_present else ordered(totals.arm(arm).latency) for arm in Arm},
     )
@@ -237,7 +237,7 @@ def _checked_share(
     return sample_ratio.add_exposures(srm, share, treatment, control)
 
 
-def _fallen_counter(before: Sample, now: Sample) -> str | None:
+def _fallen_counter(before: VisitSample, now: VisitSample) -> str | None:
     """Return the sentence about a counter that is below its mark, None when none is."""
     for arm in _ARMS:
         for counter in TESTED_COUNTERS:
@@ -258,13 +258,13 @@ def _fallen_counter(before: Sample, now: Sample) -> str | None:
     return None
 
 
-def _is_full(tests: SequentialTests, before: Sample, now: Sample, at: datetime) -> bool:
+def _is_full(tests: SequentialTests, before: VisitSample, now: VisitSample, at: datetime) -> bool:
     """Return whether the open batch of a visit is to be closed."""
     smaller = min(_size(before, now, arm) for arm in _ARMS)
     return smaller >= MIN_BATCH or (smaller > 0 and at - (tests.closed_at or at) >= MAX_OPEN)
 
 
-def _size(before: Sample, now: Sample, arm: Arm) -> int:
+def _size(before: VisitSample, now: VisitSample, arm: Arm) -> int:
     """Return the observations in one arm's open batch.
 
     They are contexts at risk, or new latency values where those are more.
@@ -280,8 +280,8 @@ def _compare(
     rollout: Rollout,
     tests: SequentialTests,
     index: int,
-    before: Sample,
-    now: Sample,
+    before: VisitSample,
+    now: VisitSample,
     scheduled: float,
 ) -> dict[int, RatioTest]:
     """Return the comparisons with control after the open batch of one visit."""
@@ -307,8 +307,8 @@ def compare(
     guardrail: Guardrail,
     test: RatioTest,
     percent: float,
-    before: Sample,
-    now: Sample,
+    before: VisitSample,
+    now: VisitSample,
     scheduled: float,
     *,
     is_present: bool,
@@ -351,7 +351,9 @@ def _is_followed(guardrail: Guardrail, visit: Visit, *, is_present: bool) -> boo
     )
 
 
-def _batch(guardrail: Guardrail, before: Sample, now: Sample, place: int | None) -> Counts | None:
+def _batch(
+    guardrail: Guardrail, before: VisitSample, now: VisitSample, place: int | None
+) -> Counts | None:
     """Return the batch's counts with treatment's harm as the event, None when it is unusable.
 
     Counts that contradict each other (more events than observations) come from a recount after
@@ -375,7 +377,9 @@ class _Added(NamedTuple):
     curve: Floats | None = None
 
 
-def _added(guardrail: Guardrail, percent: float, before: Sample, batch: Counts | None) -> _Added:
+def _added(
+    guardrail: Guardrail, percent: float, before: VisitSample, batch: Counts | None
+) -> _Added:
     """Return what a batch adds to a comparison of rates in a stage at `percent`.
 
     `before` is the visit before the batch: with a margin in points, the expected rate of control
@@ -390,7 +394,7 @@ def _added(guardrail: Guardrail, percent: float, before: Sample, batch: Counts |
             )
         )
     curve = curve_increment(batch)
-    past = _batch(guardrail, Sample(), before, None)
+    past = _batch(guardrail, VisitSample(), before, None)
     if past is None:
         return _Added(curve=curve)
     expected = (past.k_c + 0.5) / (past.n_c + 1)
@@ -429,7 +433,7 @@ def _after(
 
 
 def _check_limits(
-    rollout: Rollout, tests: SequentialTests, index: int, now: Sample, scheduled: float
+    rollout: Rollout, tests: SequentialTests, index: int, now: VisitSample, scheduled: float
 ) -> Mapping[int, LimitTest]:
     """Return the tests against each limit after what is new in treatment.
 

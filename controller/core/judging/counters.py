@@ -34,7 +34,7 @@ from controller.core.judging.batches import (
     scheduled_bets,
 )
 from controller.core.judging.questions import limit_share
-from controller.core.metrics.kind import Observed, Sample
+from controller.core.metrics.kind import Observed, VisitSample
 from controller.core.plan import CounterQueries, ExternalMetric, Guardrail, Plan
 from controller.core.rollout import Rollout
 from schemas.terms import Arm, HealthGap
@@ -159,10 +159,10 @@ def _is_full(marks: CounterMarks, repeats: int) -> bool:
     return smaller >= MIN_BATCH or (smaller > 0 and is_old)
 
 
-def counted_sample(counts: Counts, repeats: int) -> Sample:
+def counted_sample(counts: Counts, repeats: int) -> VisitSample:
     """Return counts in the form that a guardrail's tests and report read."""
     n_t, k_t, n_c, k_c = (count // repeats for count in counts)
-    return Sample(VisitTotals(_arm(n_t, k_t), _arm(n_c, k_c)), _NO_LATENCY)
+    return VisitSample(VisitTotals(_arm(n_t, k_t), _arm(n_c, k_c)), _NO_LATENCY)
 
 
 def _arm(events: int, bad: int) -> ArmTotals:

@@ -18,7 +18,7 @@ from controller.core.metrics.kind import (
     ArmSummary,
     MetricKind,
     Observed,
-    Sample,
+    VisitSample,
     share_words,
 )
 from controller.core.metrics.virtual import (
@@ -129,7 +129,7 @@ class Conversion(MetricKind):
         return Observed(arm.exposures, arm.converted.get(self.conversion, 0))
 
     def compared(
-        self, before: Sample, now: Sample, place: int | None, margin: float
+        self, before: VisitSample, now: VisitSample, place: int | None, margin: float
     ) -> Counts | None:
         """Return the contexts that could still convert and those that did; the fall is the harm."""
         n_t, k_t = self._converted(before.totals.treatment, now.totals.treatment)

@@ -19,7 +19,7 @@ from controller.core.metrics.kind import (
     ArmSummary,
     MetricKind,
     Observed,
-    Sample,
+    VisitSample,
     share_words,
 )
 from controller.core.metrics.virtual import (
@@ -101,7 +101,7 @@ class ErrorRate(MetricKind):
         return Observed(arm.at_risk, arm.first_errors)
 
     def compared(
-        self, before: Sample, now: Sample, place: int | None, margin: float
+        self, before: VisitSample, now: VisitSample, place: int | None, margin: float
     ) -> Counts | None:
         """Return the new contexts at risk and first errors of both arms."""
         old, new = before.totals, now.totals

@@ -52,7 +52,7 @@ NOTHING_MEASURED = ArmSummary(0, 0, None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class VisitSample:
     """One visit's counters at one moment, its latencies ready for questions."""
 
     totals: VisitTotals = field(default_factory=VisitTotals)
@@ -158,7 +158,7 @@ class MetricKind(ShownKind, ABC):
 
     @abstractmethod
     def compared(
-        self, before: Sample, now: Sample, place: int | None, margin: float
+        self, before: VisitSample, now: VisitSample, place: int | None, margin: float
     ) -> Counts | None:
         """Return what came between two moments, with treatment's harm as the event.
 
@@ -179,7 +179,7 @@ class MetricKind(ShownKind, ABC):
         return arithmetic.harm_alternatives(log_tolerated).log_weights
 
     def harm_increment(
-        self, before: Sample, now: Sample, margin: float, of_rates: Floats | None
+        self, before: VisitSample, now: VisitSample, margin: float, of_rates: Floats | None
     ) -> Floats | None:
         """Return a batch's log e-value per alternative of harm, None when it says nothing.
 

@@ -28,7 +28,7 @@ from controller.core.metrics.kind import (
     LimitFault,
     MetricKind,
     Observed,
-    Sample,
+    VisitSample,
 )
 from controller.core.metrics.virtual import Bounds, Draw, DrawnArm, ExampleHarm, VirtualMetric
 from schemas import metric_names
@@ -253,7 +253,7 @@ class _Latency(MetricKind, ABC):
         return Observed(latency.total, 0 if limit is None else latency.above(bucket_of(limit)))
 
     def compared(
-        self, before: Sample, now: Sample, place: int | None, margin: float
+        self, before: VisitSample, now: VisitSample, place: int | None, margin: float
     ) -> Counts | None:
         """Return the new values, and those above `place`; treatment's place has the margin."""
         if place is None:
@@ -343,7 +343,7 @@ class LatencyDistribution(_Latency):
         return arithmetic.SHAPE_LOG_WEIGHTS
 
     def harm_increment(
-        self, before: Sample, now: Sample, margin: float, of_rates: Floats | None
+        self, before: VisitSample, now: VisitSample, margin: float, of_rates: Floats | None
     ) -> Floats | None:
         """Return the log e-value per shape, None while control's past is too short."""
         return arithmetic.slowness_increment(
