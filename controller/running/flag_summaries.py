@@ -35,7 +35,7 @@ PUBLISHED: Final = timedelta(minutes=10)
 _PER_TURN: Final = 200
 
 
-class Running(Protocol):
+class RunningFlags(Protocol):
     """The flags that run here; `deciding/worker_pool.py`."""
 
     @property
@@ -49,7 +49,7 @@ class Running(Protocol):
 class FlagSummaries:
     """Compares the flags that run here with what is noted of them."""
 
-    def __init__(self, running: Running, reports: Reports, clock: Clock) -> None:
+    def __init__(self, running: RunningFlags, reports: Reports, clock: Clock) -> None:
         self._running = running
         self._reports = reports
         self._clock = clock

@@ -25,6 +25,7 @@ from controller.errors import BrokenInvariant, OperatingTrouble, StoreUnavailabl
 from controller.health import Faults, Scope
 from controller.ports import Clock, CourseKey, PlaneStanding, Reports
 from controller.running.claims import replica_name
+from controller.running.flag_summaries import RunningFlags
 from schemas.report import MAX_POINTS, LiveReport
 
 BEAT_SECONDS: Final = 1.0
@@ -47,15 +48,8 @@ ENDED_PER_BEAT: Final = 100
 _WRITER: Final = "writer"
 
 
-class Running(Protocol):
-    """The flags that run here; `deciding/worker_pool.py`."""
-
-    @property
-    def rollouts(self) -> Mapping[str, Rollout]:
-        """The rollouts that run here."""
-
-    def judgement_of(self, flag_key: str) -> Judgement | None:
-        """Return the newest judgement of a flag's present rollout; None: none, or not here."""
+class ReportedFlags(RunningFlags, Protocol):
+    """The flags that run here, and which of them have news."""
 
     def on_news(self, listener: Callable[[str], None]) -> None:
         """Call `listener` with each flag that has another rollout document, or is judged anew."""
@@ -89,7 +83,7 @@ class ReportWriter:
 
     def __init__(
         self,
-        running: Running,
+        running: ReportedFlags,
         planes: Standings,
         reports: Reports,
         clock: Clock,
