@@ -29,7 +29,7 @@ class EvaluationData(msgspec.Struct, gc=False):
     old_value: msgspec.Raw = msgspec.field(default=_NOTHING, name="value")
 
 
-class EvaluatedFlag(msgspec.Struct, gc=False):
+class EvaluatedFlagData(msgspec.Struct, gc=False):
     """One of the flags an outcome names."""
 
     flag_key: str = msgspec.field(name="feature_flag.key")
@@ -44,7 +44,7 @@ class OutcomeData(msgspec.Struct, gc=False):
         default=None, name="http.server.request.duration"
     )
     error_type: _Attribute | None = msgspec.field(default=None, name="error.type")
-    flags: Annotated[list[EvaluatedFlag], msgspec.Meta(max_length=MAX_FLAGS)] | None = (
+    flags: Annotated[list[EvaluatedFlagData], msgspec.Meta(max_length=MAX_FLAGS)] | None = (
         msgspec.field(default=None, name="rolloutd.flags")
     )
     conversions: Annotated[list[str], msgspec.Meta(max_length=MAX_CONVERSIONS)] | None = (

@@ -36,7 +36,7 @@ from schemas.envelope import (
 )
 from schemas.events import EvaluationFields, OutcomeFields, R, Readable
 from schemas.structs import (
-    EvaluatedFlag,
+    EvaluatedFlagData,
     EvaluationData,
     OutcomeData,
     decode_evaluation_data,
@@ -392,7 +392,7 @@ def _check_known(data: OutcomeData) -> None:
         )
 
 
-def _flags(evaluated: Sequence[EvaluatedFlag]) -> Sequence[tuple[str, str]]:
+def _flags(evaluated: Sequence[EvaluatedFlagData]) -> Sequence[tuple[str, str]]:
     """Return the distinct (flag key, variant) pairs of an outcome, or refuse the record."""
     for flag in evaluated:
         if flag.flag_key not in _known_names:

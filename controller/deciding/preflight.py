@@ -27,7 +27,7 @@ PROBE_SECONDS: Final = 1.0
 _MOST_NAMED: Final = 3
 
 
-class ModelServer(Protocol):
+class ModelProbe(Protocol):
     """The configured model, as far as a start has to know."""
 
     async def why_unreachable(self, seconds: float) -> str | None:
@@ -40,7 +40,7 @@ class Preflight:
     def __init__(
         self,
         faults: Faults,
-        model: ModelServer | None,
+        model: ModelProbe | None,
         rules: FlagsSettings | None = None,
         rollouts: Callable[[], Mapping[str, Rollout]] = dict,
         queries: Queries | None = None,

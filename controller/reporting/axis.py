@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from controller.reporting.comparison import Comparison
+from controller.reporting.comparison import ComparedInterval
 
 #: Ratios beyond it are drawn at the edge.
 _FURTHEST_RATIO = 30.0
@@ -31,7 +31,7 @@ class Axis:
         return self.low is not None or self.high is not None
 
 
-def axis_of(comparison: Comparison) -> Axis:
+def axis_of(comparison: ComparedInterval) -> Axis:
     """Return where the numbers of a comparison stand; equal arms in the middle for a ratio."""
     place = _ratio_place(comparison) if comparison.is_ratio else _plain_place(comparison)
     has_equal = comparison.is_ratio or (comparison.zero == 0 and not comparison.is_floor)
@@ -48,7 +48,7 @@ def axis_of(comparison: Comparison) -> Axis:
     )
 
 
-def _ratio_place(comparison: Comparison) -> Callable[[float], float]:
+def _ratio_place(comparison: ComparedInterval) -> Callable[[float], float]:
     """Return the place of a ratio; what is further out is at the edge."""
     known = (comparison.value, comparison.high, comparison.low and 1 / comparison.low)
     ends = [min(1.1 * one, _FURTHEST_RATIO) for one in known if one is not None and one > 0]
@@ -61,7 +61,7 @@ def _ratio_place(comparison: Comparison) -> Callable[[float], float]:
     return place
 
 
-def _plain_place(comparison: Comparison) -> Callable[[float], float]:
+def _plain_place(comparison: ComparedInterval) -> Callable[[float], float]:
     known = (comparison.low, comparison.value, comparison.high, comparison.line)
     ends = [comparison.zero, *(one for one in known if one is not None)]
     line = abs(comparison.line or 0.0)

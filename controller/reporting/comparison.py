@@ -20,7 +20,7 @@ from schemas.terms import Arm
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ComparedInterval:
     """An interval on one axis, the line that it must stay below, and both in words.
 
     A larger value is worse, but with `is_floor`. `low` and `high` are None where unbounded.
@@ -37,14 +37,14 @@ class Comparison:
     is_floor: bool = False  # treatment must stay above the line
 
 
-def comparison_of(metric: MetricRecord) -> Comparison:
+def comparison_of(metric: MetricRecord) -> ComparedInterval:
     """Return how a metric is compared: by ratio, by points, or with its limit alone."""
     kind = kind_of_report(metric)
     margin = metric.gate_margin
     if metric.in_points and margin is not None:
         values = [_estimate(metric, arm) for arm in Arm]
         value = None if None in values else values[0] - values[1]  # type: ignore[operator]
-        return Comparison(
+        return ComparedInterval(
             is_ratio=False,
             low=metric.difference_low,
             value=value,
@@ -64,7 +64,7 @@ def comparison_of(metric: MetricRecord) -> Comparison:
             value, left_open = _inverse(shown_ratio), (_inverse(high), _inverse(low))
         shown = _ratio_words(shown_ratio, *left_open)
         words = shown if kind.compares_values else f"slow {shown}"
-        return Comparison(True, low, value, high, 1 + margin, 1.0, words, bound)
+        return ComparedInterval(True, low, value, high, 1 + margin, 1.0, words, bound)
     arm = metric.arms.get(Arm.TREATMENT)
     low, high = (None, None) if arm is None else (arm.low, arm.high)
     value = None if arm is None else arm.estimate
@@ -73,7 +73,7 @@ def comparison_of(metric: MetricRecord) -> Comparison:
         ends = f"{value_words(metric.metric, low)} to {value_words(metric.metric, high)}"
         shown += f" ({ends})"
     floor = kind.is_better_when_higher
-    return Comparison(
+    return ComparedInterval(
         False, low, value, high, metric.limit, 0.0, shown, limit_words(metric), is_floor=floor
     )
 

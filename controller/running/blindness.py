@@ -38,7 +38,7 @@ class Blindness:
     seconds: float = 0.0  # for how long they have not, by the reason alone; 0: it does not say
 
 
-class Reported(Protocol):
+class ReadPartitions(Protocol):
     """Event partitions as they were read: `deciding/given_evidence.py` has them."""
 
     @property
@@ -50,7 +50,7 @@ class Reported(Protocol):
 
 
 def blindness_of(
-    progress: Reported | None,
+    progress: ReadPartitions | None,
     seconds_since_read: float,
     expected_partitions: int,
     partitions: Partitions,

@@ -28,7 +28,7 @@ from controller.core.rollout import RaiseAlert, Rollout
 from controller.health import Faults, Scope
 from controller.ports import AlertQueue, Clock
 from controller.reporting.unwatched import Unwatched, unwatched_words
-from controller.running.blindness import Blindness, Partitions, Reported, blindness_of
+from controller.running.blindness import Blindness, Partitions, ReadPartitions, blindness_of
 from controller.running.holders import Held, Holder
 from controller.telemetry import Metrics
 from schemas.terms import AlertKind, Severity
@@ -69,7 +69,7 @@ class View(Protocol):
     def rollout(self) -> Rollout: ...
 
     @property
-    def progress(self) -> Reported | None: ...
+    def progress(self) -> ReadPartitions | None: ...
 
     @property
     def read_at(self) -> float | None: ...

@@ -25,7 +25,7 @@ from controller.web.flags import FlagBoard
 from controller.web.fleet_order import FleetOrder, Question
 from controller.web.inventory import FlagPage, Lists
 from controller.web.questions import LONGEST_SEARCH, Query, QuestionRefused, number, state_of
-from controller.web.reports import EvidenceOf, HistoryOf, NewsOf, OfRollout, PlanesOf, Reports
+from controller.web.reports import EvidenceOf, HistoryOf, NewsOf, OfRollout, PlanesOf, ReportSource
 from schemas.api import BASE, MOST_OF_A_PAGE, PAGE, RolloutList, RolloutView
 from schemas.report import LiveReport
 
@@ -37,7 +37,11 @@ class RolloutPage:
     """GET /api/v1/rollouts: all rollouts in one line each; q, owner, state, limit, offset."""
 
     def __init__(
-        self, board: FlagBoard, reports: Reports, now: Callable[[], datetime], order: FleetOrder
+        self,
+        board: FlagBoard,
+        reports: ReportSource,
+        now: Callable[[], datetime],
+        order: FleetOrder,
     ) -> None:
         self._board = board
         self._reports = reports
@@ -85,7 +89,9 @@ def question(query: Query) -> Question:
 class WholeRollout(OfRollout):
     """GET /api/v1/rollouts/{flag}: everything about one rollout, with the commands that fit now."""
 
-    def __init__(self, board: FlagBoard, reports: Reports, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, board: FlagBoard, reports: ReportSource, now: Callable[[], datetime]
+    ) -> None:
         super().__init__(board, reports)
         self._now = now
 
@@ -114,7 +120,7 @@ class PlanOf(OfRollout):
 
 
 def api_routes(
-    board: FlagBoard, reports: Reports, now: Callable[[], datetime], lists: Lists
+    board: FlagBoard, reports: ReportSource, now: Callable[[], datetime], lists: Lists
 ) -> list[Route]:
     """Return the routes of the API; `lists` are the page's, too."""
     one = f"{BASE}/rollouts/{{flag_key}}"

@@ -37,7 +37,7 @@ from controller.web.page.live import LivePages
 from controller.web.page.pages import Pages
 from controller.web.page.rendering import PAGE_HEADERS
 from controller.web.page.routes import Home, make_pages, open_routes, page_routes
-from controller.web.reports import Reports
+from controller.web.reports import ReportSource
 from controller.web.signals import SignalSource, delivery_routes, misdirected_of
 from controller.web.status_page import PublicNames, StatusPage, status_routes
 from controller.web.steering import VERBS, Steer
@@ -76,7 +76,7 @@ def make_app(
     metrics: Metrics,
     *,
     describe: Callable[[Rollout], bytes],
-    reports: Reports,
+    reports: ReportSource,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     events_of: Callable[[str | None], bytes | None] = lambda _: None,
     allowed_hosts: Iterable[str] = LOOPBACK_NAMES,
@@ -201,7 +201,7 @@ def _probe_routes(
 def _status_routes(
     public: PublicNames | None,
     board: FlagBoard,
-    reports: Reports,
+    reports: ReportSource,
     pages: Pages,
     now: Callable[[], datetime],
 ) -> list[Route]:

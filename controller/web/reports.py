@@ -25,7 +25,7 @@ from schemas.report import LiveReport, StageHistory
 _RETRY: Final = (b"retry-after", b"1")
 
 
-class Reports(Protocol):
+class ReportSource(Protocol):
     """What is known of any flag, whichever replica runs it.
 
     Each method raises StoreUnavailable while Redis is away.
@@ -51,7 +51,7 @@ class Reports(Protocol):
 class OfRollout:
     """An endpoint about one flag's rollout: finds it, answers with an ETag, says what is away."""
 
-    def __init__(self, board: FlagBoard, reports: Reports) -> None:
+    def __init__(self, board: FlagBoard, reports: ReportSource) -> None:
         self._board = board
         self._reports = reports
 
@@ -137,7 +137,7 @@ class NewsOf(OfRollout):
     The newest first, `limit` at most.
     """
 
-    def __init__(self, board: FlagBoard, reports: Reports, topic: str) -> None:
+    def __init__(self, board: FlagBoard, reports: ReportSource, topic: str) -> None:
         """`topic`: decisions, alerts or results."""
         super().__init__(board, reports)
         self._topic = topic

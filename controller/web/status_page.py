@@ -28,7 +28,7 @@ from controller.reporting.situation import Situation
 from controller.web.answers import header, is_named, send_bytes
 from controller.web.flags import FlagBoard
 from controller.web.page.rendering import POLICY, Renderer
-from controller.web.reports import Reports
+from controller.web.reports import ReportSource
 from schemas.decision import JudgementRecord
 from schemas.terms import Verdict
 
@@ -115,7 +115,7 @@ class StatusPage:
         self,
         allowed: PublicNames,
         board: FlagBoard,
-        reports: Reports,
+        reports: ReportSource,
         renderer: Renderer,
         now: Callable[[], datetime],
     ) -> None:

@@ -22,7 +22,7 @@ from controller.web.flags import FlagBoard
 from controller.web.incidents import NotificationSource
 from controller.web.inventory import FlagSource
 from controller.web.page.live import LivePages
-from controller.web.reports import Reports
+from controller.web.reports import ReportSource
 from controller.web.server import HttpServer
 from controller.web.signals import SignalSource
 from controller.web.status_page import PublicNames
@@ -44,7 +44,7 @@ class Surface:
         metrics: Metrics,
         faults: Faults,
         *,
-        reports: Reports,
+        reports: ReportSource,
         clock: Clock,
         steering: Steering,
         admission: Admission | None,

@@ -24,7 +24,7 @@ ENVIRONMENTS = ("development", "production")
 WHO = "admin"
 
 
-class Problem(Exception):
+class Refusal(Exception):
     """An answer that is not a success."""
 
     def __init__(self, status: int, name: str, message: str = "") -> None:
@@ -90,7 +90,7 @@ class FakeUnleash:
                 return
         try:
             status, body = self._carry_out(method, target, exchange)
-        except Problem as problem:
+        except Refusal as problem:
             said = {
                 "name": problem.name,
                 "message": str(problem),
@@ -102,11 +102,11 @@ class FakeUnleash:
     def _carry_out(self, method: str, target: str, exchange: Exchange) -> tuple[int, Any]:
         token = exchange.request.headers.get("authorization")
         if token == BACKEND_TOKEN:
-            raise Problem(
+            raise Refusal(
                 403, "", "invalid token: expected a different token type for this endpoint"
             )
         if token != ADMIN_TOKEN:
-            raise Problem(401, "UnauthorizedError", "You must log in to use Unleash.")
+            raise Refusal(401, "UnauthorizedError", "You must log in to use Unleash.")
         parts = urlsplit(target)
         body = json.loads(exchange.request.body) if exchange.request.body else None
         steps = [unquote(step) for step in parts.path.removeprefix("/api/admin/").split("/")]
@@ -129,11 +129,11 @@ class FakeUnleash:
                 return 200, None
             case _, ["projects", project, "features", *rest]:
                 if project != "default" and method == "POST":
-                    raise Problem(
+                    raise Refusal(
                         404, "NotFoundError", f"Active project with id {project} does not exist"
                     )
                 return self._feature(method, project, rest, body)
-        raise Problem(404, "NotFoundError")
+        raise Refusal(404, "NotFoundError")
 
     def _feature(self, method: str, project: str, rest: list[str], body: Any) -> tuple[int, Any]:
         match method, rest:
@@ -189,14 +189,14 @@ class FakeUnleash:
                 self._tell("feature-strategy-remove", flag_key, environment, before=strategy)
                 self._off_without_strategies(flag_key, environment)
                 return 200, None
-        raise Problem(404, "NotFoundError")
+        raise Refusal(404, "NotFoundError")
 
     def _create(self, body: Any) -> tuple[int, Any]:
         flag_key = body["name"]
         if flag_key in self.archived:
-            raise Problem(409, "NameExistsError", "An archived flag with that name already exists")
+            raise Refusal(409, "NameExistsError", "An archived flag with that name already exists")
         if flag_key in self.flags:
-            raise Problem(409, "NameExistsError", "A flag with that name already exists")
+            raise Refusal(409, "NameExistsError", "A flag with that name already exists")
         empty: dict[str, Any] = {
             name: {"enabled": False, "strategies": [], "lastSeenAt": None} for name in ENVIRONMENTS
         }
@@ -206,7 +206,7 @@ class FakeUnleash:
 
     def _flag(self, flag_key: str) -> dict[str, Any]:
         if flag_key not in self.flags:
-            raise Problem(404, "NotFoundError", f"Could not find feature flag with name {flag_key}")
+            raise Refusal(404, "NotFoundError", f"Could not find feature flag with name {flag_key}")
         return self.flags[flag_key]
 
     def _here(self, flag_key: str, environment: str) -> dict[str, Any]:
@@ -218,7 +218,7 @@ class FakeUnleash:
             if each["id"] == strategy_id:
                 found: dict[str, Any] = each
                 return found
-        raise Problem(404, "NotFoundError", f"Could not find strategy with id: {strategy_id}")
+        raise Refusal(404, "NotFoundError", f"Could not find strategy with id: {strategy_id}")
 
     def _add(self, flag_key: str, environment: str, body: Any) -> dict[str, Any]:
         strategy = _normal(
@@ -258,7 +258,7 @@ class FakeUnleash:
             for step in way:
                 place = place[step]
             if operation["op"] == "test" and place.get(last) != operation["value"]:
-                raise Problem(
+                raise Refusal(
                     500,
                     "UnknownError",
                     "Test operation failed\nname: TEST_OPERATION_FAILED\nindex: 0",

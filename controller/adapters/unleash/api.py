@@ -85,7 +85,7 @@ class _Changes(msgspec.Struct):
     events: list[AuditEntry]
 
 
-class Problem(msgspec.Struct):
+class ErrorBody(msgspec.Struct):
     """The body of an unsuccessful answer."""
 
     name: str = ""
@@ -99,7 +99,7 @@ class Away(FlagPlaneUnavailable):
 class Refused(FlagPlaneUnavailable):
     """Unleash answered and refused: a matter of this request, not of the server's health."""
 
-    def __init__(self, message: str, status: int, problem: Problem) -> None:
+    def __init__(self, message: str, status: int, problem: ErrorBody) -> None:
         super().__init__(message)
         self.status = status
         self.problem = problem
@@ -317,9 +317,9 @@ class UnleashApi:
         """Return the error that an unsuccessful answer means, and set when to ask again."""
         status, settings = response.status_code, self._settings
         try:
-            problem = msgspec.json.decode(body, type=Problem)
+            problem = msgspec.json.decode(body, type=ErrorBody)
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            problem = Problem()
+            problem = ErrorBody()
         message = _quoted(problem.message.replace(self._token, "***"))
         words = f"HTTP {status}: {message}" if message else f"HTTP {status}"
         if status == 401:

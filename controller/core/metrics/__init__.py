@@ -54,7 +54,7 @@ def counters_name(name: str) -> str:
     return COUNTERS_PREFIX + name
 
 
-class Reported(Protocol):
+class ShownReport(Protocol):
     """A report of a metric, in the core or in a record."""
 
     @property
@@ -66,7 +66,7 @@ class Reported(Protocol):
         """Of an external metric: whether a fall is the harm."""
 
 
-def kind_of_report(report: Reported) -> ShownKind:
+def kind_of_report(report: ShownReport) -> ShownKind:
     """Return the kind of a report's metric, as `kind_to_show` does."""
     kind = kind_to_show(report.metric)
     if isinstance(kind, External) and report.is_better_when_higher:

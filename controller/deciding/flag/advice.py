@@ -61,7 +61,7 @@ class AdviceAsker:
         self._inbox.put(event)
 
 
-class AdviceRecord:
+class AdviceAgreement:
     """Counts whether advice agreed with how the rollout ended."""
 
     def __init__(self, dependencies: WorkerDependencies) -> None:

@@ -17,7 +17,7 @@ from controller.core.rollout import (
     Rollout,
 )
 from controller.deciding.dependencies import WorkerDependencies
-from controller.deciding.flag.advice import AdviceRecord
+from controller.deciding.flag.advice import AdviceAgreement
 from controller.telemetry import UNKNOWN_VERB
 
 
@@ -27,7 +27,7 @@ class DecisionLog:
     def __init__(self, flag_key: str, dependencies: WorkerDependencies) -> None:
         self._dependencies = dependencies
         self._metrics = dependencies.metrics
-        self._advice = AdviceRecord(dependencies)
+        self._advice = AdviceAgreement(dependencies)
         self._logger = structlog.get_logger().bind(flag_key=flag_key)
 
     def record(

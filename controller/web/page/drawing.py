@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from markupsafe import Markup
 
 from controller.reporting.axis import axis_of
-from controller.reporting.comparison import Comparison
+from controller.reporting.comparison import ComparedInterval
 
 #: Size of an interval's drawing.
 _WIDE, _HIGH = 200, 30
@@ -28,7 +28,7 @@ _CHARACTER = 10
 _MOST_DRAWN = 60
 
 
-def interval(comparison: Comparison) -> Markup:
+def interval(comparison: ComparedInterval) -> Markup:
     """Return an interval with its value, where both arms are equal, and the margin as a line."""
     axis, middle = axis_of(comparison), _HIGH / 2
     parts = [f'<line class="axis" x1="0" x2="{_WIDE}" y1="{middle:g}" y2="{middle:g}"/>']

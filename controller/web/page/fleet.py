@@ -28,7 +28,7 @@ from controller.web.incidents import Incidents
 from controller.web.page.incident_screen import waiting_in
 from controller.web.page.rendering import Renderer, ScreenSection
 from controller.web.questions import LONGEST_SEARCH, MOST_PAGES, Query, number, state_of
-from controller.web.reports import Reports
+from controller.web.reports import ReportSource
 from schemas.decision import JudgementRecord
 
 #: Rollouts of one page: with them it stays below 100 kB.
@@ -77,7 +77,7 @@ class FleetScreen:
     def __init__(
         self,
         board: FlagBoard,
-        reports: Reports,
+        reports: ReportSource,
         renderer: Renderer,
         now: Callable[[], datetime],
         faults: Faults | None,

@@ -44,7 +44,7 @@ from controller.web.page.drawing import interval
 from controller.web.page.fleet import quiet
 from controller.web.page.incident_screen import flag_rows, of_flag
 from controller.web.page.rendering import Renderer, ScreenSection
-from controller.web.reports import Reports
+from controller.web.reports import ReportSource
 from schemas.api import AlertEvent, DecisionEvent, FittingCommand, ResultEvent
 from schemas.decision import Decision, JudgementRecord, MetricRecord
 from schemas.notifications import IncidentEntry
@@ -102,7 +102,7 @@ class RolloutScreen:
     def __init__(
         self,
         board: FlagBoard,
-        reports: Reports,
+        reports: ReportSource,
         renderer: Renderer,
         now: Callable[[], datetime],
         incidents: Incidents | None = None,

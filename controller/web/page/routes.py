@@ -36,7 +36,7 @@ from controller.web.page.rendering import Renderer, ScreenSection
 from controller.web.page.rollout import Known, RolloutScreen
 from controller.web.page.sign_in import sign_in_routes
 from controller.web.questions import Query, QuestionRefused
-from controller.web.reports import Reports
+from controller.web.reports import ReportSource
 
 LIVE: Final = "/ui/live"
 ONE: Final = "/ui/rollouts/{flag_key}"
@@ -226,7 +226,7 @@ def _seen(query: Query) -> str:
 
 def make_pages(
     board: FlagBoard,
-    reports: Reports,
+    reports: ReportSource,
     now: Callable[[], datetime],
     live: LivePages,
     lists: Lists,
