@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
+from controller.core.events import CommandReceived
 from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, VisitTotals
 from controller.core.judging.judgement import Advice, Harm, Judgement, MetricReport
 from controller.core.metrics.conversion import VirtualConversions
@@ -18,7 +19,7 @@ from controller.core.metrics.error_rate import VirtualErrors
 from controller.core.metrics.kind import ArmSummary
 from controller.core.metrics.latency import VirtualLatency
 from controller.core.plan import AdvisorPolicy, ExternalMetric, Guardrail, Plan, Stage
-from controller.core.rollout import Baking, CommandReceived, Rollout
+from controller.core.rollout import Baking, Rollout
 from controller.core.visits import Visit
 from controller.planning.virtual_traffic import Effect, VirtualTraffic
 from schemas.terms import AdviceChoice, AdvisorMode, Arm, CommandVerb, MetricRole, OnBreach, Verdict

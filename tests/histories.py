@@ -15,26 +15,21 @@ from typing import Any, TypeVar
 from hypothesis import strategies as st
 
 from controller.core.analysis.sequential_tests import GapTime
+from controller.core.events import (
+    AdviceReceived,
+    AdviceUnavailable,
+    CommandReceived,
+    Event,
+    EvidenceJudged,
+    Restarted,
+    Ticked,
+)
 from controller.core.evidence import WebhookReply
 from controller.core.invariants import Step
 from controller.core.judging.judgement import Advice, Gap, Judgement
 from controller.core.machine import decide, next_deadline
 from controller.core.plan import DEFAULT_GAP_POLICIES, AdvisorPolicy, Plan, Window
-from controller.core.rollout import (
-    AdviceReceived,
-    AdviceUnavailable,
-    AwaitingApproval,
-    Baking,
-    CommandReceived,
-    Event,
-    EvidenceJudged,
-    Gating,
-    Paused,
-    Restarted,
-    Rollout,
-    Scheduled,
-    Ticked,
-)
+from controller.core.rollout import AwaitingApproval, Baking, Gating, Paused, Rollout, Scheduled
 from schemas.command import NEEDS_PLAN
 from schemas.terms import (
     AdviceChoice,

@@ -17,6 +17,7 @@ from controller.adapters.memory import ManualClock, MemoryReports
 from controller.codec.alerts import alert_event
 from controller.codec.decisions import decision_event
 from controller.codec.reports import live_report, point_to_bytes, report_to_json
+from controller.core.effects import PublishDecision, RaiseAlert
 from controller.core.judging.judgement import Advice, Gap, Harm, Judgement, MetricReport
 from controller.core.plan import AdvisorPolicy, Plan, Stage
 from controller.core.rollout import (
@@ -27,8 +28,6 @@ from controller.core.rollout import (
     Gating,
     Paused,
     Phase,
-    PublishDecision,
-    RaiseAlert,
     RolledBack,
     Rollout,
     Scheduled,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from controller.core.rollout import RaiseAlert, Rollout
+from controller.core.effects import RaiseAlert
+from controller.core.rollout import Rollout
 from controller.core.serving import percent_to_serve
 from controller.ports import Served
 from schemas.alert import Alert

@@ -23,7 +23,8 @@ import structlog
 from controller.actuating.plane_alerts import edited, not_served, served_again
 from controller.actuating.plane_failures import in_words, where
 from controller.cancellation import is_cancelled, task_group
-from controller.core.rollout import RaiseAlert, Retired, Rollout
+from controller.core.effects import RaiseAlert
+from controller.core.rollout import Retired, Rollout
 from controller.core.serving import percent_to_serve, serving
 from controller.errors import FlagPlaneUnavailable
 from controller.health import Faults, Scope

@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from controller.codec.cloud_events import SOURCE, optional_record, write_event
-from controller.core.rollout import RaiseAlert, Rollout
+from controller.core.effects import RaiseAlert
+from controller.core.rollout import Rollout
 from schemas import alert
 from schemas.advice import ExplanationRecord
 from schemas.decision import HarmRecord

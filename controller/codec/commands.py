@@ -11,7 +11,7 @@ import msgspec
 
 from controller.codec.cloud_events import with_extension, write_event
 from controller.codec.plans import to_core_plan
-from controller.core.rollout import CommandReceived
+from controller.core.events import CommandReceived
 from schemas.command import TYPE, Command
 from schemas.envelope import MAX_BYTES
 from schemas.terms import NAME, CommandVerb, verb_named

@@ -8,8 +8,9 @@ from typing import Any
 
 from controller.codec.cloud_events import SOURCE, optional_record, write_event
 from controller.codec.plans import from_core_plan
+from controller.core.effects import AppliedPlan, PublishDecision
 from controller.core.judging.judgement import Judgement
-from controller.core.rollout import AppliedPlan, PublishDecision, Rollout
+from controller.core.rollout import Rollout
 from schemas import decision
 from schemas.advice import AdviceRecord
 

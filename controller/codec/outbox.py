@@ -11,7 +11,8 @@ from controller.codec.alerts import alert_event
 from controller.codec.cloud_events import SOURCE, with_extension, write_event
 from controller.codec.decisions import decision_event
 from controller.codec.rollouts import state_event
-from controller.core.rollout import AnswerCommand, PublishDecision, RaiseAlert, Retired, Rollout
+from controller.core.effects import AnswerCommand, PublishDecision, RaiseAlert
+from controller.core.rollout import Retired, Rollout
 from controller.errors import BrokenInvariant
 from controller.ports import OutboxEntry
 from schemas import result

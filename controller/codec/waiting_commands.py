@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from controller.codec.commands import to_command_received
 from controller.codec.last_known import Origin
-from controller.core.rollout import CommandReceived, Rollout
+from controller.core.events import CommandReceived
+from controller.core.rollout import Rollout
 from controller.errors import DocumentUnreadable
 from controller.text import describe_faults
 from schemas.command import Command

@@ -11,28 +11,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from controller.core.effects import AnswerCommand, Effect, PublishDecision
+from controller.core.events import CommandReceived, CommandUnusable, Event, EvidenceJudged, Ticked
 from controller.core.judging.webhooks import is_about
 from controller.core.machine import decide, is_frozen
 from controller.core.machine.times import missed_closing
 from controller.core.plan import AdvisorPolicy
 from controller.core.rollout import (
     Aborted,
-    AnswerCommand,
     Baking,
-    CommandReceived,
-    CommandUnusable,
     Completed,
-    Effect,
-    Event,
-    EvidenceJudged,
     Gating,
     Paused,
-    PublishDecision,
     Retired,
     RolledBack,
     Rollout,
     Scheduled,
-    Ticked,
 )
 from controller.core.windows import is_active
 from schemas.terms import (

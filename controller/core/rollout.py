@@ -1,31 +1,27 @@
-"""One run of a plan for one flag: its phases, the events that reach it and the effects that follow.
+"""One run of a plan for one flag: its phases, and the document of where it stands.
 
-Each phase is a type of its own, with only the fields that exist while it lasts. What may happen is
-decided in `machine/`.
+Each phase is a type of its own, with only the fields that exist while it lasts. What happens to a
+rollout is in `events.py`, what follows in `effects.py`; `machine/` decides it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, NamedTuple, Self, get_args
+from typing import Any, ClassVar, Self, get_args
 
-from controller.core.judging.judgement import Advice, Explanation, Judgement
+from controller.core.judging.judgement import Advice
 from controller.core.plan import Plan, Stage
 from controller.core.visits import Visit
 from schemas.terms import (
     AdvisorMode,
-    AlertKind,
-    CommandStatus,
-    CommandVerb,
-    DecisionKind,
     HealthGap,
     HoldReason,
     PhaseName,
-    Severity,
 )
 
-# --- phases ---
+#: The issuer of what no operator decided.
+CONTROLLER = "rolloutd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,189 +308,3 @@ class Rollout:
     def may_open_again(self) -> bool:
         """Whether it has completed, and active windows open it, or the end of them does."""
         return isinstance(self.phase, Completed) and bool(self.plan.active or self.closed_since)
-
-
-# --- events: past tense; `decide` is given the time beside them ---
-
-
-@dataclass(frozen=True, slots=True)
-class Ticked:
-    """Time went by."""
-
-
-@dataclass(frozen=True, slots=True)
-class EvidenceJudged:
-    """New totals were judged."""
-
-    judgement: Judgement
-
-
-@dataclass(frozen=True, slots=True)
-class AdviceReceived:
-    """The model answered in time and in the schema."""
-
-    gate_id: str
-    round: int
-    advice: Advice
-
-
-@dataclass(frozen=True, slots=True)
-class AdviceUnavailable:
-    """No advice for this round: late, absent, unparsable, or the circuit is open."""
-
-    gate_id: str
-    round: int
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class CommandReceived:
-    """An operator sent a command."""
-
-    command_id: str
-    verb: CommandVerb
-    issuer: str
-    reason: str
-    issued_at: datetime
-    expected_revision: int | None = None
-    #: For `start` and `apply`; for `restart` it may replace the pinned one.
-    plan: Plan | None = None
-    #: True: the command was in the log before this replica began to read there, so it may have been
-    #: read before. False: it was sent just now, whatever its issuer's clock says.
-    is_backlog: bool = False
-    #: For a start: what the rollout will need and is not there, one phrase each.
-    missing: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()  # what is against the rules for flags
-    refusals: tuple[str, ...] = ()  # what is against those that refuse a start
-    #: Why the evidence of the stage cannot be judged at this moment, one phrase for each gap. An
-    #: approval is refused for it, the answers to other commands tell it.
-    gaps: tuple[str, ...] = ()
-    has_advisor: bool = True  # whether a model is configured on this replica
-    to_stage: str | None = None  # for `promote` and `step_back`: the name of the stage to enter
-    for_rollout: str = ""  # the id of the one rollout that it is meant for; empty: not known
-    last_revision: int = 0  # for the start of a new flag: the highest that it may have had before
-
-
-@dataclass(frozen=True, slots=True)
-class CommandUnusable:
-    """A command that cannot be carried out as it is written: it is answered and nothing else."""
-
-    command_id: str
-    verb: CommandVerb | None  # None: not a verb we know
-    why: str
-    digest: str = ""  # of a usable command that is refused; empty: the digest follows from `why`
-    issuer: str = ""  # empty: it does not say
-
-
-@dataclass(frozen=True, slots=True)
-class Restarted:
-    """A process took the flag over, perhaps this one again; advice went to the one before."""
-
-
-Event = (
-    Ticked
-    | Restarted
-    | EvidenceJudged
-    | AdviceReceived
-    | AdviceUnavailable
-    | CommandReceived
-    | CommandUnusable
-)
-
-# --- effects: imperative ---
-
-
-@dataclass(frozen=True, slots=True)
-class AppliedPlan:
-    """A change of a running plan: both plans, and every difference in words."""
-
-    before: Plan
-    after: Plan
-    changes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PublishDecision:
-    """Write to the audit log what was decided, with all the evidence."""
-
-    kind: DecisionKind
-    reason: str
-    from_percent: float
-    to_percent: float
-    stage: int | None
-    issuer: str  # `CONTROLLER`, or the command's issuer
-    judgement: Judgement | None = None
-    advice: Advice | None = None
-    gate_id: str | None = None
-    command_id: str | None = None
-    applied: AppliedPlan | None = None  # set where the plan was changed
-    evidence_trouble: str | None = None  # why there is no judgement; None: none was to be expected
-
-
-@dataclass(frozen=True, slots=True)
-class RaiseAlert:
-    """Alert people. Alerts with the same dedup key are one page."""
-
-    kind: AlertKind
-    severity: Severity
-    summary: str
-    action: str  # what to do now, one sentence
-    dedup_key: str
-    judgement: Judgement | None = None  # carries the harm accounting
-    explanation: Explanation | None = None  # sent later, on another alert with the same dedup key
-    occasion: str = ""  # when it began: tells alerts of one key and revision apart
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerCommand:
-    """The one result of a command id."""
-
-    command_id: str
-    verb: CommandVerb | None
-    status: CommandStatus
-    reason: str
-    revision: int  # after the command
-    digest: str = ""  # of the command's content; empty until the worker has computed it
-    event: str = ""  # id of the result's event for the second use of a command id, else empty
-    issuer: str = ""  # of the command; empty: it does not say
-
-
-@dataclass(frozen=True, slots=True)
-class AskAdvice:
-    """Ask the model; its answer comes back as an event. Not saved in the outbox: `Transition`."""
-
-    gate_id: str
-    round: int
-    until: datetime
-    judgement: Judgement
-    earlier: Advice | None = None  # the answer of the round before this one
-
-
-Effect = PublishDecision | RaiseAlert | AnswerCommand | AskAdvice
-
-
-class Transition(NamedTuple):
-    """The result of one decision: the rollout after it, and the effects to perform.
-
-    Whoever carries it out (`controller/deciding/`) keeps this contract, in this order:
-
-    1. Save `after` and its effects in one atomic write, before any effect is performed, and only
-       if nobody else has saved since `before` was read. When the outcome of a save is unknown, load
-       the flag again and decide the event again; do not send the old write a second time.
-    2. Perform the effects. Each has got the id `<flag>/<revision>/<n>` with the save.
-    3. Settle an effect, which removes it from the outbox, once its receiver has it.
-
-    So a crash at any point forgets no effect and may repeat some: receivers drop a repeat by its
-    id, which makes repeats harmless. `AskAdvice` is the exception: it is no effect of the outbox.
-    It has no id and is lost in a crash; after `Restarted` the next judgement at the gate asks
-    again, as the same round.
-
-    `after is before` means that nothing changed: there is nothing to save but the effects.
-    """
-
-    after: Rollout | None
-    effects: tuple[Effect, ...] = ()
-
-
-#: The issuer of what no operator decided.
-CONTROLLER = "rolloutd"

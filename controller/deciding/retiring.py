@@ -20,7 +20,8 @@ from typing import Final
 
 import structlog
 
-from controller.core.rollout import CONTROLLER, CommandReceived, Retired, Rollout
+from controller.core.events import CommandReceived
+from controller.core.rollout import CONTROLLER, Retired, Rollout
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.flag.flag_worker import FlagWorker
 from controller.deciding.worker_pool import WorkerPool

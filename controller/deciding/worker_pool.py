@@ -11,8 +11,9 @@ from functools import partial
 
 import structlog
 
+from controller.core.effects import RaiseAlert
 from controller.core.judging.judgement import Judgement
-from controller.core.rollout import Gating, RaiseAlert, Retired, Rollout
+from controller.core.rollout import Gating, Retired, Rollout
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.flag.flag_worker import FlagWorker
 from controller.deciding.flag.outbox import EffectEncoder

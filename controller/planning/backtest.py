@@ -19,22 +19,14 @@ from typing import Literal, NamedTuple
 
 from controller.codec.merging import Merger, arms_of
 from controller.core.analysis.sequential_tests import SequentialTests
+from controller.core.effects import AskAdvice, PublishDecision
+from controller.core.events import AdviceReceived, CommandReceived, Event, EvidenceJudged, Ticked
 from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, VisitTotals
 from controller.core.judging.gate import judge
 from controller.core.judging.judgement import Advice, Judgement
 from controller.core.machine import decide, next_deadline
 from controller.core.plan import Plan
-from controller.core.rollout import (
-    AdviceReceived,
-    AskAdvice,
-    AwaitingApproval,
-    CommandReceived,
-    Event,
-    EvidenceJudged,
-    PublishDecision,
-    Rollout,
-    Ticked,
-)
+from controller.core.rollout import AwaitingApproval, Rollout
 from controller.counting.counted_flags import Changes
 from controller.counting.folding.flags_to_count import CountedFlag, FlagsToCount
 from controller.counting.partition_totals import PartitionTotals, ReadEvaluations, ReadOutcomes

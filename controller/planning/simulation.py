@@ -27,6 +27,8 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from controller.core.analysis.sequential_tests import SequentialTests
+from controller.core.effects import AskAdvice, PublishDecision
+from controller.core.events import AdviceReceived, CommandReceived, Event, EvidenceJudged, Ticked
 from controller.core.evidence import Evidence, PartitionProgress, VisitTotals
 from controller.core.judging.batches import MIN_BATCH
 from controller.core.judging.gate import check_harm, judge
@@ -35,20 +37,13 @@ from controller.core.machine import decide, next_deadline
 from controller.core.metrics.virtual import DrawnArm
 from controller.core.plan import Plan
 from controller.core.rollout import (
-    AdviceReceived,
-    AskAdvice,
     AwaitingApproval,
     Baking,
-    CommandReceived,
     Completed,
-    Event,
-    EvidenceJudged,
     Gating,
     Paused,
-    PublishDecision,
     RolledBack,
     Rollout,
-    Ticked,
 )
 from controller.core.visits import Visit
 from controller.planning.virtual_traffic import Effect, TrafficSource

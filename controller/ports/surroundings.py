@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
+from controller.core.effects import AskAdvice, RaiseAlert
 from controller.core.judging.judgement import Advice, Explanation, Judgement
 from controller.core.plan import CounterQuestion
-from controller.core.rollout import AskAdvice, Gating, RaiseAlert, Rollout
+from controller.core.rollout import Gating, Rollout
 from controller.ports.rollouts import OutboxEntry
 from schemas.quarantine import Refusal
 from schemas.signal import Signal

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
+from controller.core.effects import AnswerCommand
+from controller.core.events import CommandReceived, Ticked
 from controller.core.machine import decide
 from controller.core.machine.commands import RAISING
 from controller.core.plan import Plan
-from controller.core.rollout import AnswerCommand, CommandReceived, Rollout, Ticked
+from controller.core.rollout import Rollout
 from schemas.api import FittingCommand
 from schemas.terms import CommandStatus, CommandVerb
 

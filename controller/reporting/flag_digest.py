@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
-from controller.core.rollout import RaiseAlert
+from controller.core.effects import RaiseAlert
 from controller.reporting.inventory import ListedFlag, counted
 from controller.text import plural
 from schemas.terms import WEEKDAYS, AlertKind, Severity, Weekday

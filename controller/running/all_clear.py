@@ -23,7 +23,8 @@ import structlog
 
 from controller.actuating.plane_alerts import plane_of
 from controller.cancellation import task_group
-from controller.core.rollout import RaiseAlert, Rollout
+from controller.core.effects import RaiseAlert
+from controller.core.rollout import Rollout
 from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
 from controller.notifying.notifier import NewsLog

@@ -17,8 +17,8 @@ from typing import Final, Protocol
 
 from controller.codec.command_records import read_command
 from controller.codec.commands import command_event, to_command_received
+from controller.core.effects import AnswerCommand
 from controller.core.machine import decide
-from controller.core.rollout import AnswerCommand
 from controller.deciding.flag.command_answers import answer_keys, digest_of, read_answer
 from controller.errors import (
     BadInput,

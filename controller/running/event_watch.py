@@ -22,7 +22,8 @@ from typing import Final
 
 import structlog
 
-from controller.core.rollout import RaiseAlert, Rollout
+from controller.core.effects import RaiseAlert
+from controller.core.rollout import Rollout
 from controller.counting.event_classes import misspelled
 from controller.counting.event_tally import EventTally
 from controller.counting.flag_tally import EventCounts, FlagTally

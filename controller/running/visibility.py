@@ -4,8 +4,7 @@ A rollout is unwatched while its guardrails cannot see: totals cannot be read, p
 counted or stand still, saves fail. A gate notices that at the end of a bake; here it is noticed
 during the bake. Nothing is changed by it, because an unwatched flag stays where it is, but people
 are alerted within ten seconds after one of these conditions holds, within fifteen where there are
-thousands of rollouts, and within about a minute where each of those waits for its turn to be looked
-at.
+thousands of rollouts, and within about a minute where each of those waits for its turn.
 
 Belongs here: when people are alerted, and the loop that checks. Does not belong here: what blinds
 guardrails (`blindness.py`), where the evidence comes from (`rollout_views.py`), and how an alert is
@@ -23,8 +22,9 @@ from typing import Final, NamedTuple, Protocol
 import structlog
 
 from controller.cancellation import task_group
+from controller.core.effects import RaiseAlert
 from controller.core.evidence import PartitionProgress
-from controller.core.rollout import RaiseAlert, Rollout
+from controller.core.rollout import Rollout
 from controller.health import Faults, Scope
 from controller.ports import AlertQueue, Clock
 from controller.reporting.unwatched import Unwatched, unwatched_words

@@ -16,7 +16,8 @@ from typing import Final
 import structlog
 
 from controller.codec.outbox import outbox_entry
-from controller.core.rollout import RaiseAlert, Rollout
+from controller.core.effects import RaiseAlert
+from controller.core.rollout import Rollout
 from controller.deciding.flag.news import NewsKeeper
 from controller.errors import OperatingTrouble
 from controller.ports import Clock, OutboxEntry, Publisher

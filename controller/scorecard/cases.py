@@ -20,11 +20,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from controller.core.analysis.proportion import rate_interval
+from controller.core.effects import AskAdvice
 from controller.core.judging.judgement import Advice, Harm, Judgement, MetricReport
 from controller.core.metrics import kind_to_show
 from controller.core.metrics.kind import ArmSummary
 from controller.core.plan import Plan, Stage
-from controller.core.rollout import AskAdvice, Gating, Rollout
+from controller.core.rollout import Gating, Rollout
 from controller.core.visits import Visit
 from controller.scorecard.kinds import CaseKind
 from schemas.terms import AdviceChoice, Arm, MetricRole, OnBreach, Verdict

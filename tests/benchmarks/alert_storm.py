@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from controller.codec.alerts import alert_event
-from controller.core.rollout import RaiseAlert
+from controller.core.effects import RaiseAlert
 from schemas.envelope import HEADERS
 from schemas.terms import AlertKind, Severity
 from tests.benchmarks.breach import Ofrep, one_round

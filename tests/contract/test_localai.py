@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from controller.adapters.llm.advisor import ModelAdvisor
 from controller.adapters.llm.openai import OpenAIDialect
 from controller.cli.operator import app
-from controller.core.rollout import RaiseAlert
+from controller.core.effects import RaiseAlert
 from controller.errors import AdviceUnavailableError
 from schemas.advice import ANSWER_SCHEMA
 from schemas.terms import AlertKind, Severity

@@ -24,9 +24,10 @@ from controller.codec.commands import command_event, to_command_received
 from controller.codec.plans import to_core_plan
 from controller.codec.rollouts import read_state, rollout_from_json, rollout_to_json
 from controller.core.analysis.sequential_tests import SequentialTests, decode_tests
+from controller.core.events import CommandReceived, EvidenceJudged, Ticked
 from controller.core.judging.gate import check_harm, judge
 from controller.core.machine import decide, next_deadline
-from controller.core.rollout import CommandReceived, EvidenceJudged, Rollout, Ticked
+from controller.core.rollout import Rollout
 from controller.core.serving import percent_to_serve
 from controller.counting.counted_flags import Changes
 from controller.counting.folding.flags_to_count import FlagsToCount

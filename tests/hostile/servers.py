@@ -16,7 +16,7 @@ from controller.adapters.http_plane.plane import HttpPlane
 from controller.adapters.llm.advisor import ModelAdvisor
 from controller.adapters.unleash.plane import UnleashPlane
 from controller.clock import SystemClock
-from controller.core.rollout import AskAdvice
+from controller.core.effects import AskAdvice
 from controller.errors import AdviceUnavailableError, FlagPlaneUnavailable
 from controller.settings import AdvisorSettings
 from controller.settings.planes import HttpPlaneSettings

@@ -8,8 +8,8 @@ from typing import Any
 
 from controller.adapters.llm.advisor import ModelAdvisor
 from controller.clock import SystemClock
+from controller.core.effects import AskAdvice
 from controller.core.judging.judgement import Advice
-from controller.core.rollout import AskAdvice
 from controller.settings import AdvisorSettings
 from tests.builders import make_judgement, make_rollout
 from tests.fault_server import FaultServer

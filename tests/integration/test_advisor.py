@@ -10,8 +10,8 @@ import random
 import pytest
 
 from controller.adapters.llm.prompts import gate_prompt
+from controller.core.effects import RaiseAlert
 from controller.core.judging.judgement import Advice
-from controller.core.rollout import RaiseAlert
 from controller.errors import AdviceUnavailableError
 from schemas.advice import ANSWER_SCHEMA
 from schemas.terms import AlertKind, Severity

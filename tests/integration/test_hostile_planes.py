@@ -27,7 +27,8 @@ from controller.adapters.memory import MemoryFlagPlane
 from controller.adapters.redis.plane import RedisPlane
 from controller.adapters.unleash.plane import UnleashPlane
 from controller.clock import SystemClock
-from controller.core.rollout import RaiseAlert, Rollout
+from controller.core.effects import RaiseAlert
+from controller.core.rollout import Rollout
 from controller.errors import FlagPlaneUnavailable
 from controller.health import Faults, Scope
 from controller.ports import FlagPlane

@@ -16,8 +16,8 @@ from aiokafka import AIOKafkaProducer
 from typer.testing import CliRunner
 
 from controller.cli.operator import app
+from controller.core.effects import RaiseAlert
 from controller.core.judging.judgement import Advice
-from controller.core.rollout import RaiseAlert
 from controller.settings import KafkaSettings
 from schemas.terms import AlertKind, Severity
 from tests.builders import make_judgement, make_rollout

@@ -17,7 +17,7 @@ from controller.adapters.redis.connection import RedisConnection
 from controller.adapters.redis.turns import RedisTurnStore
 from controller.clock import SystemClock
 from controller.codec.alerts import alert_event
-from controller.core.rollout import RaiseAlert
+from controller.core.effects import RaiseAlert
 from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
 from controller.notifying.book import Book

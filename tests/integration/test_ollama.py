@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from controller.adapters.llm.advisor import ModelAdvisor
 from controller.cli.operator import app
+from controller.core.effects import RaiseAlert
 from controller.core.judging.judgement import Advice
-from controller.core.rollout import RaiseAlert
 from controller.errors import AdviceUnavailableError
 from schemas.terms import AlertKind, Severity
 from tests.builders import make_judgement, make_rollout

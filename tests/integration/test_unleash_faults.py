@@ -21,7 +21,8 @@ import pytest
 from controller.actuating.reconciler import FlagReconciler
 from controller.adapters.unleash.plane import UnleashPlane
 from controller.clock import SystemClock
-from controller.core.rollout import RaiseAlert, Rollout
+from controller.core.effects import RaiseAlert
+from controller.core.rollout import Rollout
 from controller.errors import ConfigInvalid, FlagPlaneUnavailable
 from controller.health import Faults
 from controller.telemetry import Metrics

@@ -9,16 +9,15 @@ import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from controller.core.invariants import Step
-from controller.core.rollout import (
+from controller.core.effects import AnswerCommand
+from controller.core.events import (
     AdviceReceived,
     AdviceUnavailable,
-    AnswerCommand,
     CommandReceived,
     EvidenceJudged,
-    Gating,
-    Rollout,
 )
+from controller.core.invariants import Step
+from controller.core.rollout import Gating, Rollout
 from schemas.terms import CommandStatus, CommandVerb
 from tests.builders import T0
 from tests.examples import IS_THOROUGH

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controller.core.events import Event, EvidenceJudged, Ticked
 from controller.core.invariants import Step, violations
 from controller.core.judging.judgement import Judgement
 from controller.core.machine import decide, next_deadline
 from controller.core.plan import Window
-from controller.core.rollout import Baking, Event, EvidenceJudged, Gating, Rollout, Ticked
+from controller.core.rollout import Baking, Gating, Rollout
 from controller.core.timeline import locate
 from controller.core.windows import closes_at, is_active, opens_at
 from controller.counting.folding.flags_to_count import countable_intervals

@@ -22,20 +22,13 @@ import pytest
 
 from controller.adapters.llm.advisor import ModelAdvisor
 from controller.adapters.llm.prompts import gate_prompt
+from controller.core.effects import AskAdvice
+from controller.core.events import AdviceReceived, AdviceUnavailable, Event, EvidenceJudged, Ticked
 from controller.core.invariants import Step, without_advice
 from controller.core.judging.judgement import Advice, Judgement
 from controller.core.machine import decide, next_deadline
 from controller.core.plan import AdvisorPolicy, Plan
-from controller.core.rollout import (
-    AdviceReceived,
-    AdviceUnavailable,
-    AskAdvice,
-    Event,
-    EvidenceJudged,
-    Gating,
-    Rollout,
-    Ticked,
-)
+from controller.core.rollout import Gating, Rollout
 from controller.scorecard.cases import load_cases
 from controller.scorecard.kinds import CaseKind
 from schemas.advice import AdviceAnswer, parse_form

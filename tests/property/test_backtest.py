@@ -17,17 +17,12 @@ import pytest
 
 from controller.adapters.memory import ManualClock, MemoryBroker, MemoryEventLog, MemoryTotals
 from controller.core.analysis.sequential_tests import SequentialTests
+from controller.core.effects import PublishDecision
+from controller.core.events import CommandReceived, Event, EvidenceJudged, Ticked
 from controller.core.evidence import Evidence
 from controller.core.machine import decide, next_deadline
 from controller.core.plan import Guardrail, Plan, Window
-from controller.core.rollout import (
-    CommandReceived,
-    Event,
-    EvidenceJudged,
-    PublishDecision,
-    Rollout,
-    Ticked,
-)
+from controller.core.rollout import Rollout
 from controller.counting.ingest import Ingest
 from controller.deciding.flag.flag_decision import EvidenceJudge
 from controller.deciding.flag.flag_inbox import NewTotals

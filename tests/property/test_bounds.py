@@ -19,12 +19,13 @@ from controller.codec.decisions import to_judgement_record
 from controller.codec.plans import from_core_plan, to_core_plan
 from controller.codec.rollouts import read_state, rollout_from_json, rollout_to_json, state_event
 from controller.core.analysis.sequential_tests import SequentialTests
+from controller.core.events import AdviceUnavailable, EvidenceJudged, Ticked
 from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, VisitTotals
 from controller.core.judging.gate import judge
 from controller.core.judging.judgement import Judgement
 from controller.core.machine import decide, is_frozen, next_deadline
 from controller.core.plan import Plan
-from controller.core.rollout import AdviceUnavailable, EvidenceJudged, Gating, Rollout, Ticked
+from controller.core.rollout import Gating, Rollout
 from controller.core.serving import serving
 from controller.errors import CommandRefused, CommandUnreadable, DocumentUnreadable
 from controller.plans import lint

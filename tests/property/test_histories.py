@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controller.core.effects import AnswerCommand
+from controller.core.events import CommandReceived
 from controller.core.machine import decide
 from controller.core.rollout import (
     Aborted,
-    AnswerCommand,
     AwaitingApproval,
     Baking,
-    CommandReceived,
     Completed,
     Gating,
     Paused,

@@ -16,25 +16,21 @@ import pytest
 
 from controller.codec.rollouts import rollout_from_json, rollout_to_json
 from controller.core.command_ages import COMMAND_MAX_AGE
+from controller.core.effects import AskAdvice, PublishDecision, RaiseAlert
+from controller.core.events import CommandReceived, EvidenceJudged, Ticked
 from controller.core.invariants import Step, violations
 from controller.core.machine import decide, is_frozen, next_deadline
 from controller.core.rollout import (
     Aborted,
-    AskAdvice,
     AwaitingApproval,
     Baking,
-    CommandReceived,
     Completed,
-    EvidenceJudged,
     Gating,
     Paused,
-    PublishDecision,
-    RaiseAlert,
     Retired,
     RolledBack,
     Rollout,
     Scheduled,
-    Ticked,
 )
 from schemas.terms import (
     METRIC_GAPS,

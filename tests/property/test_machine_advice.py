@@ -8,21 +8,19 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from controller.core.effects import AskAdvice, PublishDecision
+from controller.core.events import (
+    AdviceReceived,
+    AdviceUnavailable,
+    CommandReceived,
+    Event,
+    EvidenceJudged,
+)
 from controller.core.invariants import Step, without_advice
 from controller.core.judging.judgement import Judgement
 from controller.core.machine import decide
 from controller.core.plan import AdvisorPolicy
-from controller.core.rollout import (
-    AdviceReceived,
-    AdviceUnavailable,
-    AskAdvice,
-    CommandReceived,
-    Event,
-    EvidenceJudged,
-    Gating,
-    PublishDecision,
-    Rollout,
-)
+from controller.core.rollout import Gating, Rollout
 from schemas.terms import AdvisorMode, CommandVerb, HoldReason, Verdict
 from tests.histories import (
     APPROVED,

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from controller.core.effects import RaiseAlert
+from controller.core.events import EvidenceJudged
 from controller.core.invariants import Step
-from controller.core.rollout import Baking, EvidenceJudged, Gating, Paused, RaiseAlert
+from controller.core.rollout import Baking, Gating, Paused
 from schemas.terms import HealthGap, HoldReason, OnBreach
 from tests.property.history_checks import MANY, invariant
 

@@ -10,18 +10,17 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from controller.core.effects import AnswerCommand, PublishDecision
 from controller.core.machine import decide
 from controller.core.plan import DEFAULT_GAP_POLICIES, Guardrail, Plan, Stage, Window
 from controller.core.plan_changes import change_of
 from controller.core.plan_changes.stages import disorder
 from controller.core.rollout import (
-    AnswerCommand,
     AwaitingApproval,
     Baking,
     Gating,
     Paused,
     Phase,
-    PublishDecision,
     Rollout,
     Scheduled,
 )

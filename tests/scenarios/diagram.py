@@ -13,30 +13,32 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from controller.core.effects import AnswerCommand
+from controller.core.events import (
+    AdviceReceived,
+    AdviceUnavailable,
+    CommandReceived,
+    Event,
+    EvidenceJudged,
+    Restarted,
+    Ticked,
+)
 from controller.core.machine import COMMANDS, decide
 from controller.core.machine.times import is_over
 from controller.core.plan import AdvisorPolicy, Plan, Window
 from controller.core.rollout import (
     Aborted,
-    AdviceReceived,
     AdviceRound,
-    AdviceUnavailable,
-    AnswerCommand,
     AwaitingApproval,
     Baking,
-    CommandReceived,
     Completed,
-    Event,
-    EvidenceJudged,
     Freeze,
     Gating,
     Paused,
     Phase,
-    Restarted,
     RolledBack,
     Rollout,
     Scheduled,
-    Ticked,
 )
 from schemas.terms import (
     AdvisorMode,

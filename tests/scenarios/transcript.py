@@ -20,27 +20,20 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from controller.core.analysis.sequential_tests import GapTime
+from controller.core.effects import AnswerCommand, AskAdvice, Effect, PublishDecision, RaiseAlert
+from controller.core.events import (
+    AdviceReceived,
+    AdviceUnavailable,
+    CommandReceived,
+    Event,
+    EvidenceJudged,
+    Restarted,
+    Ticked,
+)
 from controller.core.judging.judgement import Gap, Judgement
 from controller.core.machine import decide, next_deadline
 from controller.core.plan import DEFAULT_GAP_POLICIES, AdvisorPolicy, Plan, Window
-from controller.core.rollout import (
-    AdviceReceived,
-    AdviceUnavailable,
-    AnswerCommand,
-    AskAdvice,
-    CommandReceived,
-    Effect,
-    Event,
-    EvidenceJudged,
-    Gating,
-    Paused,
-    PublishDecision,
-    RaiseAlert,
-    Restarted,
-    Rollout,
-    Scheduled,
-    Ticked,
-)
+from controller.core.rollout import Gating, Paused, Rollout, Scheduled
 from schemas.command import TAKES_PLAN
 from schemas.fields import parse_duration
 from schemas.terms import (

@@ -10,28 +10,27 @@ from datetime import datetime
 
 import pytest
 
+from controller.core.effects import AnswerCommand, AskAdvice, PublishDecision, RaiseAlert
+from controller.core.events import (
+    AdviceReceived,
+    AdviceUnavailable,
+    CommandReceived,
+    Event,
+    EvidenceJudged,
+    Restarted,
+    Ticked,
+)
 from controller.core.machine import decide
 from controller.core.plan import AdvisorPolicy
 from controller.core.rollout import (
-    AdviceReceived,
-    AdviceUnavailable,
-    AnswerCommand,
-    AskAdvice,
     AwaitingApproval,
     Baking,
-    CommandReceived,
     Completed,
-    Event,
-    EvidenceJudged,
     Freeze,
     Gating,
     Paused,
-    PublishDecision,
-    RaiseAlert,
-    Restarted,
     RolledBack,
     Rollout,
-    Ticked,
 )
 from schemas.terms import (
     AdvisorMode,

@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from controller.clock import AgreedClock, SystemClock
+from controller.core.events import Ticked
 from controller.core.machine import decide
-from controller.core.rollout import Baking, Gating, Ticked
+from controller.core.rollout import Baking, Gating
 from tests.builders import MINUTE, T0, make_command, make_rollout, make_visit
 
 START = datetime(2026, 11, 21, 3, 0, tzinfo=UTC)

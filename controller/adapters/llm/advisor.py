@@ -23,8 +23,9 @@ from controller.adapters.llm.prompts import (
     look_prompt,
 )
 from controller.adapters.llm.trouble import form_fix, only_advice_errors
+from controller.core.effects import AskAdvice, RaiseAlert
 from controller.core.judging.judgement import Advice, Explanation, Judgement
-from controller.core.rollout import AskAdvice, RaiseAlert, Rollout
+from controller.core.rollout import Rollout
 from controller.errors import AdviceUnavailableError
 from controller.ports import Clock
 from controller.settings import AdvisorSettings

@@ -25,11 +25,12 @@ from importlib import resources
 from string import Template
 from typing import Any
 
+from controller.core.effects import AskAdvice
 from controller.core.judging.judgement import Advice, Judgement, MetricReport
 from controller.core.metrics import kind_of_report, kind_to_show
 from controller.core.metrics.kind import ArmSummary
 from controller.core.plan import Plan, Stage
-from controller.core.rollout import AskAdvice, Rollout
+from controller.core.rollout import Rollout
 from controller.core.serving import decided_share
 from controller.core.visits import Visit
 from schemas.advice import ANOMALIES_SCHEMA, ANSWER_SCHEMA, EXPLANATION_SCHEMA

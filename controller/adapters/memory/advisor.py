@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from controller.adapters.memory.outage import Outage
+from controller.core.effects import AskAdvice
 from controller.core.judging.judgement import Advice
-from controller.core.rollout import AskAdvice, Rollout
+from controller.core.rollout import Rollout
 from controller.errors import (
     AdviceUnavailableError,
 )

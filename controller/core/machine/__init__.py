@@ -18,6 +18,17 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
+from controller.core.effects import Transition
+from controller.core.events import (
+    AdviceReceived,
+    AdviceUnavailable,
+    CommandReceived,
+    CommandUnusable,
+    Event,
+    EvidenceJudged,
+    Restarted,
+    Ticked,
+)
 from controller.core.machine import (
     actions,
     announcements,
@@ -48,25 +59,16 @@ from controller.core.machine.times import (
 )
 from controller.core.rollout import (
     Aborted,
-    AdviceReceived,
     AdviceRound,
-    AdviceUnavailable,
     AwaitingApproval,
     Baking,
-    CommandReceived,
-    CommandUnusable,
     Completed,
-    Event,
-    EvidenceJudged,
     Gating,
     Paused,
-    Restarted,
     Retired,
     RolledBack,
     Rollout,
     Scheduled,
-    Ticked,
-    Transition,
 )
 from schemas.terms import CommandVerb, PhaseName
 

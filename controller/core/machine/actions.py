@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from controller.core.effects import Transition
 from controller.core.machine import plan_transitions, transitions
 from controller.core.machine.commands import (
     Request,
@@ -18,7 +19,7 @@ from controller.core.machine.commands import (
 from controller.core.machine.obstacles import why_not_now
 from controller.core.machine.times import bake_time, is_expired, opens_words
 from controller.core.plan import stage_called
-from controller.core.rollout import Baking, Paused, Rollout, Scheduled, Transition, Waiting
+from controller.core.rollout import Baking, Paused, Rollout, Scheduled, Waiting
 from schemas.terms import HoldReason
 
 # --- up ---

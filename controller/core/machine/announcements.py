@@ -8,20 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from controller.core.effects import AnswerCommand, Effect, PublishDecision, RaiseAlert
+from controller.core.events import CommandReceived, CommandUnusable
 from controller.core.judging.judgement import Judgement, MetricReport
 from controller.core.machine.cause import Cause
 from controller.core.machine.health import action_for, is_alarming
-from controller.core.rollout import (
-    CONTROLLER,
-    AnswerCommand,
-    CommandReceived,
-    CommandUnusable,
-    Effect,
-    Gating,
-    PublishDecision,
-    RaiseAlert,
-    Rollout,
-)
+from controller.core.rollout import CONTROLLER, Gating, Rollout
 from schemas.terms import (
     AlertKind,
     CommandStatus,

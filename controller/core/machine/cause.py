@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from controller.core.events import CommandReceived
 from controller.core.judging.judgement import Judgement
-from controller.core.rollout import CommandReceived
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from controller.core.command_ages import CLOCK_TOLERANCE, COMMAND_MAX_AGE, LOWERING_MAX_AGE
+from controller.core.effects import Transition
+from controller.core.events import CommandReceived
 from controller.core.machine import announcements, four_eyes
 from controller.core.machine.cause import Cause
 from controller.core.machine.obstacles import MOST_VISITS
 from controller.core.machine.times import is_over
-from controller.core.rollout import CommandReceived, Retired, Rollout, Transition
+from controller.core.rollout import Retired, Rollout
 from schemas.terms import ALWAYS_ACCEPTED, CommandVerb, PhaseName
 
 #: Commands that raise the percentage or open the way to it. All others only ever make the rollout

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from controller.core.effects import Transition
 from controller.core.judging.judgement import Gap, Judgement, MetricReport
 from controller.core.machine import announcements, breaches, health, holding, transitions
 from controller.core.machine.cause import Cause
-from controller.core.rollout import Rollout, Transition
+from controller.core.rollout import Rollout
 from schemas.terms import AlertKind, HealthGap, HoldReason, OnBreach
 
 # --- breaches ---

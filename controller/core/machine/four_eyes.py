@@ -9,8 +9,9 @@ from __future__ import annotations
 import unicodedata
 from typing import Final
 
+from controller.core.events import CommandReceived
 from controller.core.plan_changes import change_of
-from controller.core.rollout import CommandReceived, Rollout
+from controller.core.rollout import Rollout
 from schemas.terms import CommandVerb
 
 #: Commands that let a rollout pass where it would wait for a person, or for its gate.

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
+from controller.core.effects import AskAdvice, Transition
+from controller.core.events import AdviceReceived, AdviceUnavailable, Event, EvidenceJudged
 from controller.core.evidence import WebhookReply
 from controller.core.judging.judgement import Judgement
 from controller.core.machine import announcements, health, holding, transitions
@@ -24,18 +26,7 @@ from controller.core.machine.obstacles import (
 from controller.core.machine.times import is_frozen, may_announce
 from controller.core.plan import GateWebhook
 from controller.core.plan_changes.windows import duration_words
-from controller.core.rollout import (
-    AdviceReceived,
-    AdviceRound,
-    AdviceUnavailable,
-    AskAdvice,
-    AwaitingApproval,
-    Event,
-    EvidenceJudged,
-    Gating,
-    Rollout,
-    Transition,
-)
+from controller.core.rollout import AdviceRound, AwaitingApproval, Gating, Rollout
 from schemas.terms import (
     AdvisorMode,
     Approval,

@@ -10,19 +10,13 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
+from controller.core.effects import Transition
 from controller.core.judging.judgement import Judgement
 from controller.core.machine import announcements, health
 from controller.core.machine.cause import Cause
 from controller.core.machine.revisions import announced, next_revision
 from controller.core.machine.times import bake_time, gate_time
-from controller.core.rollout import (
-    AdviceRound,
-    AwaitingApproval,
-    Gating,
-    Paused,
-    Rollout,
-    Transition,
-)
+from controller.core.rollout import AdviceRound, AwaitingApproval, Gating, Paused, Rollout
 from schemas.terms import DecisionKind, HealthGap, HoldReason
 
 NO_GAPS: Final[frozenset[HealthGap]] = frozenset()

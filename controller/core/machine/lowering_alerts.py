@@ -6,9 +6,10 @@ the alert says so, and what does not come back. The other announcements are in `
 
 from __future__ import annotations
 
+from controller.core.effects import RaiseAlert
 from controller.core.machine.announcements import alert
 from controller.core.machine.cause import Cause
-from controller.core.rollout import RaiseAlert, Rollout
+from controller.core.rollout import Rollout
 from schemas.terms import AlertKind, HoldReason, Severity
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from controller.core.effects import Transition
 from controller.core.machine import four_eyes, plan_transitions, transitions
 from controller.core.machine.commands import (
     ALREADY_STARTED,
@@ -19,7 +20,7 @@ from controller.core.machine.commands import (
 )
 from controller.core.machine.obstacles import why_no_start, why_over
 from controller.core.plan_changes import change_of
-from controller.core.rollout import Rollout, Transition
+from controller.core.rollout import Rollout
 from schemas.terms import AdvisorMode, CommandVerb
 
 NO_MODEL = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from controller.core.effects import AppliedPlan, Transition
 from controller.core.machine import announcements
 from controller.core.machine.cause import Cause
 from controller.core.machine.four_eyes import with_author
@@ -18,14 +19,12 @@ from controller.core.machine.transitions import entered
 from controller.core.plan_changes import PlanChange
 from controller.core.rollout import (
     AdviceRound,
-    AppliedPlan,
     AwaitingApproval,
     Baking,
     Gating,
     Paused,
     Rollout,
     Scheduled,
-    Transition,
     Waiting,
 )
 from schemas.terms import AdvisorMode, DecisionKind, HoldReason

@@ -9,12 +9,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
+from controller.core.effects import Transition
 from controller.core.machine import lowering_alerts
 from controller.core.machine.cause import Cause
 from controller.core.machine.commands import Request, done, nothing_to_do, rejected
 from controller.core.machine.holding import NO_BREACHES, NO_GAPS
 from controller.core.machine.revisions import announced, next_revision
-from controller.core.rollout import Completed, Retired, Rollout, Transition
+from controller.core.rollout import Completed, Retired, Rollout
 from schemas.terms import DecisionKind
 
 WINDOWS_GO_ON: Final = (

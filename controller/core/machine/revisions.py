@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
+from controller.core.effects import Effect, Transition
 from controller.core.machine import announcements
 from controller.core.machine.cause import Cause
-from controller.core.rollout import Effect, Rollout, Transition
+from controller.core.rollout import Rollout
 from controller.core.visits import Visit
 from schemas.terms import DecisionKind
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 
+from controller.core.effects import Transition
+from controller.core.events import CommandReceived
 from controller.core.machine import (
     announcements,
     breaches,
@@ -28,7 +30,6 @@ from controller.core.plan import Plan
 from controller.core.rollout import (
     Aborted,
     Baking,
-    CommandReceived,
     Completed,
     Ended,
     Freeze,
@@ -37,7 +38,6 @@ from controller.core.rollout import (
     RolledBack,
     Rollout,
     Scheduled,
-    Transition,
     Waiting,
 )
 from controller.core.visits import Visit

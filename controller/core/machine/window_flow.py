@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from controller.core.effects import Transition
+from controller.core.events import Event, EvidenceJudged, Ticked
 from controller.core.machine import window_transitions
 from controller.core.machine.times import may_open, missed_closing, must_close
-from controller.core.rollout import Event, EvidenceJudged, Rollout, Ticked, Transition
+from controller.core.rollout import Rollout
 
 
 def close_or_open(rollout: Rollout, event: Event, now: datetime) -> Transition | None:

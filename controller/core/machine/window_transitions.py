@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
+from controller.core.effects import RaiseAlert, Transition
 from controller.core.machine import announcements, transitions
 from controller.core.machine.cause import Cause
 from controller.core.machine.holding import round_to_ask_again
@@ -23,12 +24,10 @@ from controller.core.rollout import (
     Gating,
     Paused,
     Phase,
-    RaiseAlert,
     Retired,
     RolledBack,
     Rollout,
     Scheduled,
-    Transition,
 )
 from controller.core.windows import closes_at, local_words, opens_at
 from schemas.terms import AlertKind, DecisionKind, HoldReason, Severity

@@ -11,7 +11,7 @@ from dataclasses import replace
 import structlog
 
 from controller.cancellation import is_cancelled
-from controller.core.rollout import CommandReceived, CommandUnusable
+from controller.core.events import CommandReceived, CommandUnusable
 from controller.deciding.commands.command_inbox import CommandInbox
 from controller.deciding.commands.command_partition import (
     OpenCommands,

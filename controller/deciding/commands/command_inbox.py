@@ -16,7 +16,8 @@ from controller.codec.cloud_events import SOURCE
 from controller.codec.command_records import read_command, refusal_by_mistake
 from controller.codec.commands import command_event, peek_command, to_command_received
 from controller.codec.outbox import outbox_entry
-from controller.core.rollout import AnswerCommand, CommandReceived
+from controller.core.effects import AnswerCommand
+from controller.core.events import CommandReceived
 from controller.deciding.commands.passing_faults import PassingFaults
 from controller.errors import (
     BadInput,

@@ -24,8 +24,10 @@ import structlog
 from controller.cancellation import is_cancelled, task_group
 from controller.codec.commands import to_command_received
 from controller.codec.waiting_commands import WaitingCommand
+from controller.core.effects import AnswerCommand
+from controller.core.events import CommandReceived
 from controller.core.machine import decide
-from controller.core.rollout import AnswerCommand, CommandReceived, Rollout
+from controller.core.rollout import Rollout
 from controller.core.serving import serving
 from controller.deciding.commands.waiting_commands import (
     KeptCommands,

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import structlog
 
+from controller.core.effects import AnswerCommand
 from controller.core.machine import decide
-from controller.core.rollout import AnswerCommand
 from controller.deciding.commands.command_handler import CommandHandler
 from controller.deciding.commands.command_inbox import CommandInbox
 from controller.deciding.commands.command_partition import (

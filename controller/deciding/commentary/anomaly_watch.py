@@ -13,8 +13,9 @@ from typing import Protocol
 import structlog
 
 from controller.core.anomaly import Anomaly, find_anomalies
+from controller.core.effects import RaiseAlert
 from controller.core.judging.judgement import Judgement
-from controller.core.rollout import RaiseAlert, Rollout
+from controller.core.rollout import Rollout
 from controller.deciding.commentary.explanations import RolloutAlerts
 from controller.errors import AdviceUnavailableError
 from controller.ports import Commentator

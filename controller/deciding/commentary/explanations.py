@@ -13,7 +13,8 @@ from typing import Protocol
 
 import structlog
 
-from controller.core.rollout import RaiseAlert, Rollout
+from controller.core.effects import RaiseAlert
+from controller.core.rollout import Rollout
 from controller.errors import AdviceUnavailableError
 from controller.ports import Commentator
 from controller.telemetry import Metrics

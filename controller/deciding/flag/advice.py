@@ -7,13 +7,9 @@ import asyncio
 import structlog
 
 from controller.core.advice_outcome import agrees, ended_by_evidence
-from controller.core.rollout import (
-    AdviceReceived,
-    AdviceUnavailable,
-    AskAdvice,
-    PublishDecision,
-    Rollout,
-)
+from controller.core.effects import AskAdvice, PublishDecision
+from controller.core.events import AdviceReceived, AdviceUnavailable
+from controller.core.rollout import Rollout
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.flag.flag_inbox import FlagInbox
 from controller.errors import AdviceUnavailableError

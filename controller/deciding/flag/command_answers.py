@@ -17,8 +17,10 @@ from datetime import datetime
 import structlog
 
 from controller.codec.commands import to_command_received
+from controller.core.effects import AnswerCommand
+from controller.core.events import CommandReceived, CommandUnusable
 from controller.core.machine import decide
-from controller.core.rollout import AnswerCommand, CommandReceived, CommandUnusable, Rollout
+from controller.core.rollout import Rollout
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.flag.outbox import Outbox
 from controller.deciding.flag.store_trouble import StoreTrouble

@@ -6,16 +6,8 @@ from collections.abc import Sequence
 
 import structlog
 
-from controller.core.rollout import (
-    AnswerCommand,
-    AskAdvice,
-    Baking,
-    Effect,
-    Gating,
-    PublishDecision,
-    RaiseAlert,
-    Rollout,
-)
+from controller.core.effects import AnswerCommand, AskAdvice, Effect, PublishDecision, RaiseAlert
+from controller.core.rollout import Baking, Gating, Rollout
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.flag.advice import AdviceAgreement
 from controller.telemetry import UNKNOWN_VERB

@@ -12,6 +12,8 @@ from datetime import datetime
 from typing import Final
 
 from controller.core.analysis.sequential_tests import SequentialTests
+from controller.core.effects import AnswerCommand, Effect
+from controller.core.events import CommandReceived, CommandUnusable, Event, EvidenceJudged
 from controller.core.evidence import Evidence
 from controller.core.invariants import Step
 from controller.core.judging.carried_tests import carried_tests
@@ -20,16 +22,7 @@ from controller.core.judging.judgement import Judgement
 from controller.core.judging.quiet import after_quiet_until, quiet_until
 from controller.core.machine import decide, hold_back, with_evidence
 from controller.core.machine.health import is_alarming
-from controller.core.rollout import (
-    AnswerCommand,
-    CommandReceived,
-    CommandUnusable,
-    Effect,
-    Event,
-    EvidenceJudged,
-    Gating,
-    Rollout,
-)
+from controller.core.rollout import Gating, Rollout
 from controller.deciding.flag.command_answers import Binding
 from controller.deciding.flag.flag_inbox import NewTotals
 from controller.deciding.flag.flag_state import FlagState

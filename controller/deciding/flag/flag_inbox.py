@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
+from controller.core.events import CommandReceived, Event, Ticked
 from controller.core.evidence import Evidence
-from controller.core.rollout import CommandReceived, Event, Ticked
 from schemas.terms import ALWAYS_ACCEPTED, FINAL, CommandVerb
 
 _NOT_OVERTAKEN = FINAL | {CommandVerb.START, CommandVerb.RESTART}

@@ -21,8 +21,9 @@ from controller.core.analysis.sequential_tests import (
     differ_in_times_alone,
     encode_tests,
 )
+from controller.core.effects import AnswerCommand, AskAdvice, Effect
 from controller.core.machine.retirement import retired_at
-from controller.core.rollout import AnswerCommand, AskAdvice, Baking, Effect, Rollout
+from controller.core.rollout import Baking, Rollout
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.flag.command_answers import answer_key
 from controller.deciding.flag.outbox import EffectEncoder, Outbox

@@ -23,21 +23,12 @@ from datetime import datetime
 import structlog
 
 from controller.cancellation import task_group
+from controller.core.effects import AskAdvice, Effect, RaiseAlert
+from controller.core.events import CommandReceived, CommandUnusable, Event, Restarted, Ticked
 from controller.core.future_times import AHEAD_AT_MOST_SECONDS, healed, seconds_ahead
 from controller.core.judging.judgement import Judgement
 from controller.core.machine import next_deadline
-from controller.core.rollout import (
-    AskAdvice,
-    CommandReceived,
-    CommandUnusable,
-    Effect,
-    Event,
-    RaiseAlert,
-    Restarted,
-    Retired,
-    Rollout,
-    Ticked,
-)
+from controller.core.rollout import Retired, Rollout
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.flag.advice import AdviceAsker
 from controller.deciding.flag.command_answers import Binding, CommandAnswers, digest_of

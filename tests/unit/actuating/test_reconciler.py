@@ -11,7 +11,8 @@ import pytest
 from controller.actuating.reconciler import FlagReconciler
 from controller.adapters.memory import MemoryFlagPlane
 from controller.core.audience import Audience, Condition
-from controller.core.rollout import RaiseAlert, RolledBack, Rollout
+from controller.core.effects import RaiseAlert
+from controller.core.rollout import RolledBack, Rollout
 from controller.errors import BrokenInvariant
 from controller.health import Faults, Scope
 from controller.ports import FlagPlane, Served

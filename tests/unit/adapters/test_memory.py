@@ -18,7 +18,7 @@ from controller.adapters.memory import (
     MemoryStateFeed,
     MemoryTotals,
 )
-from controller.core.rollout import AskAdvice
+from controller.core.effects import AskAdvice
 from controller.errors import (
     AdviceUnavailableError,
     EventLogUnavailable,

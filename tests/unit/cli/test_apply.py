@@ -15,8 +15,9 @@ from controller.cli import apply
 from controller.cli.common import EXIT_REJECTED, EXIT_USAGE
 from controller.cli.operator import app
 from controller.codec.plans import to_core_plan
+from controller.core.events import Ticked
 from controller.core.machine import decide
-from controller.core.rollout import Rollout, Ticked
+from controller.core.rollout import Rollout
 from schemas.plan import PlanDocument
 from tests.builders import make_rollout
 from tests.live import quick_plan

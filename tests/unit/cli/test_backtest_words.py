@@ -5,7 +5,7 @@ from __future__ import annotations
 from controller.cli.backtest_run import MOST_REAL, real_decision_lines, why_nothing_counted
 from controller.cli.operator_client import as_decision, read_event
 from controller.codec.decisions import decision_event
-from controller.core.rollout import PublishDecision
+from controller.core.effects import PublishDecision
 from schemas.decision import Decision
 from schemas.terms import DecisionKind
 from tests.builders import T0, make_plan, make_rollout

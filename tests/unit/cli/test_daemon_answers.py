@@ -31,8 +31,9 @@ from controller.cli.operator import app
 from controller.cli.operator_client import NewestRollouts
 from controller.codec.decisions import decision_event, to_judgement_record
 from controller.codec.rollouts import rollout_to_json
+from controller.core.effects import PublishDecision
 from controller.core.judging.quiet import LONGEST
-from controller.core.rollout import PublishDecision, RolledBack
+from controller.core.rollout import RolledBack
 from controller.errors import EventLogUnavailable
 from controller.reporting.situation import NOT_JUDGED_AFTER
 from controller.running.report_writer import QUIET_SECONDS

@@ -19,6 +19,7 @@ from controller.cli.status import situation_of
 from controller.codec.alerts import alert_event
 from controller.codec.decisions import decision_event, to_judgement_record
 from controller.codec.rollouts import state_event, to_state
+from controller.core.effects import PublishDecision, RaiseAlert
 from controller.core.judging.judgement import Gap, Harm
 from controller.core.rollout import (
     Aborted,
@@ -26,8 +27,6 @@ from controller.core.rollout import (
     Completed,
     Gating,
     Phase,
-    PublishDecision,
-    RaiseAlert,
     RolledBack,
     Scheduled,
 )

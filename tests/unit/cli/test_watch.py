@@ -14,7 +14,8 @@ from controller.cli.operator_client import Event, read_event
 from controller.codec.alerts import alert_event
 from controller.codec.decisions import decision_event, to_judgement_record
 from controller.codec.rollouts import state_event
-from controller.core.rollout import PublishDecision, RaiseAlert, RolledBack
+from controller.core.effects import PublishDecision, RaiseAlert
+from controller.core.rollout import RolledBack
 from controller.reporting.evidence_words import evidence_line
 from schemas.terms import AlertKind, DecisionKind, Severity
 from tests.builders import T0, make_breach, make_judgement, make_report, make_rollout

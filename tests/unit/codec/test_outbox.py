@@ -5,11 +5,8 @@ import json
 import pytest
 
 from controller.codec.outbox import outbox_entry
-from controller.core.rollout import (
-    AnswerCommand,
-    PublishDecision,
-    RolledBack,
-)
+from controller.core.effects import AnswerCommand, PublishDecision
+from controller.core.rollout import RolledBack
 from controller.errors import (
     BrokenInvariant,
 )

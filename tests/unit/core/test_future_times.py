@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controller.core.events import Ticked
 from controller.core.future_times import healed, seconds_ahead
 from controller.core.machine import decide
 from controller.core.rollout import (
@@ -21,7 +22,6 @@ from controller.core.rollout import (
     Phase,
     RolledBack,
     Rollout,
-    Ticked,
 )
 from schemas.terms import HoldReason
 from tests.builders import HOUR, MINUTE, T0, make_command, make_rollout, make_visit

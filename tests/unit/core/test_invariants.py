@@ -11,22 +11,13 @@ from typing import Any
 
 import pytest
 
+from controller.core.effects import AnswerCommand, PublishDecision
+from controller.core.events import Event, EvidenceJudged, Ticked
 from controller.core.invariants import RULES, Step, violations
 from controller.core.judging.judgement import Gap
 from controller.core.machine import decide
 from controller.core.plan import AdvisorPolicy, Window
-from controller.core.rollout import (
-    AdviceRound,
-    AnswerCommand,
-    Baking,
-    Event,
-    EvidenceJudged,
-    Gating,
-    PublishDecision,
-    RolledBack,
-    Rollout,
-    Ticked,
-)
+from controller.core.rollout import AdviceRound, Baking, Gating, RolledBack, Rollout
 from schemas.terms import (
     AdviceChoice,
     AdvisorMode,

@@ -11,8 +11,9 @@ import pytest
 
 from controller.adapters.memory import MemoryPublisher, MemoryRollouts
 from controller.bootstrap import Daemon
+from controller.core.effects import RaiseAlert
 from controller.core.judging.quiet import LONGEST_YOUNG
-from controller.core.rollout import RaiseAlert, Rollout
+from controller.core.rollout import Rollout
 from controller.errors import (
     BrokenInvariant,
     EventLogUnavailable,

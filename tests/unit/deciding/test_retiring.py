@@ -15,7 +15,9 @@ from controller.adapters.memory import (
     MemoryReports,
     MemoryRollouts,
 )
-from controller.core.rollout import CommandReceived, Completed, RaiseAlert, Retired, Rollout
+from controller.core.effects import RaiseAlert
+from controller.core.events import CommandReceived
+from controller.core.rollout import Completed, Retired, Rollout
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.flag.flag_worker import FlagWorker
 from controller.deciding.registry import RolloutRegistry

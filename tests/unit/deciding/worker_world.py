@@ -12,13 +12,11 @@ from typing import Any
 from hypothesis import strategies as st
 
 from controller.adapters.memory import MemoryAdvisor, MemoryPublisher, MemoryReports, MemoryRollouts
+from controller.core.effects import AskAdvice
 from controller.core.evidence import ArmTotals, Evidence, VisitTotals
 from controller.core.judging.judgement import Advice
 from controller.core.plan import AdvisorPolicy, Plan
-from controller.core.rollout import (
-    AskAdvice,
-    Rollout,
-)
+from controller.core.rollout import Rollout
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.flag.flag_inbox import NewTotals
 from controller.deciding.flag.flag_worker import FlagWorker

@@ -15,21 +15,20 @@ import pytest
 
 from controller.codec.plans import to_core_plan
 from controller.core.analysis.sequential_tests import SequentialTests
+from controller.core.effects import AskAdvice, PublishDecision
+from controller.core.events import (
+    AdviceReceived,
+    AdviceUnavailable,
+    CommandReceived,
+    Event,
+    EvidenceJudged,
+    Ticked,
+)
 from controller.core.evidence import ArmTotals, Evidence, PartitionProgress, VisitTotals, bucket_of
 from controller.core.judging.gate import judge
 from controller.core.judging.judgement import Advice
 from controller.core.machine import decide
-from controller.core.rollout import (
-    AdviceReceived,
-    AdviceUnavailable,
-    AskAdvice,
-    CommandReceived,
-    Event,
-    EvidenceJudged,
-    PublishDecision,
-    Rollout,
-    Ticked,
-)
+from controller.core.rollout import Rollout
 from controller.demo.ending import ending_difference
 from controller.demo.run import LONGEST_SECONDS
 from controller.demo.scenarios import SCENARIOS, AdvisorPart, Scenario, Service, plan_of

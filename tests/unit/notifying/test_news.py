@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from controller.codec.outbox import outbox_entry
-from controller.core.rollout import RaiseAlert
+from controller.core.effects import RaiseAlert
 from controller.notifying.book import Delivery, Purpose
 from controller.notifying.news import News, read_event
 from controller.notifying.rules import parse_notification_rules

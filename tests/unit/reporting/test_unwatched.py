@@ -8,7 +8,8 @@ from datetime import timedelta
 import pytest
 
 from controller.codec.outbox import outbox_entry
-from controller.core.rollout import RaiseAlert, RolledBack, Rollout
+from controller.core.effects import RaiseAlert
+from controller.core.rollout import RolledBack, Rollout
 from controller.reporting.headline import Tone, brief, headline
 from controller.reporting.situation import Situation
 from controller.reporting.unwatched import Unwatched, open_unwatched, unwatched_words

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from controller.core.rollout import Baking, Freeze, RaiseAlert, RolledBack, Rollout
+from controller.core.effects import RaiseAlert
+from controller.core.rollout import Baking, Freeze, RolledBack, Rollout
 from controller.errors import OperatingTrouble, StoreUnavailable
 from controller.health import Faults, Scope
 from controller.responding.commanding import Commander

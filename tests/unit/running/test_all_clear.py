@@ -12,7 +12,8 @@ import pytest
 from controller.actuating.plane_alerts import not_served, served_again
 from controller.adapters.memory import ManualClock
 from controller.codec.outbox import outbox_entry
-from controller.core.rollout import RaiseAlert, RolledBack, Rollout
+from controller.core.effects import RaiseAlert
+from controller.core.rollout import RolledBack, Rollout
 from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
 from controller.notifying.notifier import Seen

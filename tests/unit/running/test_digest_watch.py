@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 import pytest
 
 from controller.adapters.memory import ManualClock, MemoryFlagUses
-from controller.core.rollout import Completed, RaiseAlert, Rollout
+from controller.core.effects import RaiseAlert
+from controller.core.rollout import Completed, Rollout
 from controller.ports import FlagUses
 from controller.reporting.flag_digest import due_since
 from controller.running.digest_watch import DigestWatch

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from controller.adapters.memory import ManualClock
-from controller.core.rollout import RaiseAlert, RolledBack, Rollout
+from controller.core.effects import RaiseAlert
+from controller.core.rollout import RolledBack, Rollout
 from controller.counting.event_tally import EventTally
 from controller.counting.flag_tally import EventSample, FlagTally
 from controller.counting.folding.flags_to_count import FlagsToCount

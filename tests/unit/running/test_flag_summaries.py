@@ -11,8 +11,9 @@ import pytest
 from controller.adapters.memory import ManualClock, MemoryReports
 from controller.codec.decisions import decision_event
 from controller.codec.flag_summaries import summary_from_json
+from controller.core.effects import PublishDecision
 from controller.core.judging.judgement import Judgement
-from controller.core.rollout import Completed, PublishDecision, Rollout
+from controller.core.rollout import Completed, Rollout
 from controller.errors import BrokenInvariant
 from controller.ports import FlagSummary, LastDecision, Use
 from controller.running.flag_summaries import MOST_READ, PUBLISHED, FlagSummaries

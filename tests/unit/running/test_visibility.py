@@ -13,8 +13,9 @@ import pytest
 import structlog
 
 from controller.adapters.memory import ManualClock, MemoryPublisher
+from controller.core.effects import RaiseAlert
 from controller.core.evidence import PartitionProgress
-from controller.core.rollout import RaiseAlert, RolledBack, Rollout
+from controller.core.rollout import RolledBack, Rollout
 from controller.deciding.given_evidence import Progress
 from controller.deciding.totals_reader import WatchView
 from controller.health import Faults, Scope

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from controller.adapters.memory import ManualClock, MemoryPublisher
 from controller.codec.outbox import outbox_entry
-from controller.core.rollout import RaiseAlert
+from controller.core.effects import RaiseAlert
 from controller.running.visibility_alerts import RETRY_SECONDS, VisibilityAlerts
 from controller.telemetry import Metrics
 from schemas.terms import AlertKind, Severity

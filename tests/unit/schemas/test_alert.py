@@ -3,8 +3,8 @@
 import json
 
 from controller.codec.alerts import alert_event
+from controller.core.effects import RaiseAlert
 from controller.core.judging.judgement import Harm
-from controller.core.rollout import RaiseAlert
 from schemas.alert import Alert
 from schemas.terms import AlertKind, Severity
 from tests.builders import T0, make_judgement, make_rollout

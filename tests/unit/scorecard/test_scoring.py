@@ -10,8 +10,9 @@ from html.parser import HTMLParser
 import pytest
 
 from controller.adapters.memory import ManualClock
+from controller.core.effects import AskAdvice
 from controller.core.judging.judgement import Advice
-from controller.core.rollout import AskAdvice, Rollout
+from controller.core.rollout import Rollout
 from controller.errors import AdviceUnavailableError
 from controller.scorecard.cases import Case, load_cases
 from controller.scorecard.kinds import CaseKind

@@ -18,8 +18,8 @@ from controller.adapters.llm.openai import OpenAIDialect
 from controller.adapters.llm.prompts import gate_prompt
 from controller.adapters.llm.trouble import ServerTrouble
 from controller.adapters.memory import ManualClock
+from controller.core.effects import AskAdvice, RaiseAlert
 from controller.core.judging.judgement import Advice
-from controller.core.rollout import AskAdvice, RaiseAlert
 from controller.errors import AdviceUnavailableError, ConfigInvalid
 from controller.settings import AdvisorSettings
 from schemas.advice import ANSWER_SCHEMA

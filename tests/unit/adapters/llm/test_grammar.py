@@ -16,7 +16,7 @@ from controller.adapters.llm.grammar import MAX_INTEGER, grammar_of
 from controller.adapters.llm.localai import LocalAIDialect
 from controller.adapters.llm.prompts import gate_prompt
 from controller.authoring.plan_draft import FORM, PlanAnswer
-from controller.core.rollout import AskAdvice
+from controller.core.effects import AskAdvice
 from controller.settings import AdvisorSettings
 from schemas.advice import (
     ANOMALIES_SCHEMA,

@@ -27,8 +27,9 @@ from controller.adapters.llm.prompts import (
     look_prompt,
     quoted,
 )
+from controller.core.effects import AskAdvice
 from controller.core.judging.judgement import Harm
-from controller.core.rollout import AskAdvice, Gating, Rollout
+from controller.core.rollout import Gating, Rollout
 from schemas.advice import ANSWER_SCHEMA
 from schemas.terms import Arm, MetricRole, Verdict
 from tests.builders import (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from controller.core.events import Event, EvidenceJudged
 from controller.core.machine import decide
 from controller.core.plan import AdvisorPolicy
 from controller.core.rollout import (
@@ -13,8 +14,6 @@ from controller.core.rollout import (
     AwaitingApproval,
     Baking,
     Completed,
-    Event,
-    EvidenceJudged,
     Freeze,
     Gating,
     Paused,

@@ -7,23 +7,21 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from controller.core.effects import AnswerCommand, PublishDecision, RaiseAlert
+from controller.core.events import Ticked
 from controller.core.future_times import healed
 from controller.core.invariants import Step, violations
 from controller.core.machine import decide, hold_back, next_deadline
 from controller.core.plan import Window
 from controller.core.rollout import (
     AdviceRound,
-    AnswerCommand,
     AwaitingApproval,
     Baking,
     Completed,
     Gating,
     Paused,
-    PublishDecision,
-    RaiseAlert,
     Rollout,
     Scheduled,
-    Ticked,
 )
 from controller.core.serving import percent_to_serve, serving
 from controller.core.timeline import locate

@@ -7,23 +7,19 @@ from datetime import timedelta
 
 import pytest
 
+from controller.core.effects import AnswerCommand, PublishDecision, RaiseAlert, Transition
+from controller.core.events import EvidenceJudged, Ticked
 from controller.core.judging.judgement import Gap
 from controller.core.machine import decide, next_deadline
 from controller.core.plan import Window
 from controller.core.rollout import (
-    AnswerCommand,
     Baking,
     Completed,
-    EvidenceJudged,
     Gating,
     Paused,
-    PublishDecision,
-    RaiseAlert,
     RolledBack,
     Rollout,
     Scheduled,
-    Ticked,
-    Transition,
 )
 from schemas.terms import CommandStatus, HealthGap, HoldReason, OnBreach
 from tests.builders import (

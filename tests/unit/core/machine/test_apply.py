@@ -6,17 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from controller.core.effects import AskAdvice
+from controller.core.events import Ticked
 from controller.core.machine import decide
 from controller.core.plan import Plan
-from controller.core.rollout import (
-    AdviceRound,
-    AskAdvice,
-    AwaitingApproval,
-    Baking,
-    Gating,
-    Rollout,
-    Ticked,
-)
+from controller.core.rollout import AdviceRound, AwaitingApproval, Baking, Gating, Rollout
 from schemas.terms import AdviceChoice, AdvisorMode, Approval, CommandVerb, HoldReason
 from tests.builders import (
     T0,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from controller.core.analysis.sequential_tests import GapTime
+from controller.core.effects import AnswerCommand
+from controller.core.events import EvidenceJudged
 from controller.core.judging.judgement import Gap
 from controller.core.machine import decide
-from controller.core.rollout import AnswerCommand, EvidenceJudged, Gating, Rollout
+from controller.core.rollout import Gating, Rollout
 from schemas.terms import CommandStatus, CommandVerb, HealthGap, PhaseName, Verdict
 from tests.builders import MINUTE, T0, make_command, make_report
 from tests.unit.core.machine.states import after, in_phase, judged

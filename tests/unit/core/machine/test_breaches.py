@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from controller.core.effects import PublishDecision, RaiseAlert
+from controller.core.events import EvidenceJudged
 from controller.core.machine import decide
-from controller.core.rollout import EvidenceJudged, Paused, PublishDecision, RaiseAlert, Rollout
+from controller.core.rollout import Paused, Rollout
 from schemas.terms import AlertKind, CommandVerb, DecisionKind, OnBreach, PhaseName, Severity
 from tests.builders import MINUTE, make_breach, make_command, make_report, make_rollout
 from tests.unit.core.machine.states import SOON, after, judged

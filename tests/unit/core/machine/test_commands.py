@@ -7,23 +7,13 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from controller.core.effects import AnswerCommand, Effect, PublishDecision
+from controller.core.events import AdviceUnavailable, CommandReceived, Event, Restarted, Ticked
 from controller.core.machine import actions, decide, next_deadline
 from controller.core.machine.commands import TOO_MANY_VISITS, table_of
 from controller.core.machine.obstacles import MOST_VISITS
 from controller.core.plan import Plan
-from controller.core.rollout import (
-    AdviceUnavailable,
-    AnswerCommand,
-    Baking,
-    CommandReceived,
-    Completed,
-    Effect,
-    Event,
-    PublishDecision,
-    Restarted,
-    Rollout,
-    Ticked,
-)
+from controller.core.rollout import Baking, Completed, Rollout
 from schemas.terms import (
     CommandStatus,
     CommandVerb,

@@ -8,6 +8,8 @@ from datetime import datetime, timedelta
 import pytest
 
 from controller.core.audience import Audience, Condition
+from controller.core.effects import RaiseAlert
+from controller.core.events import EvidenceJudged, Ticked
 from controller.core.machine import decide, is_frozen, next_deadline
 from controller.core.plan import Window
 from controller.core.rollout import (
@@ -15,14 +17,11 @@ from controller.core.rollout import (
     AwaitingApproval,
     Baking,
     Completed,
-    EvidenceJudged,
     Gating,
     Paused,
     Phase,
-    RaiseAlert,
     RolledBack,
     Scheduled,
-    Ticked,
 )
 from schemas.terms import (
     CommandVerb,

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from controller.codec.rollouts import rollout_from_json, rollout_to_json
+from controller.core.effects import AnswerCommand, Transition
 from controller.core.machine import decide
 from controller.core.machine.four_eyes import MOST_AUTHORS
-from controller.core.rollout import AnswerCommand, Rollout, Transition
+from controller.core.rollout import Rollout
 from controller.reporting.fitting import fitting_commands
 from schemas.terms import Approval, CommandStatus, CommandVerb, PhaseName
 from tests.builders import MINUTE, T0, make_command, make_plan, make_stage

@@ -8,27 +8,13 @@ from datetime import timedelta
 import pytest
 
 from controller.core.analysis.sequential_tests import GapTime
+from controller.core.effects import AnswerCommand, AskAdvice, PublishDecision, RaiseAlert
+from controller.core.events import AdviceReceived, AdviceUnavailable, Restarted, Ticked
 from controller.core.judging.judgement import Gap
 from controller.core.machine import decide
 from controller.core.machine.obstacles import MOST_CLIMBS, MOST_VISITS
 from controller.core.plan import DEFAULT_GAP_POLICIES, AdvisorPolicy
-from controller.core.rollout import (
-    AdviceReceived,
-    AdviceRound,
-    AdviceUnavailable,
-    AnswerCommand,
-    AskAdvice,
-    Baking,
-    Gating,
-    Paused,
-    Phase,
-    PublishDecision,
-    RaiseAlert,
-    Restarted,
-    RolledBack,
-    Rollout,
-    Ticked,
-)
+from controller.core.rollout import AdviceRound, Baking, Gating, Paused, Phase, RolledBack, Rollout
 from schemas.terms import (
     AdvisorMode,
     AlertKind,

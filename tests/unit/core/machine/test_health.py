@@ -7,18 +7,12 @@ from dataclasses import replace
 import pytest
 
 from controller.core.analysis.sequential_tests import GapTime
+from controller.core.effects import PublishDecision, RaiseAlert
+from controller.core.events import Ticked
 from controller.core.judging.judgement import Gap
 from controller.core.machine import decide, health
 from controller.core.plan import DEFAULT_GAP_POLICIES, Stage
-from controller.core.rollout import (
-    Paused,
-    PublishDecision,
-    RaiseAlert,
-    RolledBack,
-    Rollout,
-    Scheduled,
-    Ticked,
-)
+from controller.core.rollout import Paused, RolledBack, Rollout, Scheduled
 from schemas.terms import (
     AlertKind,
     Approval,

@@ -6,16 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from controller.core.effects import AskAdvice, Effect, PublishDecision, RaiseAlert
+from controller.core.events import CommandReceived, Ticked
 from controller.core.machine import COMMANDS, decide, with_evidence
-from controller.core.rollout import (
-    AskAdvice,
-    CommandReceived,
-    Effect,
-    PublishDecision,
-    RaiseAlert,
-    Rollout,
-    Ticked,
-)
+from controller.core.rollout import Rollout
 from schemas.terms import AlertKind, CommandVerb, DecisionKind, PhaseName, Severity
 from tests.builders import HOUR, T0, make_command, make_judgement, make_plan, make_rollout
 from tests.unit.core.machine.states import FROZEN, GATE, SOON, in_phase

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from controller.core.effects import AnswerCommand
+from controller.core.events import CommandUnusable
 from controller.core.machine import decide
-from controller.core.rollout import AnswerCommand, CommandUnusable
 from schemas.terms import CommandStatus, CommandVerb
 from tests.builders import T0, make_rollout
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from controller.core.effects import AnswerCommand, PublishDecision, RaiseAlert
 from controller.core.machine import decide, next_deadline
-from controller.core.rollout import AnswerCommand, Completed, PublishDecision, RaiseAlert, Retired
+from controller.core.rollout import Completed, Retired
 from schemas.terms import (
     AlertKind,
     CommandStatus,

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from controller.core.analysis.sequential_tests import SequentialTests
+from controller.core.effects import AskAdvice, PublishDecision, RaiseAlert
+from controller.core.events import EvidenceJudged
 from controller.core.evidence import WebhookReply
 from controller.core.invariants import Step, violations
 from controller.core.judging.gate import judge
@@ -16,17 +18,7 @@ from controller.core.judging.judgement import Gap, Judgement
 from controller.core.machine import decide
 from controller.core.machine.obstacles import asks_webhooks
 from controller.core.plan import GateWebhook
-from controller.core.rollout import (
-    AskAdvice,
-    AwaitingApproval,
-    Baking,
-    EvidenceJudged,
-    Paused,
-    PublishDecision,
-    RaiseAlert,
-    RolledBack,
-    Rollout,
-)
+from controller.core.rollout import AwaitingApproval, Baking, Paused, RolledBack, Rollout
 from schemas.terms import (
     WEBHOOK_GAPS,
     AlertKind,

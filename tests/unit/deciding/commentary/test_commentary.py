@@ -12,8 +12,9 @@ from dataclasses import replace
 import pytest
 
 from controller.core.anomaly import find_anomalies
+from controller.core.effects import RaiseAlert
 from controller.core.judging.judgement import Explanation, Judgement
-from controller.core.rollout import RaiseAlert, Rollout
+from controller.core.rollout import Rollout
 from controller.deciding.commentary.anomaly_watch import AnomalyWatch
 from controller.deciding.commentary.explanations import (
     EXPLAINED,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from controller.core.rollout import CommandReceived
+from controller.core.events import CommandReceived
 from controller.deciding.flag.command_answers import digest_of
 from schemas.terms import CommandVerb
 from tests.builders import HOUR, T0, make_plan

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from controller.core.rollout import Gating, PublishDecision
+from controller.core.effects import PublishDecision
+from controller.core.rollout import Gating
 from controller.deciding.flag.decision_log import decision_line, gate_line
 from schemas.terms import DecisionKind
 from tests.builders import HOUR, T0, make_rollout

@@ -10,6 +10,7 @@ from datetime import timedelta
 import pytest
 
 from controller.adapters.memory import MemoryAdvisor
+from controller.core.effects import RaiseAlert
 from controller.core.judging.judgement import Explanation
 from controller.core.plan import Window
 from controller.core.rollout import (
@@ -17,7 +18,6 @@ from controller.core.rollout import (
     Baking,
     Gating,
     Paused,
-    RaiseAlert,
     RolledBack,
     Rollout,
     Scheduled,

@@ -16,17 +16,9 @@ import pytest
 import structlog
 
 from controller.core import machine
-from controller.core.rollout import (
-    AnswerCommand,
-    Baking,
-    Effect,
-    Event,
-    Gating,
-    Paused,
-    RaiseAlert,
-    RolledBack,
-    Rollout,
-)
+from controller.core.effects import AnswerCommand, Effect, RaiseAlert
+from controller.core.events import Event
+from controller.core.rollout import Baking, Gating, Paused, RolledBack, Rollout
 from controller.deciding.flag import flag_decision
 from controller.deciding.flag.outbox import UNSAVED_LIMIT
 from controller.health import Scope
