@@ -22,6 +22,9 @@ from schemas.terms import (
 
 #: The issuer of what no operator decided.
 CONTROLLER = "rolloutd"
+#: A hold whose reason changes is announced at most this often, so that evidence on the edge cannot
+#: flood the audit log. That a gap or a breach is over is announced so long after a transition.
+HOLD_ANNOUNCED_EVERY = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from controller.core.analysis.sequential_tests import SequentialTests
 from controller.core.judging.batches import MAX_OPEN
 from controller.core.judging.floors import MOMENTS
 from controller.core.judging.gap_times import after_quiet, is_settled_gap
-from controller.core.rollout import Baking, Paused, Rollout
+from controller.core.rollout import HOLD_ANNOUNCED_EVERY, Baking, Paused, Rollout
 
 #: Phases in which nothing but the moments below follows from the same totals. At a gate a judgement
 #: is asked for all the time.
@@ -31,9 +31,6 @@ LONGEST_YOUNG: Final = timedelta(seconds=120)
 #: none. What people read then is so old at most.
 LONGEST: Final = timedelta(seconds=300)
 SHORTEST: Final = timedelta(seconds=1)
-#: So long after a transition it is announced that a gap or a breach is over; the machine's
-#: `HOLD_ANNOUNCED_EVERY`.
-ANNOUNCED_AFTER: Final = timedelta(minutes=1)
 
 
 def quiet_until(rollout: Rollout, tests: SequentialTests, at: datetime) -> datetime:
@@ -77,7 +74,7 @@ def _moments(rollout: Rollout, tests: SequentialTests) -> Iterator[datetime]:
     """Yield when passing time changes something; it may be in the past."""
     plan = rollout.plan
     yield rollout.visits[-1].counting_since
-    yield rollout.updated_at + ANNOUNCED_AFTER
+    yield rollout.updated_at + HOLD_ANNOUNCED_EVERY
     if tests.last_event_at is not None:
         yield tests.last_event_at + plan.fresh_within
     if tests.closed_at is not None:

@@ -6,13 +6,9 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from controller.core.plan import Plan
-from controller.core.rollout import Paused, Rollout, Waiting
+from controller.core.rollout import HOLD_ANNOUNCED_EVERY, Paused, Rollout, Waiting
 from controller.core.windows import closes_at, frozen_until, is_active, local_words, opens_at
 from schemas.terms import AdvisorMode
-
-#: A hold whose reason changes is announced at most this often, so that evidence on the edge cannot
-#: flood the audit log.
-HOLD_ANNOUNCED_EVERY = timedelta(minutes=1)
 
 
 def is_frozen(rollout: Rollout, at: datetime) -> bool:

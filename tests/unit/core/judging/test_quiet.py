@@ -20,9 +20,8 @@ from controller.core.judging.quiet import (
     quiet_until,
 )
 from controller.core.judging.staleness import REPORT_WITHIN, Age, ages
-from controller.core.machine.times import HOLD_ANNOUNCED_EVERY
 from controller.core.plan import Guardrail
-from controller.core.rollout import Gating
+from controller.core.rollout import HOLD_ANNOUNCED_EVERY, Gating
 from schemas.terms import HealthGap
 from tests.builders import HOUR, T0, make_external, make_plan, make_rollout
 from tests.streams import make_arm, make_evidence, make_progress
