@@ -1,4 +1,4 @@
-"""The limits: sizes of files and functions, width, import circles, composition root."""
+"""The limits: sizes of files and functions, width, composition root."""
 
 from __future__ import annotations
 
@@ -71,7 +71,6 @@ def tracked(*suffixes: str) -> tuple[str, ...]:
     return tuple(name for name in names if (ROOT / name).is_file())
 
 
-@cache
 def syntax(name: str) -> ast.Module:
     """Return the syntax tree of a file."""
     return ast.parse((ROOT / name).read_text(encoding="utf-8"))
@@ -160,54 +159,3 @@ def test_the_composition_root_only_composes() -> None:
     assert len(lines(name)) < BOOTSTRAP_LINES
     loops = ast.While | ast.For | ast.AsyncFor
     assert [node.lineno for node in ast.walk(syntax(name)) if isinstance(node, loops)] == []
-
-
-def imports() -> dict[str, set[str]]:
-    """Return module -> modules that it imports when it is loaded or type-checked."""
-    files = [name for name in tracked(".py") if name.startswith(("controller/", "schemas/"))]
-    modules = {
-        name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in files
-    }
-    return {module: _imported(name, modules) - {module} for module, name in modules.items()}
-
-
-def _imported(name: str, modules: dict[str, str]) -> set[str]:
-    found = set()
-    for node in _outside_functions(syntax(name)):
-        if isinstance(node, ast.ImportFrom) and node.module is not None:
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= names & modules.keys() or {node.module} & modules.keys()
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names} & modules.keys()
-    return found
-
-
-def _outside_functions(node: ast.AST) -> Iterator[ast.AST]:
-    for child in ast.iter_child_nodes(node):
-        if not isinstance(child, Function):
-            yield child
-            yield from _outside_functions(child)
-
-
-def test_no_import_goes_in_a_circle() -> None:
-    """No module imports itself through others, also not for types alone."""
-    left = imports()
-    while leaves := {module for module, others in left.items() if not others & left.keys()}:
-        for module in leaves:
-            del left[module]
-    on_circles = {module: sorted(others & left.keys()) for module, others in left.items()}
-    assert on_circles == {}
-
-
-def test_what_is_started_is_also_stopped_when_its_start_fails() -> None:
-    """A Kafka client is started inside the `try` that stops it: a start can be canceled.
-
-    Else it stays open until it is collected, and its warning fails a test that has no part in it.
-    """
-    starts = re.compile(
-        r"^( *)await (?:self\.)?_?(?:consumer|producer)\.start\(\)\n(?: *\n)*\1try:", re.M
-    )
-    found = [
-        name for name in tracked(".py") if starts.search((ROOT / name).read_text(encoding="utf-8"))
-    ]
-    assert not found
