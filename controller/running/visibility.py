@@ -7,8 +7,8 @@ are alerted within ten seconds after one of these conditions holds, within fifte
 thousands of rollouts, and within about a minute where each of those waits for its turn.
 
 Belongs here: when people are alerted, and the loop that checks. Does not belong here: what blinds
-guardrails (`blindness.py`), where the evidence comes from (`rollout_views.py`), and how an alert is
-published (`visibility_alerts.py`).
+guardrails (`blindness.py`), where fences stand (`fence_watch.py`), where the evidence comes from
+(`rollout_views.py`), and how an alert is published (`visibility_alerts.py`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import structlog
 
 from controller.cancellation import task_group
 from controller.core.effects import RaiseAlert
-from controller.core.evidence import PartitionProgress
 from controller.core.rollout import Rollout
 from controller.health import Faults, Scope
 from controller.ports import AlertQueue, Clock
 from controller.reporting.unwatched import Unwatched, unwatched_words
-from controller.running.blindness import Blindness, Partitions, ReadPartitions, blindness_of
+from controller.running.blindness import Blindness, Partitions, blindness_of
+from controller.running.fence_watch import FenceWatch, PartitionsRead
 from controller.running.holders import Held, Holder
 from controller.telemetry import Metrics
 from schemas.terms import AlertKind, Severity
@@ -59,7 +59,7 @@ _REPORTER: Final = "visibility"
 log = structlog.get_logger(__name__)
 
 
-class View(Protocol):
+class View(PartitionsRead, Protocol):
     """One rollout as the replica that runs it sees it: `deciding/totals_reader.py` has one."""
 
     @property
@@ -67,12 +67,6 @@ class View(Protocol):
 
     @property
     def rollout(self) -> Rollout: ...
-
-    @property
-    def progress(self) -> ReadPartitions | None: ...
-
-    @property
-    def read_at(self) -> float | None: ...
 
     @property
     def handled_at(self) -> float | None: ...
@@ -155,15 +149,6 @@ class _Episode:
     alerted_at: float | None = None  # None: not confirmed yet
 
 
-@dataclass(slots=True)
-class _FencePosition:
-    """Where a partition's fence stands, and since when it stands there with records waiting."""
-
-    offset: int
-    since: float
-    waiting_since: float  # since when records have waited, wherever it stood
-
-
 class Visibility:
     """Checks about once a second whether each live rollout is watched."""
 
@@ -181,7 +166,7 @@ class Visibility:
         self._metrics = metrics
         self._faults = faults
         self._watched_since: dict[str, tuple[str, float]] = {}  # by flag: rollout, since when
-        self._fences: dict[str, _FencePosition] = {}
+        self._fences = FenceWatch()
         self._partitions = Partitions(clock.now(), {})  # at the present check
         #: What is found at the present check of those whose totals were read together, and when.
         self._found: dict[tuple[int, float], Blindness | None] = {}
@@ -249,7 +234,7 @@ class Visibility:
         self._pause_seconds = min(max(seconds, CHECK_EVERY_SECONDS), CHECK_AT_LEAST_EVERY_SECONDS)
         for flag_key in self._watched_since.keys() - here:
             del self._watched_since[flag_key]
-        self._follow_fences(views, now)
+        self._partitions = self._fences.follow(views, now, self._clock.now())
         self._follow_views(views, now)
         elsewhere = [holders[key] for key in unheld - here]
         for holder in elsewhere:
@@ -352,35 +337,6 @@ class Visibility:
             self._end(episode, now, why_unneeded(newest))
         elif holder is not None and holder.is_watched:
             self._end(episode, now, "another replica runs it now, and its guardrails see")
-
-    def _follow_fences(self, views: Sequence[View], now: float) -> None:
-        """Note where each partition's fence stands, by what was reported last of it.
-
-        A rollout that waits for its turn has older evidence. What partitions do is known as of the
-        newest reading: while the reader is busy, they only look silent.
-        """
-        newest: dict[str, PartitionProgress] = {}
-        # By identity: most were read together.
-        read = {id(view.progress): view for view in views if view.progress is not None}
-        for view in read.values():
-            for one in () if view.progress is None else view.progress.partitions:
-                known = newest.get(one.topic_partition)
-                if known is None or one.reported_at >= known.reported_at:
-                    newest[one.topic_partition] = one
-        as_of = max((view.read_at for view in read.values() if view.read_at), default=now)
-        for gone in self._fences.keys() - newest.keys():
-            del self._fences[gone]
-        for partition, one in newest.items():
-            offset, has_more = one.next_offset, one.lag > 0
-            fence = self._fences.get(partition)
-            if fence is None or not has_more:
-                self._fences[partition] = _FencePosition(offset, as_of, as_of)
-            elif fence.offset != offset:
-                self._fences[partition] = _FencePosition(offset, as_of, fence.waiting_since)
-        stands = {name: as_of - fence.since for name, fence in self._fences.items()}
-        waits = {name: as_of - fence.waiting_since for name, fence in self._fences.items()}
-        at = self._clock.now() - timedelta(seconds=now - as_of)
-        self._partitions = Partitions(at, stands, waits, newest.values())
 
     def _follow(
         self,
