@@ -164,7 +164,7 @@ class Checker:
         await self._keep(name, msgspec.structs.replace(state, unsaid=""))
 
     def _is_stale(self, signal: Signal) -> bool:
-        """Return whether a firing is so old that the next look is to decide whether it fires anew.
+        """Return whether a firing is so old that the next look is to decide whether it fires again.
 
         The end of a firing is never too old: something may be held until it is said.
         """

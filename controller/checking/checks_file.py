@@ -87,7 +87,7 @@ class Check(FilePart):
     of: Annotated[int, Field(strict=True, ge=1, le=100)] = 3
     """How many looks count. It is over when all of them have met it."""
     again: Annotated[Duration, up_to("1d")] = timedelta(minutes=5)
-    """While it is missed, it fires anew after so long: a rule that takes one flag takes the next
+    """While it is missed, it fires again after so long: a rule that takes one flag takes the next
     one then."""
     service: _Words = ""
     severity: _Words = ""

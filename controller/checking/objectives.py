@@ -2,7 +2,7 @@
 
     met, missed    fires when `misses` of the last `of` looks missed it
     no number      says nothing: neither met nor missed, and a gap of its own
-    again          while it is missed, it fires anew, so that the next flag is taken
+    again          while it is missed, it fires again, so that the next flag is taken
     over           when all of the last `of` looks have met it
 
 Belongs here: these rules. Does not belong here: asking (`checker.py`).

@@ -42,14 +42,14 @@ from controller.text import one_line
 NO_DAEMON = "the newest evidence and the flag planes: --daemon URL, or ROLLOUTCTL_DAEMON, has them"
 
 _EVERY_SECONDS = 1.0
-#: Without a daemon whole topics are read anew.
+#: Without a daemon whole topics are read each time.
 _EVERY_SECONDS_OF_KAFKA = 5.0
 
 
 def get(
     flag: AnyFlagArgument = None,
     is_watching: Annotated[
-        bool, typer.Option("--watch", "-w", help="Show it anew every second, until Ctrl-C.")
+        bool, typer.Option("--watch", "-w", help="Show it again every second, until Ctrl-C.")
     ] = False,
     is_json: JsonOption = False,
     daemon: DaemonOption = None,
@@ -91,7 +91,7 @@ async def _once(kafka: KafkaSettings, flag: str, daemon: str | None) -> Renderab
 
 
 async def _watch(kafka: KafkaSettings, flag: str, daemon: str | None, console: Console) -> None:
-    """Show the tree anew until Ctrl-C. While nothing answers, the last one stays, with why."""
+    """Show the tree until Ctrl-C. While nothing answers, the last one stays, with why."""
     if daemon is not None:
         first, why = await asyncio.to_thread(tree_of_daemon, daemon, flag)
         if first is not None:

@@ -187,7 +187,7 @@ class WorkerPool:
         self._stop_listeners.append(listener)
 
     def on_news(self, listener: Callable[[str], None]) -> None:
-        """Call `listener` with each flag that has another rollout document, or is judged anew."""
+        """Call `listener` with each flag that has another rollout document, or is judged again."""
         self._news_listeners.append(listener)
 
     def _tell_news(self, flag_key: str) -> None:

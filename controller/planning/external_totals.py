@@ -187,7 +187,7 @@ def add_totals(
     And where one is possible the judgement.
 
     `sums` never fall within a stage. Another `stage` begins a new visit, its totals at zero; so
-    does another `share`, from where the totals stand. Lowering the share begins the tests anew, as
+    does another `share`, from where the totals stand. Lowering the share begins the tests again, as
     it does in the daemon.
     """
     if stage != stream.stage:

@@ -211,7 +211,7 @@ class _Virtual:
         )
 
     def _enter(self, visit: Visit) -> None:
-        """Begin counting anew when the rollout is in another visit."""
+        """Count from zero when the rollout is in another visit."""
         index = self._rollout.visit_index
         if index != self._visit:
             self._visit = index

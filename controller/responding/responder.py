@@ -48,7 +48,7 @@ from schemas.terms import CommandVerb, SignalAction, SignalStatus
 MOST_LOOKED_AT: Final = 50
 #: Evidence that is not there by then does not count: a flag must be lowered within a second.
 EVIDENCE_SECONDS: Final = 0.3
-#: A condition that fires for long is remembered anew so often.
+#: A condition that fires for long is remembered again so often.
 TOLD_AGAIN: Final = timedelta(hours=1)
 #: Replicas of a monitoring system differ by less in when one firing began.
 _SAME_FIRING: Final = timedelta(minutes=1)
@@ -160,7 +160,7 @@ class Responder:
     ) -> tuple[str, ...]:
         """Do what the rules say; of a repeat only what holds. Return what was done, for people.
 
-        `goes_on`: its condition has fired all the time, and fires anew.
+        `goes_on`: its condition has fired all the time, and fires again.
         """
         rules, rollouts = self._rules(), self._rollouts()
         if is_repeat:
@@ -209,7 +209,7 @@ class Responder:
     def _spent(self, rule: SignalRule, signal: Signal, occurrence: str, *, goes_on: bool) -> int:
         """Return how many flags a rule has changed in this firing, or in others while it is quiet.
 
-        What fires anew while it goes on takes the next flags in their turn.
+        What fires again while it goes on takes the next flags in their turn.
         """
         own = condition_name(signal.hook, signal.condition) if goes_on else None
         flags = {

@@ -52,7 +52,7 @@ class ReportedFlags(RunningFlags, Protocol):
     """The flags that run here, and which of them have news."""
 
     def on_news(self, listener: Callable[[str], None]) -> None:
-        """Call `listener` with each flag that has another rollout document, or is judged anew."""
+        """Call `listener` with each flag that has another rollout document, or is judged again."""
 
 
 class Standings(Protocol):
@@ -157,7 +157,7 @@ class ReportWriter:
         return self._report(rollout, self._running.judgement_of(flag_key), self._planes(flag_key))
 
     def _begin_looks(self, rollouts: Mapping[str, Rollout]) -> Collection[str]:
-        """Return the flags to be compared, and begin to note anew.
+        """Return the flags to be compared, and forget them.
 
         They are those that were noted, those that are new here, and those that nobody has noted for
         a minute: a change that was not noted is written late, and not never.

@@ -144,7 +144,7 @@ class StatusPage:
         await send_bytes(send, 200, body, [*headers, (b"content-type", kind), *policy])
 
     async def _newest(self) -> _Made:
-        """Return the page, made anew where it is too old; all who wait share one."""
+        """Return the page, made again where it is too old; all who wait share one."""
         async with self._making:
             now = self._now()
             if self._made is None or now >= self._made.until:

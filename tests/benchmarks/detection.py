@@ -225,7 +225,7 @@ class Oracle:
 
 
 class Pooled:
-    """What many tools do: totals so far, judged anew at every look."""
+    """What many tools do: totals so far, judged again at every look."""
 
     def __init__(self, runs: int) -> None:
         self.sums = np.zeros((4, runs))

@@ -62,7 +62,7 @@ STEADY = (
     "steady-2",
     "steady-3",
 )  # started once; commands never move them to another stage
-MOVING = ("moving-0", "moving-1")  # promoted, stepped back, rolled back, started anew
+MOVING = ("moving-0", "moving-1")  # promoted, stepped back, rolled back, started again
 GATED = "gated"  # advances by itself, through gates
 USERS = 3_000
 JOINING_USERS = 300

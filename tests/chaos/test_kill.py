@@ -232,7 +232,7 @@ def _several_writes(package: Path) -> None:
 
 def _swap(path: Path, old: str, new: str) -> None:
     text = path.read_text()
-    assert old in text, f"{path.name} has changed: plant the bug anew"
+    assert old in text, f"{path.name} has changed: plant the bug again"
     path.write_text(text.replace(old, new))
 
 

@@ -50,7 +50,7 @@ def names_of(flag: int) -> str:
 class Counter:
     """The smallest owner of a partition.
 
-    Totals in memory, fence in Redis, loaded anew when refused.
+    Totals in memory, fence in Redis, loaded again when refused.
     """
 
     totals: RedisTotals
@@ -198,7 +198,7 @@ async def test_a_torn_tail_loses_and_doubles_nothing(
 async def test_a_lost_file_is_counted_again_from_nothing(own_redis: RedisServer) -> None:
     """A Redis emptied under a live owner refuses its next save.
 
-    And the count begins anew without a remainder.
+    And the count begins again without a remainder.
     """
     store = RedisConnection.connect(own_redis.url)
     totals = RedisTotals(store)

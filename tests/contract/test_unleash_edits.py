@@ -38,7 +38,7 @@ async def test_an_edit_of_our_strategy_is_found_with_its_author(
 ) -> None:
     """Whatever is changed in our strategy is named with who did it.
 
-    A narrower one counts as lower; deciding anew fixes it.
+    A narrower one counts as lower; deciding again fixes it.
     """
     await plane.serve(decided(flag_key, 25))
     await console.edit(flag_key, **fields)
@@ -175,7 +175,7 @@ async def test_a_rollback_takes_the_flag_from_others_too(
 async def test_deleting_our_strategy_is_an_edit(
     plane: UnleashPlane, console: Console, flag_key: str
 ) -> None:
-    """Our strategy deleted by hand is an edit downwards; decided anew, it is there again."""
+    """Our strategy deleted by hand is an edit downwards; decided again, it is back."""
     await plane.serve(decided(flag_key, 10))
     await console.here(
         "DELETE", flag_key, f"/strategies/{(await console.strategy(flag_key))['id']}"

@@ -81,7 +81,7 @@ async def ask_many(
     for number in range(count):
         case = cases[
             number * len(cases) // count
-        ]  # alike ones in a row, different at the end: the server need not begin anew
+        ]  # alike ones in a row, different at the end: the server need not begin from nothing
         earlier = make_advice("hold", reasons=(f"question {number}",))
         question = replace(case.question, until=CLOCK.now() + timedelta(minutes=5), earlier=earlier)
         began = time.perf_counter()

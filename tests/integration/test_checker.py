@@ -202,7 +202,7 @@ async def test_a_mistake_in_one_check_stops_no_other(world: World) -> None:
 
 
 async def test_a_restart_knows_what_fires(world: World) -> None:
-    """It is not said anew, and its end is."""
+    """It is not said again, and its end is."""
     world.value = 0.0
     async with world.replica():
         await until(lambda: len(world.said) == 1)

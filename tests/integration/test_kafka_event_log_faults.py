@@ -96,7 +96,7 @@ async def delete_records(bootstrap: str, topic: str, before: int) -> None:
 async def test_a_topic_made_anew_is_handed_back_to_its_owner(
     kafka: str, topic_prefix: str, create_topics: CreateTopics, make_log: MakeLog
 ) -> None:
-    """When the topic was deleted and made anew under us, its owner is asked to look again.
+    """When the topic was deleted and created again under us, its owner is asked to look again.
 
     And finds its fence outside.
     """

@@ -96,7 +96,7 @@ async def test_a_topic_of_the_same_name_is_another_one(
 ) -> None:
     """A topic that is gone keeps its count and is reported.
 
-    Made anew it has another id, and whoever reads it is told.
+    Created again, it has another id, and whoever reads it is told.
     """
     watched = Watched(kafka, topic_prefix)
     topology, name = watched.topology, watched.settings.topic("evaluations")

@@ -185,7 +185,7 @@ async def test_a_server_that_is_away_is_trouble_in_time(
 async def test_a_restart_within_the_deadline_goes_unnoticed(own_redis: RedisServer) -> None:
     """A call meets a server that starts up, and is carried out when it is there.
 
-    Scripts are loaded anew, data are.
+    Scripts are loaded again, and so are data.
     """
     store = RedisConnection.connect(own_redis.url, deadline_seconds=10)
     totals = RedisTotals(store)

@@ -132,7 +132,7 @@ I4 = (
         f"{HISTORIES}::test_i4_a_roll_back_is_final_until_another_command_starts_another_rollout",
     ),
     Bug(
-        "a start read again begins its rollout anew",
+        "a start read again begins another rollout",
         PLAN_ACTIONS,
         "if previous is not None and command.command_id == previous.rollout_id:",
         "if False:",

@@ -123,7 +123,7 @@ def compare(steps: Iterator[Step], *, is_silent: bool) -> None:
             and event.plan is not None
             and step.before is not None
         ):
-            return  # the one ahead has ended and would begin anew
+            return  # the one ahead has ended and would begin again
         plain = follow(plain, event, step.now, is_silent=is_silent)
         if step.after is None or plain is None:
             assert step.after is plain is None

@@ -1,6 +1,6 @@
 """Limits how often this process tries to connect to a broker that is away.
 
-Each client of aiokafka has several loops that connect anew every 100 ms. With all clients of a
+Each client of aiokafka has several loops that connect again every 100 ms. With all clients of a
 replica that was more than a hundred attempts a second, from every replica, at a broker that may be
 starting.
 

@@ -187,7 +187,7 @@ class SequentialTests:
         return any(one.is_suspicious for one in bets)
 
 
-#: Made anew at every look: by time alone, from others, or with equal contents.
+#: Made again at every look: by time alone, from others, or with equal contents.
 _MADE_ANEW: Final = frozenset({"judged_at", "gap_times", "latencies", "harm"})
 
 

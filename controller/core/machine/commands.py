@@ -235,8 +235,8 @@ def reject_for_phase(rollout: Rollout | None, request: Request) -> Transition:
         if request.command.command_id == rollout.rollout_id:
             return nothing_to_do(rollout, request, ALREADY_STARTED)
         why = (
-            f"a rollout is under way ({phase}): `apply` changes its plan; to start anew, abort it "
-            f"first"
+            f"a rollout is under way ({phase}): `apply` changes its plan; to start again, abort "
+            f"it first"
         )
     elif verb is CommandVerb.STEP_BACK:
         why = "no stage lies below: roll back, or abort"

@@ -440,7 +440,7 @@ async def test_whatever_a_plane_raises_is_its_own_trouble(error: BaseException) 
 async def test_a_flag_that_breaks_its_plane_is_tried_less_and_less() -> None:
     """Not every five seconds for ever.
 
-    What is decided anew is tried at once, and 0 % every time.
+    What is decided again is tried at once, and 0 % every time.
     """
     told = Told()
     broken = BrokenPlane(ZeroDivisionError())

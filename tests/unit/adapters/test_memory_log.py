@@ -60,7 +60,7 @@ async def test_a_shared_topic_answers_for_both_of_its_streams() -> None:
 async def test_a_topic_grows_and_is_made_anew_under_its_readers() -> None:
     """New partitions are assigned.
 
-    Those of a topic made anew are revoked first, and begin at nothing.
+    Those of a topic created again are revoked first, and begin at nothing.
     """
     broker = MemoryBroker(ManualClock(), {"events": 1})
     member = MemoryEventLog(broker, "g", ["events"])

@@ -1,4 +1,4 @@
-"""When a check fires, fires anew and is over."""
+"""When a check fires, fires again and is over."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ async def test_events_become_totals_with_the_fence() -> None:
 
 
 async def test_each_save_tells_readers_which_flags_have_changed() -> None:
-    """With the fence that it belongs to; a replica that loads the partition begins anew."""
+    """With the fence that it belongs to; a replica that loads the partition begins again."""
     bench = Bench()
     bench.evaluate("a", "on")
     bench.evaluate("b", "on", flag="nobody-knows-it")

@@ -172,7 +172,7 @@ def test_an_end_that_was_read_before_its_beginning_counts() -> None:
 
 
 def test_a_new_rollout_ends_everything_that_was_told_of_the_flag() -> None:
-    """Its plane may still not serve it: that is told anew."""
+    """Its plane may still not serve it: that is told again."""
     made = planner()
     made.take(news(kind="not_actuated"), None, T0)
     sent(made)

@@ -79,7 +79,7 @@ async def test_one_whose_redis_was_away_goes_on() -> None:
 
 
 async def test_one_that_cannot_write_at_that_moment_ends() -> None:
-    """Its turn began anew, and what had stopped it waited for ever. Another replica goes on."""
+    """Its turn began again, and what had stopped it waited for ever. Another replica goes on."""
     store = CutOff()
     running = asyncio.create_task(notifier_of(store).run())
     async with asyncio.timeout(30):

@@ -141,7 +141,7 @@ def test_latencies_are_taken_whole_where_each_context_has_at_most_one() -> None:
 
 
 def test_another_stage_is_another_visit_with_totals_from_zero() -> None:
-    """Totals that begin anew with a new stage are no fall."""
+    """Totals that begin at zero with a new stage are no fall."""
     stream = looked(
         make_sums(arm(10, 1, 10), arm(990, 2, 990)),
         make_sums(arm(30, 0, 30), arm(270, 1, 270)),

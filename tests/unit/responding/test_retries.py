@@ -54,7 +54,7 @@ async def test_the_tries_are_bounded_and_the_next_firing_acts_at_once() -> None:
 
 
 async def test_a_storm_on_a_flag_that_refuses_is_told_once() -> None:
-    """Each condition tries, none begins anew with the tries, and one outcome is told."""
+    """Each condition tries, none begins again with the tries, and one outcome is told."""
     world = refusing()
     for number in range(30):
         assert await world.tell(condition=f"c-{number}") == ["roll_back checkout-a"]

@@ -126,7 +126,7 @@ def test_it_is_repeated_every_hour_while_it_lasts() -> None:
 
 
 def test_it_is_over_once_the_events_have_been_right_for_five_minutes() -> None:
-    """Not while none arrive: then nothing is known. And it is told anew if it comes back."""
+    """Not while none arrive: then nothing is known. And it is told again if it comes back."""
     bench = Bench()
     bench.evaluate(40, "treatment")
     bench.check()

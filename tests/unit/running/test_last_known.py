@@ -258,7 +258,7 @@ async def test_redis_of_another_environment_is_not_served(tmp_path: Path) -> Non
 
 
 async def test_a_file_of_no_use_is_reported_and_replaced(tmp_path: Path) -> None:
-    """Damage stops nothing; once trusted, the file is written anew."""
+    """Damage stops nothing; once trusted, the file is written again."""
     keep(tmp_path, AT_HALF)
     path = LastKnownFile(ReplicaDirectory(tmp_path, OURS, 8080)).path
     path.write_bytes(path.read_bytes()[:-1])

@@ -62,7 +62,7 @@ def test_one_stuck_partition_is_not_hidden_by_the_others() -> None:
 
 
 def test_a_position_set_back_is_movement() -> None:
-    """A seek to an earlier offset starts the time anew."""
+    """A seek to an earlier offset starts the time again."""
     judge = make_judge()
     judge.judge(0.0, {ZERO: (5, 9)}, is_reading=True)
     judge.judge(15.0, {ZERO: (2, 9)}, is_reading=True)
@@ -110,7 +110,7 @@ def test_after_the_rebuilds_given_only_an_exit_is_left() -> None:
 
 
 def test_rebuilds_that_helped_are_forgotten() -> None:
-    """After 40 s without a standstill the count begins anew."""
+    """After 40 s without a standstill the count begins again."""
     judge = make_judge()
     judge.rebuilt(0.0, succeeded=True)
     judge.rebuilt(1.0, succeeded=True)

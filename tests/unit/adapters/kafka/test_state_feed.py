@@ -87,7 +87,7 @@ def test_a_document_of_no_use_hides_nothing(useless: FakeRecord) -> None:
 
 
 def test_what_the_topic_lost_is_reported_and_given_again_when_it_is_back() -> None:
-    """A flag that a topic made anew does not have is to be published.
+    """A flag that a topic created again does not have is to be published.
 
     And then stands there again.
     """

@@ -295,7 +295,7 @@ def fail(circuit: Circuit, trouble: BaseException | None = None) -> None:
 
 
 def test_circuit_opens_after_failures_in_a_row() -> None:
-    """A success in between starts the count anew; the third in a row opens, with the reason."""
+    """A success in between starts the count again; the third in a row opens, with the reason."""
     circuit, _ = make_circuit()
     fail(circuit)
     fail(circuit)

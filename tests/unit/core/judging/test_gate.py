@@ -561,7 +561,7 @@ def test_full_stage_does_not_ask_for_a_comparison() -> None:
 
 
 def test_harm_is_remembered_over_stages_and_safety_is_not() -> None:
-    """Evidence of harm carries into the next stage; each gate asks for safety anew."""
+    """Evidence of harm carries into the next stage; each gate asks for safety again."""
     watched = watch(Guardrail("error_rate", margin=0.0))
     before = metric(feed(watched, 100, (100, 2), (900, 18)))
     watched.go_on(50.0, 1)

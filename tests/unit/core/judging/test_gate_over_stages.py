@@ -65,7 +65,7 @@ def test_stepping_back_begins_the_tests_anew() -> None:
 
 
 def test_harm_in_the_stage_below_is_found_after_stepping_back() -> None:
-    """The tests that began anew are armed."""
+    """The tests that began again are armed."""
     watched = watch(Guardrail("error_rate", margin=0.1))
     watched.go_on(50.0, 1)
     feed(watched, 20, (500, 50), (500, 5))

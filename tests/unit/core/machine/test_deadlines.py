@@ -147,7 +147,7 @@ def test_unfreezing_a_gate_gives_it_its_time_again() -> None:
 def test_a_resume_owes_what_was_left(held: Phase, resumed: Phase) -> None:
     """Paused after one hour and resumed after five.
 
-    Bake that was left is still owed, and a gate is opened anew.
+    Bake that was left is still owed, and a gate is opened again.
     """
     assert isinstance(held, Scheduled | Baking | Gating | AwaitingApproval)
     rollout = make_rollout(phase=Paused(T0 + HOUR, HoldReason.OPERATOR, held))

@@ -212,12 +212,12 @@ def test_control_that_changes_is_movement() -> None:
         (judgement_of(100, 10_000), judgement_of(104, 10_100)),  # too little that is new
         (judgement_of(1, 150), judgement_of(400, 10_000)),  # too little to compare with
         (judgement_of(2, 1_000), judgement_of(6, 2_000)),  # doubled, but not surely
-        (judgement_of(100, 10_000), judgement_of(50, 5_000)),  # counted anew
+        (judgement_of(100, 10_000), judgement_of(50, 5_000)),  # counted from zero
         (judgement_of(100, 10_000), replace(judgement_of(900, 20_000), visit=1)),  # another stay
     ],
 )
 def test_weather_is_no_movement(before: Judgement, now: Judgement) -> None:
-    """What chance brings, what is counted anew and another stage are not told."""
+    """What chance brings, what is counted from zero and another stage are not told."""
     assert find_anomalies({"f": before}, {"f": now}) == ()
 
 
