@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Self
 
@@ -40,6 +38,7 @@ from controller.running.report_writer import QUIET_SECONDS
 from schemas.api import BASE
 from schemas.terms import DecisionKind
 from tests.builders import T0, make_judgement, make_rollout
+from tests.unit.cli.served_replica import ReplicaHandler, served
 
 #: The header that said who asked, of each request.
 ASKED_BY: list[str | None] = []
@@ -51,24 +50,14 @@ def answers() -> Iterator[tuple[str, list[tuple[int, bytes]]]]:
     """An HTTP server's address, and what it will answer next."""
     queue: list[tuple[int, bytes]] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+    class Handler(ReplicaHandler):
+        def get(self) -> None:
             ASKED_BY.append(self.headers.get("authorization"))
             status, body = queue.pop()
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body)
+            self.answer(body, status)
 
-        def log_message(self, *arguments: object) -> None:
-            """Keep quiet."""
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", queue
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served(Handler) as address:
+        yield address, queue
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from typer.testing import CliRunner
 
 from controller.cli.doctor import lines_of
 from controller.cli.operator import app
+from tests.unit.cli.served_replica import ReplicaHandler, served
 
 HEALTHY: dict[str, Any] = {
     "ready": True,
@@ -45,30 +45,16 @@ FAULT = {
 @pytest.fixture
 def replica() -> Iterator[Callable[[bytes], str]]:
     """Serve one body, whatever is asked, and return the address."""
-    servers = []
+    with ExitStack() as servers:
 
-    def serve(body: bytes) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+        def serve(body: bytes) -> str:
+            class Handler(ReplicaHandler):
+                def get(self) -> None:
+                    self.answer(body)
 
-            def log_message(self, *_: object) -> None:
-                """Say nothing."""
+            return servers.enter_context(served(Handler))
 
-        server = HTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        servers.append((server, thread))
-        return f"http://127.0.0.1:{server.server_address[1]}"
-
-    yield serve
-    for server, thread in servers:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+        yield serve
 
 
 def test_a_replica_that_is_well_is_zero(replica: Callable[[bytes], str]) -> None:

@@ -7,9 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -28,6 +26,7 @@ from schemas.api import MOST_OF_A_PAGE
 from schemas.inventory import FlagList, UnknownFlag
 from schemas.terms import DecisionKind
 from tests.builders import T0, make_rollout
+from tests.unit.cli.served_replica import ReplicaHandler, served
 
 FLAGS = [f"flag-{number}" for number in range(MOST_OF_A_PAGE + 2)]
 DECISION, LIFT = LastDecision(DecisionKind.COMPLETE, T0), Lift("paid", 0.04, None, 0.5, T0)
@@ -38,10 +37,10 @@ RULES = FlagsSettings()
 STRICT = FlagsSettings(name_pattern="pay-.*")
 
 
-class Replica(BaseHTTPRequestHandler):
+class Replica(ReplicaHandler):
     """A replica that knows how all flags but the last are used."""
 
-    def do_GET(self) -> None:
+    def get(self) -> None:
         """Answer one page of the list."""
         query = parse_qs(urlsplit(self.path).query)
         offset, limit = int(query["offset"][0]), int(query["limit"][0])
@@ -55,24 +54,14 @@ class Replica(BaseHTTPRequestHandler):
             without_rollout=[UnknownFlag(flag="typo", events=1200)],
             at=T0,
         )
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(page.model_dump_json().encode())
-
-    def log_message(self, *arguments: object) -> None:
-        """Keep quiet."""
+        self.answer(page.model_dump_json().encode())
 
 
 @pytest.fixture
 def daemon() -> Iterator[str]:
     """The address of a replica."""
-    server = HTTPServer(("127.0.0.1", 0), Replica)
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served(Replica) as address:
+        yield address
 
 
 def test_every_page_of_a_daemons_list_is_read(daemon: str) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from typer.testing import CliRunner
@@ -18,6 +16,7 @@ from schemas.api import SignalEntry, SignalList
 from schemas.signal import Signal
 from schemas.terms import SignalStatus
 from tests.builders import T0, make_plan, make_rollout
+from tests.unit.cli.served_replica import ReplicaHandler, served
 from tests.unit.settings.test_signal_rules import GOOD
 from tests.unit.web.hooks.deliveries import ALERTMANAGER
 
@@ -33,29 +32,20 @@ ENTRY = SignalEntry(
 )
 
 
-class Replica(BaseHTTPRequestHandler):
+class Replica(ReplicaHandler):
     """A replica that knows one signal."""
 
-    def do_GET(self) -> None:
+    def get(self) -> None:
         """Answer the list."""
-        self.send_response(200 if self.path == "/api/v1/signals" else 404)
-        self.end_headers()
-        self.wfile.write(SignalList(signals=[ENTRY]).model_dump_json().encode())
-
-    def log_message(self, *arguments: object) -> None:
-        """Keep quiet."""
+        body = SignalList(signals=[ENTRY]).model_dump_json().encode()
+        self.answer(body, 200 if self.path == "/api/v1/signals" else 404)
 
 
 @pytest.fixture
 def daemon() -> Iterator[str]:
     """The address of a replica."""
-    server = HTTPServer(("127.0.0.1", 0), Replica)
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served(Replica) as address:
+        yield address
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -18,6 +17,7 @@ from controller.cli import daemon_answers, daemon_http, emergency
 from controller.cli.operator import app
 from controller.cli.within import within
 from schemas.terms import CommandVerb
+from tests.unit.cli.served_replica import ReplicaHandler, served
 from tests.unit.cli.test_doctor import HEALTHY
 from tests.unit.cli.test_sending import sent
 
@@ -77,24 +77,12 @@ def dripping(request: pytest.FixtureRequest) -> Iterator[Dripping]:
 def well() -> Iterator[str]:
     """The address of a replica that is well."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = json.dumps(HEALTHY).encode()
-            self.send_response(200)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    class Handler(ReplicaHandler):
+        def get(self) -> None:
+            self.answer(json.dumps(HEALTHY).encode())
 
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served(Handler) as address:
+        yield address
 
 
 @pytest.fixture(autouse=True)
