@@ -155,7 +155,7 @@ async def test_a_tenth_of_records_that_cannot_be_counted_costs_one_load() -> Non
     bench.totals.load = counting_loads  # type: ignore[method-assign]
     async with bench.running() as ingest:
         with structlog.testing.capture_logs():
-            await until(bench.is_all_saved, seconds=3)
+            await until(bench.is_all_saved)
         assert loads == 2  # at the start, and after the first failure
         assert ingest.counters.mistakes >= 100
         [owned] = [one for one in ingest.assignment.owned.values() if one.is_counting_exposures]
