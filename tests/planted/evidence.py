@@ -17,7 +17,7 @@ SERVING_TESTS = "tests/unit/core/test_serving.py"
 FLAGD = "controller/codec/flagd.py"
 RULES_TESTS = "tests/property/test_rules.py"
 DRIFT = "controller/core/analysis/drift.py"
-DRIFT_TESTS = "tests/unit/core/test_drift.py"
+DRIFT_TESTS = "tests/unit/core/judging/test_drift.py"
 REPEATS = "controller/counting/folding/duplicates.py"
 REPEATS_TESTS = "tests/unit/counting/test_duplicates.py"
 
