@@ -19,6 +19,7 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 from schemas.terms import CommandVerb
 from tests.brokers import LocalKafka
 from tests.chaos.failing_release import FailingRelease
+from tests.chaos.recount import end_offsets
 from tests.live import Client, DaemonProcess, make_command
 
 pytestmark = pytest.mark.real_kafka
@@ -67,7 +68,7 @@ async def add_partitions(bootstrap: str, counts: dict[str, int]) -> None:
         )
 
 
-async def make_anew(bootstrap: str, *names: str, partitions: int = 4) -> None:
+async def recreate_topics(bootstrap: str, *names: str, partitions: int = 4) -> None:
     """Delete topics and make them again under the same name."""
     async with administrator(bootstrap) as admin:
         await admin.delete_topics(list(names))
@@ -140,7 +141,7 @@ async def test_a_topic_is_deleted_and_made_again(
     What the old one held and was not read is said to be lost.
     """
     async with releasing(kafka, redis_url, topic_prefix, tmp_path) as release:
-        await make_anew(kafka, topic_prefix + topic)
+        await recreate_topics(kafka, topic_prefix + topic)
         release.fail()
         await release.is_noticed(
             within_seconds=20.0
@@ -159,10 +160,10 @@ async def test_a_topic_is_made_again_and_outgrows_the_old_fence(
         release.traffic.is_reporting = False
         await asyncio.sleep(2)  # everything is counted and saved: the fences are the ends
         release.daemon.kill9()
-        ends = await ends_of(kafka, [topic_prefix + name for name in EVENT_TOPICS])
+        ends = await end_offsets(kafka, [topic_prefix + name for name in EVENT_TOPICS])
         least, most = min(ends.values()), max(ends.values())
         assert least >= 20, ends
-        await make_anew(kafka, *(topic_prefix + name for name in EVENT_TOPICS))
+        await recreate_topics(kafka, *(topic_prefix + name for name in EVENT_TOPICS))
         await release.client.producer.client.force_metadata_update()
         await release.fail_in([0, 1, 2, 3], requests=4 * least)
         await release.succeed_in([0, 1, 2, 3], requests=4 * (most - least + 25))
@@ -171,23 +172,6 @@ async def test_a_topic_is_made_again_and_outgrows_the_old_fence(
         # A killed member's session lasts 10 s.
         noticed = await release.is_noticed(within_seconds=25.0)
         assert noticed.how == "rolled_back"
-
-
-async def ends_of(bootstrap: str, names: list[str]) -> dict[TopicPartition, int]:
-    """Return the offset after the last record of each partition."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=None)
-    try:
-        await consumer.start()
-        for name in names:
-            await consumer._client._wait_on_metadata(name)
-        partitions = [
-            TopicPartition(name, number)
-            for name in names
-            for number in consumer.partitions_for_topic(name)
-        ]
-        return dict(await consumer.end_offsets(partitions))
-    finally:
-        await consumer.stop()
 
 
 @pytest.mark.rare
@@ -250,10 +234,10 @@ async def test_retention_passes_the_fence_while_the_daemon_is_away(
 
 async def delete_all_records(bootstrap: str, names: list[str]) -> None:
     """Delete every record there is now."""
-    ends = await ends_of(bootstrap, names)
+    ends = await end_offsets(bootstrap, names)
     async with administrator(bootstrap) as admin:
         await admin.delete_records(
-            {partition: RecordsToDelete(before_offset=end) for partition, end in ends.items()}
+            {TopicPartition(*one): RecordsToDelete(before_offset=end) for one, end in ends.items()}
         )
 
 
