@@ -279,7 +279,7 @@ def test_every_command_line_parses() -> None:
         ("rolloutctl stats", "No such command"),
         ("rolloutctl status --deamon x", "No such option"),
         ("rolloutd repair flag a b", "takes FLAG alone: drop what is too much of 'a', 'b'"),
-        ("rolloutctl simulate p.yaml --runs many", "valid integer"),
+        ("rolloutctl simulate p.yaml --runs many", "whole number"),
     ],
 )
 def test_a_command_line_that_does_not_parse_is_found(line: str, why: str | None) -> None:
