@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controller.counting.folding.flags_to_count import FlagsToCount
 from controller.counting.folding.native import NATIVE, native_fold
 from controller.counting.folding.partition_fold import PartitionFold
 from controller.ports import Record
@@ -264,6 +265,28 @@ def test_every_counter_goes_on_where_it_stood() -> None:
     expected = ArmCounts(**{**distinct_counts(), **more})
     assert decode_arm(reference.save(False)[name]) == expected
     assert native.save(False) == reference.save(False)
+
+
+buckets = st.integers(-450, 1050) | st.integers(-(2**31), 2**31 - 1)
+counts = st.integers(1, 12) | st.integers(1, 2**63 - 1)
+
+
+@given(st.dictionaries(buckets, counts, max_size=80), counts)
+def test_any_totals_are_written_alike(latency: dict[int, int], outcomes: int) -> None:
+    """Buckets beyond those of a duration, and numbers of every size, to the byte."""
+    arm = ArmCounts(outcomes=outcomes, latency=latency)
+    assert NATIVE is not None
+    fold = native_fold(NATIVE)(
+        FlagsToCount(),
+        counts_exposures=False,
+        exact_limit=10,
+        window_ms=None,
+        bundle_of=lambda flag_key, name: None,
+        indexed_per_turn=1,
+    )
+    name = arm_field(FLAGS[0], "start-1", 0, Arm.TREATMENT)
+    fold.restore_arm(name, arm, 7)
+    assert fold.give_own_field(7, name) == encode_arm(arm)
 
 
 def test_large_sets_are_sealed_and_cleaned_alike() -> None:

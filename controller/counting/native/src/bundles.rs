@@ -9,6 +9,17 @@ pub struct Entry {
     pub bytes: Vec<u8>,     // as it was last written; empty: never
 }
 
+impl Entry {
+    /// Note how an arm was written. There are ten thousands of them, so little room is left over.
+    pub fn keep(&mut self, bytes: &[u8]) {
+        self.bytes.clear();
+        if self.bytes.capacity() < bytes.len() {
+            self.bytes = Vec::with_capacity(bytes.len() + bytes.len() / 8);
+        }
+        self.bytes.extend_from_slice(bytes);
+    }
+}
+
 #[derive(Default)]
 pub struct Bundle {
     entries: Vec<Entry>, // by name

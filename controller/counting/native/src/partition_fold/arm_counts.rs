@@ -42,9 +42,8 @@ pub fn as_stored(counts: &Counts) -> Vec<u8> {
     bytes
 }
 
-/// Write an arm as it is in its bundle: `schemas.totals.bundle_entry`, to the byte.
+/// Add an arm as it is in its bundle: `schemas.totals.bundle_entry`, to the byte.
 pub fn write_bundled(bytes: &mut Vec<u8>, field: &str, counts: &Counts) {
-    bytes.clear();
     bytes.push(b'"');
     bytes.extend_from_slice(field.as_bytes()); // names need no escapes
     bytes.extend_from_slice(b"\":");
@@ -76,13 +75,8 @@ fn write(bytes: &mut Vec<u8>, counts: &Counts) {
     json.number("errors", *errors);
     json.number("at_risk", *at_risk);
     json.number("first_errors", *first_errors);
-    // Names of conversions need no escapes: `schemas.terms.NAME`.
-    json.object("converted", converted.iter(), |bytes, name| {
-        bytes.extend_from_slice(name.as_bytes());
-    });
-    json.object("latency", latency.counts.iter(), |bytes, bucket| {
-        digits(bytes, i64::from(*bucket));
-    });
+    json.by_name("converted", converted);
+    json.by_bucket("latency", &latency.counts);
     json.number("checked", *checked);
     json.number("repeated", *repeated);
     json.end();
@@ -110,26 +104,53 @@ impl Json<'_> {
         }
     }
 
-    fn object<'a, K: 'a>(
-        &mut self,
-        name: &str,
-        counts: impl Iterator<Item = &'a (K, i64)>,
-        write: impl Fn(&mut Vec<u8>, &K),
-    ) {
-        let mut is_first = true;
-        for (key, count) in counts {
-            if is_first {
+    /// Names of conversions need no escapes: `schemas.terms.NAME`.
+    fn by_name(&mut self, name: &str, counts: &[(Box<str>, i64)]) {
+        for (number, (key, count)) in counts.iter().enumerate() {
+            if number == 0 {
                 self.name(name);
             }
-            self.bytes.extend_from_slice(if is_first { b"{\"" } else { b",\"" });
-            is_first = false;
-            write(self.bytes, key);
+            self.bytes.extend_from_slice(if number == 0 { b"{\"" } else { b",\"" });
+            self.bytes.extend_from_slice(key.as_bytes());
             self.bytes.extend_from_slice(b"\":");
             digits(self.bytes, *count);
         }
-        if !is_first {
+        if !counts.is_empty() {
             self.bytes.push(b'}');
         }
+    }
+
+    /// A histogram. An arm may have a hundred buckets, and most of a save goes into these: so each
+    /// is written with two moves into room that was made for all of them.
+    fn by_bucket(&mut self, name: &str, counts: &[(i32, i64)]) {
+        if counts.is_empty() {
+            return;
+        }
+        self.name(name);
+        let start = self.bytes.len();
+        let mut at = start;
+        self.bytes.resize(start + counts.len() * (1 + BUCKET_ROOM + DIGITS), 0);
+        for &(bucket, count) in counts {
+            self.bytes[at] = b',';
+            at += 1;
+            let place = usize::try_from(i64::from(bucket) - i64::from(LEAST_BUCKET));
+            let place = place.unwrap_or(usize::MAX);
+            let (text, size) = BUCKETS.get(place).copied().unwrap_or_else(|| text_of(bucket));
+            self.bytes[at..at + BUCKET_ROOM].copy_from_slice(&text);
+            at += usize::from(size);
+            if (0..10).contains(&count) {
+                self.bytes[at] = b'0' + count as u8;
+                at += 1;
+            } else {
+                let (found, begin) = digits_of(count);
+                let size = DIGITS - begin;
+                self.bytes[at..at + size].copy_from_slice(&found[begin..]);
+                at += size;
+            }
+        }
+        self.bytes[start] = b'{';
+        self.bytes.truncate(at);
+        self.bytes.push(b'}');
     }
 
     fn end(self) {
@@ -137,10 +158,49 @@ impl Json<'_> {
     }
 }
 
+const LEAST_BUCKET: i32 = -400;
+/// Bytes of the longest `"bucket":`.
+const BUCKET_ROOM: usize = 14;
+/// `"bucket":` of the buckets that durations have, from `LEAST_BUCKET` on, and its size.
+static BUCKETS: [([u8; BUCKET_ROOM], u8); 1_401] = {
+    let mut texts = [([0; BUCKET_ROOM], 0); 1_401];
+    let mut place = 0;
+    while place < texts.len() {
+        texts[place] = text_of(LEAST_BUCKET + place as i32);
+        place += 1;
+    }
+    texts
+};
+
+const fn text_of(bucket: i32) -> ([u8; BUCKET_ROOM], u8) {
+    let (found, begin) = digits_of(bucket as i64);
+    let mut text = [0; BUCKET_ROOM];
+    text[0] = b'"';
+    let mut size = 1;
+    let mut from = begin;
+    while from < DIGITS {
+        text[size] = found[from];
+        size += 1;
+        from += 1;
+    }
+    text[size] = b'"';
+    text[size + 1] = b':';
+    (text, size as u8 + 2)
+}
+
 /// Write a number; formatting by `core::fmt` would take most of a save.
 fn digits(bytes: &mut Vec<u8>, number: i64) {
-    let mut found = [0; 20];
-    let mut at = found.len();
+    let (found, begin) = digits_of(number);
+    bytes.extend_from_slice(&found[begin..]);
+}
+
+/// Bytes of the longest number, with its sign.
+const DIGITS: usize = 20;
+
+/// The digits of a number, right-aligned, and where they begin.
+const fn digits_of(number: i64) -> ([u8; DIGITS], usize) {
+    let mut found = [0; DIGITS];
+    let mut at = DIGITS;
     let mut rest = number.unsigned_abs();
     loop {
         at -= 1;
@@ -151,7 +211,8 @@ fn digits(bytes: &mut Vec<u8>, number: i64) {
         }
     }
     if number < 0 {
-        bytes.push(b'-');
+        at -= 1;
+        found[at] = b'-';
     }
-    bytes.extend_from_slice(&found[at..]);
+    (found, at)
 }

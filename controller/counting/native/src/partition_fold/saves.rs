@@ -78,6 +78,7 @@ impl PartitionFold {
     pub fn take_over_arm(&mut self, name: &str, counts: Counts, bundle: Option<u32>) {
         if let Some(bundle) = bundle {
             let entry = self.fold.bundles.open(bundle).entry(name);
+            entry.bytes.clear();
             arm_counts::write_bundled(&mut entry.bytes, name, &counts);
         }
         self.fold.stored.insert(name.into(), (counts, bundle));
@@ -87,18 +88,23 @@ impl PartitionFold {
     pub fn bundle_bytes(&mut self, bundle: u32) -> Vec<u8> {
         let fold = &mut self.fold;
         let entries = fold.bundles.take(bundle);
+        let size = entries.iter().map(|entry| entry.bytes.len() + 1).sum::<usize>();
+        let mut content = Vec::with_capacity(4_096 + size);
         for entry in entries.iter_mut() {
             let arm = entry.arm.and_then(|place| fold.arms[place].as_mut());
-            if let Some(arm) = arm.filter(|arm| arm.is_changed) {
-                arm.is_changed = false;
-                arm_counts::write_bundled(&mut entry.bytes, &entry.name, &arm.counts);
+            let changed = arm.filter(|arm| arm.is_changed);
+            if changed.is_none() && entry.bytes.is_empty() {
+                continue;
             }
-        }
-        let size = entries.iter().map(|entry| entry.bytes.len() + 1).sum::<usize>();
-        let mut content = Vec::with_capacity(2 + size);
-        for entry in entries.iter().filter(|entry| !entry.bytes.is_empty()) {
             content.push(if content.is_empty() { b'{' } else { b',' });
-            content.extend_from_slice(&entry.bytes);
+            if let Some(arm) = changed {
+                arm.is_changed = false;
+                let begin = content.len();
+                arm_counts::write_bundled(&mut content, &entry.name, &arm.counts);
+                entry.keep(&content[begin..]);
+            } else {
+                content.extend_from_slice(&entry.bytes);
+            }
         }
         if content.is_empty() {
             content.push(b'{');
