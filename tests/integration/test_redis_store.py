@@ -78,7 +78,7 @@ async def test_an_operator_can_read_the_hash(store: RedisConnection) -> None:
     del stored[b"digest"]
     assert stored == {
         b"next": b"814",
-        b"format": b"2",
+        b"format": b"3",
         b"start": b"2",
         b"end": b"900",
         b"freshest": b"5",
