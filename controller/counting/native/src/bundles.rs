@@ -10,7 +10,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Note how an arm was written. There are ten thousands of them, so little room is left over.
+    /// Note how an arm was written. There are tens of thousands, so little room is left over.
     pub fn keep(&mut self, bytes: &[u8]) {
         self.bytes.clear();
         if self.bytes.capacity() < bytes.len() {

@@ -77,9 +77,9 @@ impl PartitionFold {
 
     pub fn take_over_arm(&mut self, name: &str, counts: Counts, bundle: Option<u32>) {
         if let Some(bundle) = bundle {
-            let entry = self.fold.bundles.open(bundle).entry(name);
-            entry.bytes.clear();
-            arm_counts::write_bundled(&mut entry.bytes, name, &counts);
+            let mut bytes = Vec::new();
+            arm_counts::write_bundled(&mut bytes, name, &counts);
+            self.fold.bundles.open(bundle).entry(name).keep(&bytes);
         }
         self.fold.stored.insert(name.into(), (counts, bundle));
     }
