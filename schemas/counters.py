@@ -53,6 +53,9 @@ def _row(shape: Shape, words: str, *, is_tested: bool = False) -> msgspec.Meta:
 
 _NUMBER, _BY_NAME, _BY_BUCKET = Shape
 Count = Annotated[int, msgspec.Meta(ge=0)]
+#: A log bucket, and a number in one, share a word of 64 bits where thousands of histograms are kept.
+Bucket = Annotated[int, msgspec.Meta(ge=-(2**15), lt=2**15)]
+BucketCount = Annotated[int, msgspec.Meta(ge=0, lt=2**48)]
 
 
 class Counters(
@@ -84,7 +87,9 @@ class Counters(
     #: Conversion name -> distinct contexts.
     converted: Annotated[Mapping[str, Count], _row(_BY_NAME, "conversions", is_tested=True)] = {}
     #: Log bucket -> values, one per context and batch.
-    latency: Annotated[Mapping[int, Count], _row(_BY_BUCKET, "latency values", is_tested=True)] = {}
+    latency: Annotated[
+        Mapping[Bucket, BucketCount], _row(_BY_BUCKET, "latency values", is_tested=True)
+    ] = {}
     #: Outcomes that were checked for repetition: all of about one context in 64.
     checked: Annotated[Count, _row(_NUMBER, "outcomes checked for repetition")] = 0
     #: Of them those that had come before, byte for byte. There may be more that nobody recognized.

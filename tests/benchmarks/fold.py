@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -30,10 +31,12 @@ from typing import Any, NamedTuple
 
 import xxhash
 
+from controller.counting.counted_flags import FLAGS_WITH_OWN_FIELDS
 from controller.counting.folding.engine import Fold
 from controller.counting.folding.flags_to_count import FlagsToCount
 from controller.counting.folding.native import native_fold
 from controller.ports import Record
+from schemas.totals import bundle_of
 from schemas.wire import read_evaluations, read_outcomes
 from tests.benchmarks.event_load import PARTITIONS, LoadOptions, Recount, records
 from tests.both_folds import batches_of
@@ -43,7 +46,7 @@ from tests.records import at_ms
 
 _AT_ONCE = 1_000  # records of a partition: `pair_order.FOLDED_AT_ONCE`
 _FETCHED_AT_ONCE = 3_500  # of 300 bytes: a fetch of 1 MiB
-_DRAINED_EVERY = 30_000  # records of a partition: half a second or so at full load
+_DRAINED_EVERY = 50_000  # records of a partition: a second or two at full load
 _LATEST_MS = 2**50
 #: Made once, and inherited by the process of each round.
 _FETCHES: list[tuple[list[bytes], list[bytes]]] = []
@@ -81,6 +84,10 @@ def fetched(options: LoadOptions) -> list[tuple[list[bytes], list[bytes]]]:
     ]
 
 
+def _bundle_among(flags: int, flag_key: str, _: str) -> int | None:
+    return None if flags <= FLAGS_WITH_OWN_FIELDS else bundle_of(flag_key)
+
+
 def directory_of(options: LoadOptions) -> FlagsToCount:
     """Return a directory in which every flag has a rollout since yesterday."""
     directory = FlagsToCount()
@@ -107,7 +114,7 @@ class Pair:
                 counts_exposures=counts_exposures,
                 exact_limit=100_000,
                 window_ms=1_800_000 if counts_exposures else None,
-                bundle_of=lambda flag_key, _: hash(flag_key) % 50,
+                bundle_of=partial(_bundle_among, len(directory.flags)),
                 indexed_per_turn=20_000,
             )
             for counts_exposures in (True, False)
@@ -149,6 +156,7 @@ class Pair:
             arms: list[object] = []
             for begin in range(0, len(difference.arms), 400):
                 arms += fold.take_totals(difference.arms[begin : begin + 400])
+            arms += [fold.take_bundle(bundle) for bundle in fold.bundles_to_write()]
             self.drain_seconds += time.thread_time() - began
             self._digest.update(repr((difference, arms)).encode())
 

@@ -123,10 +123,17 @@ BUGS = (
         BOTH_FOLDS,
     ),
     Bug(
-        "a bundle keeps what its arms had before",
+        "a bundle loses the arms that have not changed",
         f"{SOURCE}/partition_fold/saves.rs",
-        "arm.filter(|arm| arm.is_changed)",
-        "arm.filter(|arm| arm.is_changed && entry.bytes.is_empty())",
+        "entry.is_written |= std::mem::take(&mut arm.is_changed);",
+        "entry.is_written = std::mem::take(&mut arm.is_changed);",
+        BOTH_FOLDS,
+    ),
+    Bug(
+        "a bucket is found beside its place",
+        f"{SOURCE}/arms.rs",
+        "self.words.partition_point(|&word| word < first)",
+        "self.words.partition_point(|&word| word <= first)",
         BOTH_FOLDS,
     ),
     Bug(

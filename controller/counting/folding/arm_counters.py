@@ -101,7 +101,7 @@ class ArmCounter:
         return count
 
     def counts(self) -> ArmCounts:
-        """Return the totals."""
+        """Return the totals, the histogram in the order of its buckets."""
         return ArmCounts(
             self.evaluations,
             self.exposures,
@@ -111,7 +111,7 @@ class ArmCounter:
             self.at_risk,
             self.first_errors,
             self.converted_counts,
-            self.latency,
+            dict(sorted(self.latency.items())),
             self.checked,
             self.repeated,
         )

@@ -29,7 +29,7 @@ from schemas.totals import (
 )
 
 counts = st.integers(0, 2**53)
-histograms = st.dictionaries(st.integers(-400, 1000), counts, max_size=8)
+histograms = st.dictionaries(st.integers(-400, 1000), st.integers(0, 2**48 - 1), max_size=8)
 conversions = st.dictionaries(
     st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,8}", fullmatch=True), counts, max_size=3
 )
@@ -68,6 +68,8 @@ def test_an_arm_of_an_older_format_is_read() -> None:
         b'{"evaluations":"1"}',
         b'{"latency":{"x":1}}',
         b'{"latency":{"1":-1}}',
+        b'{"latency":{"32768":1}}',
+        b'{"latency":{"1":281474976710656}}',
         b'{"something_newer":1}',
         b'{"evaluations":1}x',
     ],

@@ -3,49 +3,73 @@
 use std::sync::Arc;
 
 use crate::activity::Activity;
-use crate::hashing::Map;
 
-/// Numbers by log bucket, in the order in which the buckets were first met, as in Python's dict.
+/// The number of a log bucket.
+pub type Bucket = i16;
+
+const COUNT_BITS: u32 = 48;
+const SIGN: u16 = 1 << 15;
+
+/// Numbers by log bucket, sorted. Tens of thousands of arms may have a hundred buckets each, and an
+/// event waits for the memory that they lie in: so a bucket and its number share one word, with the
+/// bucket in the upper bits, where the order of the words is that of the buckets.
 #[derive(Default, Clone)]
 pub struct Histogram {
-    pub counts: Vec<(i32, i64)>,
-    places: Map<i32, u32>, // of more than a few buckets
+    words: Vec<u64>,
 }
 
-const FEW: usize = 12;
-
 impl Histogram {
+    /// A number that one bucket can hold: 140 trillion values, more than any topic brings.
+    pub const MOST: u64 = (1 << COUNT_BITS) - 1;
+
+    /// Add to the number of a bucket, up to `MOST` of all.
     #[inline]
-    pub fn add(&mut self, bucket: i32, count: i64) {
-        match self.place(bucket) {
-            Some(place) => self.counts[place].1 += count,
-            None => {
-                self.counts.push((bucket, count));
-                if self.counts.len() > FEW {
-                    if self.places.is_empty() {
-                        for (place, (of, _)) in self.counts.iter().enumerate() {
-                            self.places.insert(*of, place as u32);
-                        }
-                    } else {
-                        self.places.insert(bucket, self.counts.len() as u32 - 1);
-                    }
+    pub fn add(&mut self, bucket: Bucket, count: u64) {
+        let place = self.place(bucket);
+        match self.words.get_mut(place) {
+            Some(word) if bucket_of(*word) == bucket => *word += count,
+            _ => {
+                if self.words.len() == self.words.capacity() {
+                    self.words.reserve_exact(4 + self.words.len() / 4);
                 }
+                self.words.insert(place, first_of(bucket) | count);
             }
         }
     }
 
-    pub fn get(&self, bucket: i32) -> i64 {
-        self.place(bucket).map_or(0, |place| self.counts[place].1)
+    /// The number of a bucket.
+    #[inline]
+    pub fn get(&self, bucket: Bucket) -> u64 {
+        let word = self.words.get(self.place(bucket)).filter(|word| bucket_of(**word) == bucket);
+        word.map_or(0, |word| word & Self::MOST)
     }
 
-    #[inline]
-    fn place(&self, bucket: i32) -> Option<usize> {
-        if self.places.is_empty() {
-            self.counts.iter().position(|(of, _)| *of == bucket)
-        } else {
-            self.places.get(&bucket).map(|place| *place as usize)
-        }
+    pub fn len(&self) -> usize {
+        self.words.len()
     }
+
+    /// The buckets that have a number, sorted, with it.
+    pub fn iter(&self) -> impl Iterator<Item = (Bucket, u64)> + '_ {
+        self.words.iter().map(|&word| (bucket_of(word), word & Self::MOST))
+    }
+
+    /// Where a bucket's word is, or belongs.
+    #[inline]
+    fn place(&self, bucket: Bucket) -> usize {
+        let first = first_of(bucket);
+        self.words.partition_point(|&word| word < first)
+    }
+}
+
+/// The least word of a bucket.
+#[inline]
+fn first_of(bucket: Bucket) -> u64 {
+    u64::from(bucket as u16 ^ SIGN) << COUNT_BITS
+}
+
+#[inline]
+fn bucket_of(word: u64) -> Bucket {
+    ((word >> COUNT_BITS) as u16 ^ SIGN) as Bucket
 }
 
 /// The totals of an arm: `schemas.counters.Counters`.
@@ -114,7 +138,7 @@ impl Arm {
 
     /// Read what an outcome touches beside the arm itself.
     #[inline]
-    pub fn read_places(&self, digest: u64, bucket: Option<i32>) -> usize {
+    pub fn read_places(&self, digest: u64, bucket: Option<Bucket>) -> usize {
         let latency = bucket.map_or(0, |bucket| self.counts.latency.get(bucket));
         self.activity.of_group(digest) as usize ^ latency as usize
     }

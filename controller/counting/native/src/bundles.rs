@@ -2,22 +2,12 @@
 
 use crate::hashing::Map;
 
-/// One arm in a bundle.
+/// One arm in a bundle. Its bytes are written anew with each save of the bundle: to keep them would
+/// take as much memory, and as long to read, as the counters that they are made of.
 pub struct Entry {
     pub name: Box<str>,
     pub arm: Option<usize>, // its place, once it was opened
-    pub bytes: Vec<u8>,     // as it was last written; empty: never
-}
-
-impl Entry {
-    /// Note how an arm was written. There are tens of thousands, so little room is left over.
-    pub fn keep(&mut self, bytes: &[u8]) {
-        self.bytes.clear();
-        if self.bytes.capacity() < bytes.len() {
-            self.bytes = Vec::with_capacity(bytes.len() + bytes.len() / 8);
-        }
-        self.bytes.extend_from_slice(bytes);
-    }
+    pub is_written: bool,   // it is in the bundle as that was last written
 }
 
 #[derive(Default)]
@@ -32,7 +22,7 @@ impl Bundle {
         let place = match self.place(name) {
             Ok(place) => place,
             Err(place) => {
-                let entry = Entry { name: name.into(), arm: None, bytes: Vec::new() };
+                let entry = Entry { name: name.into(), arm: None, is_written: false };
                 self.entries.insert(place, entry);
                 place
             }
@@ -62,7 +52,7 @@ impl Bundles {
     pub fn remove(&mut self, number: u32, name: &str) {
         let bundle = self.open(number);
         if let Ok(place) = bundle.place(name) {
-            if !bundle.entries.remove(place).bytes.is_empty() {
+            if bundle.entries.remove(place).is_written {
                 self.note(number);
             }
         }
@@ -98,7 +88,7 @@ impl Bundles {
     /// The names of the arms that were in a bundle when it was last written, sorted.
     pub fn names(&self, number: u32) -> Vec<String> {
         let entries = self.by_number.get(&number).map_or(&[][..], |bundle| &bundle.entries);
-        let written = entries.iter().filter(|entry| !entry.bytes.is_empty());
+        let written = entries.iter().filter(|entry| entry.is_written);
         written.map(|entry| entry.name.to_string()).collect()
     }
 

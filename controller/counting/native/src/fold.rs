@@ -11,7 +11,7 @@ pub use ahead::{Ahead, KnownArm};
 use std::sync::Arc;
 
 use crate::actions::{Action, Actions};
-use crate::arms::{is_one_of, Arm, CountedFlag, Counts, Kind};
+use crate::arms::{is_one_of, Arm, Bucket, CountedFlag, Counts, Kind};
 use crate::bundles::Bundles;
 use crate::exposures::RecentExposures;
 use crate::flags::{FlagRest, OpenFlags, Visit};
@@ -73,7 +73,7 @@ pub struct Outcome<'a> {
     pub flags: &'a [(&'a str, &'a str)],
     pub ahead: &'a [Ahead<'a>], // of each flag; empty: none was looked up before
     pub is_error: bool,
-    pub bucket: Option<i32>,
+    pub bucket: Option<Bucket>,
     pub conversions: &'a [&'a str],
 }
 

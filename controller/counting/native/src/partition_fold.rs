@@ -21,6 +21,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyType};
 
+use crate::arms::Bucket;
 use crate::bloom::BloomFilter;
 use crate::duplicates::RecentRecords;
 use crate::flags::OpenFlags;
@@ -36,9 +37,10 @@ pub struct PartitionFold {
     fault_type: Py<PyType>,
     recent_records: RecentRecords,
     surroundings: PySurroundings,
+    largest_bundle: usize, // bytes, as written so far
     log_gamma: f64,
-    lowest_bucket: i32,
-    highest_bucket: i32,
+    lowest_bucket: Bucket,
+    highest_bucket: Bucket,
     indexed_per_turn: usize,
     most_changed: usize, // flags that are named as changed
     readers: Readers,
@@ -61,8 +63,8 @@ impl PartitionFold {
         bundle_of: Py<PyAny>,
         indexed_per_turn: usize,
         most_changed: usize,
-        lowest_bucket: i32,
-        highest_bucket: i32,
+        lowest_bucket: Bucket,
+        highest_bucket: Bucket,
         log_gamma: f64,
         readers: Readers,
         types: Types,
@@ -75,6 +77,7 @@ impl PartitionFold {
             fault_type,
             recent_records: RecentRecords::default(),
             surroundings: PySurroundings { flags_to_count, bundle_of },
+            largest_bundle: 0,
             log_gamma,
             lowest_bucket,
             highest_bucket,

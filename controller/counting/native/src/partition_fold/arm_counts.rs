@@ -1,14 +1,19 @@
 //! The totals of an arm, `schemas.totals.ArmCounts`: taken over, and written as they are stored.
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::arms::{Counts, Histogram};
+use crate::arms::{Bucket, Counts, Histogram};
 
 fn histogram(counts: &Bound<'_, PyAny>) -> PyResult<Histogram> {
     let mut found = Histogram::default();
     for (bucket, count) in counts.cast::<PyDict>()? {
-        found.add(bucket.extract()?, count.extract()?);
+        let count = count.extract()?;
+        if count > Histogram::MOST {
+            return Err(PyValueError::new_err(format!("no bucket holds {count} values")));
+        }
+        found.add(bucket.extract()?, count);
     }
     Ok(found)
 }
@@ -76,7 +81,7 @@ fn write(bytes: &mut Vec<u8>, counts: &Counts) {
     json.number("at_risk", *at_risk);
     json.number("first_errors", *first_errors);
     json.by_name("converted", converted);
-    json.by_bucket("latency", &latency.counts);
+    json.by_bucket("latency", latency);
     json.number("checked", *checked);
     json.number("repeated", *repeated);
     json.end();
@@ -122,18 +127,18 @@ impl Json<'_> {
 
     /// A histogram. An arm may have a hundred buckets, and most of a save goes into these: so each
     /// is written with two moves into room that was made for all of them.
-    fn by_bucket(&mut self, name: &str, counts: &[(i32, i64)]) {
-        if counts.is_empty() {
+    fn by_bucket(&mut self, name: &str, counts: &Histogram) {
+        if counts.len() == 0 {
             return;
         }
         self.name(name);
         let start = self.bytes.len();
         let mut at = start;
         self.bytes.resize(start + counts.len() * (1 + BUCKET_ROOM + DIGITS), 0);
-        for &(bucket, count) in counts {
+        for (bucket, count) in counts.iter() {
             self.bytes[at] = b',';
             at += 1;
-            let place = usize::try_from(i64::from(bucket) - i64::from(LEAST_BUCKET));
+            let place = usize::try_from(i32::from(bucket) - i32::from(LEAST_BUCKET));
             let place = place.unwrap_or(usize::MAX);
             let (text, size) = BUCKETS.get(place).copied().unwrap_or_else(|| text_of(bucket));
             self.bytes[at..at + BUCKET_ROOM].copy_from_slice(&text);
@@ -142,7 +147,7 @@ impl Json<'_> {
                 self.bytes[at] = b'0' + count as u8;
                 at += 1;
             } else {
-                let (found, begin) = digits_of(count);
+                let (found, begin) = digits_of(count as i64);
                 let size = DIGITS - begin;
                 self.bytes[at..at + size].copy_from_slice(&found[begin..]);
                 at += size;
@@ -158,7 +163,7 @@ impl Json<'_> {
     }
 }
 
-const LEAST_BUCKET: i32 = -400;
+const LEAST_BUCKET: Bucket = -400;
 /// Bytes of the longest `"bucket":`.
 const BUCKET_ROOM: usize = 14;
 /// `"bucket":` of the buckets that durations have, from `LEAST_BUCKET` on, and its size.
@@ -166,13 +171,13 @@ static BUCKETS: [([u8; BUCKET_ROOM], u8); 1_401] = {
     let mut texts = [([0; BUCKET_ROOM], 0); 1_401];
     let mut place = 0;
     while place < texts.len() {
-        texts[place] = text_of(LEAST_BUCKET + place as i32);
+        texts[place] = text_of(LEAST_BUCKET + place as Bucket);
         place += 1;
     }
     texts
 };
 
-const fn text_of(bucket: i32) -> ([u8; BUCKET_ROOM], u8) {
+const fn text_of(bucket: Bucket) -> ([u8; BUCKET_ROOM], u8) {
     let (found, begin) = digits_of(bucket as i64);
     let mut text = [0; BUCKET_ROOM];
     text[0] = b'"';

@@ -8,6 +8,7 @@ use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 use super::joining::Joined;
 use super::refused::{Refused, Refuser};
 use super::PartitionFold;
+use crate::arms::Bucket;
 use crate::duplicates::{content_of_object, NOT_SAMPLED};
 use crate::fold::{Class, Counted, Evaluation, Fold, Outcome};
 use crate::hashing::digest_of;
@@ -167,11 +168,11 @@ impl PartitionFold {
     }
 
     #[inline]
-    pub fn bucket_of(&self, latency_ms: f64) -> i32 {
+    pub fn bucket_of(&self, latency_ms: f64) -> Bucket {
         if latency_ms <= 0.001 {
             return self.lowest_bucket;
         }
-        ((latency_ms.ln() / self.log_gamma).ceil() as i32).min(self.highest_bucket)
+        ((latency_ms.ln() / self.log_gamma).ceil() as Bucket).min(self.highest_bucket)
     }
 
     // - one evaluation -

@@ -1,5 +1,6 @@
 //! Events that lie plain in their records, as `scan.rs` reads them: with context, time and headers.
 
+use crate::arms::Bucket;
 use crate::fold::Evaluation;
 use crate::hashing::digest_of;
 use crate::record_batches::Parts;
@@ -50,7 +51,7 @@ fn evaluation_of<'a>(
 pub struct PlainOutcome<'a> {
     pub digest: u64, // of its context
     pub time_ms: i64,
-    pub bucket: Option<i32>, // of its latency
+    pub bucket: Option<Bucket>, // of its latency
     pub found: scan::Outcome<'a>,
 }
 
@@ -60,7 +61,7 @@ pub fn plain_outcome<'a>(
     parts: &Parts<'a>,
     named: &mut Named<'a>,
     latest_ms: i64,
-    bucket_of: impl FnOnce(f64) -> i32,
+    bucket_of: impl FnOnce(f64) -> Bucket,
 ) -> Result<PlainOutcome<'a>, Unplain> {
     let event = scanned(parts, |value| scan::outcome(value, named))?;
     let bucket = event.duration_seconds.map(|seconds| bucket_of(seconds * 1000.0));
@@ -71,7 +72,7 @@ pub fn plain_outcome<'a>(
 fn outcome_of<'a>(
     parts: &Parts<'a>,
     found: scan::Outcome<'a>,
-    bucket: Option<i32>,
+    bucket: Option<Bucket>,
     latest_ms: i64,
 ) -> Option<PlainOutcome<'a>> {
     let timestamp_ms = parts.place.timestamp;

@@ -77,39 +77,37 @@ impl PartitionFold {
 
     pub fn take_over_arm(&mut self, name: &str, counts: Counts, bundle: Option<u32>) {
         if let Some(bundle) = bundle {
-            let mut bytes = Vec::new();
-            arm_counts::write_bundled(&mut bytes, name, &counts);
-            self.fold.bundles.open(bundle).entry(name).keep(&bytes);
+            self.fold.bundles.open(bundle).entry(name).is_written = true;
         }
         self.fold.stored.insert(name.into(), (counts, bundle));
     }
 
-    /// The content of a bundle; only the entries of arms that have changed are written anew.
+    /// The content of a bundle: all its arms but those that never counted anything.
     pub fn bundle_bytes(&mut self, bundle: u32) -> Vec<u8> {
         let fold = &mut self.fold;
-        let entries = fold.bundles.take(bundle);
-        let size = entries.iter().map(|entry| entry.bytes.len() + 1).sum::<usize>();
-        let mut content = Vec::with_capacity(4_096 + size);
-        for entry in entries.iter_mut() {
-            let arm = entry.arm.and_then(|place| fold.arms[place].as_mut());
-            let changed = arm.filter(|arm| arm.is_changed);
-            if changed.is_none() && entry.bytes.is_empty() {
-                continue;
-            }
-            content.push(if content.is_empty() { b'{' } else { b',' });
-            if let Some(arm) = changed {
-                arm.is_changed = false;
-                let begin = content.len();
-                arm_counts::write_bundled(&mut content, &entry.name, &arm.counts);
-                entry.keep(&content[begin..]);
-            } else {
-                content.extend_from_slice(&entry.bytes);
+        let mut content = Vec::with_capacity(self.largest_bundle);
+        for entry in fold.bundles.take(bundle) {
+            let counts = match entry.arm {
+                Some(place) => {
+                    let Some(arm) = fold.arms[place].as_mut() else { continue };
+                    entry.is_written |= std::mem::take(&mut arm.is_changed);
+                    &arm.counts
+                }
+                None => match fold.stored.get(&*entry.name) {
+                    Some((counts, _)) => counts,
+                    None => continue,
+                },
+            };
+            if entry.is_written {
+                content.push(if content.is_empty() { b'{' } else { b',' });
+                arm_counts::write_bundled(&mut content, &entry.name, counts);
             }
         }
         if content.is_empty() {
             content.push(b'{');
         }
         content.push(b'}');
+        self.largest_bundle = self.largest_bundle.max(content.len());
         content
     }
 
