@@ -33,6 +33,7 @@ from schemas.totals import (
     ArmCounts,
     arm_field,
     bundle_field,
+    bundle_of,
     decode_arm,
     decode_bundle,
     decode_progress,
@@ -368,6 +369,15 @@ def visits_of(wanted: Mapping[str, tuple[str, Sequence[int]]]) -> list[VisitKey]
         for visit in visits
     ]
     return sorted(visits, key=lambda visit: bundle_field(visit[0]))
+
+
+def stored_together(flag_keys: Iterable[str]) -> list[str]:
+    """Return flags so that those that share a bundle follow each other.
+
+    A bundle is read whole. Of ten thousand flags in any order, each two hundred are in nearly two
+    hundred bundles, which hold two thousand.
+    """
+    return sorted(flag_keys, key=bundle_of)
 
 
 def arms_of(visit: VisitKey) -> tuple[str, str]:

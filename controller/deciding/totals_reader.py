@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
+from controller.codec.merging import stored_together
 from controller.core.evidence import VisitTotals
 from controller.core.rollout import Rollout
 from controller.deciding.due_looks import DueLooks
@@ -259,7 +260,7 @@ class TotalsReader:
         if reads_all:
             known.doubt(known.wanted)
             self._all_read_at = now
-        waiting = [*known.unknown]
+        waiting = stored_together(known.unknown)
         for at in range(0, len(waiting), FLAGS_PER_READ):
             some = waiting[at : at + FLAGS_PER_READ]
             wanted = {key: known.wanted[key] for key in some if key in known.wanted}

@@ -26,7 +26,7 @@ from controller.deciding.totals_reader import (
 from controller.errors import StoreUnavailable
 from controller.health import Faults, Scope
 from controller.ports import Clock, PartitionHead
-from schemas.totals import LatelyChanged
+from schemas.totals import LatelyChanged, bundle_of
 from tests.builders import T0, make_rollout
 from tests.gate_webhooks import Webhooks
 from tests.monitoring import Monitoring
@@ -325,6 +325,28 @@ async def test_only_flags_that_changed_are_read_and_the_others_are_as_good_as_re
         assert len(ages) == 1_000
         assert max(ages) < READ_EVERY_SECONDS
         reading.cancel()
+
+
+@in_virtual_time
+async def test_flags_that_are_stored_together_are_read_together() -> None:
+    """A bundle is read whole: with thousands of flags, one that is read for each costs a backlog.
+
+    At most one bundle of each read goes on in the next.
+    """
+    store = Quiet()
+    pool: Any = ManyFlags(8 * FLAGS_PER_READ, BusyClock())
+    bundles: list[set[int]] = []
+
+    async def read(keys: Sequence[str], wanted: Mapping[str, Any]) -> Any:
+        bundles.append({bundle_of(flag_key) for flag_key in wanted})
+        return await Quiet.read(store, keys, wanted)
+
+    store.read = read  # type: ignore[method-assign, assignment]
+    with suppress(TimeoutError):
+        async with asyncio.timeout(READ_ALL_EVERY_SECONDS - 1):
+            await reader_of(pool, store).run()
+    assert len(bundles) == 8
+    assert sum(map(len, bundles)) <= len(set[int]().union(*bundles)) + 7
 
 
 @in_virtual_time
