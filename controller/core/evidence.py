@@ -7,10 +7,10 @@ which `controller/counting` does per partition, and what the numbers mean, which
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from math import ceil, log
 
 from schemas.counters import COUNTERS, Counters, merged_values
 from schemas.terms import Arm, GateAnswer, HealthGap, MeasurementGap
@@ -18,11 +18,11 @@ from schemas.terms import Arm, GateAnswer, HealthGap, MeasurementGap
 #: Ratio of two neighbouring bucket edges. With the estimate of `bucket_value` the relative error is
 #: at most (gamma - 1) / (gamma + 1) = 0.99 %.
 GAMMA = 1.02
-_LOG_GAMMA = math.log(GAMMA)
+_LOG_GAMMA = log(GAMMA)
 #: Buckets below and above these are clamped: 1 microsecond and about 28 hours, so that no value can
 #: grow the histogram without bound.
-LOWEST_BUCKET = math.ceil(math.log(0.001) / _LOG_GAMMA)
-HIGHEST_BUCKET = math.ceil(math.log(1e8) / _LOG_GAMMA)
+LOWEST_BUCKET = ceil(log(0.001) / _LOG_GAMMA)
+HIGHEST_BUCKET = ceil(log(1e8) / _LOG_GAMMA)
 
 
 def bucket_of(latency_ms: float) -> int:
@@ -32,7 +32,8 @@ def bucket_of(latency_ms: float) -> int:
     """
     if latency_ms <= 0.001:
         return LOWEST_BUCKET
-    return min(math.ceil(math.log(latency_ms) / _LOG_GAMMA), HIGHEST_BUCKET)
+    bucket = ceil(log(latency_ms) / _LOG_GAMMA)
+    return bucket if bucket < HIGHEST_BUCKET else HIGHEST_BUCKET
 
 
 def bucket_value(bucket: int) -> float:
@@ -55,7 +56,7 @@ def quantile(histogram: Histogram, q: float) -> float | None:
     total = sum(histogram.values())
     if total == 0:
         return None
-    rank = max(1, math.ceil(q * total))
+    rank = max(1, ceil(q * total))
     up_to = 0
     for bucket in sorted(histogram):
         up_to += histogram[bucket]
