@@ -49,7 +49,7 @@ class ContextSet:
         self.number = number
         self.seal_at = seal_at
         self.exact: set[int] = set()
-        self.filters: list[BloomFilter] = []
+        self.filters: tuple[BloomFilter, ...] = ()
         self.is_full = False  # it takes no new contexts: the partition's budget is spent
 
     def __contains__(self, digest: int) -> bool:
@@ -76,7 +76,7 @@ class ContextSets:
         self._sets: dict[str, ContextSet] = {}
         self._by_number: dict[int, ContextSet] = {}
         self._next_number = 0
-        self._new: list[ContextSet] = []
+        self.new: list[ContextSet] = []  # since the last save
         # Sets at their limit. One is sealed per save, because one filter is a large write.
         self._full: list[ContextSet] = []
         self._added: list[int] = []  # number and digest of each new membership, flat
@@ -88,7 +88,7 @@ class ContextSets:
         contexts = self._sets.get(name)
         if contexts is None:
             contexts = self.place(self._next_number, name)
-            self._new.append(contexts)
+            self.new.append(contexts)
         return contexts
 
     def place(self, number: int, name: str) -> ContextSet:
@@ -111,13 +111,20 @@ class ContextSets:
 
     def add(self, contexts: ContextSet, digest: int) -> bool:
         """Put a context into a set; return whether it is new there."""
-        if digest in contexts.exact or contexts.is_full or digest in contexts:
+        if digest in contexts.exact or contexts.is_full:
             return False
-        contexts.exact.add(digest)
-        self._added += (contexts.number, digest)
-        if len(contexts.exact) == contexts.seal_at:
-            self._full.append(contexts)
+        if contexts.filters and digest in contexts:
+            return False
+        self.put(contexts, digest)
         return True
+
+    def put(self, contexts: ContextSet, digest: int) -> None:
+        """Put a context that is not in a set into it; the set is not full."""
+        exact = contexts.exact
+        exact.add(digest)
+        self._added += (contexts.number, digest)
+        if len(exact) == contexts.seal_at:
+            self._full.append(contexts)
 
     # - what has changed -
 
@@ -129,7 +136,7 @@ class ContextSets:
     @property
     def new_names(self) -> int:
         """How many sets are new since the last save."""
-        return len(self._new)
+        return len(self.new)
 
     @property
     def sealing_capacity(self) -> int:
@@ -142,10 +149,10 @@ class ContextSets:
 
     def drain(self) -> tuple[list[tuple[int, str]], bytes]:
         """Return new sets and new members; they count as saved from now on."""
-        names = [(contexts.number, contexts.name) for contexts in self._new]
+        names = [(contexts.number, contexts.name) for contexts in self.new]
         members = pack(self._added)
         self._live += self.added
-        self._new, self._added = [], []
+        self.new, self._added = [], []
         return names, members
 
     def live(self, entries: bytes) -> bytes:
@@ -166,16 +173,16 @@ class ContextSets:
             return None
         contexts = self._full.pop()
         count = len(contexts.exact)
-        filters = contexts.filters
-        if not filters or filters[-1].keys + count > filters[-1].capacity:
-            filters.append(BloomFilter.for_keys(FILTER_ROOM * count))
-        last = filters[-1]
+        last = contexts.filters[-1] if contexts.filters else None
+        if last is None or last.keys + count > last.capacity:
+            last = BloomFilter.for_keys(FILTER_ROOM * count)
+            contexts.filters += (last,)
         last.update(contexts.exact, count)
         contexts.exact.clear()
         self._live -= count
         self._sealed += count
         self._update_limit(contexts)
-        return SealedSet(contexts.number, len(filters) - 1, last.keys, last.to_bytes())
+        return SealedSet(contexts.number, len(contexts.filters) - 1, last.keys, last.to_bytes())
 
     def _update_limit(self, contexts: ContextSet) -> None:
         contexts.seal_at = max(self._exact_limit, contexts.keys // FILTER_ROOM)
@@ -189,7 +196,7 @@ class ContextSets:
             self._live -= len(contexts.exact)
             self._sealed -= contexts.keys
             self._full = [full for full in self._full if full is not contexts]
-            self._new = [new for new in self._new if new is not contexts]
+            self.new = [new for new in self.new if new is not contexts]
 
     # - restoring: sets first, then filters, then members -
 
@@ -197,7 +204,7 @@ class ContextSets:
         """Give a set its next filter."""
         contexts = self._by_number.get(number)
         if contexts is not None:
-            contexts.filters.append(BloomFilter.of(words, keys))
+            contexts.filters += (BloomFilter.of(words, keys),)
 
     def add_members(self, entries: bytes) -> None:
         """Put stored entries into their sets, all entries of one set together."""
@@ -271,7 +278,10 @@ class ContextSets:
 
 def pack(flat: list[int]) -> bytes:
     """Return entries of numbers and digests in turn, 12 bytes each."""
-    return struct.pack("<" + "IQ" * (len(flat) // 2), *flat)
+    numbers = np.array(flat, dtype=np.uint64)
+    entries = np.empty(len(flat) // 2, dtype=ENTRIES)
+    entries["number"], entries["digest"] = numbers[::2], numbers[1::2]
+    return entries.tobytes()
 
 
 def _exact_members(contexts: ContextSet) -> int:

@@ -39,7 +39,7 @@ class RecentRecords:
     def came_before(self, record: Record) -> bool:
         """Return whether an earlier record has the same content, and remember this one.
 
-        The same record read again, or checked for several of its events, is no second one.
+        The same record read again, or checked for several of its events or flags, is no second one.
         """
         content = hash(record.value)
         if record.headers:  # in binary mode they hold the source and the id

@@ -135,8 +135,9 @@ class EventFold:
             if exposed.is_full:
                 return
         elif digest not in exposed.exact and not (exposed.filters and digest in exposed):
-            if not self._arms.sets.add(exposed, digest):
-                return  # the set takes no new contexts
+            if exposed.is_full:
+                return  # it takes no new contexts
+            self._arms.sets.put(exposed, digest)
             counter.exposures += 1
             opposite = counter.opposite
             if digest in opposite.exact or (opposite.filters and digest in opposite):
@@ -162,55 +163,55 @@ class EventFold:
 
         `room`, `partner` and `joinable_until_ms` are as for `PartitionTotals.fold_outcomes`.
         """
-        arms, sets = self._arms, self._arms.sets
+        open_flags, count_outcome = self.open_flags, self._count_outcome
+        changed, new_sets = self._arms.changed, self._arms.sets.new
         counted = late = ignored = freshest_ms = 0
-        limit = room + len(arms.changed) + sets.new_names
-        is_joinable = _Joinable(partner, joinable_until_ms)
+        limit = room + len(changed) + len(new_sets)
+        joinable = _JoinableExposures(partner, joinable_until_ms)
         for record, context_id, time_ms, named, is_error, latency_ms, conversions in events:
-            if len(arms.changed) + sets.new_names >= limit:
+            if len(changed) + len(new_sets) >= limit:
                 return Counted(counted, late, ignored, freshest_ms, record)
             digest = digest_of(context_id.encode())
-            flags = named
-            if not flags:
-                self.joins = True
-                if partner is not None:
-                    if not is_joinable.at(record.timestamp):
-                        return Counted(counted, late, ignored, freshest_ms, record)
-                    flags = partner.exposures(digest, time_ms)
-                if not flags:
-                    self._flags_to_count.unjoined += 1
-            counters = self._counters_of(flags, time_ms)
-            found = [one for one in counters if one is not None and one.is_counting]
-            if counters and time_ms > freshest_ms:
-                freshest_ms = time_ms
-            if found:
+            flags = named or self._join(joinable, digest, time_ms, record.timestamp)
+            if flags is None:
+                return Counted(counted, late, ignored, freshest_ms, record)
+            bucket = None if latency_ms is None else bucket_of(latency_ms)
+            is_counted = is_late = False
+            for flag_key, variant in flags:
+                flag = open_flags.get(flag_key) or self.open(flag_key)
+                if flag is None:
+                    continue
+                if time_ms > freshest_ms:
+                    freshest_ms = time_ms
+                counter = flag.counter_at(variant, time_ms)
+                if counter is None:
+                    is_other = variant not in flag.counted.uncounted
+                    self._flags_to_count.other_variants += is_other
+                elif not counter.is_counting:
+                    is_late = True
+                else:
+                    is_counted = True
+                    count_outcome(counter, digest, is_error, bucket, conversions)
+                    if not digest & NOT_SAMPLED:
+                        counter.checked += 1
+                        counter.repeated += self._recent_records.came_before(record)
+            if is_counted:
                 counted += 1
-                bucket = None if latency_ms is None else bucket_of(latency_ms)
-                for counter in found:
-                    self._count_outcome(counter, digest, is_error, bucket, conversions)
-                if not digest & NOT_SAMPLED:
-                    self._count_repetition(record, found)
-            elif any(counters):
+            elif is_late:
                 late += 1
             else:
                 ignored += 1
         return Counted(counted, late, ignored, freshest_ms)
 
-    def _counters_of(
-        self, flags: Sequence[tuple[str, str]], time_ms: int
-    ) -> list[ArmCounter | None]:
-        """Return the counter of each flag that has a rollout, None for a variant of neither arm."""
-        counters: list[ArmCounter | None] = []
-        for flag_key, variant in flags:
-            flag = self.open_flags.get(flag_key) or self.open(flag_key)
-            if flag is None:
-                continue
-            counter = flag.counter_at(variant, time_ms)
-            if counter is None:
-                is_other = variant not in flag.counted.uncounted
-                self._flags_to_count.other_variants += is_other
-            counters.append(counter)
-        return counters
+    def _join(
+        self, joinable: _JoinableExposures, digest: int, time_ms: int, timestamp_ms: int
+    ) -> Sequence[tuple[str, str]] | None:
+        """Return the flags of an outcome that names none; None while it must wait."""
+        self.joins = True
+        flags = joinable.of(digest, time_ms, timestamp_ms)
+        if flags is not None and not flags:
+            self._flags_to_count.unjoined += 1
+        return flags
 
     def _count_outcome(
         self,
@@ -224,8 +225,7 @@ class EventFold:
         if not counter.is_changed:
             self._arms.note_change(counter)
         counter.outcomes += 1
-        batch_contexts = counter.batch_contexts
-        action = batch_contexts.get(digest)
+        action = counter.batch_contexts.get(digest)
         if action is None:
             if counter.activity.add(digest):
                 action = UNTIMED
@@ -234,11 +234,11 @@ class EventFold:
                     counter.at_risk += 1
             else:
                 action = LEFT_OUT
-            batch_contexts[digest] = action
-        if bucket is not None and action == UNTIMED:
-            batch_contexts[digest] = TIMED
+        if action == UNTIMED and bucket is not None:
+            action = TIMED
             latency = counter.latency
             latency[bucket] = latency.get(bucket, 0) + 1
+        counter.batch_contexts[digest] = action
         if is_error:
             counter.errors += 1
             if action != LEFT_OUT and self._arms.sets.add(counter.failed, digest):
@@ -248,13 +248,6 @@ class EventFold:
             if converted is not None and self._arms.sets.add(converted, digest):
                 counts = counter.converted_counts
                 counts[conversion] = counts.get(conversion, 0) + 1
-
-    def _count_repetition(self, record: Record, counters: Iterable[ArmCounter]) -> None:
-        """Count an outcome of a sampled context as checked, and as repeated if it came before."""
-        came_before = self._recent_records.came_before(record)
-        for counter in counters:
-            counter.checked += 1
-            counter.repeated += came_before
 
     # - evaluations that no arm counts -
 
@@ -282,18 +275,27 @@ class EventFold:
         return taken
 
 
-class _Joinable:
-    """Whether outcomes without flags may be joined now."""
+class _JoinableExposures:
+    """The exposures that outcomes without flags may be joined to now."""
 
     __slots__ = ("_are_indexed", "_partner", "_until_ms")
 
     def __init__(self, partner: Exposures | None, until_ms: float) -> None:
+        """Take those of `partner`, None for none. They are all counted up to `until_ms`."""
         self._partner = partner
         self._until_ms = until_ms
         self._are_indexed = False
 
-    def at(self, timestamp_ms: int) -> bool:
-        """Return whether everything before this time is counted and indexed; index some more."""
-        if self._partner is not None and not self._are_indexed:
+    def of(self, digest: int, time_ms: int, timestamp_ms: int) -> Sequence[tuple[str, str]] | None:
+        """Return what a context was exposed to: `Exposures.exposures`.
+
+        None while not everything before `timestamp_ms`, the outcome's record, is counted and
+        indexed; some more is indexed then.
+        """
+        if self._partner is None:
+            return ()
+        if not self._are_indexed:
             self._are_indexed = self._partner.index_exposures()
-        return self._are_indexed and timestamp_ms <= self._until_ms
+        if not self._are_indexed or timestamp_ms > self._until_ms:
+            return None
+        return self._partner.exposures(digest, time_ms)

@@ -57,21 +57,26 @@ class FlagPartition:
 
     def counter_at(self, variant: str, time_ms: int) -> ArmCounter | None:
         """Return an event's counter, None for a variant of neither arm; keep its visit at hand."""
+        if not self._from_ms <= time_ms < self._until_ms:
+            return self._counter_of_visit_at(variant, time_ms)
         if variant == self._control_variant:
-            is_treatment = False
-        elif variant == self._treatment_variant or variant in self._more_treatments:
-            is_treatment = True
-        else:
+            return self._control
+        if variant == self._treatment_variant or variant in self._more_treatments:
+            return self._treatment
+        return None
+
+    def _counter_of_visit_at(self, variant: str, time_ms: int) -> ArmCounter | None:
+        """Return the same of a visit that may not be at hand."""
+        arm = self.counted.arms.get(variant)
+        if arm is None:
             return None
-        if self._from_ms <= time_ms < self._until_ms:
-            return self._treatment if is_treatment else self._control
         interval = self.counted.interval_at(time_ms)
         visit = None if interval is None else interval[2]
         treatment, control = self._counters.get(visit) or self._open(visit)
         if interval is not None:
             self._from_ms, self._until_ms, _ = interval
             self._treatment, self._control = treatment, control
-        return treatment if is_treatment else control
+        return treatment if arm is _TREATMENT else control
 
     def uncounted_counter(self, variant: str) -> ArmCounter | None:
         """Return the counter of contexts in neither arm, None for a variant that nobody serves.

@@ -115,7 +115,9 @@ class RecentExposures:
         self._present = _NO_END  # the slice of this moment
         self._latest = _NO_END  # the last slice that may be opened
         self._forgotten: list[int] = []
-        self._at_hand: tuple[int, ExposureSlice | None] = (-1, None)
+        # The slice of the last time, and from when until when it lasts.
+        self._at_hand: ExposureSlice | None = None
+        self._from_ms = self._until_ms = 0
 
     def set_time(self, now_ms: int, latest_ms: int) -> None:
         """Remember nothing later than `latest_ms`, and expire nothing before its time.
@@ -124,16 +126,16 @@ class RecentExposures:
         """
         self._present = now_ms // self.slice_ms
         self._latest = latest_ms // self.slice_ms
-        self._at_hand = (-1, None)
+        self._from_ms = self._until_ms = 0  # none is at hand
 
     def slice_of(self, time_ms: int) -> ExposureSlice | None:
         """Return the slice of a time, as `slice_at` does; that of the last time is at hand."""
-        number, exposures = self._at_hand
-        if number != time_ms // self.slice_ms:
+        if not self._from_ms <= time_ms < self._until_ms:
             number = time_ms // self.slice_ms
             exposures = self.slice_at(number)
-            self._at_hand = (number, exposures)
-        return exposures
+            self._from_ms, self._at_hand = number * self.slice_ms, exposures
+            self._until_ms = self._from_ms + self.slice_ms
+        return self._at_hand
 
     def slice_at(self, number: int) -> ExposureSlice | None:
         """Return one slice, a new one if needed; None when it is too old or too far ahead."""
@@ -200,7 +202,7 @@ class RecentExposures:
 
     def clear(self) -> None:
         """Forget every exposure, because none of their sets is left."""
-        self._at_hand = (-1, None)
+        self._from_ms = self._until_ms = 0  # none is at hand
         self._forgotten.extend(self._slices)
         self._slices.clear()
 
@@ -222,6 +224,6 @@ class RecentExposures:
             self._forget(number)
 
     def _forget(self, number: int) -> None:
-        self._at_hand = (-1, None)
+        self._from_ms = self._until_ms = 0  # none is at hand
         del self._slices[number]
         self._forgotten.append(number)
