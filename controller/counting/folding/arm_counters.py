@@ -90,18 +90,9 @@ class ArmCounter:
         self.activity = Activity()
 
     def take(self) -> ArmCounts:
-        """Return the totals; the next batch begins."""
+        """Return the totals, the histogram in the order of its buckets; the next batch begins."""
         self.is_changed = False
         self.batch_contexts = NO_CONTEXTS
-        return self.counts()
-
-    def take_evaluations(self) -> int:
-        """Return the evaluations since the last call."""
-        count, self.passed_on = self.evaluations - self.passed_on, self.evaluations
-        return count
-
-    def counts(self) -> ArmCounts:
-        """Return the totals, the histogram in the order of its buckets."""
         return ArmCounts(
             self.evaluations,
             self.exposures,
@@ -115,6 +106,11 @@ class ArmCounter:
             self.checked,
             self.repeated,
         )
+
+    def take_evaluations(self) -> int:
+        """Return the evaluations since the last call."""
+        count, self.passed_on = self.evaluations - self.passed_on, self.evaluations
+        return count
 
 
 _NOTHING_COUNTED = ArmCounts()  # never changed

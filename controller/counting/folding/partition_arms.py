@@ -90,7 +90,8 @@ class PartitionArms:
         counter.is_changed = True
         counter.batch_contexts = {}
         self.changed.append(counter)
-        self.changed_in_bundles += counter.bundle is not None
+        if counter.bundle is not None:
+            self.changed_in_bundles += 1
 
     def drop(self, flag_key: str, rollout_id: str, counters: Iterable[ArmCounter]) -> None:
         """Forget a rollout, whose open counters are `counters`; its sets are dropped apart."""

@@ -27,6 +27,8 @@ from schemas.quarantine import Refusal
 from schemas.terms import Arm
 from schemas.totals import MOST_CHANGED, ArmCounts, encode_arm, parse_field
 
+_TREATMENT, _CONTROL = Arm.TREATMENT, Arm.CONTROL
+
 
 class PartitionFold:
     """The flags of one partition with their counters, sets and recent exposures."""
@@ -198,21 +200,23 @@ class PartitionFold:
         """
         if self._recent is None:
             return []
+        exposure_of, flags = self._arms.exposure_of, self._flags_to_count.flags
         variants: dict[str, str | None] = {}
         for number in self._recent.last(digest, time_ms):
-            exposure = self._arms.exposure_of.get(number)
+            exposure = exposure_of.get(number)
             if exposure is None:
                 continue
             flag_key, rollout_id, arm = exposure
-            counted = self._flags_to_count.flags.get(flag_key)
-            is_current = counted is not None and counted.rollout_id == rollout_id
-            if counted is not None and is_current and flag_key not in variants:
+            if flag_key in variants:
+                continue
+            counted = flags.get(flag_key)
+            if counted is not None and counted.rollout_id == rollout_id:
                 variants[flag_key] = (
-                    None
-                    if arm is None
-                    else counted.treatment
-                    if arm is Arm.TREATMENT
+                    counted.treatment
+                    if arm is _TREATMENT
                     else counted.control
+                    if arm is _CONTROL
+                    else None
                 )
         return [
             (flag_key, variant) for flag_key, variant in variants.items() if variant is not None
@@ -294,15 +298,18 @@ class PartitionFold:
         """
         arms = self._arms
         changed, arms.changed, arms.changed_in_bundles = arms.changed, [], 0
-        own: list[ArmCounter] = []
         flag_keys: set[str] = set()
         for counter in changed:
-            if len(flag_keys) <= MOST_CHANGED:
-                flag_keys.add(counter.flag_key)
+            flag_keys.add(counter.flag_key)
+            if len(flag_keys) > MOST_CHANGED:
+                break
+        own: list[ArmCounter] = []
+        note_bundled = arms.bundles.note
+        for counter in changed:
             if counter.bundle is None:
                 own.append(counter)
             else:
-                arms.bundles.note(counter)
+                note_bundled(counter)
         names, members = arms.sets.drain()
         exposures, forgotten = ({}, []) if self._recent is None else self._recent.drain()
         return Difference(own, flag_keys, names, members, exposures, forgotten)

@@ -33,7 +33,7 @@ def test_the_core_s_totals_take_the_table_s_values() -> None:
 def test_a_counter_gives_back_what_it_was_given() -> None:
     """`ArmCounter` continues every counter of the table from where it stood."""
     counts = ArmCounts(**distinct_counts())
-    assert ArmCounter("flag", Arm.TREATMENT, "field", counts).counts() == counts
+    assert ArmCounter("flag", Arm.TREATMENT, "field", counts).take() == counts
 
 
 def test_two_arms_add_up_counter_by_counter() -> None:
