@@ -20,10 +20,8 @@ here is stored: after a restart a group has to become active again to be left ou
 
 from __future__ import annotations
 
-from array import array
-
 GROUPS = 128
-"""Groups of contexts; a power of two. 0.5 KB per arm and partition."""
+"""Groups of contexts; a power of two. 1 KB per arm and partition; the native fold takes half."""
 
 ALWAYS = 8
 """Actions that count whatever the others do: most contexts make no more.
@@ -54,19 +52,17 @@ class Activity:
 
     def add(self, digest: int) -> bool:
         """Add an action of a context; return whether it counts."""
-        self._actions += 1
-        actions = self._actions
+        actions = self._actions = self._actions + 1
         if actions <= 0:
             return True
         counts = self._counts
-        if not counts:
-            counts = self._counts = array("I", bytes(4 * GROUPS))
+        if counts is _NO_GROUPS:
+            counts = self._counts = [0] * GROUPS
         group = digest & _GROUP_OF
-        own = counts[group] + 1
-        counts[group] = own
+        own = counts[group] = counts[group] + 1
         if own == 1:
             self._used += 1
         return own <= ALWAYS or (own - ALWAYS) * (self._used - 1) <= MULTIPLE * (actions - own)
 
 
-_NO_GROUPS = array("I")
+_NO_GROUPS: list[int] = []
