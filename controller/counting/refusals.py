@@ -13,6 +13,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from operator import attrgetter
 
 import structlog
@@ -21,9 +22,33 @@ from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
 from schemas.quarantine import MAX_REFUSALS, Refusal
 
-#: Publishes refusals of one topic partition, at most `MAX_REFUSALS`, and returns once they are
-#: acknowledged. Raises EventLogUnavailable; a repeat is harmless.
-Quarantine = Callable[[str, int, Sequence[Refusal]], Awaitable[None]]
+_body_of, _detail_of = attrgetter("body"), attrgetter("detail")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RefusalBatch:
+    """Refusals of one save of one partition, 1 to `MAX_REFUSALS`, in order.
+
+    One record of the quarantine topic holds them.
+    """
+
+    topic: str
+    partition: int
+    refusals: Sequence[Refusal]
+    size: int  # bytes in memory, about
+
+    @classmethod
+    def of(cls, topic: str, partition: int, refusals: Sequence[Refusal]) -> RefusalBatch:
+        """Return a batch, with its size."""
+        bodies = sum(map(len, map(_body_of, refusals)))
+        details = sum(map(len, map(_detail_of, refusals)))
+        size = len(refusals) * _OTHER_BYTES + bodies + details
+        return cls(topic, partition, refusals, size)
+
+
+#: Publishes batches and returns once all are acknowledged. Raises EventLogUnavailable when one is
+#: not; a repeat is harmless.
+Quarantine = Callable[[Sequence[RefusalBatch]], Awaitable[None]]
 
 # What waits at most, of all partitions together: a minute of 3,300 events a second of which a tenth
 # is refused.
@@ -34,25 +59,10 @@ _NAME = "quarantine"
 _REMEDY = (
     "check that the quarantine topic exists, takes writes, and has min.insync.replicas in sync"
 )
+# Batches that wait are published together: each request costs as much CPU as three hundred
+# refusals, whatever it holds.
+_BATCHES_AT_ONCE = 8
 _MISTAKES = 3  # of ours with one batch; then its details are given up
-_body_of, _detail_of = attrgetter("body"), attrgetter("detail")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Batch:
-    """Refusals of one save of one partition, as many as one record of the topic holds, in order."""
-
-    topic: str
-    partition: int
-    refusals: Sequence[Refusal]
-    size: int  # in memory
-
-    @classmethod
-    def of(cls, topic: str, partition: int, refusals: Sequence[Refusal]) -> _Batch:
-        bodies = sum(map(len, map(_body_of, refusals)))
-        details = sum(map(len, map(_detail_of, refusals)))
-        size = len(refusals) * _OTHER_BYTES + bodies + details
-        return cls(topic, partition, refusals, size)
 
 
 class RefusalBacklog:
@@ -62,7 +72,7 @@ class RefusalBacklog:
         self._quarantine = quarantine
         self._faults = faults
         self._retry_seconds = retry_seconds
-        self._batches: deque[_Batch] = deque()
+        self._batches: deque[RefusalBatch] = deque()
         self._arrived = asyncio.Event()
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = (
             deque()
@@ -79,7 +89,7 @@ class RefusalBacklog:
     def add(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
         """Have refusals published; when too many wait, the details of the oldest are dropped."""
         for begin in range(0, len(refusals), MAX_REFUSALS):
-            batch = _Batch.of(topic, partition, refusals[begin : begin + MAX_REFUSALS])
+            batch = RefusalBatch.of(topic, partition, refusals[begin : begin + MAX_REFUSALS])
             self._added += len(batch.refusals)
             self._batches.append(batch)
             self.waiting += len(batch.refusals)
@@ -114,9 +124,10 @@ class RefusalBacklog:
             if not self._batches:
                 self._arrived.clear()
                 await self._arrived.wait()
-            batch = self._batches[0]
+            # After trouble one alone: what is wrong with it, or is too slow, holds up no other.
+            batches = list(islice(self._batches, 1 if self.is_away else _BATCHES_AT_ONCE))
             try:
-                await self._quarantine(batch.topic, batch.partition, batch.refusals)
+                await self._quarantine(batches)
             except EventLogUnavailable as trouble:
                 await self._wait(trouble)
                 continue
@@ -126,10 +137,11 @@ class RefusalBacklog:
                     await self._wait(mistake)
                     continue
                 self._logger.exception("refusals_unwritable")
-                if self._remove(batch):
-                    self._record_dropped(batch)
+                if self._remove(batches[0]):
+                    self._record_dropped(batches[0])
             else:
-                self._remove(batch)
+                for batch in batches:
+                    self._remove(batch)
             mistakes = 0
             if self.is_away:
                 self.is_away = False
@@ -147,7 +159,7 @@ class RefusalBacklog:
         self._faults.report(Scope.DEPENDENCY, _NAME, why, _REMEDY)
         await asyncio.sleep(self._retry_seconds)
 
-    def _remove(self, batch: _Batch) -> bool:
+    def _remove(self, batch: RefusalBatch) -> bool:
         """Remove the batch at the head; return False when it was dropped meanwhile."""
         if not self._batches or self._batches[0] is not batch:
             return False
@@ -158,17 +170,17 @@ class RefusalBacklog:
     def _is_full(self) -> bool:
         return self.waiting > MOST_REFUSALS or self.waiting_bytes > MOST_BYTES
 
-    def _drop(self, batch: _Batch) -> None:
+    def _drop(self, batch: RefusalBatch) -> None:
         self._forget(batch)
         self._record_dropped(batch)
 
-    def _forget(self, batch: _Batch) -> None:
+    def _forget(self, batch: RefusalBatch) -> None:
         """Count a batch as waiting no longer."""
         self.waiting -= len(batch.refusals)
         self.waiting_bytes -= batch.size
         self._settle(len(batch.refusals))
 
-    def _record_dropped(self, batch: _Batch) -> None:
+    def _record_dropped(self, batch: RefusalBatch) -> None:
         self.dropped += len(batch.refusals)
         self._logger.error(
             "refusals_dropped",

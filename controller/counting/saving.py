@@ -167,9 +167,10 @@ class Saving:
         finally:
             for owned in ready:
                 owned.is_busy = False
-        for snapshot in snapshots:
-            if snapshot is not None:
-                await self._write(snapshot)
+        taken = [snapshot for snapshot in snapshots if snapshot is not None]
+        await self._publish_refusals(taken)
+        for snapshot in taken:
+            await self._write(snapshot)
         # The event loop's own time, not what passed: while much is folded a save waits for its
         # turns, and must not come later for that. Writing takes about as much of it as encoding.
         spent = 2 * sum(each.encode_seconds for each in self._assignment.pairs.values())
@@ -273,15 +274,21 @@ class Saving:
                     deque(owned.totals.note_evaluations(), maxlen=0)
             self._assignment.let_go(owned)
 
+    async def _publish_refusals(self, snapshots: Sequence[_Snapshot]) -> None:
+        """Have the refusals of a pair published before any fence of it moves, all at once."""
+        refused = [snapshot for snapshot in snapshots if snapshot.refusals]
+        for snapshot in refused:
+            topic, number = snapshot.owned.partition
+            self._refusals.add(topic, number, snapshot.refusals)
+        if refused:
+            await self._refusals.flushed(self._pacing.quarantine_seconds)
+        for snapshot in refused:
+            self._report.count_refusals(snapshot.refusals)
+
     async def _write(self, snapshot: _Snapshot) -> None:
         """Save one partition, for as long as it takes and the partition is ours."""
         owned = snapshot.owned
         began = self._clock.monotonic()
-        if snapshot.refusals:
-            topic, number = owned.partition
-            self._refusals.add(topic, number, snapshot.refusals)
-            await self._refusals.flushed(self._pacing.quarantine_seconds)
-            self._report.count_refusals(snapshot.refusals)
         while owned.state is PartitionState.READY and owned.totals is snapshot.totals:
             try:
                 stored = await self._totals.save(

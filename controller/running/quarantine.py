@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from controller.adapters.kafka.shared_topic import topic_of
+from controller.counting.refusals import RefusalBatch
 from controller.ports import OutboxEntry, Publisher
 from schemas import quarantine
 
@@ -16,12 +17,13 @@ class QuarantineTopic:
         self._publisher = publisher
         self._source = source
 
-    async def publish(
-        self, stream: str, partition: int, refusals: Sequence[quarantine.Refusal]
-    ) -> None:
-        """Return once the topic has refusals of one partition. Raises EventLogUnavailable."""
-        topic = topic_of(stream)
-        key = quarantine.key(topic, partition).decode()
+    async def publish(self, batches: Sequence[RefusalBatch]) -> None:
+        """Return once the topic has a record of each batch. Raises EventLogUnavailable."""
+        await self._publisher.publish([self._entry(batch) for batch in batches])
+
+    def _entry(self, batch: RefusalBatch) -> OutboxEntry:
+        topic, refusals = topic_of(batch.topic), batch.refusals
+        key = quarantine.key(topic, batch.partition).decode()
         effect_id = f"{key}/{refusals[0].offset}-{refusals[-1].offset}"
-        value = quarantine.encode(topic, partition, refusals, source=self._source)
-        await self._publisher.publish([OutboxEntry("", effect_id, "quarantine", key, value)])
+        value = quarantine.encode(topic, batch.partition, refusals, source=self._source)
+        return OutboxEntry("", effect_id, "quarantine", key, value)

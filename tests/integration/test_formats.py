@@ -19,10 +19,10 @@ from controller.adapters.redis.totals import RedisTotals
 from controller.clock import SystemClock
 from controller.core.evidence import ArmTotals
 from controller.counting.ingest import Ingest
+from controller.counting.refusals import RefusalBatch
 from controller.settings import CountingSettings, KafkaSettings
 from controller.telemetry import Metrics
 from schemas.formats import evaluation_reader, outcome_reader
-from schemas.quarantine import Refusal
 from schemas.terms import Arm, EventFormat
 from tests.brokers import RedisServer, create_topics_at
 from tests.builders import MINUTE, T0, make_guardrail, make_plan, make_rollout
@@ -205,8 +205,12 @@ class Member:
         """The keys of everything counted."""
         return [f"{stream}/{number}/1" for stream in self.streams for number in range(PARTITIONS)]
 
-    async def quarantine(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
-        self.refused.update((topic, partition, refusal.offset) for refusal in refusals)
+    async def quarantine(self, batches: Sequence[RefusalBatch]) -> None:
+        self.refused.update(
+            (batch.topic, batch.partition, refusal.offset)
+            for batch in batches
+            for refusal in batch.refusals
+        )
 
     async def count(self, records: int) -> dict[Arm, ArmTotals]:
         """Count until every fence has passed all records, and return the arms."""

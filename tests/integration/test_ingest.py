@@ -25,10 +25,10 @@ from controller.core.judging.gate import judge
 from controller.counting.folding.context_sets import digest_of
 from controller.counting.folding.duplicates import NOT_SAMPLED
 from controller.counting.ingest import Ingest
+from controller.counting.refusals import RefusalBatch
 from controller.health import Faults, Scope
 from controller.settings import CountingSettings, KafkaSettings
 from controller.telemetry import Metrics
-from schemas.quarantine import Refusal
 from schemas.terms import HealthGap
 from schemas.wire import read_evaluations, read_outcomes
 from tests.brokers import RedisServer, create_topics_at
@@ -77,8 +77,12 @@ class Group:
             for number in range(PARTITIONS)
         ]
 
-    async def quarantine(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
-        self.refused.update((topic, partition, refusal.offset) for refusal in refusals)
+    async def quarantine(self, batches: Sequence[RefusalBatch]) -> None:
+        self.refused.update(
+            (batch.topic, batch.partition, refusal.offset)
+            for batch in batches
+            for refusal in batch.refusals
+        )
 
     async def add(self) -> int:
         """Start one more member and return its number."""

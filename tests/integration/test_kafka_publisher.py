@@ -5,9 +5,12 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.structs import TopicPartition as KafkaPartition
 
 from controller.adapters.kafka.publisher import KafkaPublisher
@@ -298,3 +301,33 @@ async def test_publishers_at_once(
         *(publisher.publish([entry(number, key=f"flag-{number}")]) for number in range(20))
     )
     assert len(await read_all(kafka, settings.topic("decisions"))) == 20
+
+
+async def test_records_published_together_share_requests(
+    kafka: str,
+    topic_prefix: str,
+    create_topics: CreateTopics,
+    make_publisher: MakePublisher,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Large records, as of the quarantine in a flood, share requests and keep their order."""
+    settings = settings_for(kafka, topic_prefix)
+    await create_topics(settings.topic("quarantine"))
+    publisher = make_publisher(settings)
+    await publisher.publish([entry(0, "quarantine")])
+    requests: list[ProduceRequest] = []
+    send = AIOKafkaClient.send
+
+    async def noted(client: AIOKafkaClient, node: int, request: Any, **options: Any) -> Any:
+        if isinstance(request, ProduceRequest):
+            requests.append(request)
+        return await send(client, node, request, **options)
+
+    monkeypatch.setattr(AIOKafkaClient, "send", noted)
+    values = [bytes([number]) * 100_000 for number in range(8)]
+    await publisher.publish(
+        [entry(number, "quarantine", value=value) for number, value in enumerate(values)]
+    )
+    assert len(requests) == 2
+    found = [value for _, _, value in await read_all(kafka, settings.topic("quarantine"))]
+    assert found == [b"quarantine 0", *values]

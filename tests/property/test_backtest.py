@@ -24,12 +24,12 @@ from controller.core.machine import decide, next_deadline
 from controller.core.plan import Guardrail, Plan, Window
 from controller.core.rollout import Rollout
 from controller.counting.ingest import Ingest
+from controller.counting.refusals import RefusalBatch
 from controller.deciding.flag.flag_decision import EvidenceJudge
 from controller.deciding.flag.flag_inbox import NewTotals
 from controller.planning.backtest import Backtest, Replay, Source
 from controller.settings import CountingSettings
 from controller.telemetry import Metrics
-from schemas.quarantine import Refusal
 from schemas.terms import (
     METRIC_GAPS,
     WEBHOOK_GAPS,
@@ -218,7 +218,7 @@ class DaemonParts:
         self.rollout: Rollout | None = None
         self.decided: list[Moment] = []
 
-    async def _quarantine(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
+    async def _quarantine(self, batches: Sequence[RefusalBatch]) -> None:
         pass
 
     async def run(self) -> None:

@@ -54,6 +54,10 @@ _HEADER_BYTES = 256  # of a record and its batch, beside key and value
 _READINGS_KEPT = 8
 _READING_SECONDS = 600.0
 _YEAR_2000_MS = 946_684_800_000
+# Records that wait share a batch up to this: the least `kafka.max_record_bytes`, so that every
+# topic takes it. By the client's default of 16 KiB each larger record is a request of its own, and
+# a request costs 0.4 ms of CPU.
+_BATCH_BYTES = 524_288
 
 
 class KafkaPublisher:
@@ -265,6 +269,7 @@ class KafkaPublisher:
                 acks="all",
                 enable_idempotence=True,
                 linger_ms=0,  # a rollback waits for nothing
+                max_batch_size=_BATCH_BYTES,
                 max_request_size=settings.max_record_bytes,
             )
             pace_connections(producer.client)

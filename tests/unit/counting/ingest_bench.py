@@ -14,6 +14,7 @@ from controller.counting.folding.engine import Fold
 from controller.counting.ingest import Ingest
 from controller.counting.pacing import Pacing
 from controller.counting.partition_totals import ReadEvaluations, ReadOutcomes
+from controller.counting.refusals import RefusalBatch
 from controller.errors import EventLogUnavailable
 from controller.health import Faults
 from controller.settings import CountingSettings
@@ -102,10 +103,10 @@ class Bench:
     def _note_told(self) -> None:
         self.times_told += 1
 
-    async def quarantine(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
+    async def quarantine(self, batches: Sequence[RefusalBatch]) -> None:
         if self.is_quarantine_down:
             raise EventLogUnavailable("down")
-        self.quarantined.append((topic, partition, list(refusals)))
+        self.quarantined += [(one.topic, one.partition, list(one.refusals)) for one in batches]
 
     def make(self) -> tuple[Ingest, MemoryEventLog]:
         """Return one more member, watching the flag, not yet started."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from controller.counting.refusals import RefusalBatch
 from controller.health import Scope
 from controller.settings import CountingSettings
-from schemas.quarantine import Refusal
 from schemas.totals import lately_changed
 from tests.records import arms_in, at_ms
 from tests.unit.counting.ingest_bench import (
@@ -218,9 +218,9 @@ async def test_refusals_are_published_before_the_fence_moves() -> None:
     fences: list[int] = []
     publish = bench.quarantine
 
-    async def quarantine(topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
+    async def quarantine(batches: Sequence[RefusalBatch]) -> None:
         fences.append(bench.fence(EVALUATIONS))
-        await publish(topic, partition, refusals)
+        await publish(batches)
 
     bench.quarantine = quarantine  # type: ignore[method-assign]
     bench.evaluate("a")
@@ -233,6 +233,23 @@ async def test_refusals_are_published_before_the_fence_moves() -> None:
     assert (topic, partition, refused.offset) == (EVALUATIONS, 0, 1)
     assert bench.progress(EVALUATIONS).quarantined == 1
     assert arms_in(bench.stored(EVALUATIONS))["new-checkout", 0, "treatment"].exposures == 2
+
+
+async def test_refusals_of_a_pair_are_published_together_before_either_fence_moves() -> None:
+    """A save waits for its refusals once, and not for those of each partition in turn."""
+    bench = Bench()
+    published: list[tuple[int, int, list[str]]] = []
+
+    async def quarantine(batches: Sequence[RefusalBatch]) -> None:
+        topics = [batch.topic for batch in batches]
+        published.append((bench.fence(EVALUATIONS), bench.fence(OUTCOMES), topics))
+
+    bench.quarantine = quarantine  # type: ignore[method-assign]
+    for topic in (EVALUATIONS, OUTCOMES):
+        bench.broker.append(topic, b"{", partition=0, timestamp_ms=at_ms(NOW))
+    async with bench.running():
+        await until(bench.is_all_saved)
+    assert published == [(-1, -1, [OUTCOMES, EVALUATIONS])]
 
 
 async def test_counting_does_not_wait_for_a_quarantine_that_is_away() -> None:

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from controller.adapters.memory import ManualClock
-from controller.counting.refusals import MOST_REFUSALS, RefusalBacklog
+from controller.counting.refusals import MOST_REFUSALS, RefusalBacklog, RefusalBatch
 from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
 from schemas.envelope import RecordRefused
@@ -29,17 +29,26 @@ class Bench:
     """A backlog and the quarantine behind it."""
 
     trouble: Exception | None = None
+    first_offset: int | None = None  # of the batch that is in trouble; None: all are
     published: list[tuple[str, int, list[int]]] = field(default_factory=list)
+    tries: list[int] = field(default_factory=list)  # how many batches each had
 
     def __post_init__(self) -> None:
         self.faults = Faults(ManualClock().now)
         self.backlog = RefusalBacklog(self.publish, self.faults, retry_seconds=0)
 
-    async def publish(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
+    async def publish(self, batches: Sequence[RefusalBatch]) -> None:
         await asyncio.sleep(0)
-        if self.trouble is not None:
+        self.tries.append(len(batches))
+        offsets = [[refusal.offset for refusal in batch.refusals] for batch in batches]
+        if self.trouble is not None and (
+            self.first_offset is None or self.first_offset in [some[0] for some in offsets]
+        ):
             raise self.trouble
-        self.published.append((topic, partition, [one.offset for one in refusals]))
+        self.published += [
+            (batch.topic, batch.partition, some)
+            for batch, some in zip(batches, offsets, strict=True)
+        ]
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[RefusalBacklog]:
@@ -66,6 +75,32 @@ async def test_refusals_are_published_once_in_order_and_in_batches() -> None:
         ("o", 1, [7]),
     ]
     assert (backlog.waiting, backlog.waiting_bytes, backlog.dropped) == (0, 0, 0)
+
+
+async def test_batches_that_wait_are_published_together() -> None:
+    """A request costs more than the refusals in it, so what waits shares one, up to a bound."""
+    bench = Bench()
+    for partition in range(10):
+        bench.backlog.add("e", partition, make_refusals(0, 1))
+    async with bench.running() as backlog:
+        await backlog.flushed(5)
+    assert bench.tries == [8, 2]
+    assert bench.published == [("e", partition, [0]) for partition in range(10)]
+
+
+async def test_after_trouble_batches_are_published_one_by_one_until_one_gets_through() -> None:
+    """What is too much for a quarantine in trouble is not sent to it again and again."""
+    bench = Bench(trouble=EventLogUnavailable("slow"))
+    for partition in range(4):
+        bench.backlog.add("e", partition, make_refusals(0, 1))
+    async with bench.running() as backlog:
+        while len(bench.tries) < 3:
+            await asyncio.sleep(0)
+        bench.trouble = None
+        while backlog.waiting:
+            await asyncio.sleep(0)
+    assert bench.tries == [4, 1, 1, 1, 3]
+    assert bench.published == [("e", partition, [0]) for partition in range(4)]
 
 
 async def test_a_save_waits_for_its_own_refusals_alone() -> None:
@@ -138,3 +173,15 @@ async def test_a_batch_that_cannot_be_written_does_not_keep_those_behind_it(
     assert bench.published == [("e", 0, [2])]
     assert backlog.dropped == 2
     assert bench.faults.current == ()
+
+
+async def test_a_batch_that_cannot_be_written_costs_none_of_those_published_with_it() -> None:
+    """Those before and behind it are published once; its own refusals alone are given up."""
+    bench = Bench(trouble=ValueError("a bug"), first_offset=1)
+    for offset in range(3):
+        bench.backlog.add("e", 0, make_refusals(offset, 1))
+    async with bench.running() as backlog:
+        while backlog.waiting:
+            await asyncio.sleep(0)
+    assert bench.published == [("e", 0, [0]), ("e", 0, [2])]
+    assert backlog.dropped == 1
