@@ -15,7 +15,9 @@ for the first time. With `--taken-over` the measure begins once each flag has it
 events that are left then; with 10,000 flags four million are counted before, so give twelve.
 
 `--beside-poison 0.1` compares two daemons on one core at the same time, one with events of which
-this share is refused: what a few percent are cannot be seen otherwise where the speed changes.
+this share is refused: what a few percent are cannot be seen otherwise where the speed changes. Its
+measure begins as with `--taken-over`, because what starting costs differs by as much; give four
+million events.
 
 CPU time bears a machine that others use; events per second do not. The daemon runs what is
 installed, and the first line says which: `make native` and `make reference` change it.
@@ -333,9 +335,15 @@ async def measure(
     """Write the events, measure, and return whether every total was right."""
     poison = chosen.poison if chosen.beside_poison is None else 0.0
     options = LoadOptions(chosen.events, chosen.flags, chosen.contexts, poison, chosen.seed)
-    load = await Load.prepare(
-        options, bootstrap, redis_url, directory, begins_taken_over=chosen.taken_over
+    begins_taken_over = chosen.taken_over or chosen.beside_poison is not None
+    prepare = partial(
+        Load.prepare,
+        bootstrap=bootstrap,
+        redis_url=redis_url,
+        directory=directory,
+        begins_taken_over=begins_taken_over,
     )
+    load = await prepare(options)
     print(
         f"{options.events} events of {load.recount.bytes / options.events:.0f} bytes, "
         f"{options.flags} flags, {options.contexts} users, {len(load.recount.exposed)} pairs of "
@@ -345,7 +353,7 @@ async def measure(
     if chosen.beside_poison is None:
         return await against_bare(load, chosen.rounds)
     worse = replace(options, poison=chosen.beside_poison)
-    bad = await Load.prepare(worse, bootstrap, redis_url, directory)
+    bad = await prepare(worse)
     return await beside_poison(load, bad, chosen.rounds)
 
 
