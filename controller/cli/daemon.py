@@ -78,6 +78,12 @@ def run(config: ConfigOption = None) -> None:
     """
     import asyncio
 
+    from controller.cli.optional_packages import without_unused_packages
+
+    with without_unused_packages():
+        import redis.asyncio  # noqa: F401
+        import structlog  # noqa: F401
+
     from controller.bootstrap import Daemon
     from controller.logs import configure_logs, set_level
     from controller.running.name_lookups import LookupLoop
