@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from importlib import import_module
+from typing import Any, Final, Generic, Protocol, TypeVar
 
-from controller.adapters.file_plane import FilePlane
-from controller.adapters.http_plane.plane import HttpPlane
-from controller.adapters.redis.plane import RedisPlane
-from controller.adapters.unleash.plane import UnleashPlane
 from controller.deciding.registry import RolloutRegistry
 from controller.ports import (
     Clock,
@@ -28,6 +25,7 @@ from controller.ports import (
 from controller.settings import Settings
 from controller.settings.planes import PlanesSettings
 
+_ADAPTERS: Final = "controller.adapters"
 NamedCall = tuple[str, Callable[[], Awaitable[None]]]
 S = TypeVar("S")
 
@@ -43,11 +41,21 @@ A = TypeVar("A", bound=_Addressed)
 
 @dataclass(frozen=True, slots=True)
 class _Kind(Generic[S]):
-    """One kind of plane: what the settings say of each such plane, and the class of all."""
+    """One kind of plane: what the settings say of each such plane, and the class of all.
+
+    The class is imported where such a plane is set: most replicas have one kind, or none.
+    """
 
     name: str
     sections: Mapping[str, S]  # by the operator's name; "" where there is at most one such plane
-    plane: type[ConfiguredPlane[S]]
+    place: str  # of the class: its module, a colon and its name
+
+    @property
+    def plane(self) -> type[ConfiguredPlane[S]]:
+        """The class."""
+        module, _, name = self.place.partition(":")
+        found: type[ConfiguredPlane[S]] = getattr(import_module(module), name)
+        return found
 
     def name_of(self, name: str) -> str:
         """Return the name of one plane, as in logs."""
@@ -57,10 +65,10 @@ class _Kind(Generic[S]):
 def _configured(planes: PlanesSettings) -> Sequence[_Kind[Any]]:
     """Return every kind of plane that settings can name."""
     return (
-        _Kind("file", planes.files, FilePlane),
-        _Kind("redis", _at_most_one(planes.redis), RedisPlane),
-        _Kind("unleash", _at_most_one(planes.unleash), UnleashPlane),
-        _Kind("http", planes.http, HttpPlane),
+        _Kind("file", planes.files, f"{_ADAPTERS}.file_plane:FilePlane"),
+        _Kind("redis", _at_most_one(planes.redis), f"{_ADAPTERS}.redis.plane:RedisPlane"),
+        _Kind("unleash", _at_most_one(planes.unleash), f"{_ADAPTERS}.unleash.plane:UnleashPlane"),
+        _Kind("http", planes.http, f"{_ADAPTERS}.http_plane.plane:HttpPlane"),
     )
 
 

@@ -10,15 +10,13 @@ import hashlib
 import time
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-import httpx
 import msgspec
 from pydantic import ValidationError
 
 from controller.adapters.http.bounded import AnswerRefused, AnswerTooLong
-from controller.adapters.http.posting import HttpAnswer, Poster
 from controller.adapters.http.signing import RequestSigner
 from controller.codec.cloud_events import SOURCE
 from controller.codec.gate_questions import gate_question
@@ -30,6 +28,9 @@ from controller.text import describe_faults, excerpt
 from schemas.gate_question import GateReply
 from schemas.terms import GateAnswer, HealthGap
 
+if TYPE_CHECKING:
+    from controller.adapters.http.posting import HttpAnswer
+
 _MOST_WORDS: Final = 300
 #: Questions at once to one endpoint: so many flags may be at a gate together.
 _CONNECTIONS: Final = 8
@@ -39,6 +40,9 @@ class _Endpoint:
     """One address with its key and connections."""
 
     def __init__(self, name: str, settings: GateEndpointSettings) -> None:
+        # Here, with httpx: not where no endpoint is set, nor for the first question at a gate.
+        from controller.adapters.http.posting import Poster
+
         where = f"gate_webhooks.endpoints.{name}"
         self.url = settings.url
         self.host = urlsplit(settings.url).hostname or ""
@@ -71,6 +75,8 @@ class HttpGateWebhooks:
         if known is None:
             why = f"gate_webhooks.endpoints has no {endpoint} in the settings of this replica"
             raise NotAnswered(HealthGap.WEBHOOK_NOT_SET, why)
+        import httpx
+
         # Each question has an id of its own: it shows newer evidence than the one before.
         about = f"{gate.gate_id}/{endpoint}/{at.isoformat()}"
         message_id = f"msg_{hashlib.sha256(about.encode()).hexdigest()[:32]}"

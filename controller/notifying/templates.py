@@ -14,7 +14,6 @@ from typing import Any, Final, Protocol
 
 from controller.notifying.book import Delivery, Purpose
 from controller.notifying.news import KINDS
-from controller.notifying.sandbox import filled
 from controller.notifying.words import LONGEST_TEXT, LONGEST_TITLE, Message
 from controller.text import one_line
 from schemas.terms import Severity
@@ -54,6 +53,9 @@ _VARIANTS: Final[Sequence[Mapping[str, Any]]] = [
 
 def fault_of(source: str) -> str | None:
     """Return what is wrong with a template, tried with examples; None: nothing."""
+    # With Jinja2, which only a replica with templates needs; it tries them before its loop runs.
+    from controller.notifying.sandbox import filled
+
     try:
         for variant in _VARIANTS:
             filled(source, {**EXAMPLE, **variant})
@@ -92,6 +94,8 @@ def in_own_words(
     own = next((one for one in templates if delivery.channel in one.channels), None)
     if own is None:
         return message
+    from controller.notifying.sandbox import filled
+
     news = message.news
     values = {
         name: getattr(news, name)

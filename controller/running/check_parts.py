@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from controller.adapters.redis.turns import RedisTurnStore
-from controller.checking.checker import Checker
 from controller.checking.checks_file import ChecksFile, read_checks
 from controller.codec.cloud_events import source_of
 from controller.errors import ConfigInvalid
@@ -23,6 +22,9 @@ from controller.running.connections import Connections
 from controller.running.oversight import Process
 from controller.running.signal_inlet import SignalInlet
 from controller.running.supervisor import Loop
+
+if TYPE_CHECKING:
+    from controller.checking.checker import Checker
 
 FILE: Final = "checks_file"
 
@@ -41,6 +43,8 @@ class CheckParts:
         self._logger = structlog.get_logger()
         self._checker: Checker | None = None
         if self._settings.is_on:
+            from controller.checking.checker import Checker  # not without checks
+
             self._checker = Checker(
                 RedisTurnStore(connections.redis, "checks"),
                 connections.monitoring,

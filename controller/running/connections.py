@@ -6,7 +6,7 @@ How calls are made is the adapters'. What is done with the answers is everybody 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -14,9 +14,8 @@ from controller.adapters.gate_webhooks import HttpGateWebhooks
 from controller.adapters.kafka.event_log import KafkaEventLog
 from controller.adapters.kafka.publisher import KafkaPublisher
 from controller.adapters.kafka.state_feed import KafkaStateFeed
-from controller.adapters.llm.advisor import ModelAdvisor, NoAdvisor, make_advisor
+from controller.adapters.llm.no_advisor import NoAdvisor
 from controller.adapters.measuring.measures import MonitoringSystems
-from controller.adapters.oidc import make_provider
 from controller.adapters.redis.address import connect_redis
 from controller.adapters.redis.flag_uses import RedisFlagUses
 from controller.adapters.redis.reports import RedisReports
@@ -31,7 +30,11 @@ from controller.running.environment import StateReader
 from controller.running.flag_faults import DamagedDocuments
 from controller.running.start_line import log_start
 from controller.running.topics import Topics
-from controller.settings import Settings, insecure_connections
+from controller.settings import AdvisorSettings, Settings, insecure_connections
+
+if TYPE_CHECKING:
+    from controller.adapters.llm.advisor import ModelAdvisor
+    from controller.adapters.oidc import OidcProvider
 
 SECONDS_PER_DAY: Final = 86_400
 
@@ -79,7 +82,7 @@ class Connections:
             feed=self.feed,
         )
         self.advisor = make_advisor(settings.advisor, clock)
-        self.people = make_provider(settings.sign_in)
+        self.people = make_people(settings)
         self.monitoring = MonitoringSystems(settings.checks, clock)
         self.gate_webhooks = HttpGateWebhooks(
             settings.gate_webhooks.endpoints, source_of(settings.environment)
@@ -120,3 +123,24 @@ class Connections:
             ("gate_webhooks", self.gate_webhooks.close),
             *([] if self.people is None else [("people", self.people.close)]),
         )
+
+
+# What a replica without a model, or without sign-in, does not need is imported with its settings.
+
+
+def make_advisor(settings: AdvisorSettings, clock: Clock) -> ModelAdvisor | NoAdvisor:
+    """Return the advisor that the settings name; connects to nothing yet. Raises ConfigInvalid."""
+    if settings.url is None:
+        return NoAdvisor()
+    from controller.adapters.llm.advisor import ModelAdvisor
+
+    return ModelAdvisor(settings, clock)
+
+
+def make_people(settings: Settings) -> OidcProvider | None:
+    """Return who says who people are, None where nobody is set. Raises ConfigInvalid."""
+    if settings.sign_in.oidc.issuer is None:
+        return None
+    from controller.adapters.oidc import make_provider
+
+    return make_provider(settings.sign_in)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from controller.actuating.reconciler import FlagReconciler
 from controller.adapters.kafka.event_log import KafkaEventLog
 from controller.adapters.kafka.state_feed import KafkaStateFeed
-from controller.adapters.llm.advisor import ModelAdvisor, NoAdvisor
+from controller.adapters.llm.no_advisor import NoAdvisor
 from controller.adapters.redis.connection import RedisConnection
 from controller.clock import AgreedClock
 from controller.counting.ingest import Ingest
@@ -18,6 +19,9 @@ from controller.running.flag_faults import LargeStates, RefusedStates, TimesAhea
 from controller.running.redis_heartbeat import RedisHeartbeat
 from controller.running.reporter import REPORT_EVERY_SECONDS, STATE_TOPIC, Reporter, Signs
 from controller.web.flags import FlagBoard
+
+if TYPE_CHECKING:
+    from controller.adapters.llm.advisor import ModelAdvisor
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from typing import Final
 
 import structlog
 
-from controller.adapters.channels.types import make_channels
 from controller.adapters.kafka.news_log import KafkaNewsLog
 from controller.adapters.redis.turns import RedisTurnStore
 from controller.codec.cloud_events import source_of
@@ -60,6 +59,8 @@ class NotificationParts:
             self._notifier = self._make_notifier(registry)
 
     def _make_notifier(self, registry: RolloutRegistry) -> Notifier:
+        from controller.adapters.channels.types import make_channels  # not without a channel
+
         process = self._process
         settings = process.settings
 

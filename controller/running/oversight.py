@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from controller.actuating.reconciler import FlagReconciler
-from controller.adapters.heartbeat_address import HeartbeatAddress
 from controller.adapters.kafka.news_log import KafkaNewsLog
 from controller.adapters.redis.claims import RedisClaims
 from controller.adapters.redis.relay import RedisRelay
@@ -343,6 +342,8 @@ class Oversight:
         address = settings.address
         if address is None:
             return ()
+        from controller.adapters.heartbeat_address import HeartbeatAddress  # with httpx
+
         heartbeat = HeartbeatAddress(address, settings)
 
         async def run() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -17,11 +17,7 @@ from controller.codec.cloud_events import source_of
 from controller.deciding.registry import RolloutRegistry
 from controller.errors import ConfigInvalid
 from controller.health import Scope
-from controller.responding.commanding import Commander
 from controller.responding.memory import Recent, SignalMemory
-from controller.responding.responder import Responder
-from controller.responding.retries import Retries
-from controller.responding.signal_follower import SignalFollower
 from controller.running.command_desk import CommandDesk
 from controller.running.connections import Connections
 from controller.running.oversight import Oversight, Process
@@ -29,7 +25,9 @@ from controller.running.report_reader import ReportReader
 from controller.running.signal_inlet import SignalInlet
 from controller.running.supervisor import Loop
 from controller.settings.signal_rules import RulesFile, SignalRule, read_rules
-from controller.web.hooks.endpoint import Hooks
+
+if TYPE_CHECKING:
+    from controller.web.hooks.endpoint import Hooks
 
 RULES: Final = "signal_rules"
 
@@ -62,6 +60,8 @@ class SignalParts:
             return
         self._loops = self._make_loops(connections, registry, reports, oversight)
         if self._settings.endpoints:
+            from controller.web.hooks.endpoint import Hooks  # not without a hook
+
             inlet = SignalInlet(connections.publisher, source_of(process.settings.environment))
             deliveries = process.metrics.hook_deliveries
             self.hooks = Hooks(
@@ -78,6 +78,12 @@ class SignalParts:
         reports: ReportReader,
         oversight: Oversight,
     ) -> tuple[Loop, ...]:
+        # Not where nothing listens to signals.
+        from controller.responding.commanding import Commander
+        from controller.responding.responder import Responder
+        from controller.responding.retries import Retries
+        from controller.responding.signal_follower import SignalFollower
+
         assert connections.signals is not None
         process = self._process
         desk = CommandDesk(connections.publisher, connections.rollouts, oversight.direct)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import xxhash
 from starlette.routing import Route
@@ -11,9 +11,10 @@ from starlette.types import Receive, Scope, Send
 
 from controller.responding.memory import Recent
 from controller.web.answers import send_tagged
-from controller.web.hooks.endpoint import PATH as HOOKS
-from controller.web.hooks.endpoint import Hooks
 from schemas.api import BASE, SignalEntry, SignalList
+
+if TYPE_CHECKING:
+    from controller.web.hooks.endpoint import Hooks
 
 PATH: Final = f"{BASE}/signals"
 
@@ -47,6 +48,8 @@ def delivery_routes(source: SignalSource | None) -> list[Route]:
     """Return the route that takes deliveries, none where there is no endpoint."""
     if source is None or source.hooks is None:
         return []
+    from controller.web.hooks.endpoint import PATH as HOOKS
+
     return [Route(HOOKS, source.hooks, methods=["POST", "OPTIONS"])]
 
 

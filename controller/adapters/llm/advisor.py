@@ -7,7 +7,6 @@ which words `openai.py`, `localai.py` and `ollama.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
 
 import httpcore
 
@@ -180,26 +179,6 @@ def _read(protocol: str, completion: Completion, form: type[FormT]) -> FormT:
 def _nearness(judgement: Judgement) -> float:
     """Return how near the nearest metric is to its alarm, as a share of it."""
     return max((metric.e_value / metric.threshold for metric in judgement.metrics), default=0.0)
-
-
-class NoAdvisor:
-    """The advisor where no model is configured: it never has advice."""
-
-    @property
-    def trouble(self) -> str | None:
-        """Nothing is wrong: there is no model to ask."""
-        return None
-
-    async def ask(self, rollout: Rollout, question: AskAdvice) -> NoReturn:
-        raise AdviceUnavailableError("no model is configured: advisor.url is not set")
-
-    async def close(self) -> None:
-        """Do nothing: there is no connection."""
-
-
-def make_advisor(settings: AdvisorSettings, clock: Clock) -> ModelAdvisor | NoAdvisor:
-    """Return the advisor that the settings name; connects to nothing yet. Raises ConfigInvalid."""
-    return NoAdvisor() if settings.url is None else ModelAdvisor(settings, clock)
 
 
 def kept_raw(completion: Completion) -> str:

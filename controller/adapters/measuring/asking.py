@@ -10,18 +10,19 @@ import asyncio
 import math
 import ssl
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode, urlsplit
 
-import httpx
 import msgspec
 
 from controller.adapters.http.bounded import AnswerRefused, read_answer
 from controller.adapters.http.hiding import Hiding, basic_pair, sign_in_secrets
-from controller.adapters.http.pool import make_client
 from controller.errors import ConfigInvalid, NotMeasured
 from controller.settings.checks import AskedSettings
 from schemas.terms import MeasurementGap
+
+if TYPE_CHECKING:
+    import httpx
 
 MAX_ANSWER_BYTES: Final = 2_000_000
 _MAX_WORDS: Final = 300
@@ -61,6 +62,8 @@ class MeasuringSystem:
         url = self._settings.url
         if url is None:
             raise NotMeasured(MeasurementGap.REFUSED, f"{self.name}.url is not set")
+        import httpx
+
         host, seconds = urlsplit(url).hostname, self._settings.timeout_seconds
         is_form = method == "POST"
         target = url + path + (f"?{urlencode(values)}" if values and not is_form else "")
@@ -106,6 +109,10 @@ class MeasuringSystem:
 
     def _client(self) -> httpx.AsyncClient:
         if self._http is None:
+            import httpx
+
+            from controller.adapters.http.pool import make_client
+
             limits = httpx.Limits(max_connections=8, max_keepalive_connections=2)
             self._http = make_client(self._context or ssl.create_default_context(), limits)
         return self._http

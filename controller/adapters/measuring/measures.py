@@ -19,6 +19,9 @@ class MonitoringSystems:
 
     def __init__(self, settings: ChecksSettings, clock: Clock) -> None:
         """Raises ConfigInvalid."""
+        if settings.is_on or settings.prometheus.url is not None:
+            # httpx: before the loop runs, and not where no system is asked
+            import controller.adapters.http.pool  # noqa: F401
         self._clock = clock
         self._prometheus = MeasuringSystem("checks.prometheus", settings.prometheus)
         self._uptime_kuma = MeasuringSystem("checks.uptime_kuma", settings.uptime_kuma)

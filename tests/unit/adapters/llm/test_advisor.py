@@ -12,8 +12,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from controller.adapters.llm.advisor import RAW_MAX_BYTES, ModelAdvisor, NoAdvisor, make_advisor
+from controller.adapters.llm.advisor import RAW_MAX_BYTES, ModelAdvisor
 from controller.adapters.llm.limits import Circuit
+from controller.adapters.llm.no_advisor import NoAdvisor
 from controller.adapters.llm.openai import OpenAIDialect
 from controller.adapters.llm.prompts import gate_prompt
 from controller.adapters.llm.trouble import ServerTrouble
@@ -21,6 +22,7 @@ from controller.adapters.memory import ManualClock
 from controller.core.effects import AskAdvice, RaiseAlert
 from controller.core.judging.judgement import Advice
 from controller.errors import AdviceUnavailableError, ConfigInvalid
+from controller.running.connections import make_advisor
 from controller.settings import AdvisorSettings
 from schemas.advice import ANSWER_SCHEMA
 from schemas.terms import AdviceChoice, AlertKind, Severity
