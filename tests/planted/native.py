@@ -130,10 +130,10 @@ BUGS = (
         BOTH_FOLDS,
     ),
     Bug(
-        "a bucket is found beside its place",
+        "a new bucket goes behind all others",
         f"{SOURCE}/arms.rs",
-        "self.words.partition_point(|&word| word < first)",
-        "self.words.partition_point(|&word| word <= first)",
+        "self.words.insert(place, first_of(bucket) | count);",
+        "self.words.push(first_of(bucket) | count);",
         BOTH_FOLDS,
     ),
     Bug(
