@@ -34,7 +34,8 @@ class Pacing:
     drain_seconds: float = 2.0  # for the last saves at the end
     # A save waits at most so long to learn whether offsets that it skipped were lost records.
     holes_seconds: float = 1.0
-    quarantine_seconds: float = 2.0  # a save waits at most so long for its refusals to be written
+    # A save waits at most so long for room for its refusals, and again for them to be written.
+    quarantine_seconds: float = 2.0
     ends_seconds: float = 1.0  # between two requests where the log ends
     sweep_seconds: float = 60.0  # between two checks for rollouts that ended
     failed_seconds: float = 0.5  # before a partition is loaded again after a mistake of ours

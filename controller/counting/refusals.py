@@ -40,10 +40,7 @@ class RefusalBatch:
     @classmethod
     def of(cls, topic: str, partition: int, refusals: Sequence[Refusal]) -> RefusalBatch:
         """Return a batch, with its size."""
-        bodies = sum(map(len, map(_body_of, refusals)))
-        details = sum(map(len, map(_detail_of, refusals)))
-        size = len(refusals) * _OTHER_BYTES + bodies + details
-        return cls(topic, partition, refusals, size)
+        return cls(topic, partition, refusals, _size_of(refusals))
 
 
 #: Publishes batches and returns once all are acknowledged. Raises EventLogUnavailable when one is
@@ -94,9 +91,22 @@ class RefusalBacklog:
             self._batches.append(batch)
             self.waiting += len(batch.refusals)
             self.waiting_bytes += batch.size
-        while len(self._batches) > 1 and self._is_full():
+        while len(self._batches) > 1 and _is_too_much(self.waiting, self.waiting_bytes):
             self._drop(self._batches.popleft())
         self._arrived.set()
+
+    async def wait_for_room(self, refusals: Sequence[Refusal], seconds: float) -> None:
+        """Return once these may be added and nothing is dropped, at the latest after `seconds`.
+
+        Many partitions may save at once, and together they have more than may wait. Returns at once
+        while the last try has failed.
+        """
+        loop = asyncio.get_running_loop()
+        until, size = loop.time() + seconds, _size_of(refusals)
+        while self.waiting and not self.is_away and loop.time() < until:
+            if not _is_too_much(self.waiting + len(refusals), self.waiting_bytes + size):
+                return
+            await self.flushed(until - loop.time())
 
     async def flushed(self, seconds: float) -> None:
         """Return once all that was added by now is published, at the latest after `seconds`.
@@ -167,9 +177,6 @@ class RefusalBacklog:
         self._forget(batch)
         return True
 
-    def _is_full(self) -> bool:
-        return self.waiting > MOST_REFUSALS or self.waiting_bytes > MOST_BYTES
-
     def _drop(self, batch: RefusalBatch) -> None:
         self._forget(batch)
         self._record_dropped(batch)
@@ -190,3 +197,15 @@ class RefusalBacklog:
             to_offset=batch.refusals[-1].offset,
             refusals=len(batch.refusals),
         )
+
+
+def _size_of(refusals: Sequence[Refusal]) -> int:
+    """Return how many bytes of memory refusals take, about."""
+    bodies = sum(map(len, map(_body_of, refusals)))
+    details = sum(map(len, map(_detail_of, refusals)))
+    return len(refusals) * _OTHER_BYTES + bodies + details
+
+
+def _is_too_much(refusals: int, size: int) -> bool:
+    """Return whether so many refusals, of so many bytes, are more than may wait."""
+    return refusals > MOST_REFUSALS or size > MOST_BYTES

@@ -275,13 +275,20 @@ class Saving:
             self._assignment.let_go(owned)
 
     async def _publish_refusals(self, snapshots: Sequence[_Snapshot]) -> None:
-        """Have the refusals of a pair published before any fence of it moves, all at once."""
+        """Have the refusals of a pair published before any fence of it moves, all at once.
+
+        It waits at most `quarantine_seconds` for room, and as long for the publishing.
+        """
         refused = [snapshot for snapshot in snapshots if snapshot.refusals]
+        longest = self._pacing.quarantine_seconds
+        until = self._clock.monotonic() + longest
         for snapshot in refused:
             topic, number = snapshot.owned.partition
+            left = until - self._clock.monotonic()
+            await self._refusals.wait_for_room(snapshot.refusals, left)
             self._refusals.add(topic, number, snapshot.refusals)
         if refused:
-            await self._refusals.flushed(self._pacing.quarantine_seconds)
+            await self._refusals.flushed(longest)
         for snapshot in refused:
             self._report.count_refusals(snapshot.refusals)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import pytest
+
 from controller.counting.refusals import RefusalBatch
 from controller.health import Scope
 from controller.settings import CountingSettings
@@ -250,6 +252,21 @@ async def test_refusals_of_a_pair_are_published_together_before_either_fence_mov
     async with bench.running():
         await until(bench.is_all_saved)
     assert published == [(-1, -1, [OUTCOMES, EVALUATIONS])]
+
+
+async def test_a_save_waits_until_there_is_room_for_its_refusals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """More is refused at once than may wait, and the quarantine gets all of it."""
+    monkeypatch.setattr("controller.counting.refusals.MOST_REFUSALS", 600)
+    bench = Bench()
+    for topic in (EVALUATIONS, OUTCOMES):
+        for _ in range(400):
+            bench.broker.append(topic, b"{", partition=0, timestamp_ms=at_ms(NOW))
+    async with bench.running() as ingest:
+        await until(bench.is_all_saved)
+        assert ingest.refusals.dropped == 0
+    assert sum(len(refusals) for _, _, refusals in bench.quarantined) == 800
 
 
 async def test_counting_does_not_wait_for_a_quarantine_that_is_away() -> None:

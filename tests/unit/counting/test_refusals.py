@@ -103,6 +103,38 @@ async def test_after_trouble_batches_are_published_one_by_one_until_one_gets_thr
     assert bench.published == [("e", partition, [0]) for partition in range(4)]
 
 
+@pytest.mark.parametrize(("body", "count"), [(b"{", 2_000), (b"{" * 1_000, 1_000)])
+async def test_nothing_is_dropped_when_many_saves_have_refusals_at_once(
+    body: bytes, count: int
+) -> None:
+    """Of a flood in each partition every detail is kept, as long as the quarantine takes them."""
+    bench = Bench()
+    refusals = [refusal(offset, 1, body, WHY) for offset in range(count)]
+
+    async def save(partition: int) -> None:
+        for topic in ("e", "o"):
+            await backlog.wait_for_room(refusals, 60)
+            backlog.add(topic, partition, refusals)
+        await backlog.flushed(60)
+
+    async with bench.running() as backlog:
+        await asyncio.gather(*map(save, range(24)))
+    assert backlog.dropped == 0
+    assert sum(len(offsets) for _, _, offsets in bench.published) == 48 * count
+
+
+async def test_who_waits_for_room_is_not_held_up_by_a_quarantine_in_trouble() -> None:
+    """Counting goes on: then the oldest details are dropped, as before."""
+    bench = Bench(trouble=EventLogUnavailable("gone"))
+    bench.backlog.add("e", 0, make_refusals(0, MOST_REFUSALS))
+    async with bench.running() as backlog, asyncio.timeout(5):
+        await backlog.wait_for_room(make_refusals(0, 1), 60)
+    slow = Bench()
+    slow.backlog.add("e", 0, make_refusals(0, MOST_REFUSALS))
+    async with asyncio.timeout(5):
+        await slow.backlog.wait_for_room(make_refusals(0, 1), 0.01)
+
+
 async def test_a_save_waits_for_its_own_refusals_alone() -> None:
     """While others keep adding, who waits is done as soon as what was there before is published."""
     bench = Bench()
