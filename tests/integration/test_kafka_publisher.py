@@ -331,3 +331,21 @@ async def test_records_published_together_share_requests(
     assert len(requests) == 2
     found = [value for _, _, value in await read_all(kafka, settings.topic("quarantine"))]
     assert found == [b"quarantine 0", *values]
+
+
+async def test_a_topic_that_takes_only_small_batches_gets_its_records_at_the_next_try(
+    kafka: str, topic_prefix: str, create_topics: CreateTopics, make_publisher: MakePublisher
+) -> None:
+    """A topic's `max.message.bytes` bounds a batch, so records that fit go in one each."""
+    settings = settings_for(kafka, topic_prefix)
+    configs = {"max.message.bytes": "100000"}
+    await create_topics(settings.topic("decisions"), partitions=1, configs=configs)
+    publisher = make_publisher(settings)
+    await publisher.publish([entry(0)])
+    together = [entry(number, value=bytes([number]) * 40_000) for number in range(1, 9)]
+    with pytest.raises(EventLogUnavailable, match="MessageSizeTooLarge"):
+        await publisher.publish(together)
+    await publisher.publish(together)
+    await publisher.publish([entry(9)])
+    found = [value for _, _, value in await read_all(kafka, settings.topic("decisions"))]
+    assert found == [b"decisions 0", *(one.value for one in together), b"decisions 9"]

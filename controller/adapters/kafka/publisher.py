@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 import xxhash
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import MessageSizeTooLargeError
+from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
 from controller.adapters.kafka.client import (
     background_tasks,
@@ -55,9 +55,12 @@ _READINGS_KEPT = 8
 _READING_SECONDS = 600.0
 _YEAR_2000_MS = 946_684_800_000
 # Records that wait share a batch up to this: the least `kafka.max_record_bytes`, so that every
-# topic takes it. By the client's default of 16 KiB each larger record is a request of its own, and
-# a request costs 0.4 ms of CPU.
+# topic should take it. By the client's default of 16 KiB each larger record is a request of its
+# own, and a request costs 0.4 ms of CPU.
 _BATCH_BYTES = 524_288
+# The same once a broker has refused a batch for its size: a topic may take less, and then would get
+# none of several records that it takes one by one.
+_SMALL_BATCH_BYTES = 16_384
 
 
 class KafkaPublisher:
@@ -72,6 +75,7 @@ class KafkaPublisher:
         self._settings = settings
         self._producer: AIOKafkaProducer | None = None
         self._switching = asyncio.Lock()
+        self._batch_bytes = _BATCH_BYTES
         # Effects that were acknowledged in a batch of which others failed: they are not written
         # twice. An id alone may come again with other content, when Redis has fallen back.
         self._acknowledged: dict[_Identity, None] = {}
@@ -225,9 +229,18 @@ class KafkaPublisher:
         for index in range(len(records)):
             if index not in pending:
                 failures.setdefault(index, "the producer was closed")
-        if _collect(pending, failures):
+        is_useless = _collect(pending, failures)
+        if self._makes_smaller_batches(pending) or is_useless:
             await self._discard(producer)
         return failures
+
+    def _makes_smaller_batches(self, pending: Mapping[int, asyncio.Future[Any]]) -> bool:
+        """Let the next producer make smaller batches when one was too large; return whether so."""
+        if self._batch_bytes == _SMALL_BATCH_BYTES or not any(map(_is_too_large, pending.values())):
+            return False
+        self._batch_bytes = _SMALL_BATCH_BYTES
+        log.warning("batches_made_smaller", bytes=_SMALL_BATCH_BYTES)
+        return True
 
     async def _queue(
         self,
@@ -269,7 +282,7 @@ class KafkaPublisher:
                 acks="all",
                 enable_idempotence=True,
                 linger_ms=0,  # a rollback waits for nothing
-                max_batch_size=_BATCH_BYTES,
+                max_batch_size=self._batch_bytes,
                 max_request_size=settings.max_record_bytes,
             )
             pace_connections(producer.client)
@@ -322,3 +335,11 @@ def _collect(pending: Mapping[int, asyncio.Future[Any]], failures: dict[int, str
             failures[index] = reason_of(error)
             is_useless = is_useless or not isinstance(error, MessageSizeTooLargeError)
     return is_useless
+
+
+def _is_too_large(acknowledgement: asyncio.Future[Any]) -> bool:
+    """Return whether a broker refused a record for the size of its batch."""
+    if not acknowledgement.done() or acknowledgement.cancelled():
+        return False
+    too_large = (MessageSizeTooLargeError, RecordListTooLargeError)
+    return isinstance(acknowledgement.exception(), too_large)
