@@ -74,6 +74,7 @@ class RefusalBacklog:
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = (
             deque()
         )  # by the number of refusals they wait for
+        self._at_once = _BATCHES_AT_ONCE
         self._added = 0
         self._settled = 0  # published or dropped, in the order they came
         self._logger = structlog.get_logger()
@@ -132,10 +133,10 @@ class RefusalBacklog:
         mistakes = 0
         while True:
             if not self._batches:
+                self._at_once = _BATCHES_AT_ONCE
                 self._arrived.clear()
                 await self._arrived.wait()
-            # After trouble one alone: what is wrong with it, or is too slow, holds up no other.
-            batches = list(islice(self._batches, 1 if self.is_away else _BATCHES_AT_ONCE))
+            batches = list(islice(self._batches, self._at_once))
             try:
                 await self._quarantine(batches)
             except EventLogUnavailable as trouble:
@@ -159,6 +160,9 @@ class RefusalBacklog:
 
     async def _wait(self, trouble: Exception) -> None:
         self.is_away = True
+        # One alone, until none waits: several may be too much for a slow quarantine, and those
+        # beside one in trouble would be sent with each of its tries.
+        self._at_once = 1
         self._settle(0)  # no caller waits while nothing gets through
         self.troubles += 1
         self._logger.warning("quarantine_failed", waiting=self.waiting, error=str(trouble))

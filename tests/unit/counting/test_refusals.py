@@ -88,7 +88,7 @@ async def test_batches_that_wait_are_published_together() -> None:
     assert bench.published == [("e", partition, [0]) for partition in range(10)]
 
 
-async def test_after_trouble_batches_are_published_one_by_one_until_one_gets_through() -> None:
+async def test_after_trouble_batches_are_published_one_by_one_until_none_waits() -> None:
     """What is too much for a quarantine in trouble is not sent to it again and again."""
     bench = Bench(trouble=EventLogUnavailable("slow"))
     for partition in range(4):
@@ -99,8 +99,26 @@ async def test_after_trouble_batches_are_published_one_by_one_until_one_gets_thr
         bench.trouble = None
         while backlog.waiting:
             await asyncio.sleep(0)
-    assert bench.tries == [4, 1, 1, 1, 3]
-    assert bench.published == [("e", partition, [0]) for partition in range(4)]
+        for partition in range(4, 6):
+            backlog.add("e", partition, make_refusals(0, 1))
+        await backlog.flushed(5)
+    assert bench.tries == [4, 1, 1, 1, 1, 1, 1, 2]
+    assert bench.published == [("e", partition, [0]) for partition in range(6)]
+
+
+async def test_batches_beside_one_in_trouble_are_sent_again_once() -> None:
+    """Each gets through alone, before the one in trouble or behind it."""
+    bench = Bench(trouble=EventLogUnavailable("slow"), first_offset=5)
+    for partition in range(8):
+        bench.backlog.add("e", partition, make_refusals(partition, 1))
+    async with bench.running() as backlog:
+        while backlog.waiting > 3:
+            await asyncio.sleep(0)
+        bench.trouble = None
+        while backlog.waiting:
+            await asyncio.sleep(0)
+    assert bench.tries[:6] == [8, 1, 1, 1, 1, 1]
+    assert bench.published == [("e", partition, [partition]) for partition in range(8)]
 
 
 @pytest.mark.parametrize(("body", "count"), [(b"{", 2_000), (b"{" * 1_000, 1_000)])
