@@ -26,7 +26,9 @@ _OVER_AFTER_MS = 600_000  # after a visit's end; by then even its late events ar
 _CHECKED_PER_SAVE = 16  # bundles that are searched for arms of visits that are over; 0.5 ms
 #: Such arms that get fields of their own per save, so that they are not written again and again.
 MOVED_PER_SAVE = 32
-_BUNDLES_PER_TURN = 128  # a few KB each
+_BUNDLES_PER_TURN = 128
+#: Less of them when they are large: 2 ms by the native fold, which encodes every arm of a bundle.
+_BYTES_PER_TURN = 512 * 1024
 
 
 class StoredArms:
@@ -98,10 +100,13 @@ class StoredArms:
             fields[name] = fold.give_own_field(bundle, name)
             flag_key, rollout_id, *_ = name.split("|")
             self._note_own_field(flag_key, rollout_id, name)
-        for begin in range(0, len(bundles), _BUNDLES_PER_TURN):
-            yield
-            for bundle in bundles[begin : begin + _BUNDLES_PER_TURN]:
-                fields[bundle_name(bundle)] = fold.take_bundle(bundle)
+        size = 0
+        for place, bundle in enumerate(bundles):
+            if place % _BUNDLES_PER_TURN == 0 or size >= _BYTES_PER_TURN:
+                size = 0
+                yield
+            content = fields[bundle_name(bundle)] = fold.take_bundle(bundle)
+            size += len(content)
 
     def _arms_to_move(
         self, fold: Fold, bundles: Sequence[int], turn: int, freshest_ms: int
