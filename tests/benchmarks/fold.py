@@ -46,7 +46,7 @@ from tests.records import at_ms
 
 _AT_ONCE = 1_000  # records of a partition: `pair_order.FOLDED_AT_ONCE`
 _FETCHED_AT_ONCE = 3_500  # of 300 bytes: a fetch of 1 MiB
-_DRAINED_EVERY = 50_000  # records of a partition: a second or two at full load
+_DRAINED_EVERY = 130_000  # records of a partition: some seconds at full load
 _LATEST_MS = 2**50
 #: Made once, and inherited by the process of each round.
 _FETCHES: list[tuple[list[bytes], list[bytes]]] = []
