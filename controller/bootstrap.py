@@ -26,7 +26,6 @@ from controller.deciding.worker_pool import WorkerPool
 from controller.health import Faults, Health
 from controller.planes import Planes, make_outside_planes
 from controller.running.connections import Connections
-from controller.running.first_rollout import import_for_rollouts
 from controller.running.http_parts import make_reports, make_surface
 from controller.running.outside_parts import OutsideParts
 from controller.running.oversight import Oversight, Process
@@ -192,7 +191,7 @@ class Daemon:
     def _subscribe(self) -> None:
         """Let documents reach what serves flags first, then what counts and decides."""
         self.planes.follow(self.registry)
-        self.registry.subscribe(import_for_rollouts, self.ingest.count_for)
+        self.registry.subscribe(self.ingest.count_for)
         self.registry.subscribe(self.oversight.direct.follow)
         self.registry.subscribe_own(self.reconciler)
         self.registry.on_retired(self.ingest.retire)

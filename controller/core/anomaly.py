@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from controller.core.analysis.proportion import rate_interval
 from controller.core.judging.judgement import Judgement, MetricReport
-from controller.core.metrics import arithmetic, kind_to_show
+from controller.core.metrics import kind_to_show
 from controller.core.metrics.kind import ArmSummary
 from schemas.terms import Arm, Verdict
 
@@ -83,8 +84,8 @@ def _change(old: ArmSummary, new: ArmSummary) -> str | None:
     old_rate, new_rate = old.events / old.trials, events / trials
     if old_rate < FACTOR * new_rate and new_rate < FACTOR * old_rate:
         return None  # checked before the intervals, which cost a thousand times as much
-    low, high = arithmetic.rate_interval(old.events, old.trials, ALPHA)
-    new_low, new_high = arithmetic.rate_interval(events, trials, ALPHA)
+    low, high = rate_interval(old.events, old.trials, ALPHA)
+    new_low, new_high = rate_interval(events, trials, ALPHA)
     has_risen, has_fallen = new_low > high, new_high < low
     if not (has_risen or has_fallen):
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from controller.core.evidence import (
     Evidence,
@@ -20,9 +20,7 @@ from controller.core.evidence import (
 )
 from controller.core.judging.staleness import Age, ages, has_older_than, uncounted
 from controller.core.rollout import Rollout
-
-if TYPE_CHECKING:
-    from controller.deciding.flag.flag_worker import FlagWorker
+from controller.deciding.flag.flag_worker import FlagWorker
 
 #: The fences are read so often at least, and the totals where one has moved. What a worker got less
 #: than so long ago is new enough.

@@ -49,13 +49,13 @@ class RolloutRegistry:
         self._own_listeners: list[OwnRollouts] = []
         self._overtaken_listeners: list[Callable[[str], object]] = []
 
-    def subscribe(self, *listeners: Listener) -> None:
-        """Pass every newest rollout to these, whoever decided it. Not those from before.
+    def subscribe(self, listener: Listener) -> None:
+        """Pass every newest rollout to `listener`, whoever decided it. Not those from before.
 
         Listeners are the planes that have `update` (`controller/planes.py`), counting, and the
         flag's worker (`bootstrap._subscribe`).
         """
-        self._listeners.extend(listeners)
+        self._listeners.append(listener)
 
     def on_retired(self, *listeners: RetiredListener) -> None:
         """Call these with each flag that was retired, whoever did it."""

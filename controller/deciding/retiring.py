@@ -16,21 +16,19 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import structlog
 
 from controller.core.events import CommandReceived
 from controller.core.rollout import CONTROLLER, Retired, Rollout
 from controller.deciding.dependencies import WorkerDependencies
+from controller.deciding.flag.flag_worker import FlagWorker
 from controller.deciding.worker_pool import WorkerPool
 from controller.errors import EventLogUnavailable, FlagPlaneUnavailable, OperatingTrouble
 from controller.health import Scope
 from controller.ports import CourseKey, FlagPlane, OutboxEntry, RetiringPlane
 from schemas.terms import CommandVerb
-
-if TYPE_CHECKING:
-    from controller.deciding.flag.flag_worker import FlagWorker
 
 BEAT_SECONDS: Final = 0.2
 #: Empty workers, and flags that are due by age, are looked for this often.

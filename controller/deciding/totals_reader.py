@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import structlog
 
@@ -21,6 +21,7 @@ from controller.deciding.event_partitions import EventPartitions
 from controller.deciding.evidence_reader import visits_to_read
 from controller.deciding.external_readings import ExternalReadings
 from controller.deciding.flag.flag_inbox import NewTotals
+from controller.deciding.flag.flag_worker import FlagWorker
 from controller.deciding.gate_questions import GateQuestions
 from controller.deciding.given_evidence import (
     READ_EVERY_SECONDS,
@@ -35,9 +36,6 @@ from controller.errors import OperatingTrouble
 from controller.health import Faults, Scope
 from controller.ports import Clock, GateWebhooks, Queries, Totals
 from controller.text import plural
-
-if TYPE_CHECKING:
-    from controller.deciding.flag.flag_worker import FlagWorker
 
 #: Totals are read this often at most, and at least every `READ_EVERY_SECONDS`. In between, reading
 #: takes no more than this share of the time, as far as that leaves one read a second.

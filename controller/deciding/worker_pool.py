@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import structlog
 
@@ -16,13 +15,11 @@ from controller.core.effects import RaiseAlert
 from controller.core.judging.judgement import Judgement
 from controller.core.rollout import Gating, Retired, Rollout
 from controller.deciding.dependencies import WorkerDependencies
+from controller.deciding.flag.flag_worker import FlagWorker
 from controller.deciding.flag.outbox import EffectEncoder
 from controller.errors import DocumentUnreadable
 from controller.health import Scope
 from schemas.terms import AlertKind, Severity
-
-if TYPE_CHECKING:
-    from controller.deciding.flag.flag_worker import FlagWorker
 
 #: A worker that stopped by a mistake of ours is restarted after this: its flag must not stay
 #: without guardrails. Each failure in a row doubles it. A command that lowers does not wait for it.
@@ -212,8 +209,6 @@ class WorkerPool:
         """Return a flag's worker, started unless it runs."""
         run = self._runs.get(flag_key)
         if run is None:
-            from controller.deciding.flag.flag_worker import FlagWorker  # see `first_rollout`
-
             assert self._group is not None
             worker = FlagWorker(
                 flag_key,

@@ -13,7 +13,7 @@ from typing import Final
 from controller.codec.rollouts import state_event
 from controller.core.future_times import AHEAD_AT_MOST_SECONDS, seconds_ahead
 from controller.core.rollout import Rollout
-from controller.deciding.flag.store_trouble import START_UP
+from controller.deciding.flag.flag_worker import START_UP
 from controller.deciding.registry import RolloutRegistry
 from controller.errors import DocumentUnreadable
 from controller.health import Faults, Scope

@@ -2,31 +2,20 @@
 
 Belongs here: one filter. Does not belong here: when contexts move into it (`context_sets.py`), how
 it is stored (`layout/stored_sets.py`).
-
-numpy is imported where it is used: a replica without a rollout, and the native fold, do without.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
 WORDS_PER_KEY = 0.25  # 16 bits per key
 _MULTIPLIER = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads the digest a second time
 _ALL_BITS = 0xFFFFFFFFFFFFFFFF
 _TWO_BITS = tuple((1 << (i & 63)) | (1 << (i >> 6)) for i in range(4096))
-
-
-@cache
-def _two_bits_array() -> NDArray[np.uint64]:
-    import numpy as np
-
-    return np.array(_TWO_BITS, dtype=np.uint64)
+_TWO_BITS_ARRAY = np.array(_TWO_BITS, dtype=np.uint64)
 
 
 class BloomFilter:
@@ -49,16 +38,12 @@ class BloomFilter:
     @classmethod
     def for_keys(cls, capacity: int) -> BloomFilter:
         """Return an empty filter with room for at least `capacity` keys."""
-        import numpy as np
-
         words = 1 << max(10, (int(capacity * WORDS_PER_KEY) - 1).bit_length())
         return cls(np.zeros(words, dtype=np.uint64), 0)
 
     @classmethod
     def of(cls, words: bytes, keys: int) -> BloomFilter:
         """Return the filter with these words, little-endian."""
-        import numpy as np
-
         return cls(np.frombuffer(words, dtype="<u8").astype(np.uint64), keys)
 
     @property
@@ -83,28 +68,22 @@ class BloomFilter:
 
     def has(self, digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Return the same as `in` for each digest."""
-        import numpy as np
-
-        two_bits = _two_bits_array()
         last = np.uint64(len(self.words) - 1)
         low, middle, high = np.uint64(4095), np.uint64(32), np.uint64(44)
         spread = digests * np.uint64(_MULTIPLIER)
         contained = np.ones(len(digests), dtype=np.bool_)
         for at, source in ((digests, spread), (spread, digests)):
-            bits = two_bits[source >> middle & low] | two_bits[source >> high & low]
+            bits = _TWO_BITS_ARRAY[source >> middle & low] | _TWO_BITS_ARRAY[source >> high & low]
             contained &= self.words[at & last] & bits == bits
         return contained
 
     def update(self, digests: Iterable[int], count: int) -> None:
         """Add `count` digests. With numpy 100,000 take about 10 ms."""
-        import numpy as np
-
-        two_bits = _two_bits_array()
         last = np.uint64(len(self.words) - 1)
         low, middle, high = np.uint64(4095), np.uint64(32), np.uint64(44)
         digest = np.fromiter(digests, dtype=np.uint64, count=count)
         spread = digest * np.uint64(_MULTIPLIER)
         for at, source in ((digest, spread), (spread, digest)):
-            bits = two_bits[source >> middle & low] | two_bits[source >> high & low]
+            bits = _TWO_BITS_ARRAY[source >> middle & low] | _TWO_BITS_ARRAY[source >> high & low]
             np.bitwise_or.at(self.words, at & last, bits)
         self.keys += count

@@ -16,8 +16,8 @@ Does not belong here: what a membership means (`events.py`), what is stored of s
 from __future__ import annotations
 
 import struct
-from typing import Final
 
+import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from controller.counting.folding.bloom import BloomFilter
@@ -30,8 +30,7 @@ digest_of = xxh3_64_intdigest
 
 #: A set number and a context's digest: one membership, as it is journaled.
 ENTRY = struct.Struct("<IQ")
-#: The same for numpy, which takes it for a dtype.
-ENTRIES: Final = [("number", "<u4"), ("digest", "<u8")]
+ENTRIES = np.dtype([("number", "<u4"), ("digest", "<u8")])
 
 _SEALED_EARLY_FROM = 1_024  # members; with fewer a filter would be mostly empty
 # A new filter has room for so many times what is sealed into it. So a set has few filters, and each
@@ -209,8 +208,6 @@ class ContextSets:
 
     def add_members(self, entries: bytes) -> None:
         """Put stored entries into their sets, all entries of one set together."""
-        import numpy as np  # see `bloom.py`
-
         stored = np.frombuffer(entries, dtype=ENTRIES)
         if not len(stored):
             return

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
 from controller.counting.folding.context_sets import ENTRIES
 from controller.counting.folding.difference import Difference
 from controller.counting.folding.engine import Fold
@@ -42,7 +44,8 @@ class StoredExposures:
             log = self._logs[number] = _log(number)
             log.restore(stored)
             slices[number] = b"".join(stored[chunk] for chunk in sorted(stored))
-            above = max(above, 1 + _largest_number(slices[number]))
+            numbers = np.frombuffer(slices[number], dtype=ENTRIES)["number"]
+            above = max(above, 1 + int(numbers.max(initial=0)))
         fold.restore_exposures(slices)
         return above
 
@@ -72,10 +75,3 @@ class StoredExposures:
 
 def _log(number: int, begin: int = 0) -> EntryLog:
     return EntryLog(f"recent/{number}", begin=begin, keeps_content=False)
-
-
-def _largest_number(entries: bytes) -> int:
-    """Return the largest set number of some entries, 0 for none."""
-    import numpy as np  # see `folding/bloom.py`
-
-    return int(np.frombuffer(entries, dtype=ENTRIES)["number"].max(initial=0))

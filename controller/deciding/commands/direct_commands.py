@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -36,6 +36,7 @@ from controller.deciding.commands.waiting_commands import (
 )
 from controller.deciding.dependencies import WorkerDependencies
 from controller.deciding.flag.command_answers import answer_keys
+from controller.deciding.flag.flag_worker import FlagWorker
 from controller.deciding.worker_pool import WorkerPool
 from controller.errors import DocumentUnreadable, OperatingTrouble, StoreUnavailable
 from controller.health import Scope
@@ -43,9 +44,6 @@ from controller.retrying import until_done
 from schemas.command import Command
 from schemas.result import Result
 from schemas.terms import FINAL, CommandStatus
-
-if TYPE_CHECKING:
-    from controller.deciding.flag.flag_worker import FlagWorker
 
 #: A save takes milliseconds. After so long Redis does not answer, and the issuer is told so.
 ANSWER_SECONDS: Final = 3.0
@@ -415,8 +413,6 @@ class DirectCommands:
         """Start a worker for a flag that does not run here."""
         if self._group is None or len(self._guests) >= MOST_GUESTS:
             raise OperatingTrouble("too many flags of other replicas are handled here already")
-        from controller.deciding.flag.flag_worker import FlagWorker  # see `first_rollout`
-
         guest = self._guests[flag_key] = Guest(FlagWorker(flag_key, self._dependencies))
         guest.task = self._group.create_task(self._host(flag_key, guest), name=f"guest:{flag_key}")
         log.info("guest_worker_started", flag_key=flag_key)

@@ -38,7 +38,7 @@ from controller.deciding.flag.flag_inbox import FlagInbox, NewTotals, Queued
 from controller.deciding.flag.flag_state import FlagState
 from controller.deciding.flag.outbox import EffectEncoder, Outbox
 from controller.deciding.flag.safeguards import Safeguards
-from controller.deciding.flag.store_trouble import START_UP, StoreTrouble
+from controller.deciding.flag.store_trouble import StoreTrouble
 from controller.health import Scope
 from schemas.terms import AlertKind, CommandVerb, Severity
 
@@ -48,6 +48,8 @@ TICK_EVERY_SECONDS = 0.1
 OBSERVED_WITHIN_SECONDS = 0.5
 #: What is left of a wait may be less than a clock can measure. Waiting for it would never end.
 SHORTEST_WAIT_SECONDS = 1e-6
+#: The reporter of documents that cannot be read at start-up. It is over once a worker has read one.
+START_UP = "start-up"
 
 
 class FlagWorker:

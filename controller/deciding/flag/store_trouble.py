@@ -19,8 +19,6 @@ from controller.retrying import until_done
 UNSAVED_SECONDS = 3.0
 #: The reporter of the fault, which alone clears it.
 _SAVING = "saving"
-#: The reporter of documents that cannot be read at start-up. It is over once a worker has read one.
-START_UP = "start-up"
 
 T = TypeVar("T")
 

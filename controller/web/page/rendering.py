@@ -10,18 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import xxhash
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from starlette.types import Send
 
 from controller.text import plural, printable
 from controller.web.answers import send_bytes
 from controller.web.page.files import Files
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 #: Nothing but our own files and addresses, no inline script or style, in nobody's frame.
 POLICY: Final = (
@@ -116,8 +114,6 @@ class Renderer:
 @cache
 def _templates() -> Environment:
     """Return the templates. Whoever renders has the same ones: each takes 30 ms to compile."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # see `first_rollout`
-
     environment = Environment(
         loader=PackageLoader("controller.web.page"),
         autoescape=True,
