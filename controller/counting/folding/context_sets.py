@@ -278,8 +278,6 @@ class ContextSets:
 
 def pack(flat: list[int]) -> bytes:
     """Return entries of numbers and digests in turn, 12 bytes each."""
-    import numpy as np  # see `bloom.py`
-
     numbers = np.array(flat, dtype=np.uint64)
     entries = np.empty(len(flat) // 2, dtype=ENTRIES)
     entries["number"], entries["digest"] = numbers[::2], numbers[1::2]
