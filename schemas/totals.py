@@ -141,9 +141,14 @@ def is_bundle_field(name: str) -> bool:
     return name.startswith(_BUNDLE)
 
 
+def bundle_head(name: str) -> bytes:
+    """Return what an arm's entry begins with; the bytes of `encode_arm` follow."""
+    return b'"%b":' % name.encode()  # names need no escapes: see part_field
+
+
 def bundle_entry(name: str, value: bytes) -> bytes:
     """Return one entry for `encode_bundle`: an arm's field name and the bytes of `encode_arm`."""
-    return b'"%b":%b' % (name.encode(), value)  # names need no escapes: see part_field
+    return bundle_head(name) + value
 
 
 def encode_bundle(entries: Iterable[bytes]) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from controller.counting.folding.activity import Activity
 from controller.counting.folding.context_sets import ContextSet
 from schemas.terms import Arm
-from schemas.totals import ArmCounts
+from schemas.totals import ArmCounts, bundle_head
 
 #: What is counted of a context's action, its outcomes in one batch: its end but no latency so far,
 #: both, or neither, because the context is far more active than others.
@@ -31,6 +31,7 @@ class ArmCounter:
         "at_risk",
         "batch_contexts",
         "bundle",
+        "bundle_head",
         "checked",
         "converted",
         "converted_counts",
@@ -46,6 +47,7 @@ class ArmCounter:
         "is_counting",
         "latency",
         "opposite",
+        "ordered_buckets",
         "outcomes",
         "passed_on",
         "repeated",
@@ -63,6 +65,7 @@ class ArmCounter:
         self.arm = arm
         self.field = field
         self.bundle: int | None = None  # of flags' arms that are stored together
+        self.bundle_head = bundle_head(field)
         self.is_changed = False
         self.is_counting = counts is not None
         if counts is None:
@@ -80,6 +83,7 @@ class ArmCounter:
         self.repeated = counts.repeated
         self.converted_counts = dict(counts.converted)
         self.latency = dict(counts.latency)
+        self.ordered_buckets = 0  # of `latency`, when it was last put in order
         self.exposed = _NO_SET
         self.opposite = _NO_SET  # the other arm's `exposed`
         self.failed = _NO_SET  # the visit's contexts with an error, shared by both arms
@@ -93,6 +97,9 @@ class ArmCounter:
         """Return the totals, the histogram in the order of its buckets; the next batch begins."""
         self.is_changed = False
         self.batch_contexts = NO_CONTEXTS
+        if self.ordered_buckets != len(self.latency):
+            self.latency = dict(sorted(self.latency.items()))
+            self.ordered_buckets = len(self.latency)
         return ArmCounts(
             self.evaluations,
             self.exposures,
@@ -102,7 +109,7 @@ class ArmCounter:
             self.at_risk,
             self.first_errors,
             self.converted_counts,
-            dict(sorted(self.latency.items())),
+            self.latency,
             self.checked,
             self.repeated,
         )

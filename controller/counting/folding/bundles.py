@@ -59,5 +59,5 @@ class Bundles:
         entries = self.open(number)
         for counter in self._changed.pop(number, ()):
             if counter.is_counting and counter.bundle == number:
-                self.put(number, counter.field, encode_arm(counter.take()))
+                entries[counter.field] = counter.bundle_head + encode_arm(counter.take())
         return encode_bundle(entries[name] for name in sorted(entries))
