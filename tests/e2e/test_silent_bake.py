@@ -46,17 +46,19 @@ async def test_a_silent_bake_is_told_rolled_back_where_the_plan_says_so_and_told
         held = await daemon.until(waits, lambda doc: doc["hold"] == "health", 60)
         assert held["phase"]["name"] == "baking"
         assert held["phase"]["stage"] == held["visits"][0]["stage"] == 1
-        assert "no_traffic" in held["told_gaps"]
+        # On busy cores what is counted may be stale for as long before that.
+        await daemon.until(waits, lambda doc: "no_traffic" in doc["told_gaps"], 60)
         gone = await daemon.until(rolls_back, lambda doc: doc["percent"] == 0, 60)
         assert gone["phase"]["reason"].startswith("no_traffic")
         async with Traffic(client, daemon, waits):
             released = await daemon.until(waits, lambda doc: doc["hold"] is None, 180)
         assert released["phase"]["name"] == "baking"
         assert [alert["kind"] for alert in await _alerts(client, rolls_back)] == ["rolled_back"]
-        told, over = await _alerts(client, waits)
-        assert (told["kind"], told["severity"]) == ("health_gap", "warning")
+        *all_told, over = await _alerts(client, waits)
+        told = all_told[-1]
+        assert {(one["kind"], one["severity"]) for one in all_told} == {("health_gap", "warning")}
         assert (over["kind"], over["severity"]) == ("health_gap", "info")
-        assert told["dedup_key"] == over["dedup_key"]
+        assert {one["dedup_key"] for one in all_told} == {over["dedup_key"]}
         assert told["stage"] == over["stage"] == 1
         assert over["harm"]["exposed_contexts"] > 0
         await client.command(CommandVerb.ABORT, waits, reason="seen enough")
