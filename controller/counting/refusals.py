@@ -102,6 +102,8 @@ class RefusalBacklog:
         Many partitions may save at once, and together they have more than may wait. Returns at once
         while the last try has failed.
         """
+        if not self.waiting:
+            return  # mostly, and nothing has to be measured
         loop = asyncio.get_running_loop()
         until, size = loop.time() + seconds, _size_of(refusals)
         while self.waiting and not self.is_away and loop.time() < until:
