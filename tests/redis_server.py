@@ -25,7 +25,8 @@ class RedisServer(OwnServer):
 
     Port and directory stay the same over restarts, so `kill9` followed by `start` is a crash and a
     recovery. `appendfsync`: as in redis.conf. `directory`: kept after `stop`; None is a temporary
-    one that `stop` removes. `options`: more `--name value` words for the server's command line.
+    one that `stop` removes. `is_cluster_node`: one of a Redis Cluster, whose others reach it at
+    `bus_port`. `options`: more `--name value` words for the server's command line.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class RedisServer(OwnServer):
         appendfsync: Literal["always", "everysec", "no"] = "everysec",
         port: int | None = None,
         directory: Path | None = None,
+        is_cluster_node: bool = False,
         options: Sequence[str] = (),
     ) -> None:
         self.port = port if port is not None else free_port()
@@ -45,6 +47,11 @@ class RedisServer(OwnServer):
         self._appendonly = appendonly
         self._appendfsync = appendfsync
         self._options = tuple(options)
+        self.bus_port: int | None = None
+        if is_cluster_node:
+            # By itself a node takes `port` + 10000, which may be somebody's outgoing connection.
+            self.bus_port = free_port()
+            self._options += ("--cluster-enabled", "yes", "--cluster-port", str(self.bus_port))
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: OrphanGuard | None = None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from datetime import timedelta
 from typing import Any
 
@@ -54,11 +53,3 @@ async def ask(server: FaultServer | str, **overrides: Any) -> Advice:
         return await advisor.ask(make_rollout(), make_question())
     finally:
         await advisor.close()
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

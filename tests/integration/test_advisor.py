@@ -8,6 +8,7 @@ import os
 import random
 
 import pytest
+from local_kafka import free_port
 
 from controller.adapters.llm.prompts import gate_prompt
 from controller.core.effects import RaiseAlert
@@ -22,7 +23,6 @@ from tests.integration.advisor_helpers import (
     PROTOCOLS,
     SOON_SECONDS,
     ask,
-    free_port,
     make_advisor,
     make_question,
 )

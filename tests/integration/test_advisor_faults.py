@@ -11,6 +11,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from local_kafka import free_port
 
 from controller.errors import AdviceUnavailableError, ConfigInvalid
 from tests import fault_server as faults
@@ -21,7 +22,6 @@ from tests.integration.advisor_helpers import (
     PROTOCOLS,
     SOON_SECONDS,
     ask,
-    free_port,
     make_advisor,
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from dataclasses import replace
 from typing import Any
 
@@ -126,14 +127,17 @@ async def test_everything_works_on_a_cluster() -> None:
 
     Also after the slots have moved from one to the other.
     """
-    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
-    with RedisServer(options=options) as one, RedisServer(options=options) as two:
+    options = ("--cluster-node-timeout", "2000")
+    with (
+        RedisServer(is_cluster_node=True, options=options) as one,
+        RedisServer(is_cluster_node=True, options=options) as two,
+    ):
         first = redis.asyncio.Redis.from_url(one.url)
         second = redis.asyncio.Redis.from_url(two.url)
         await _ask(first, "CLUSTER ADDSLOTSRANGE", 0, 8191)
         await _ask(second, "CLUSTER ADDSLOTSRANGE", 8192, 16383)
         await _ask(second, "CLUSTER SET-CONFIG-EPOCH", 2)
-        await _ask(first, "CLUSTER MEET", "127.0.0.1", two.port)
+        await _ask(first, "CLUSTER MEET", "127.0.0.1", two.port, two.bus_port)
         async with asyncio.timeout(60):
             for node in (first, second):
                 while (await _ask(node, "CLUSTER INFO"))["cluster_state"] != "ok":
@@ -171,6 +175,13 @@ async def test_everything_works_on_a_cluster() -> None:
         await store.close()
         await first.aclose()
         await second.aclose()
+
+
+def test_a_cluster_node_listens_only_where_it_has_drawn_a_port() -> None:
+    """The port that a node takes for its bus by itself may be taken by anybody."""
+    node = RedisServer(is_cluster_node=True)
+    with socket.create_server(("127.0.0.1", node.port + 10_000)), node:
+        assert node.is_running()
 
 
 async def _ask(node: redis.asyncio.Redis, *words: str | int) -> Any:
