@@ -47,10 +47,9 @@ class RedisServer(OwnServer):
         self._appendonly = appendonly
         self._appendfsync = appendfsync
         self._options = tuple(options)
-        self.bus_port: int | None = None
+        # By itself a node takes `port` + 10000, which may be somebody's outgoing connection.
+        self.bus_port = free_port() if is_cluster_node else 0
         if is_cluster_node:
-            # By itself a node takes `port` + 10000, which may be somebody's outgoing connection.
-            self.bus_port = free_port()
             self._options += ("--cluster-enabled", "yes", "--cluster-port", str(self.bus_port))
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: OrphanGuard | None = None
