@@ -37,13 +37,6 @@ impl Histogram {
         }
     }
 
-    /// The number of a bucket.
-    #[inline]
-    pub fn get(&self, bucket: Bucket) -> u64 {
-        let word = self.words.get(self.place(bucket)).filter(|word| bucket_of(**word) == bucket);
-        word.map_or(0, |word| word & Self::MOST)
-    }
-
     pub fn len(&self) -> usize {
         self.words.len()
     }
@@ -51,6 +44,12 @@ impl Histogram {
     /// The buckets that have a number, sorted, with it.
     pub fn iter(&self) -> impl Iterator<Item = (Bucket, u64)> + '_ {
         self.words.iter().map(|&word| (bucket_of(word), word & Self::MOST))
+    }
+
+    /// Read all of it: one word of each line of the processor's caches.
+    #[inline]
+    pub fn read(&self) -> u64 {
+        self.words.iter().step_by(8).fold(0, |read, word| read ^ word)
     }
 
     /// Where a bucket's word is, or belongs.
@@ -138,8 +137,8 @@ impl Arm {
 
     /// Read what an outcome touches beside the arm itself.
     #[inline]
-    pub fn read_places(&self, digest: u64, bucket: Option<Bucket>) -> usize {
-        let latency = bucket.map_or(0, |bucket| self.counts.latency.get(bucket));
+    pub fn read_places(&self, digest: u64, has_latency: bool) -> usize {
+        let latency = if has_latency { self.counts.latency.read() } else { 0 };
         self.activity.of_group(digest) as usize ^ latency as usize
     }
 }

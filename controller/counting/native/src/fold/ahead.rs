@@ -10,7 +10,6 @@
 use std::hint::black_box;
 
 use super::Fold;
-use crate::arms::Bucket;
 
 /// The arm of an event, of an open flag whose visit is at hand. It stays so until a flag is dropped
 /// or its plan applied, hence for a whole run.
@@ -27,9 +26,9 @@ pub struct Ahead<'a> {
     pub flag_key: &'a str,
     pub variant: &'a str,
     pub time_ms: i64,
-    pub bucket: Option<Bucket>, // of its latency
-    pub slot: Option<u32>,      // of the flag that probably has this key
-    pub arm: Option<KnownArm>,  // None: it is found, or opened, when it is its turn
+    pub has_latency: bool,
+    pub slot: Option<u32>,     // of the flag that probably has this key
+    pub arm: Option<KnownArm>, // None: it is found, or opened, when it is its turn
 }
 
 impl Fold {
@@ -66,7 +65,7 @@ impl Fold {
         if !self.counts_exposures {
             for (event, arm) in known() {
                 read ^= usize::from(self.actions.contains(arm, event.digest));
-                read ^= self.arm(arm).read_places(event.digest, event.bucket);
+                read ^= self.arm(arm).read_places(event.digest, event.has_latency);
             }
         }
         black_box(read);

@@ -141,7 +141,9 @@ impl PartitionFold {
                 ahead[flags.clone()].iter_mut().zip(&named.flags[flags])
             {
                 let PlainOutcome { digest, time_ms, bucket, .. } = *event;
-                *ahead = Ahead { digest, flag_key, variant, time_ms, bucket, ..Ahead::default() };
+                let has_latency = bucket.is_some();
+                *ahead =
+                    Ahead { digest, flag_key, variant, time_ms, has_latency, ..Ahead::default() };
             }
         }
         self.fold.look_ahead(&mut ahead);

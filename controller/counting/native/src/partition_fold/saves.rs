@@ -1,6 +1,7 @@
 //! Loads and saves: sets taken over, and what has changed, as `folding/difference.py` has it.
 
 use std::collections::BTreeSet;
+use std::hint::black_box;
 use std::sync::Arc;
 
 use pyo3::exceptions::PyValueError;
@@ -8,7 +9,21 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyFrozenSet, PyList};
 
 use super::{arm_counts, PartitionFold};
-use crate::arms::{Counts, Kind};
+use crate::arms::{Arm, Counts, Kind};
+use crate::bundles::Entry;
+
+/// Read what is about to be written, in short loops as in `fold/ahead.rs` and for its reason.
+fn read_ahead(arms: &[Option<Box<Arm>>], entries: &[Entry]) {
+    let open = || entries.iter().filter_map(|entry| arms[entry.arm?].as_deref());
+    let mut read = 0;
+    for arm in open() {
+        read ^= arm.read_lines() ^ arm.counts.converted.len();
+    }
+    for arm in open() {
+        read ^= arm.counts.latency.read() as usize;
+    }
+    black_box(read);
+}
 
 impl PartitionFold {
     pub fn take_over_set(&mut self, number: u32, name: &str) -> PyResult<()> {
@@ -86,7 +101,9 @@ impl PartitionFold {
     pub fn bundle_bytes(&mut self, bundle: u32) -> Vec<u8> {
         let fold = &mut self.fold;
         let mut content = Vec::with_capacity(self.largest_bundle);
-        for entry in fold.bundles.take(bundle) {
+        let entries = fold.bundles.take(bundle);
+        read_ahead(&fold.arms, entries);
+        for entry in entries {
             let counts = match entry.arm {
                 Some(place) => {
                     let Some(arm) = fold.arms[place].as_mut() else { continue };
