@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Final
 
@@ -167,11 +167,13 @@ class RolloutViews:
         is_watched = is_claimed and unseen is not None and rollout.flag_key not in unseen
         return Holder(rollout.flag_key, rollout, is_claimed, why, is_watched)
 
-    def unseen(self, seen: Collection[str]) -> Mapping[int, Collection[str]]:
+    def unseen(self, seen: Set[str]) -> Mapping[int, Collection[str]]:
         """Return the flags by command partition that need watching and are not `seen` here."""
         unseen: dict[int, list[str]] = {}
-        for flag_key, rollout in self._registry.rollouts.items():
-            if flag_key in seen or not needs_watching(rollout):
+        rollouts = self._registry.rollouts
+        # Asked for every second, and most flags are seen.
+        for flag_key in rollouts.keys() - seen:
+            if not needs_watching(rollouts[flag_key]):
                 continue
             with suppress(KeyError):  # the number of partitions is not known yet
                 unseen.setdefault(self._deciding.topic.home_of(flag_key), []).append(flag_key)

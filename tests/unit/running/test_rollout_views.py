@@ -137,5 +137,5 @@ async def test_the_claim_of_an_earlier_release_says_nothing_of_sight() -> None:
 def test_what_is_not_seen_here_is_unseen_in_its_partition() -> None:
     """Also what nobody has judged yet."""
     stand = Stand()
-    assert stand.views.unseen(()) == {3: [FLAG]}
+    assert stand.views.unseen(set()) == {3: [FLAG]}
     assert stand.views.unseen({FLAG}) == {}
