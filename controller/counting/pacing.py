@@ -17,10 +17,11 @@ class Pacing:
     # Of the time that may go to saving: with many flags saves become rarer, not slower.
     saving_share: float = 0.2
     # Added while there is a backlog: the pause once more, within these limits. Totals are old then,
-    # and are new soonest by catching up. After 7 s without a save a partition would look silent
-    # (`running/blindness.py`).
+    # and are new soonest by catching up. With thousands of flags a save writes them all, whatever
+    # passed since the last one; so it comes every 5 s. After 7 s without one a partition would look
+    # silent (`running/blindness.py`), and a replica would say that it saves late (`reporter.py`).
     backlog_seconds: float = 0.4
-    longest_backlog_seconds: float = 1.5
+    longest_backlog_seconds: float = 3.0
     # An idle partition is saved as often: no traffic must not look like an owner that is silent.
     heartbeat_seconds: float = 0.9
     commit_seconds: float = 1.0  # between two commits of offsets
