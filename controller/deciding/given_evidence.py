@@ -25,6 +25,12 @@ from controller.deciding.flag.flag_worker import FlagWorker
 #: The fences are read so often at least, and the totals where one has moved. What a worker got less
 #: than so long ago is new enough.
 READ_EVERY_SECONDS: Final = 1.0
+#: Where a flag waits longer than that for its turn, most looks at it are for harm alone: each costs
+#: a third, so all flags have their turn sooner, and harm is found sooner. Every third is a full
+#: judgement, or one after so long: people read these, and gaps act by them.
+HARM_ALONE_FROM_SECONDS: Final = 1.0
+LOOKS_PER_JUDGEMENT: Final = 3
+FULL_WITHIN_SECONDS: Final = 60.0
 
 Visits = tuple[str, Sequence[int]]
 """A rollout's id and the numbers of its visits."""
@@ -95,6 +101,37 @@ class Given:
     facts: Facts
     progress: Progress
     at: float  # when that turn began; monotonic seconds
+    full_at: float = float("-inf")  # the same of the last turn in which a full judgement was due
+    looks_since: int = 0  # for harm alone, since then
+
+    @classmethod
+    def after(
+        cls,
+        before: Given | None,
+        rollout: Rollout,
+        facts: Facts,
+        progress: Progress,
+        at: float,
+        turn_seconds: float,
+    ) -> Given:
+        """Return what is given now, after `before`.
+
+        `turn_seconds`: for how long flags wait for their turn at present.
+        """
+        if (
+            before is None
+            or turn_seconds <= HARM_ALONE_FROM_SECONDS
+            or before.looks_since + 1 >= LOOKS_PER_JUDGEMENT
+            or at - before.full_at >= FULL_WITHIN_SECONDS
+        ):
+            return cls(rollout, facts, progress, at, full_at=at)
+        looks = before.looks_since + 1
+        return cls(rollout, facts, progress, at, before.full_at, looks)
+
+    @property
+    def is_full_due(self) -> bool:
+        """Whether it is to be judged in full; else it is tested for harm alone."""
+        return self.looks_since == 0
 
     def is_enough(
         self,

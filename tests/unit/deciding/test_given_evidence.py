@@ -46,6 +46,26 @@ def read(evidence: Evidence) -> tuple[Facts, Progress]:
 SAME = make_evidence(VISITS, LATER)
 
 
+@pytest.mark.parametrize(
+    ("turn_seconds", "full"),
+    [
+        (1.0, [True] * 7),
+        (5.0, [True, False, False, True, False, False, True]),
+        (40.0, [True, False, True, False, True, False, True]),
+        (70.0, [True] * 7),
+    ],
+)
+def test_every_third_look_is_a_full_judgement_and_one_a_minute(
+    turn_seconds: float, full: list[bool]
+) -> None:
+    """Unless no flag waits for its turn: then each may be one."""
+    given, found = None, []
+    for number in range(len(full)):
+        given = Given.after(given, ROLLOUT, *read(SAME), number * turn_seconds, turn_seconds)
+        found.append(given.is_full_due)
+    assert found == full
+
+
 def test_the_same_totals_are_enough() -> None:
     """Whatever the time is, and however often the partitions were reported since."""
     assert is_enough(SAME)

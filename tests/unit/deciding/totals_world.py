@@ -10,6 +10,7 @@ from typing import Any
 
 from controller.core.evidence import PartitionProgress, VisitTotals
 from controller.core.rollout import Rollout
+from controller.deciding.flag.flag_inbox import NewTotals
 from controller.deciding.totals_reader import TotalsReader
 from controller.errors import StoreUnavailable
 from controller.health import Faults
@@ -99,7 +100,7 @@ def reader_of(
     )
 
 
-LOOK_SECONDS = 0.005  # of a worker
+LOOK_SECONDS = 0.003  # of a worker
 
 
 class BusyClock(LoopClock):
@@ -113,20 +114,24 @@ class BusyClock(LoopClock):
 
 
 class ManyFlags(Pool):
-    """Flags of which each look takes a tenth of a second."""
+    """Flags of which each look takes `LOOK_SECONDS`."""
 
     def __init__(self, number: int, clock: BusyClock) -> None:
         super().__init__()
-        self.rollouts = {f"f{n}": make_rollout(flag_key=f"f{n}") for n in range(number)}
+        self.rollouts = {
+            f"f{n}": make_rollout(flag_key=f"f{n}", rollout_id=f"f{n}") for n in range(number)
+        }
         self.clock = clock
         self.looks: list[float] = []
+        self.given: list[NewTotals] = []
 
     def worker(self, flag_key: str) -> Any:
         """Return a worker that looks at once."""
         return SimpleNamespace(inbox=self, handled_at=None, quiet_until=lambda _: None)
 
-    def put_totals(self, _totals: object) -> None:
+    def put_totals(self, totals: NewTotals) -> None:
         """Take the time of a look."""
+        self.given.append(totals)
         self.clock.worked += LOOK_SECONDS
         self.looks.append(self.clock.monotonic())
 
