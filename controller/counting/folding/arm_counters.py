@@ -98,7 +98,7 @@ class ArmCounter:
         self.is_changed = False
         self.batch_contexts = NO_CONTEXTS
         if self.ordered_buckets != len(self.latency):
-            self.latency = dict(sorted(self.latency.items()))
+            self.latency = {bucket: self.latency[bucket] for bucket in sorted(self.latency)}
             self.ordered_buckets = len(self.latency)
         return ArmCounts(
             self.evaluations,

@@ -18,6 +18,7 @@ class Bundles:
         """Start with none."""
         # By their number: arm's name -> entry, as it was last written.
         self._entries: dict[int, dict[str, bytes]] = {}
+        self._unordered: set[int] = set()  # those whose names are perhaps not sorted
         # Those to be written: the arms in them that have changed.
         self._changed: dict[int, list[ArmCounter]] = {}
 
@@ -28,6 +29,7 @@ class Bundles:
     def put(self, number: int, name: str, value: bytes) -> None:
         """Put an arm's totals into its bundle, as they are stored."""
         self.open(number)[name] = bundle_entry(name, value)
+        self._unordered.add(number)
 
     def remove(self, number: int, name: str) -> None:
         """Remove an arm; the bundle is to be written without it if it was written with it."""
@@ -59,5 +61,10 @@ class Bundles:
         entries = self.open(number)
         for counter in self._changed.pop(number, ()):
             if counter.is_counting and counter.bundle == number:
+                if counter.field not in entries:
+                    self._unordered.add(number)
                 entries[counter.field] = counter.bundle_head + encode_arm(counter.take())
-        return encode_bundle(entries[name] for name in sorted(entries))
+        if number in self._unordered:
+            entries = self._entries[number] = dict(sorted(entries.items()))
+            self._unordered.discard(number)
+        return encode_bundle(entries.values())
