@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha256
+from operator import attrgetter
 from typing import Annotated
 
 import msgspec
@@ -23,8 +24,8 @@ TYPE = "io.rolloutd.quarantine.v1"
 MAX_REFUSALS = 500
 #: Bytes kept of one refused value: enough to recognize its sender.
 MAX_BODY = 1024
-#: Bytes kept of all values in one record. With many refusals each keeps an equal share. With the
-#: other fields of its refusals a full record stays below Kafka's default limit of 1 MB.
+#: Bytes kept of all values in one record. Where they are more, each keeps an equal share at most.
+#: With the other fields of its refusals a full record stays below Kafka's default limit of 1 MB.
 _MAX_BODIES = 256 * 1024
 
 
@@ -83,6 +84,7 @@ class _Quarantined(msgspec.Struct, gc=False):
 
 
 _hash_of_nothing = sha256()
+_body_of, _timestamp_of = attrgetter("body"), attrgetter("timestamp_ms")
 
 
 def refusal(offset: int, timestamp_ms: int, value: bytes | None, refused: RecordRefused) -> Refusal:
@@ -119,15 +121,15 @@ def encode(
     """
     if not 1 <= len(refusals) <= MAX_REFUSALS:
         raise ValueError(f"{len(refusals)} refusals: a quarantine record holds 1 to {MAX_REFUSALS}")
-    share = _MAX_BODIES // len(refusals)
-    if max([len(one.body) for one in refusals]) > share:
+    if sum(map(len, map(_body_of, refusals))) > _MAX_BODIES:
+        share = _MAX_BODIES // len(refusals)
         refusals = [_trimmed(one, share) if len(one.body) > share else one for one in refusals]
     place = f"{topic}/{partition}"
     return write(
         TYPE,
         source=source,
         id=f"{place}/{refusals[0].offset}-{refusals[-1].offset}",
-        time=time_of(max(one.timestamp_ms for one in refusals)),
+        time=time_of(max(map(_timestamp_of, refusals))),
         subject=place,
         data=_Quarantined(topic, partition, refusals),
     )[0]

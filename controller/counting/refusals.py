@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import attrgetter
@@ -86,8 +86,27 @@ class RefusalBacklog:
 
     def add(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
         """Have refusals published; when too many wait, the details of the oldest are dropped."""
-        for begin in range(0, len(refusals), MAX_REFUSALS):
-            batch = RefusalBatch.of(topic, partition, refusals[begin : begin + MAX_REFUSALS])
+        self._add(_batches_of(topic, partition, refusals))
+
+    async def add_with_room(
+        self, topic: str, partition: int, refusals: Sequence[Refusal], seconds: float
+    ) -> None:
+        """Do the same once nothing is dropped for it, at the latest after `seconds`.
+
+        Many partitions may save at once, and together they have more than may wait. Nothing waits
+        while the last try has failed.
+        """
+        batches = _batches_of(topic, partition, refusals)
+        loop, size = asyncio.get_running_loop(), sum(batch.size for batch in batches)
+        until = loop.time() + seconds
+        while self.waiting and not self.is_away and loop.time() < until:
+            if not _is_too_much(self.waiting + len(refusals), self.waiting_bytes + size):
+                break
+            await self.flushed(until - loop.time())
+        self._add(batches)
+
+    def _add(self, batches: Iterable[RefusalBatch]) -> None:
+        for batch in batches:
             self._added += len(batch.refusals)
             self._batches.append(batch)
             self.waiting += len(batch.refusals)
@@ -95,21 +114,6 @@ class RefusalBacklog:
         while len(self._batches) > 1 and _is_too_much(self.waiting, self.waiting_bytes):
             self._drop(self._batches.popleft())
         self._arrived.set()
-
-    async def wait_for_room(self, refusals: Sequence[Refusal], seconds: float) -> None:
-        """Return once these may be added and nothing is dropped, at the latest after `seconds`.
-
-        Many partitions may save at once, and together they have more than may wait. Returns at once
-        while the last try has failed.
-        """
-        if not self.waiting:
-            return  # mostly, and nothing has to be measured
-        loop = asyncio.get_running_loop()
-        until, size = loop.time() + seconds, _size_of(refusals)
-        while self.waiting and not self.is_away and loop.time() < until:
-            if not _is_too_much(self.waiting + len(refusals), self.waiting_bytes + size):
-                return
-            await self.flushed(until - loop.time())
 
     async def flushed(self, seconds: float) -> None:
         """Return once all that was added by now is published, at the latest after `seconds`.
@@ -203,6 +207,14 @@ class RefusalBacklog:
             to_offset=batch.refusals[-1].offset,
             refusals=len(batch.refusals),
         )
+
+
+def _batches_of(topic: str, partition: int, refusals: Sequence[Refusal]) -> Sequence[RefusalBatch]:
+    """Return refusals as they share records."""
+    return [
+        RefusalBatch.of(topic, partition, refusals[begin : begin + MAX_REFUSALS])
+        for begin in range(0, len(refusals), MAX_REFUSALS)
+    ]
 
 
 def _size_of(refusals: Sequence[Refusal]) -> int:

@@ -285,8 +285,7 @@ class Saving:
         for snapshot in refused:
             topic, number = snapshot.owned.partition
             left = until - self._clock.monotonic()
-            await self._refusals.wait_for_room(snapshot.refusals, left)
-            self._refusals.add(topic, number, snapshot.refusals)
+            await self._refusals.add_with_room(topic, number, snapshot.refusals, left)
         if refused:
             await self._refusals.flushed(longest)
         for snapshot in refused:

@@ -131,8 +131,7 @@ async def test_nothing_is_dropped_when_many_saves_have_refusals_at_once(
 
     async def save(partition: int) -> None:
         for topic in ("e", "o"):
-            await backlog.wait_for_room(refusals, 60)
-            backlog.add(topic, partition, refusals)
+            await backlog.add_with_room(topic, partition, refusals, 60)
         await backlog.flushed(60)
 
     async with bench.running() as backlog:
@@ -146,11 +145,11 @@ async def test_who_waits_for_room_is_not_held_up_by_a_quarantine_in_trouble() ->
     bench = Bench(trouble=EventLogUnavailable("gone"))
     bench.backlog.add("e", 0, make_refusals(0, MOST_REFUSALS))
     async with bench.running() as backlog, asyncio.timeout(5):
-        await backlog.wait_for_room(make_refusals(0, 1), 60)
+        await backlog.add_with_room("e", 1, make_refusals(0, 1), 60)
     slow = Bench()
     slow.backlog.add("e", 0, make_refusals(0, MOST_REFUSALS))
     async with asyncio.timeout(5):
-        await slow.backlog.wait_for_room(make_refusals(0, 1), 0.01)
+        await slow.backlog.add_with_room("e", 1, make_refusals(0, 1), 0.01)
 
 
 async def test_a_save_waits_for_its_own_refusals_alone() -> None:
