@@ -84,6 +84,14 @@ def test_ordinary_poison_is_kept_whole() -> None:
     assert not any(one.is_trimmed for one in reread(value).refusals)
 
 
+def test_a_large_value_among_small_ones_is_kept_whole() -> None:
+    """Values are cut where they are too large together, not where one is larger than its share."""
+    small, large = refusals(MAX_REFUSALS - 1, b"x"), refusals(1, b"x" * 1024)
+    assert not any(
+        one.is_trimmed for one in reread(quarantine.encode("t", 0, [*small, *large])).refusals
+    )
+
+
 def test_the_same_refusals_give_the_same_record() -> None:
     """After a crash the repeat is recognised by its id and its bytes."""
     assert quarantine.encode("t", 0, refusals(2, b"{")) == quarantine.encode(
