@@ -117,7 +117,7 @@ async def test_flags_that_wait_for_their_turn_are_mostly_looked_at_for_harm(
     pool: Any = ManyFlags(flags, clock)
     with suppress(TimeoutError):
         async with asyncio.timeout(90):
-            await reader_of(pool, Lagging(0), clock=clock).run()
+            await reader_of(pool, Lagging(0, clock), clock=clock).run()
     assert [one.is_full_due for one in pool.given if one.rollout_id == "f0"][:4] == full
 
 
