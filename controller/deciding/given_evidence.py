@@ -25,13 +25,6 @@ from controller.deciding.flag.flag_worker import FlagWorker
 #: The fences are read so often at least, and the totals where one has moved. What a worker got less
 #: than so long ago is new enough.
 READ_EVERY_SECONDS: Final = 1.0
-#: Where a flag waits longer than that for its turn, most looks at it are for harm alone: each costs
-#: a third, so all flags have their turn sooner, and harm is found sooner. Every third is a full
-#: judgement, or one after so long, and each at which more than the totals is new: people read
-#: these, and gaps act by them.
-HARM_ALONE_FROM_SECONDS: Final = 1.0
-LOOKS_PER_JUDGEMENT: Final = 3
-FULL_WITHIN_SECONDS: Final = 60.0
 
 Visits = tuple[str, Sequence[int]]
 """A rollout's id and the numbers of its visits."""
@@ -102,46 +95,6 @@ class Given:
     facts: Facts
     progress: Progress
     at: float  # when that turn began; monotonic seconds
-    full_at: float = float("-inf")  # the same of the last turn in which a full judgement was due
-    looks_since: int = 0  # for harm alone, since then
-
-    @classmethod
-    def after(
-        cls,
-        before: Given | None,
-        rollout: Rollout,
-        facts: Facts,
-        progress: Progress,
-        at: float,
-        turn_seconds: float,
-    ) -> Given:
-        """Return what is given now, after `before`.
-
-        `turn_seconds`: for how long flags wait for their turn at present.
-        """
-        if (
-            before is None
-            or turn_seconds <= HARM_ALONE_FROM_SECONDS
-            or before.looks_since + 1 >= LOOKS_PER_JUDGEMENT
-            or at - before.full_at >= FULL_WITHIN_SECONDS
-            or before._has_more_news(rollout, facts, progress)
-        ):
-            return cls(rollout, facts, progress, at, full_at=at)
-        looks = before.looks_since + 1
-        return cls(rollout, facts, progress, at, before.full_at, looks)
-
-    @property
-    def is_full_due(self) -> bool:
-        """Whether it is to be judged in full; else it is tested for harm alone."""
-        return self.looks_since == 0
-
-    def _has_more_news(self, rollout: Rollout, facts: Facts, progress: Progress) -> bool:
-        """Return whether more than the totals is new: planes, answers, the rollout, partitions."""
-        return (
-            rollout is not self.rollout
-            or facts[1:] != self.facts[1:]
-            or not progress.says_as(self.progress, rollout.plan.fresh_within)
-        )
 
     def is_enough(
         self,
@@ -162,9 +115,10 @@ class Given:
         if now - self.at < READ_EVERY_SECONDS:
             return True
         return (
-            self.rests_until(worker, at) is not None
-            and not self._has_more_news(rollout, facts, progress)
-            and self._is_counting_the_same(rollout, facts, progress)
+            rollout is self.rollout
+            and self.rests_until(worker, at) is not None
+            and facts[1:] == self.facts[1:]  # all but the visits
+            and self._is_progress_enough(rollout, facts, progress)
         )
 
     def rests_until(self, worker: FlagWorker, at: datetime) -> datetime | None:
@@ -175,11 +129,12 @@ class Given:
         until = worker.quiet_until(self.at)
         return until if until is not None and at < until else None
 
-    def _is_counting_the_same(self, rollout: Rollout, facts: Facts, progress: Progress) -> bool:
-        """Return whether of this rollout all is counted as before, or less than all as before."""
-        before = self.progress
-        return not (progress.lagging or before.lagging) or (
-            _is_all_counted(rollout, facts, progress)
+    def _is_progress_enough(self, rollout: Rollout, facts: Facts, progress: Progress) -> bool:
+        """Return whether newer partitions say the same of this rollout."""
+        before, within = self.progress, rollout.plan.fresh_within
+        return progress.says_as(before, within) and (
+            not (progress.lagging or before.lagging)
+            or _is_all_counted(rollout, facts, progress)
             == _is_all_counted(rollout, self.facts, before)
         )
 

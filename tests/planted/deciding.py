@@ -8,7 +8,6 @@ DECIDING = "controller/deciding"
 ACTUATION = "controller/actuating/reconciler.py"
 ACTUATION_TESTS = "tests/unit/actuating/test_reconciler.py"
 WORKER_TESTS = "tests/unit/deciding/flag"
-LOOKS_FOR_HARM = "tests/unit/deciding/flag/test_looks_for_harm.py"
 WORKERS_TESTS = "tests/unit/deciding/test_deciding.py"
 CONTAINMENT = "tests/unit/deciding/test_containment.py"
 SAFEGUARDS = "tests/unit/deciding/flag/test_flag_worker_safeguards.py"
@@ -200,28 +199,6 @@ BUGS = (
         "self._judge.judge(rollout, event, tests, now)",
         "self._judge.judge(rollout, event, tests, event.evidence.at)",
         WORKER_TESTS,
-    ),
-    Bug(
-        "a gate is asked for harm alone where looks are dear",
-        f"{DECIDING}/flag/flag_decision.py",
-        "            totals.is_full_due or not isinstance(rollout.phase, _WATCHED_FOR_HARM)\n",
-        "            totals.is_full_due\n",
-        LOOKS_FOR_HARM,
-    ),
-    Bug(
-        "a look between two full judgements finds no harm",
-        f"{DECIDING}/flag/flag_decision.py",
-        "            if not any(signal.is_possible for signal in signals):\n",
-        "            if signals:\n",
-        LOOKS_FOR_HARM,
-    ),
-    Bug(
-        "with thousands of flags none is judged in full again",
-        f"{DECIDING}/given_evidence.py",
-        "            or before.looks_since + 1 >= LOOKS_PER_JUDGEMENT\n"
-        "            or at - before.full_at >= FULL_WITHIN_SECONDS\n",
-        "",
-        "tests/unit/deciding/test_given_evidence.py",
     ),
     Bug(
         "another rollout's totals are judged",

@@ -22,7 +22,7 @@ from controller.core.judging.judgement import Judgement
 from controller.core.judging.quiet import after_quiet_until, quiet_until
 from controller.core.machine import decide, hold_back, with_evidence
 from controller.core.machine.health import is_alarming
-from controller.core.rollout import Baking, Gating, Paused, Rollout
+from controller.core.rollout import Gating, Rollout
 from controller.deciding.flag.command_answers import Binding
 from controller.deciding.flag.flag_inbox import NewTotals
 from controller.deciding.flag.flag_state import FlagState
@@ -32,10 +32,8 @@ from schemas.terms import CommandStatus, CommandVerb, HealthGap
 
 #: While a stage bakes, only harm has to act at once, so only harm is tested; that costs a third of
 #: a full judgement. Gaps, which act when they have lasted, intervals and texts are computed this
-#: often, and less often where there are so many flags that each look waits for its turn.
+#: often.
 JUDGED_EVERY_SECONDS = 1.0
-#: Phases in which nothing but harm has to act at once.
-_WATCHED_FOR_HARM: Final = (Baking, Paused)
 #: Whoever sends one of these acts on the evidence, or in spite of it.
 _TELLS_GAPS: Final = frozenset(
     {
@@ -56,8 +54,6 @@ class PendingSave:
     after: Rollout | None
     effects: tuple[Effect, ...]
     tests: SequentialTests
-    #: Whether it may wait for the next full judgement if nothing but the tests is new.
-    is_harm_alone: bool = False
 
 
 class EvidenceJudge:
@@ -86,10 +82,7 @@ class EvidenceJudge:
         evidence, tests = totals.evidence, self._after_quiet(tests, totals.same_until)
         since = self._clock.monotonic() - self._judged_at
         is_new = self.judgement is None or self.judgement.at < rollout.updated_at
-        is_due = since >= JUDGED_EVERY_SECONDS and (
-            totals.is_full_due or not isinstance(rollout.phase, _WATCHED_FOR_HARM)
-        )
-        if not (is_new or is_due or isinstance(rollout.phase, Gating)):
+        if not is_new and since < JUDGED_EVERY_SECONDS and not isinstance(rollout.phase, Gating):
             signals, tests = check_harm(rollout, evidence, tests, now)
             if not any(signal.is_possible for signal in signals):
                 self.quiet_until = None
@@ -147,7 +140,7 @@ class FlagDecider:
                 return None
             judgement, tests = self._judge.judge(rollout, event, tests, now)
             if judgement is None:
-                return PendingSave(rollout, (), tests, is_harm_alone=True)
+                return PendingSave(rollout, (), tests)
             decided = EvidenceJudged(judgement)
         else:
             decided = self._with_gaps(event)

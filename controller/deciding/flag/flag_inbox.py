@@ -26,7 +26,6 @@ class NewTotals:
     rollout_id: str
     evidence: Evidence
     same_until: datetime | None = None  # until then those before were the same; None: unknown
-    is_full_due: bool = True  # the last full judgement is old enough for another one
 
 
 @dataclass(frozen=True, slots=True)

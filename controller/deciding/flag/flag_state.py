@@ -31,8 +31,8 @@ from controller.deciding.flag.store_trouble import StoreTrouble
 from controller.errors import DocumentUnreadable, StoreUnavailable
 from controller.ports import Clock, OutboxEntry, StoredRollout
 
-#: The tests' state is saved with every transition, and otherwise with a full judgement, this often.
-#: A crash forgets only where batches were cut.
+#: The tests' state is saved with every transition, and otherwise this often. A crash forgets only
+#: where batches were cut.
 TESTS_SAVED_EVERY_SECONDS = 1.0
 #: ... and this often while nothing changes but times. Gaps that were there go on from the saved
 #: time, unless a restart comes too long after it (`core/judging/gap_times.py`).
@@ -110,16 +110,9 @@ class FlagState:
     # --- saving ---
 
     async def save(
-        self,
-        after: Rollout | None,
-        effects: Sequence[Effect],
-        tests: SequentialTests,
-        *,
-        tests_may_wait: bool = False,
+        self, after: Rollout | None, effects: Sequence[Effect], tests: SequentialTests
     ) -> Sequence[OutboxEntry] | None:
         """Save state and effects in one step; return the effects as saved.
-
-        `tests_may_wait`: for the next save, where nothing else is new.
 
         None: the save is not known to have been made. Load, and decide again. That is so when
         another worker saved first, and when the store does not answer. The write may then arrive
@@ -130,8 +123,7 @@ class FlagState:
         is_changed = after is not self.rollout
         since = now - self._tests_saved_at
         is_due = (
-            not tests_may_wait
-            and tests is not self.tests
+            tests is not self.tests
             and since >= TESTS_SAVED_EVERY_SECONDS
             and (
                 since >= TIMES_SAVED_EVERY_SECONDS

@@ -315,9 +315,7 @@ class FlagWorker:
         """Save state and effects, then perform them. False: not known to be saved."""
         before, after = self.rollout, decision.after
         is_transition = self._state.is_transition(after)
-        entries = await self._state.save(
-            after, decision.effects, decision.tests, tests_may_wait=decision.is_harm_alone
-        )
+        entries = await self._state.save(after, decision.effects, decision.tests)
         if entries is None:
             return False
         if is_transition and after is not None:

@@ -46,45 +46,6 @@ def read(evidence: Evidence) -> tuple[Facts, Progress]:
 SAME = make_evidence(VISITS, LATER)
 
 
-@pytest.mark.parametrize(
-    ("turn_seconds", "full"),
-    [
-        (1.0, [True] * 7),
-        (5.0, [True, False, False, True, False, False, True]),
-        (40.0, [True, False, True, False, True, False, True]),
-        (70.0, [True] * 7),
-    ],
-)
-def test_every_third_look_is_a_full_judgement_and_one_a_minute(
-    turn_seconds: float, full: list[bool]
-) -> None:
-    """Unless no flag waits for its turn: then each may be one."""
-    given, found = None, []
-    for number in range(len(full)):
-        given = Given.after(given, ROLLOUT, *read(SAME), number * turn_seconds, turn_seconds)
-        found.append(given.is_full_due)
-    assert found == full
-
-
-@pytest.mark.parametrize(
-    ("rollout", "evidence", "is_full_due"),
-    [
-        (ROLLOUT, SAME, False),
-        (ROLLOUT, replace(SAME, visits={0: VisitTotals(make_arm(2), make_arm(9))}), False),
-        (replace(ROLLOUT, revision=ROLLOUT.revision + 1), SAME, True),
-        (ROLLOUT, replace(SAME, actuation_drift="unleash serves 5 %"), True),
-        (ROLLOUT, replace(SAME, partitions=make_progress(LATER, losses=(Loss(T0, NOW),))), True),
-    ],
-)
-def test_what_is_new_beside_totals_is_judged_in_full(
-    rollout: Rollout, evidence: Evidence, is_full_due: bool
-) -> None:
-    """Gaps act by it, and do not wait for the third look."""
-    before = Given(ROLLOUT, *read(make_evidence(VISITS, NOW)), at=100.0, full_at=100.0)
-    given = Given.after(before, rollout, *read(evidence), 105.0, turn_seconds=5.0)
-    assert given.is_full_due is is_full_due
-
-
 def test_the_same_totals_are_enough() -> None:
     """Whatever the time is, and however often the partitions were reported since."""
     assert is_enough(SAME)

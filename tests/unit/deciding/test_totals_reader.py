@@ -86,7 +86,7 @@ def test_reading_takes_a_small_part_of_the_time(seconds: float, least: int, most
     run()
 
 
-@pytest.mark.parametrize(("lag", "others"), [(0, 1), (BEHIND_RECORDS + 1, 15)])
+@pytest.mark.parametrize(("lag", "others"), [(0, 1), (BEHIND_RECORDS + 1, 9)])
 @in_virtual_time
 async def test_looks_at_many_flags_leave_time_to_others(lag: int, others: int) -> None:
     """After each few flags the loop is everybody else's, longer while counting is behind."""
@@ -94,7 +94,7 @@ async def test_looks_at_many_flags_leave_time_to_others(lag: int, others: int) -
     pool: Any = ManyFlags(1_000, clock)
     reader = reader_of(pool, Lagging(lag), clock=clock, faults=faults)
     with suppress(TimeoutError):
-        async with asyncio.timeout(1_000 * LOOK_SECONDS * (others + 1) + 1.5):
+        async with asyncio.timeout(1_000 * LOOK_SECONDS * others + 1.5):
             await reader.run()
     assert reader.turn_seconds > 0.75 * (others + 1) * clock.worked
     fault = faults.of(Scope.PART, "looks")
@@ -105,20 +105,6 @@ async def test_looks_at_many_flags_leave_time_to_others(lag: int, others: int) -
     assert sum(pauses) >= 0.75 * others * clock.worked  # there is none after the last few
     longest = [number for number, pause in enumerate(pauses) if pause > LOOK_SECONDS]
     assert longest[:2] == [FLAGS_PER_TURN - 1, 2 * FLAGS_PER_TURN - 1]
-
-
-@pytest.mark.parametrize(("flags", "full"), [(1_000, [True, False, False, True]), (20, [True] * 4)])
-@in_virtual_time
-async def test_flags_that_wait_for_their_turn_are_mostly_looked_at_for_harm(
-    flags: int, full: list[bool]
-) -> None:
-    """Of a thousand flags a pass takes six seconds, of twenty none that is worth the saving."""
-    clock = BusyClock()
-    pool: Any = ManyFlags(flags, clock)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(90):
-            await reader_of(pool, Lagging(0, clock), clock=clock).run()
-    assert [one.is_full_due for one in pool.given if one.rollout_id == "f0"][:4] == full
 
 
 @in_virtual_time

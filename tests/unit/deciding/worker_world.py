@@ -189,13 +189,10 @@ def order(
     return make_command(verb, command_id=command_id, **{"issued_at": at, **overrides})
 
 
-async def look(
-    world: World, worker: FlagWorker, *, errors: int = 10, is_full_due: bool = True
-) -> None:
+async def look(world: World, worker: FlagWorker, *, errors: int = 10) -> None:
     """Show the worker fresh evidence, and let it decide."""
     assert worker.rollout is not None
-    evidence = world.evidence(worker.rollout, errors=errors)
-    totals = NewTotals(worker.rollout.rollout_id, evidence, is_full_due=is_full_due)
+    totals = NewTotals(worker.rollout.rollout_id, world.evidence(worker.rollout, errors=errors))
     worker.inbox.put_totals(totals)
     await settled()
 
