@@ -18,10 +18,10 @@ class Pacing:
     saving_share: float = 0.2
     # Added while there is a backlog: the pause once more, within these limits. Totals are old then,
     # and are new soonest by catching up. With thousands of flags a save writes them all, whatever
-    # passed since the last one; so it comes every 5 s. After 7 s without one a partition would look
-    # silent (`running/blindness.py`), and a replica would say that it saves late (`reporter.py`).
+    # passed since the last one; so it comes every 4 s. After 6 s without one a replica says that it
+    # saves late (`running/reporter.py`), and after 7 s a partition looks silent (`blindness.py`).
     backlog_seconds: float = 0.4
-    longest_backlog_seconds: float = 3.0
+    longest_backlog_seconds: float = 2.0
     # An idle partition is saved as often: no traffic must not look like an owner that is silent.
     heartbeat_seconds: float = 0.9
     commit_seconds: float = 1.0  # between two commits of offsets
@@ -42,3 +42,7 @@ class Pacing:
     failed_seconds: float = 0.5  # before a partition is loaded again after a mistake of ours
     stopped_seconds: float = 10.0  # between two tries of a partition that is stopped
     retry_seconds: float = 0.2  # between two tries of a call that failed within its own deadline
+
+    def backlog_pause(self, pause: float) -> float:
+        """Return what a backlog adds to the pause between two saves."""
+        return max(self.backlog_seconds, min(pause, self.longest_backlog_seconds))

@@ -128,8 +128,7 @@ class Saving:
             )
             due_at = pair.next_save_at
             if self._is_behind(pair):
-                longest = self._pacing.longest_backlog_seconds
-                due_at += max(self._pacing.backlog_seconds, min(pair.save_pause, longest))
+                due_at += self._pacing.backlog_pause(pair.save_pause)
             if is_full or (is_wanted and now >= due_at):
                 pair.saving = self._tasks.start(self._save(pair), f"save:{number}")
 

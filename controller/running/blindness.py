@@ -17,7 +17,7 @@ from controller.text import plural
 #: The fences are read every second, and the totals where one has moved.
 READ_WITHIN_SECONDS: Final = 5.0
 #: A partition's owner writes once a second at least, and with thousands of flags every two seconds,
-#: or every five while there is a backlog. Shorter than what makes evidence stale
+#: or every four while there is a backlog. Shorter than what makes evidence stale
 #: (`core/judging/staleness.py`): people hear of it first.
 REPORTED_WITHIN: Final = timedelta(seconds=7)
 #: A fence moves with every save. So long means that nothing is counted.

@@ -1,7 +1,8 @@
 """Turns the state of all parts into what `/readyz` answers and the gauges of `/metrics`.
 
 Here is when a silence or an age counts as a failure, in one place. A failure is to be visible
-within five seconds. Where the `Signs` come from is `health_watch.py`.
+within five seconds; that nothing is saved and nothing says why, within seven. Where the `Signs`
+come from is `health_watch.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ SILENT_AFTER_SECONDS: Final = 4.0
 #: a silence begins: it is noticed as early as the others are by a shorter limit.
 UNHEARD_AFTER_SECONDS: Final = 3.5
 #: A partition is saved ten times a second under load, and once a second without; with thousands of
-#: flags and a backlog every five seconds (`counting/pacing.py`).
+#: flags and a backlog every four seconds (`counting/pacing.py`), and each takes its time.
 SAVED_WITHIN_SECONDS: Final = 6.0
 #: Where a save has failed since, nothing excuses the wait.
 SAVED_WITHIN_TROUBLE_SECONDS: Final = 4.0

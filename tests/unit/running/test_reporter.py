@@ -179,7 +179,7 @@ def test_each_failure_is_told_by_its_component(
 
 
 def test_a_backlog_of_thousands_of_flags_is_no_late_save() -> None:
-    """With so much to write a partition is saved every five seconds, and all is well."""
+    """With so much to write a partition is saved every four seconds, and all is well."""
     views = [make_view(saved_seconds=5.5)]
     assert Bench().not_ready(make_signs(partitions=views)) == {}
 
