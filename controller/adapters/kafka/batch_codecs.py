@@ -31,6 +31,8 @@ MOST_HANDED_ON: Final = 16 * 1024 * 1024
 PIECE: Final = 1024 * 1024
 
 GZIP, SNAPPY, LZ4, ZSTD, NO_CODEC = 1, 2, 3, 4, 7
+#: The last one that aiokafka unpacks. What has a later one is unpacked here, or refused.
+LAST_OF_CLIENT: Final = ZSTD
 _XERIAL: Final = bytes((0x82,)) + b"SNAPPY\0"
 _GZIP_RATIO: Final = 1032  # DEFLATE cannot do better
 

@@ -28,10 +28,10 @@ from typing import Final
 from aiokafka.record.util import calc_crc32c
 
 from controller.adapters.kafka.batch_codecs import (
+    LAST_OF_CLIENT,
     MOST_HANDED_ON,
     MOST_UNPACKED,
     PIECE,
-    ZSTD,
     UnpackBudget,
     most_unpacked,
     unpacked,
@@ -110,7 +110,7 @@ def is_plain(content: bytes, offset: int, left_alone: int = LEFT_ALONE) -> bool:
         codec = attributes & CODEC_MASK
         if codec and not attributes & CONTROL:
             payload = memoryview(content)[position + HEADER.size : end]
-            if codec > ZSTD or most_unpacked(codec, payload) > left_alone:
+            if codec > LAST_OF_CLIENT or most_unpacked(codec, payload) > left_alone:
                 return False
         position = end
     # The rest is the beginning of a batch that was cut off. A batch is not cut off when it says
@@ -223,7 +223,7 @@ def _safe_batch(
     if count == 0 and not payload:
         return [new_batch(header, delta, 0, b"")], True  # compaction left its header alone
     most = len(payload) if codec == 0 else most_unpacked(codec, payload)
-    if codec <= ZSTD and most <= left_alone and not is_careful:
+    if codec <= LAST_OF_CLIENT and most <= left_alone and not is_careful:
         budget.handed_on -= most
         return [batch], True
     if codec == 0 and not is_careful:
