@@ -119,8 +119,11 @@ async def test_before_anything_is_known_the_page_does_not_say_none() -> None:
     assert "No flag" not in said
     assert "not known yet" in words(await page_of(world, "/ui/rollouts/pricing-api"))
     world.faults.report(Scope.DEPENDENCY, "kafka", "no broker answers", "start Kafka at k:9092")
-    said = words(await page_of(world, "/"))
+    page = await page_of(world, "/")
+    said = words(page)
     assert "dependency kafka : no broker answers To fix it: start Kafka at k:9092" in said
+    plain = " ".join(re.sub("<[^>]*>", "", page).split())
+    assert "start Kafka at k:9092 since" in plain, "a browser puts no space between elements"
 
 
 async def test_the_list_is_searched_narrowed_and_paged(browser: httpx.AsyncClient) -> None:
