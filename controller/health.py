@@ -241,6 +241,8 @@ class Faults:
         return tuple(sorted((one for some in shown for one in some), key=lambda fault: fault.since))
 
 
+#: The dependency that the fault of a broker that does not answer names.
+KAFKA: Final = "kafka"
 #: How the reason of a partition's fault ends when a newer release wrote its totals.
 UPGRADE_FIRST: Final = "upgrade it"
 

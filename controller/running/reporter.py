@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from controller.counting.owned_partition import PartitionState, PartitionView
-from controller.health import Faults, Health, Scope, kafka_fix
+from controller.health import KAFKA, Faults, Health, Scope, kafka_fix
 from controller.ports import TopicPartition
 from controller.telemetry import EVENT_TOPICS, Metrics
 from controller.text import plural
@@ -37,7 +37,6 @@ OUTBOX_WAITS: Final = 50
 _NAMED: Final = 5
 
 QUARANTINE: Final = "quarantine"
-KAFKA: Final = "kafka"
 #: The reporter of faults that are made here.
 _HEALTH: Final = "health"
 

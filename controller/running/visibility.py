@@ -24,7 +24,7 @@ import structlog
 from controller.cancellation import task_group
 from controller.core.effects import RaiseAlert
 from controller.core.rollout import Rollout
-from controller.health import Faults, Scope
+from controller.health import KAFKA, Faults, Scope
 from controller.ports import AlertQueue, Clock
 from controller.reporting.unwatched import Unwatched, unwatched_words
 from controller.running.blindness import Blindness, Partitions, blindness_of
@@ -396,6 +396,11 @@ class Visibility:
 
     def _action(self, flag_key: str) -> str:
         """Return what helps now: a command helps only where a replica can carry it out."""
+        first = "`rolloutctl doctor` says what is broken; if it cannot be fixed now, roll back"
+        return self._way_around(flag_key) or f"{first}: `rolloutctl rollback {flag_key}`"
+
+    def _way_around(self, flag_key: str) -> str:
+        """Return what helps while no command by Kafka is carried out, empty where one is."""
         if self._rollouts.store_trouble is not None:
             waits, first = "Redis", "start or restore Redis, or free its memory"
         elif flag_key in self._held.unheld:
@@ -405,15 +410,16 @@ class Visibility:
                 "whether all have the same redis.url, and whether others than rolloutd are in the "
                 "consumer group of the commands"
             )
+        elif self._faults.of(Scope.DEPENDENCY, KAFKA) is not None:
+            waits, first = "its broker", "start Kafka, or correct kafka.bootstrap_servers"
         else:
-            first = "`rolloutctl doctor` says what is broken; if it cannot be fixed now, roll back"
-            return f"{first}: `rolloutctl rollback {flag_key}`"
+            return ""
         lower = "until then lower the flag over HTTP (ops/operating.md) and in its flag plane"
         return f"{first}; {lower}: a rollback by Kafka waits for {waits}"
 
     def _fix(self, flag_key: str, action: str) -> str:
         """Return what helps now, for whoever reads the replica's own report already."""
-        if self._rollouts.store_trouble is not None or flag_key in self._held.unheld:
+        if self._way_around(flag_key):
             return action
         if self._cause is None:  # once in a check: thousands of flags may be blind by one cause
             others = [one for one in self._faults.current if one.reporter != _REPORTER]

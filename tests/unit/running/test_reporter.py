@@ -11,9 +11,8 @@ from prometheus_client import generate_latest
 
 from controller.counting.owned_partition import PartitionState, PartitionView
 from controller.deciding.raise_guard import why_knowledge_is_old
-from controller.health import Faults, Health, Scope
+from controller.health import KAFKA, Faults, Health, Scope
 from controller.running.reporter import (
-    KAFKA,
     OPTIONAL,
     QUARANTINE,
     REQUIRED,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controller.health import Scope
+from controller.health import KAFKA, Scope
 from tests.unit.running.test_visibility import Bench, _missing
 
 
@@ -21,3 +21,19 @@ def test_a_fault_names_its_cause_and_not_the_report_that_shows_it() -> None:
         assert (cause or "see whether all replicas have the same redis.url") in fault.fix
         assert "`rolloutctl rollback new-checkout`" in fault.fix
         assert "rolloutctl doctor" in bench.raised[0].action
+
+
+def test_while_kafka_is_away_no_command_by_kafka_is_named() -> None:
+    """`rolloutctl rollback` ends with "no broker answers" then: the flag is lowered elsewhere."""
+    bench = Bench()
+    bench.passes(30)
+    bench.faults.report(Scope.DEPENDENCY, KAFKA, "no broker at k:9092 answers", "start Kafka")
+    _missing(bench)
+    bench.seconds_to_alert()
+    (alert,) = bench.raised
+    fault = bench.faults.of(Scope.FLAG, "new-checkout", reporter="visibility")
+    assert fault is not None
+    for words in (alert.action, fault.fix):
+        assert words.startswith("start Kafka")
+        assert "lower the flag over HTTP (ops/operating.md) and in its flag plane" in words
+        assert "rolloutctl rollback" not in words
