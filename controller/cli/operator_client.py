@@ -86,8 +86,10 @@ class NewestRollouts:
         return rollout
 
     def _retire(self, flag_key: str, revision: int | None) -> None:
-        """Drop a flag that was retired; a record without a value by somebody else means nothing."""
+        """Drop a flag that was retired; a record without a value by somebody else ends none."""
         present = self.rollouts.get(flag_key)
+        if present is None:
+            self.unreadable.pop(flag_key, None)  # whoever wrote it has deleted it
         if revision is None or (present is not None and present.revision > revision):
             return
         self.retired[flag_key] = revision

@@ -14,6 +14,9 @@ from schemas.state import LARGEST_REVISION, RETIRED_HEADER
 #: Digits of the largest revision. A longer header was not written by us.
 MAX_DIGITS: Final = len(str(LARGEST_REVISION))
 
+#: Why a record without a value, by somebody else, cannot be used.
+DELETED: Final = "deleted; what was decided last stays in force"
+
 
 def tombstone_headers(revision: int) -> list[tuple[str, bytes]]:
     """Return the headers of the record that retires a flag as this revision."""

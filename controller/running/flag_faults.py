@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Final
 
 from controller.codec.rollouts import state_event
+from controller.codec.tombstones import DELETED
 from controller.core.future_times import AHEAD_AT_MOST_SECONDS, seconds_ahead
 from controller.core.rollout import Rollout
 from controller.deciding.flag.flag_worker import START_UP
@@ -27,6 +28,10 @@ _SIZE: Final = "state-size"
 _REFUSED_SHOWN: Final = 20
 _REFUSED_FIX: Final = (
     "see state_refused in the log; the next decision about the flag writes a good one"
+)
+_STRAY_FIX: Final = (
+    "no rollout has this flag key, so whoever wrote the record deletes it: write one with the same "
+    "key and no value; state_refused in the log has its place"
 )
 _SIZE_FIX: Final = "roll back or abort, start a new rollout, and raise kafka.max_record_bytes"
 #: State records encoded at once to learn their size; one takes some 0.2 ms.
@@ -116,14 +121,17 @@ class RefusedStates:
     def report(self, corrupt: Mapping[str, str]) -> None:
         """Report some of them, flags with a rollout first; `corrupt` is the reason by flag key."""
         known = self._registry.rollouts
-        shown: Sequence[str] = sorted(corrupt, key=lambda flag_key: flag_key not in known)
+        # What is deleted of a key without a rollout is the correction of a record written there.
+        left = (key for key, why in corrupt.items() if key in known or why != DELETED)
+        shown: Sequence[str] = sorted(left, key=lambda flag_key: flag_key not in known)
         shown = shown[:_REFUSED_SHOWN]
         for flag_key in self._reported.difference(shown):
             self._faults.clear(Scope.FLAG, flag_key, reporter=_REFUSED)
         self._reported = frozenset(shown)
         for flag_key in shown:
             why = f"its newest record in {self._topic} is of no use: {corrupt[flag_key]}"[:300]
-            self._faults.report(Scope.FLAG, flag_key, why, _REFUSED_FIX, reporter=_REFUSED)
+            fix = _REFUSED_FIX if flag_key in known else _STRAY_FIX
+            self._faults.report(Scope.FLAG, flag_key, why, fix, reporter=_REFUSED)
 
 
 class LargeStates:

@@ -17,7 +17,7 @@ from aiokafka.errors import KafkaError
 
 from controller.adapters.kafka.client import must_propagate
 from controller.adapters.kafka.state_connection import StateConnection
-from controller.codec.tombstones import retired_revision
+from controller.codec.tombstones import DELETED, retired_revision
 from controller.core.rollout import Rollout
 from controller.ports import RetiredFlag
 from controller.settings import KafkaSettings
@@ -188,7 +188,7 @@ class KafkaStateFeed:
             return RetiredFlag(key, retired_as) if self._is_news(key, retired_as) else None
         try:
             if record.value is None:
-                raise ValueError("deleted; what was decided last stays in force")  # noqa: TRY301
+                raise ValueError(DELETED)  # noqa: TRY301
             rollout = self._decode(record.value)
             if rollout.flag_key != key:
                 raise ValueError(f"the document is of flag {rollout.flag_key!r}")  # noqa: TRY301
