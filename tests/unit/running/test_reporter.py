@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from controller.running.reporter import (
     OPTIONAL,
     QUARANTINE,
     REQUIRED,
+    SAVED_WITHIN_SECONDS,
+    SAVED_WITHIN_TROUBLE_SECONDS,
     STATE_TOPIC,
     Reporter,
     Signs,
@@ -181,6 +184,14 @@ def test_a_backlog_of_thousands_of_flags_is_no_late_save() -> None:
     """With so much to write a partition is saved every four seconds, and all is well."""
     views = [make_view(saved_seconds=5.5)]
     assert Bench().not_ready(make_signs(partitions=views)) == {}
+
+
+def test_the_document_says_when_saves_are_late() -> None:
+    """Both limits, as they are here."""
+    late, after_failure = SAVED_WITHIN_SECONDS, SAVED_WITHIN_TROUBLE_SECONDS
+    row = f"totals were not saved for {late:.0f} s, {after_failure:.0f} s after a failed save"
+    document = Path(__file__).parents[3] / "ops" / "operating.md"
+    assert row in document.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
