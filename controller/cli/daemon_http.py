@@ -6,6 +6,7 @@ Does not belong here: what an answer means (`daemon_answers.py`, `doctor.py`).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -20,6 +21,8 @@ CA_VARIABLE: Final = "ROLLOUTCTL_CA_FILE"
 #: Of a whole answer: a list of all rollouts may be long.
 TOTAL_SECONDS: Final = 10.0
 MAX_BYTES: Final = 1_000_000
+#: The system's number of an error, which says nothing that its words do not say.
+_SYSTEM_NUMBER: Final = re.compile(r"\[Errno -?\d+\] ")
 
 
 class NoAnswer(Exception):
@@ -74,6 +77,7 @@ def read_address(
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as trouble:
         why = str(trouble).rstrip(".")
         step = _next_step(why, port)
+        why = _SYSTEM_NUMBER.sub("", why)
         raise NoAnswer(f"{address} cannot be reached: {why}; next: {step}") from trouble
 
 
@@ -87,7 +91,7 @@ def _next_step(why: str, port: str) -> str:
     if "WRONG_VERSION_NUMBER" in why:
         return "write http://, as it speaks no TLS there"
     if "disconnected without" in why:
-        return "write https:// if it has http.certificate_file"
+        return f"see whether this is its {port}; write https:// if it has http.certificate_file"
     return f"see whether that replica runs, and whether this is its {port}"
 
 

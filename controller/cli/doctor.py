@@ -54,7 +54,10 @@ def doctor(
     is_well = True
     for address in url:
         if urlsplit(address).scheme not in ("http", "https"):
-            fail(f"--url: {address!r} has no scheme: write http://{address}", EXIT_USAGE)
+            scheme, is_other, rest = address.partition("://")
+            what = f"{scheme}:// is not asked" if is_other else "it has no scheme"
+            written = f"http://{rest if is_other else address}"
+            fail(f"--url: {address!r}: {what}: write {written}", EXIT_USAGE)
     for address in url:
         body, trouble = read_report(address)
         if body is None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -122,13 +124,33 @@ def test_an_address_without_a_scheme_is_told_apart() -> None:
     answer = CliRunner().invoke(app, ["doctor", "--url", "127.0.0.1:8081"])
     assert answer.exit_code == 2
     assert "has no scheme: write http://127.0.0.1:8081" in answer.output
+    answer = CliRunner().invoke(app, ["doctor", "--url", "ftp://127.0.0.1:8081"])
+    assert answer.exit_code == 2
+    assert "ftp:// is not asked: write http://127.0.0.1:8081" in answer.output
 
 
 def test_nobody_there_is_said() -> None:
-    """A refused connection names the setting."""
+    """A refused connection names the setting, in words without the system's number."""
     result = CliRunner().invoke(app, ["doctor", "--url", "http://127.0.0.1:1"])
     assert result.exit_code == 1
     assert "http.ops_port" in result.stderr
+    assert "cannot be reached: Connection refused; next:" in " ".join(result.stderr.split())
+
+
+def test_a_port_that_speaks_no_http_may_be_the_wrong_one() -> None:
+    """As that of Kafka or Redis, which end the connection without a word."""
+
+    def hang_up() -> None:
+        with server.accept()[0] as connection:
+            connection.recv(65_536)  # what is unread would reset it
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        Thread(target=hang_up, daemon=True).start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        result = CliRunner().invoke(app, ["doctor", "--url", address])
+    assert result.exit_code == 1
+    words = " ".join(result.stderr.split())
+    assert "see whether this is its http.ops_port; write https:// if it has" in words
 
 
 def test_a_replica_without_tls_is_not_asked_over_it(replica: Callable[[bytes], str]) -> None:
