@@ -160,7 +160,10 @@ _SEND_CLOUDEVENT = (
 )
 #: How msgspec's messages about the envelope end. Any other message is about `data`.
 _BY_PLACE = {
-    "`$.type`": (QuarantineReason.UNKNOWN_TYPE, "send the event type that belongs to this topic"),
+    "`$.type`": (
+        QuarantineReason.UNKNOWN_TYPE,
+        f"send {evaluation.TYPE} to the topic of evaluations, {outcome.TYPE} to that of outcomes",
+    ),
     "`$.time`": (QuarantineReason.BAD_TIME, _SEND_TIME),
     "`$.specversion`": _SEND_CLOUDEVENT,
     "`$.id`": _SEND_CLOUDEVENT,

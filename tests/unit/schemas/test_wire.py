@@ -285,6 +285,15 @@ def test_a_refusal_names_its_reason(
     assert "; " in refused.value.detail
 
 
+def test_a_wrong_type_is_told_what_goes_where() -> None:
+    """It is a misspelled type, or an event of ours on the other topic."""
+    for wrong in (outcome.TYPE, "evaluation"):
+        with pytest.raises(RecordRefused) as refused:
+            evaluated(event(wrong, SERVED), key=b"u", headers=STRUCTURED)
+        assert f"{evaluation.TYPE} to the topic of evaluations" in refused.value.detail
+        assert f"{outcome.TYPE} to that of outcomes" in refused.value.detail
+
+
 def test_five_minutes_ahead_is_still_accepted() -> None:
     """Clocks differ; an event may be up to five minutes ahead of its record, to the millisecond."""
     assert (
