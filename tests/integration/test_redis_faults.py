@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import redis.asyncio
 import redis.exceptions
+from local_kafka import free_port
 
 from controller.adapters.redis.connection import RedisConnection
 from controller.adapters.redis.rollouts import RedisRollouts
@@ -349,3 +350,18 @@ async def test_a_cancelled_call_leaves_the_next_one_its_own_answer(store: RedisC
         assert (await totals.load(KEY)).next_offset == 5
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_a_redis_that_is_not_there_is_told_in_plain_words(host: str) -> None:
+    """People read it in alerts, where the words of two libraries say it three times."""
+    port = free_port()
+    store = RedisConnection.connect(
+        f"redis://{host}:{port}/0", deadline_seconds=0.3, try_seconds=0.1
+    )
+    with pytest.raises(StoreUnavailable) as raised:
+        await RedisTotals(store).load(KEY)
+    await store.close()
+    assert str(raised.value).endswith(
+        f": tried for 0.3 s: no connection to {host}:{port}: connection refused"
+    )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -71,6 +72,11 @@ _FIXES: Final = {
     "its certificate, and redis.url a name that stands in it",
     "WRONG_VERSION_NUMBER": "it answers without TLS: write redis:// in redis.url, or give it TLS",
 }
+
+
+#: What redis-py says of a connection that failed: the system's number (of each address of a name,
+#: amid other words), the address, and mostly words.
+_NO_CONNECTION: Final = re.compile(r"Error (.*?) ?connecting to (\S+?)(?:\. (.*))?")
 
 
 #: A Redis without TLS takes the first message of a handshake for the begin of a command, and waits
@@ -318,6 +324,12 @@ def _check_retry_helps(purpose: str, error: Exception) -> None:
 def _description(error: BaseException | None) -> str:
     """Return what an error says, and how to fix it where it tells that."""
     text = (str(error) or type(error).__name__).rstrip(".")
+    if (unreached := _NO_CONNECTION.fullmatch(text)) is not None:
+        code, place, why = unreached.groups()
+        numbers = sorted(set(re.findall(r"(?:^|Errno )(\d+)", code)), key=int)
+        if numbers and (not why or why.startswith("Connect call failed")):
+            why = ", ".join(os.strerror(int(number)).lower() for number in numbers)
+        text = f"no connection to {place}: {why or code or 'no reason is given'}"
     for mark, fix in _FIXES.items():
         if mark in text:
             return f"{text}: {fix}"
