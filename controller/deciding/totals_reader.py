@@ -231,8 +231,8 @@ class TotalsReader:
             f"{self._turn_seconds:.0f} s, so harm is found that much later"
         )
         fix = (
-            "wait while a backlog is counted; else add a replica, or end rollouts that nobody "
-            "needs any more"
+            "wait while a backlog is counted; see whether Redis answers slowly; else add a "
+            "replica, or end rollouts that nobody needs any more"
         )
         self._faults.report(Scope.PART, _LOOKS, why, fix)
 
