@@ -7,10 +7,13 @@ says what was not tried.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -56,15 +59,16 @@ def emit(language: str, kafka: str, prefix: str, users: list[str], *, code: int 
         "TOPIC_PREFIX": prefix,
         "LC_ALL": "C.UTF-8",  # Java reads its arguments in it
     }
-    done = subprocess.run(
-        ["make", "--no-print-directory", f"example-{language}", f"ARGS={' '.join(users)}"],
-        cwd=ROOT,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=LONGEST_SECONDS,
-        check=False,
-    )
+    with _alone(language):
+        done = subprocess.run(
+            ["make", "--no-print-directory", f"example-{language}", f"ARGS={' '.join(users)}"],
+            cwd=ROOT,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=LONGEST_SECONDS,
+            check=False,
+        )
     said = done.stdout + done.stderr
     if done.returncode != code and _NOT_FETCHED.search(said):
         pytest.skip(
@@ -152,6 +156,15 @@ def test_without_a_kafka_it_fails_and_says_what_to_do(language: str, kafka_away:
     assert f"not all of them reached Kafka at {kafka_away}" in said
     assert "next: let KAFKA=HOST:PORT name a Kafka that runs" in said
     assert "queued" not in said or "2 queued, 0 sent, 0 dropped, 2 lost" in said
+
+
+@contextmanager
+def _alone(language: str) -> Iterator[None]:
+    """Keep other test processes from the same command: each run installs its packages anew."""
+    (ROOT / ".cache").mkdir(exist_ok=True)
+    with (ROOT / ".cache" / f"example-{language}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _check_places(records: list[ConsumerRecord]) -> None:
