@@ -15,6 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from local_kafka import LOOPBACK, LocalKafka, free_port, why_not
 
 from controller.settings import TopicNames
+from tests.certificates import write_certificate
 
 admin: Any = confluent_kafka.admin  # its types do not name what the module offers
 GUIDE = (Path(__file__).parents[1] / "ops" / "security.md").read_text(encoding="utf-8")
@@ -46,19 +47,28 @@ def documented() -> list[Any]:
 
 
 class GuardedKafka:
-    """A broker with two doors.
+    """A broker with three doors.
 
-    One for the tests, who may do anything, and one that asks who comes.
+    One for the tests, who may do anything, and two that ask who comes: one in the clear, one by
+    TLS.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path) -> None:
+        """`directory` gets the certificate of the door by TLS."""
         if (reason := why_not()) is not None:
             pytest.skip(f"no real Kafka: {reason}")
-        self.port, guarded = free_port(), free_port()
-        self.guarded = f"{LOOPBACK}:{guarded}"
+        self.port, guarded, encrypted = free_port(), free_port(), free_port()
+        self.guarded, self.encrypted = f"{LOOPBACK}:{guarded}", f"{LOOPBACK}:{encrypted}"
+        self.certificate, key = directory / "kafka.crt", directory / "kafka.key"
+        write_certificate(self.certificate, key)
+        store = directory / "kafka.pem"
+        store.write_text(key.read_text() + self.certificate.read_text())
         self.kafka = LocalKafka(ports=[self.port])
         controller = self.kafka._controller_ports[0]
-        doors = f"PLAINTEXT://{LOOPBACK}:{self.port},GUARDED://{self.guarded}"
+        doors = (
+            f"PLAINTEXT://{LOOPBACK}:{self.port},GUARDED://{self.guarded},"
+            f"ENCRYPTED://{self.encrypted}"
+        )
         users = " ".join(f'user_{name}="secret"' for name in ("rolloutd", "apps", "operator"))
         login = "org.apache.kafka.common.security.plain.PlainLoginModule"
         self.kafka._settings.update(
@@ -66,10 +76,14 @@ class GuardedKafka:
                 "listeners": f"{doors},CONTROLLER://{LOOPBACK}:{controller}",
                 "advertised.listeners": doors,
                 "listener.security.protocol.map": (
-                    "PLAINTEXT:PLAINTEXT,GUARDED:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT"
+                    "PLAINTEXT:PLAINTEXT,GUARDED:SASL_PLAINTEXT,ENCRYPTED:SASL_SSL,"
+                    "CONTROLLER:PLAINTEXT"
                 ),
+                "ssl.keystore.type": "PEM",
+                "ssl.keystore.location": str(store),
                 "sasl.enabled.mechanisms": "PLAIN",
                 "listener.name.guarded.plain.sasl.jaas.config": f"{login} required {users};",
+                "listener.name.encrypted.plain.sasl.jaas.config": f"{login} required {users};",
                 "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
                 "allow.everyone.if.no.acl.found": "false",
                 "super.users": "User:ANONYMOUS",
@@ -134,12 +148,13 @@ class GuardedKafka:
             assert time.monotonic() < deadline, "the broker never took the rights over"
             time.sleep(0.1)
 
-    def environment(self) -> dict[str, Any]:
-        """Return the settings of a daemon that comes by the guarded door."""
-        return {
-            "ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS": self.guarded,
+    def environment(self, *, is_encrypted: bool = False) -> dict[str, Any]:
+        """Return the settings of a daemon that comes by a door that asks who it is."""
+        tls = {"ROLLOUTD_KAFKA__SECURITY__CA_FILE": str(self.certificate)} if is_encrypted else {}
+        return tls | {
+            "ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS": self.encrypted if is_encrypted else self.guarded,
             "ROLLOUTD_KAFKA__CREATE_TOPICS": "false",
-            "ROLLOUTD_KAFKA__SECURITY__PROTOCOL": "SASL_PLAINTEXT",
+            "ROLLOUTD_KAFKA__SECURITY__PROTOCOL": f"SASL_{'SSL' if is_encrypted else 'PLAINTEXT'}",
             "ROLLOUTD_KAFKA__SECURITY__SASL_MECHANISM": "PLAIN",
             "ROLLOUTD_KAFKA__SECURITY__USERNAME": "rolloutd",
             "ROLLOUTD_KAFKA__SECURITY__PASSWORD": "secret",

@@ -24,9 +24,10 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
+from aiokafka import AIOKafkaConsumer
 from confluent_kafka import Producer
 
-from controller.adapters.kafka.event_log import KafkaEventLog
+from controller.adapters.kafka.client import client_options
 from controller.settings import KafkaSettings
 from schemas import evaluation, outcome
 from schemas.terms import Arm
@@ -180,9 +181,17 @@ async def read_bare(settings: KafkaSettings, events: int) -> Spent:
 
     The first batch is not part of it: with it the consumer was still joining.
     """
-    log = KafkaEventLog(settings, settings.event_topics, f"bare-{uuid.uuid4().hex[:6]}")
-    await log.start()
-    consumer = log._member.running_consumer()
+    # Not the daemon's own consumer, whose connections read otherwise.
+    consumer = AIOKafkaConsumer(
+        *settings.event_topics,
+        **client_options(settings),
+        group_id=f"bare-{uuid.uuid4().hex[:6]}",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        fetch_max_wait_ms=round(settings.fetch_max_wait_seconds * 1000),
+    )
+    await consumer.start()
     got, first, began, cpu = 0, 0, 0.0, 0.0
     while got < events:
         batches = await consumer.getmany(timeout_ms=100, max_records=500)
@@ -190,7 +199,7 @@ async def read_bare(settings: KafkaSettings, events: int) -> Spent:
         if got and not first:
             first, began, cpu = got, time.perf_counter(), _own_cpu_seconds()
     spent = Spent(got - first, time.perf_counter() - began, _own_cpu_seconds() - cpu)
-    await log.stop()
+    await consumer.stop()
     return spent
 
 

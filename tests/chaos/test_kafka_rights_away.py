@@ -26,9 +26,9 @@ ANNOUNCE = ("Write", {"rollout.decisions", "rollout.alerts", "rollout.state", "r
 
 
 @pytest.fixture(scope="module")
-def guarded() -> Iterator[GuardedKafka]:
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedKafka]:
     """A guarded Kafka with the guide's rights."""
-    with GuardedKafka() as broker:
+    with GuardedKafka(tmp_path_factory.mktemp("guarded")) as broker:
         yield broker
 
 

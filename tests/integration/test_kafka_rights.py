@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import KafkaError
+from pydantic import SecretStr
 
-from controller.settings import TopicNames
+from controller.settings import KafkaSettings, TopicNames
+from controller.settings.kafka import KafkaSecurity
 from schemas.terms import CommandStatus, CommandVerb
 from tests.guarded_kafka import GuardedKafka
+from tests.integration.event_logs import MakeLog, produce, read
 from tests.live import Client, DaemonProcess, quick_plan
 
 pytestmark = pytest.mark.one_worker
@@ -23,34 +26,38 @@ FLAG = "new-checkout"
 
 
 @pytest.fixture(scope="module")
-def guarded() -> Iterator[GuardedKafka]:
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedKafka]:
     """A guarded Kafka with the guide's rights."""
-    with GuardedKafka() as broker:
+    with GuardedKafka(tmp_path_factory.mktemp("guarded")) as broker:
         yield broker
 
 
+@pytest.mark.parametrize("is_encrypted", [False, True], ids=["in the clear", "by TLS"])
 async def test_the_daemon_runs_with_the_listed_rights(
-    guarded: GuardedKafka, redis_url: str, tmp_path: Path
+    guarded: GuardedKafka, redis_url: str, tmp_path: Path, is_encrypted: bool
 ) -> None:
     """Start, roll back, forward, publish.
 
     Everything works, and nothing is refused by the broker.
     """
-    environ = guarded.environment() | {"ROLLOUTD_REDIS__KEY_PREFIX": "guarded:"}
+    environ = guarded.environment(is_encrypted=is_encrypted)
+    environ["ROLLOUTD_REDIS__KEY_PREFIX"] = f"guarded-{is_encrypted}:"
+    door, flag = environ["ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS"], f"{FLAG}-{is_encrypted}".lower()
     async with (
-        DaemonProcess(guarded.guarded, redis_url, tmp_path, prefix="", **environ) as daemon,
+        DaemonProcess(door, redis_url, tmp_path, prefix="", **environ) as daemon,
         Client(guarded.kafka.bootstrap, "") as client,
     ):
-        answer = await client.command(CommandVerb.START, FLAG, plan=quick_plan(FLAG))
+        refused_before = len(await client.read("rollout.quarantine"))
+        answer = await client.command(CommandVerb.START, flag, plan=quick_plan(flag))
         assert answer.status is CommandStatus.ACCEPTED, answer.reason
-        await daemon.until(FLAG, lambda document: document["percent"] > 0)
+        await daemon.until(flag, lambda document: document["percent"] > 0)
         # Bad records on both kinds of topics go to the quarantine.
         assert await asyncio.to_thread(guarded.write, "operator", "rollout.commands") is None
         assert await asyncio.to_thread(guarded.write, "apps", "flag.evaluations") is None
-        await client.command(CommandVerb.ROLL_BACK, FLAG)
-        await daemon.until(FLAG, lambda document: document["percent"] == 0)
+        await client.command(CommandVerb.ROLL_BACK, flag)
+        await daemon.until(flag, lambda document: document["percent"] == 0)
         async with asyncio.timeout(60):
-            while len(await client.read("rollout.quarantine")) < 2:
+            while len(await client.read("rollout.quarantine")) < refused_before + 2:
                 await asyncio.sleep(0.2)
         for topic in ("rollout.decisions", "rollout.alerts", "rollout.state", "rollout.results"):
             assert await client.read(topic), topic
@@ -86,3 +93,25 @@ def test_the_daemon_cannot_invent_events(guarded: GuardedKafka) -> None:
         error = guarded.write("rolloutd", topic)
         assert error is not None
         assert error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED
+
+
+async def test_a_backlog_by_tls_is_read_whole(guarded: GuardedKafka, make_log: MakeLog) -> None:
+    """Answers of megabytes, which TLS hands on in pieces of 16 kB."""
+    settings = KafkaSettings(
+        bootstrap_servers=guarded.encrypted,
+        security=KafkaSecurity(
+            protocol="SASL_SSL",
+            sasl_mechanism="PLAIN",
+            username="rolloutd",
+            password=SecretStr("secret"),
+            ca_file=guarded.certificate,
+        ),
+    )
+    topic = settings.topic("evaluations")
+    values = [f"{number:06}".encode() * 100 for number in range(20_000)]  # 12 MB
+    member = make_log(settings)
+    await member.start()
+    for partition in member.assignment:
+        member.seek(partition, (await member.bounds(partition))[1])
+    await produce(guarded.kafka.bootstrap, topic, values)
+    assert await read(member, len(values)) == values

@@ -17,6 +17,7 @@ from typing import Any, Final
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
 
 from controller.adapters.kafka.connection_ends import close_what_a_start_leaves
+from controller.adapters.kafka.connection_frames import read_frames
 
 #: One attempt in this time, by whichever client. A broker that is back is met this much later.
 PAUSE_SECONDS: Final = 0.3
@@ -73,6 +74,8 @@ def pace_connections(client: AIOKafkaClient, pace: ConnectionPace = _PACE) -> No
             return None
         connection = await connect(node_id, **options)
         pace.note(address, is_connected=connection is not None)
+        if connection is not None:
+            read_frames(connection)
         return connection
 
     client._get_conn = connect_at_pace
