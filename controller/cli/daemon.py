@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -61,7 +60,6 @@ EXIT_CONFIG = 78
 #: As in sysexits.h: something outside does not answer; the same command may work later.
 EXIT_TROUBLE = 75
 _LONGEST_NUMBER = 9  # digits
-_DESCRIPTORS = 65_536
 
 
 @app.callback()
@@ -85,6 +83,7 @@ def run(config: ConfigOption = None) -> None:
         import structlog  # noqa: F401
 
     from controller.bootstrap import Daemon
+    from controller.cli.process_limits import keep_freed_memory, raise_descriptor_limit
     from controller.logs import configure_logs, set_level
     from controller.running.name_lookups import LookupLoop
     from controller.running.reloading import SettingsReload
@@ -95,6 +94,7 @@ def run(config: ConfigOption = None) -> None:
     build_models()
     stream = configure_logs(settings.log)
     raise_descriptor_limit()
+    keep_freed_memory()
     reload = SettingsReload(settings, lambda: load_settings(config, os.environ), set_level)
     try:
         with asyncio.Runner(loop_factory=LookupLoop) as runner:
@@ -105,17 +105,6 @@ def run(config: ConfigOption = None) -> None:
     finally:
         stream.close()
     raise typer.Exit(code)
-
-
-def raise_descriptor_limit() -> None:
-    """Take up to 65,536 file descriptors where we may.
-
-    The soft limit is 1,024 on most machines, for old programs.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @repair.command("flag")

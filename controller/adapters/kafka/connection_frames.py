@@ -57,6 +57,7 @@ class _FrameProtocol(asyncio.BufferedProtocol):
         self._reader: asyncio.StreamReader = of_connection._reader
         self._inner: asyncio.StreamReaderProtocol = of_connection._protocol
         self._shared = self._buffer = memoryview(bytearray(_SHARED_BYTES))
+        self._large = self._shared[:0]  # kept while one large answer follows another
         self._filled = 0  # bytes of the buffer
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -98,12 +99,15 @@ class _FrameProtocol(asyncio.BufferedProtocol):
         begin = 0
         while (end := self._end_of_frame(begin)) <= self._filled:
             _handle(self._connection(), self._buffer[begin + _INT32.size : end])
+            if self._buffer is self._shared:
+                self._large = self._shared[:0]
             begin = end
         if begin == 0 and end <= len(self._buffer):
             return
         rest, size = self._buffer[begin : self._filled], end - begin
-        fits = size <= _SHARED_BYTES
-        self._buffer = self._shared if fits else memoryview(bytearray(size))
+        if size > len(self._large) and size > _SHARED_BYTES:
+            self._large = memoryview(bytearray(size))
+        self._buffer = self._shared if size <= _SHARED_BYTES else self._large[:size]
         self._buffer[: len(rest)] = rest
         self._filled = len(rest)
 

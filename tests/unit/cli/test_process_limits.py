@@ -1,0 +1,75 @@
+"""The daemon takes the file descriptors it may have, and keeps memory that it needs again.
+
+So that held connections do not use up the usual 1,024, and a fetch costs no new pages.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+# : Sets limits, raises them as the daemon does, and prints what came of it. In a process of its
+# own: they are the process's.
+TRY = """
+import resource
+from controller.cli.process_limits import raise_descriptor_limit
+resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
+raise_descriptor_limit()
+print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "limits"), [(256, 2048, "2048 2048"), (512, 512, "512 512")]
+)
+def test_the_soft_limit_is_raised_to_what_is_allowed(soft: int, hard: int, limits: str) -> None:
+    """It ends at the hard limit, which nobody but root may raise.
+
+    At the limit already, nothing is changed.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", TRY.format(soft=soft, hard=hard)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == limits
+
+
+# : Takes and frees the memory of two hundred fetches, and prints how many pages that needed.
+FETCHES = """
+import resource
+from controller.cli.process_limits import keep_freed_memory
+if {is_kept}:
+    keep_freed_memory()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(200):
+    fetched = [bytes(1_000_000).upper() for _ in range(6)]
+    del fetched
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
+def test_memory_of_fetches_is_used_again() -> None:
+    """A hundredth of the pages; and as chosen where somebody chose in the environment."""
+
+    def pages(*, is_kept: bool, **chosen: str) -> int:
+        mine = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
+        done = subprocess.run(
+            [sys.executable, "-c", FETCHES.format(is_kept=is_kept)],
+            env=mine | chosen,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return int(done.stdout)
+
+    given_back = pages(is_kept=False)
+    assert pages(is_kept=True) < given_back / 10
+    assert pages(is_kept=True, MALLOC_ARENA_MAX="2") < given_back / 10
+    assert pages(is_kept=True, MALLOC_TRIM_THRESHOLD_="131072") > given_back / 2
