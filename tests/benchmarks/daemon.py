@@ -116,7 +116,12 @@ class Load:
             bootstrap_servers=bootstrap, topic_prefix=prefix, partitions=PARTITIONS
         )
         await create_topics_at(bootstrap, *settings.event_topics, partitions=PARTITIONS)
-        daemon = DaemonProcess(bootstrap, redis_url, directory, prefix=prefix)
+        # Each event opens one context at most: with more than twelve million over 10,000 flags a
+        # partition would give some up.
+        most = {
+            "ROLLOUTD_COUNTING__MAX_CONTEXTS_PER_PARTITION": str(max(options.events, 2_000_000))
+        }
+        daemon = DaemonProcess(bootstrap, redis_url, directory, prefix=prefix, **most)
         rollout_ids = await _start_rollouts(daemon, options)
         recount = await asyncio.to_thread(fill, settings, options)
         return cls(options, settings, redis_url, daemon, recount, rollout_ids, begins_taken_over)

@@ -2,7 +2,8 @@
 
 What the benchmarks of counting have in common. Fills both event topics (4 partitions each, keyed by
 context, about 250 bytes an event) and recounts while it writes. `read_bare` is the measure: an
-aiokafka consumer with the daemon's settings that decodes nothing, in a process of its own.
+aiokafka consumer as it comes, with the daemon's settings, that decodes nothing, in a process of its
+own.
 """
 
 from __future__ import annotations
