@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import ssl
+from socket import gaierror
 from time import monotonic
 
 import pytest
 from aiokafka.errors import (
+    IllegalSaslStateError,
     KafkaConnectionError,
     SaslAuthenticationFailed,
     UnsupportedSaslMechanismError,
@@ -34,7 +36,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         (SaslAuthenticationFailed("Authentication failed: Invalid"), "kafka.security.username"),
         (UnsupportedSaslMechanismError("<conn>"), "kafka.security.sasl_mechanism"),
         (ssl.SSLCertVerificationError("self-signed certificate"), "kafka.security.ca_file"),
+        (IllegalSaslStateError("<conn>"), "kafka.security.protocol"),
+        (gaierror(-2, "Name or service not known"), "kafka.bootstrap_servers"),
         (ConnectionResetError(), "kafka.security.protocol"),
+        (ConnectionResetError(), "kafka.security.certificate_file"),
         (KafkaConnectionError("Connection at 127.0.0.1:9092 closed"), "kafka.security.protocol"),
     ],
 )
@@ -63,3 +68,25 @@ def test_a_broker_that_is_away_refuses_nothing() -> None:
     for error in (ConnectionRefusedError(111, "refused"), TimeoutError(), OSError("no such name")):
         logging.getLogger("aiokafka").error('Unable connect to "%s:%s": %s', "k", 9092, error)
         assert reason_of(AWAY) == "no broker answers"
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "advice"),
+    [
+        (10, "certificate has expired", "next: renew it"),
+        (9, "certificate is not yet valid", "next: compare the clocks"),
+        (62, "Hostname mismatch, certificate is not valid for 'k'.", "in kafka.bootstrap_servers"),
+        (64, "IP address mismatch, certificate is not valid for 'k'.", "advertised.listeners"),
+    ],
+)
+def test_another_authority_is_not_the_fix_of_every_certificate(
+    code: int, message: str, advice: str
+) -> None:
+    """A certificate that has expired, or has another name, has the right authority."""
+    error = ssl.SSLCertVerificationError(1, f"certificate verify failed: {message} (_ssl.c:1)")
+    error.verify_code, error.verify_message = code, message
+    logging.getLogger("aiokafka").error('Unable connect to "%s:%s": %s', "k", 9092, error)
+    said = reason_of(AWAY)
+    assert message.rstrip(".") in said
+    assert advice in said
+    assert "ca_file" not in said
