@@ -46,10 +46,10 @@ EXIT_INTERRUPTED = 130
 CONNECT_SECONDS = 3.0
 #: The end of the process closes what does not close in time.
 CLOSE_SECONDS = 0.5
-#: What to do when Kafka is not reached, unless the trouble says it itself.
-KAFKA_ADVICE = (
+_WITHOUT_KAFKA = "`rolloutctl doctor` asks a replica without Kafka"
+_KAFKA_ADVICE = (
     "next: see whether Kafka runs at that address (--bootstrap-servers, --config, or "
-    "ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS); `rolloutctl doctor` asks a replica without Kafka"
+    f"ROLLOUTD_KAFKA__BOOTSTRAP_SERVERS); {_WITHOUT_KAFKA}"
 )
 
 _CONNECTION = "Connection"
@@ -313,6 +313,11 @@ def warn_by_settings(document: PlanDocument, config: Path | None) -> None:
             complain(f"warning: {finding}")
 
 
+def kafka_advice(trouble: EventLogUnavailable) -> str:
+    """Return what to do when Kafka is not reached, without what the trouble says itself."""
+    return _WITHOUT_KAFKA if "next: " in str(trouble) else _KAFKA_ADVICE
+
+
 def perform(work: Coroutine[Any, Any, T]) -> T:
     """Return what `work` returns.
 
@@ -328,7 +333,7 @@ def perform(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(work)
     except EventLogUnavailable as trouble:
         is_advised = "next: " in str(trouble) or "start rolloutd" in str(trouble)
-        advice = "" if is_advised else f"\n{KAFKA_ADVICE}"
+        advice = "" if is_advised else f"\n{_KAFKA_ADVICE}"
         fail(f"{trouble}{_last_warning}{advice}", EXIT_UNREACHABLE)
     except BadInput as refused:  # unusable certificates are noticed only on connecting
         fail(f"{refused}", EXIT_CONFIG)

@@ -17,7 +17,6 @@ from controller.cli import event_view, rendering, status_view
 from controller.cli.common import (
     EXIT_REJECTED,
     EXIT_USAGE,
-    KAFKA_ADVICE,
     AnyFlagArgument,
     DaemonOption,
     FlagArgument,
@@ -26,6 +25,7 @@ from controller.cli.common import (
     check_flag,
     complain,
     fail,
+    kafka_advice,
     output,
     perform,
     without_rollout,
@@ -381,11 +381,13 @@ async def known_by(
     Raises EventLogUnavailable, with what to do next, where there is no daemon or no answer.
     """
     if daemon is None:
-        raise EventLogUnavailable(f"{trouble}\n{KAFKA_ADVICE}; {_DAEMON_KNOWS}") from trouble
+        raise EventLogUnavailable(
+            f"{trouble}\n{kafka_advice(trouble)}; {_DAEMON_KNOWS}"
+        ) from trouble
     ask = partial(ask_rollouts, daemon) if flag is None else partial(ask_rollout, daemon, flag)
     known, why = await asyncio.to_thread(ask)
     if known is None:
-        raise EventLogUnavailable(f"{trouble}\n{why}\n{KAFKA_ADVICE}") from trouble
+        raise EventLogUnavailable(f"{trouble}\n{why}\n{kafka_advice(trouble)}") from trouble
     complain(f"{trouble}")
     since = known.stale_since
     age = "" if since is None else f", which may lack decisions since {since}"
@@ -408,10 +410,10 @@ async def newest_of(
     except EventLogUnavailable as trouble:
         if daemon is None or flag is None:
             further = _DAEMON_KNOWS if daemon is None else f"name a flag, and {daemon} is asked"
-            raise EventLogUnavailable(f"{trouble}\n{KAFKA_ADVICE}; {further}") from trouble
+            raise EventLogUnavailable(f"{trouble}\n{kafka_advice(trouble)}; {further}") from trouble
         events, why = await asyncio.to_thread(ask_news, daemon, flag, topic, count)
         if events is None:
-            raise EventLogUnavailable(f"{trouble}\n{why}\n{KAFKA_ADVICE}") from trouble
+            raise EventLogUnavailable(f"{trouble}\n{why}\n{kafka_advice(trouble)}") from trouble
         complain(f"{trouble}\nshown is what {daemon} knows, at most the newest {MOST_NEWS}")
         return events
 

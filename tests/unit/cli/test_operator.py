@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 from controller.cli.common import EXIT_CONFIG, EXIT_REJECTED, EXIT_USAGE, perform
 from controller.cli.examples import EXAMPLES
 from controller.cli.operator import app
+from controller.cli.status import known_by
+from controller.errors import EventLogUnavailable
 from controller.plans import templates
 from schemas.terms import CommandVerb
 from tests.live import quick_plan
@@ -440,3 +442,20 @@ def test_a_reader_that_has_gone_is_no_crash_of_a_group_of_tasks() -> None:
 
 async def _raising(error: Exception) -> None:
     raise error
+
+
+@pytest.mark.parametrize(
+    ("trouble", "advice"),
+    [
+        ("no broker answers", "see whether Kafka runs at that address"),
+        ("wrong password; next: correct kafka.security.username", "asks a replica without Kafka"),
+    ],
+)
+async def test_what_a_broker_has_against_us_is_no_question_of_its_address(
+    trouble: str, advice: str
+) -> None:
+    """Kafka runs there: it has just refused us, and the trouble says what to correct."""
+    with pytest.raises(EventLogUnavailable) as refused:
+        await known_by(None, EventLogUnavailable(trouble), None)
+    assert advice in str(refused.value)
+    assert str(refused.value).count("next: ") == 1
