@@ -38,6 +38,7 @@ def check_parts(settings: Settings) -> None:
 
 def _parts(settings: Settings, clock: Clock) -> Iterator[Callable[[], object]]:
     """Yield what makes each part, or reads what it is made of."""
+    yield settings.kafka.security.ssl_context
     yield lambda: make_outside_planes(settings, clock)
     yield lambda: make_certificate(settings.http)
     yield lambda: make_flagd_sync(settings, make_board(settings, clock))

@@ -13,6 +13,7 @@ from pydantic import Field, SecretStr, model_validator
 
 from controller.errors import ConfigInvalid
 from controller.settings.section import KafkaName, KafkaServers, Seconds, Section, is_loopback
+from controller.text import file_trouble
 from schemas.terms import EventFormat
 
 
@@ -75,20 +76,41 @@ class KafkaSecurity(Section):
         """
         if not self.uses_tls:
             return None
+        for name in ("ca_file", "certificate_file", "key_file"):
+            _check_readable(name, getattr(self, name))
         try:
-            context = ssl.create_default_context(
-                cafile=None if self.ca_file is None else str(self.ca_file)
-            )
-            if self.certificate_file is not None:
-                password = (
-                    None if self.key_password is None else self.key_password.get_secret_value()
-                )
-                context.load_cert_chain(self.certificate_file, self.key_file, password)
-        except (OSError, ssl.SSLError) as error:
+            context = ssl.create_default_context(cafile=self.ca_file)
+        except (OSError, ValueError) as error:
             raise ConfigInvalid(
-                f"kafka.security: the certificates cannot be used: {error}"
+                f"kafka.security.ca_file: {self.ca_file} cannot be used: {error}; let it name a "
+                "PEM file of certificates, or leave it out to trust the system's authorities"
+            ) from error
+        if self.certificate_file is None:
+            return context
+        # With no password OpenSSL would ask for one on the terminal; an empty one prevents it.
+        password = "" if self.key_password is None else self.key_password.get_secret_value()
+        try:
+            context.load_cert_chain(self.certificate_file, self.key_file, password)
+        except (OSError, ValueError) as error:
+            raise ConfigInvalid(
+                f"kafka.security: {self.certificate_file} with the key in "
+                f"{self.key_file or 'the same file'} cannot be used: {error}; correct "
+                "certificate_file, key_file or key_password_file"
             ) from error
         return context
+
+
+def _check_readable(name: str, path: Path | None) -> None:
+    """Raise ConfigInvalid, naming the file, which OpenSSL's own errors do not."""
+    if path is None:
+        return
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ConfigInvalid(
+            f"kafka.security.{name}: {path} cannot be read: {file_trouble(error)}; correct the "
+            "path, or let rolloutd's user read the file"
+        ) from error
 
 
 class TopicNames(Section):

@@ -26,3 +26,12 @@ def test_every_file_with_a_fault_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigInvalid) as refused:
         check_parts(load_settings(config, {}))
     assert [name for name in names if f"{files[name]}:1:1" in str(refused.value)] == [*names]
+
+
+def test_a_certificate_for_kafka_that_is_missing_is_a_fault(tmp_path: Path) -> None:
+    """Else the configuration is called valid, and the daemon ends on it."""
+    missing = tmp_path / "ca.pem"
+    config = tmp_path / "rolloutd.yaml"
+    config.write_text(f"kafka: {{security: {{protocol: SSL, ca_file: {missing}}}}}\n")
+    with pytest.raises(ConfigInvalid, match=f"kafka.security.ca_file: {missing} cannot be read"):
+        check_parts(load_settings(config, {}))

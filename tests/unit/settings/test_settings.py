@@ -315,7 +315,10 @@ def test_certificates_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
             "ROLLOUTD_KAFKA__SECURITY__CA_FILE": str(tmp_path / "ca.pem"),
         },
     ).kafka
-    with pytest.raises(ConfigInvalid, match=r"kafka\.security"):
+    with pytest.raises(ConfigInvalid, match=r"kafka\.security\.ca_file: .*/ca\.pem cannot be read"):
+        kafka.security.ssl_context()
+    (tmp_path / "ca.pem").write_text("no certificate")
+    with pytest.raises(ConfigInvalid, match=r"kafka\.security\.ca_file: .*/ca\.pem cannot be used"):
         kafka.security.ssl_context()
     assert Settings().kafka.security.ssl_context() is None
 
