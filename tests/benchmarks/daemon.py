@@ -19,8 +19,9 @@ this share is refused: what a few percent are cannot be seen otherwise where the
 measure begins as with `--taken-over`, because what starting costs differs by as much; give four
 million events.
 
-CPU time bears a machine that others use; events per second do not. The daemon runs what is
-installed, and the first line says which: `make native` and `make reference` change it.
+On a machine that others use, CPU time stays comparable; events per second do not. The daemon runs
+what is installed, and the line of each round says which (`counting native` or `counting python`):
+`make native` and `make reference` change it.
 """
 
 from __future__ import annotations
