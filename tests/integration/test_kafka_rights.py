@@ -8,14 +8,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError
 from pydantic import SecretStr
 
+from controller.adapters.kafka.topic_reader import KafkaReader
+from controller.errors import EventLogUnavailable
 from controller.settings import KafkaSettings, TopicNames
 from controller.settings.kafka import KafkaSecurity
 from schemas.terms import CommandStatus, CommandVerb
+from tests.certificates import write_certificate
 from tests.guarded_kafka import GuardedKafka
 from tests.integration.event_logs import MakeLog, produce, read
 from tests.live import Client, DaemonProcess, quick_plan
@@ -115,3 +119,46 @@ async def test_a_backlog_by_tls_is_read_whole(guarded: GuardedKafka, make_log: M
         member.seek(partition, (await member.bounds(partition))[1])
     await produce(guarded.kafka.bootstrap, topic, values)
     assert await read(member, len(values)) == values
+
+
+async def trouble_of(address: str, **security: Any) -> str:
+    """Return what a reader says that cannot come in."""
+    settings = KafkaSettings(
+        bootstrap_servers=address,
+        security=KafkaSecurity(sasl_mechanism="PLAIN", **security),
+        start_seconds=5.0,
+    )
+    with pytest.raises(EventLogUnavailable) as refused:
+        await KafkaReader(settings, ["state"]).__aenter__()
+    return str(refused.value)
+
+
+async def test_a_user_without_rights_is_told_of_them(guarded: GuardedKafka) -> None:
+    """The brokers hide a topic from it, which is there."""
+    apps: dict[str, Any] = {
+        "protocol": "SASL_PLAINTEXT",
+        "username": "apps",
+        "password": SecretStr("secret"),
+    }
+    said = await trouble_of(guarded.guarded, **apps)
+    assert "has no topic rollout.state: " in said
+    assert "ops/security.md" in said
+
+
+async def test_what_keeps_us_out_is_told_with_its_fix(
+    guarded: GuardedKafka, tmp_path: Path
+) -> None:
+    """As a real broker refuses: it ends the connection, and the client's errors differ."""
+    write_certificate(other := tmp_path / "other.crt", tmp_path / "other.key")
+    us: dict[str, Any] = {"username": "rolloutd", "password": SecretStr("secret")}
+    tls = us | {"protocol": "SASL_SSL", "ca_file": guarded.certificate}
+    clear = us | {"protocol": "SASL_PLAINTEXT"}
+    wrong = {"password": SecretStr("wrong")}
+    for address, security, advice in (
+        (guarded.encrypted, tls | {"ca_file": other}, "next: let kafka.security.ca_file name"),
+        (guarded.encrypted, tls | wrong, "next: correct kafka.security.username"),
+        (guarded.encrypted, clear, "next: see whether it wants TLS"),
+        (guarded.guarded, tls, "next: see whether it wants TLS"),
+        (guarded.kafka.bootstrap, clear, "the broker takes no user and password at this port"),
+    ):
+        assert advice in await trouble_of(address, **security)

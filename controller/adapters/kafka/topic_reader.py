@@ -92,10 +92,13 @@ class KafkaReader:
         missing = sorted(set(self._topics.values()) - set(present))
         if missing:
             await self._close()
+            security = settings.security
+            rights = "; where they are there, grant this user the rights of ops/security.md"
             raise EventLogUnavailable(
                 f"Kafka at {settings.bootstrap_servers} has no topic {', '.join(missing)}: "
                 f"start rolloutd against it, "
                 "which makes them, or fix the address or the topic prefix"
+                f"{rights if security.uses_sasl or security.certificate_file else ''}"
             )
         return self
 

@@ -459,3 +459,10 @@ async def test_what_a_broker_has_against_us_is_no_question_of_its_address(
         await known_by(None, EventLogUnavailable(trouble), None)
     assert advice in str(refused.value)
     assert str(refused.value).count("next: ") == 1
+
+
+async def test_a_topic_that_is_missing_is_no_question_of_kafkas_address_alone() -> None:
+    """The trouble says itself what to do: Kafka answers there."""
+    with pytest.raises(EventLogUnavailable) as refused:
+        await known_by(None, EventLogUnavailable("no topic: start rolloutd against it"), None)
+    assert "see whether Kafka runs" not in str(refused.value)
