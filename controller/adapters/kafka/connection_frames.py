@@ -16,6 +16,7 @@ and as many bytes. They begin with the number of the request.
 from __future__ import annotations
 
 import asyncio
+import mmap
 import struct
 import time
 import weakref
@@ -106,7 +107,7 @@ class _FrameProtocol(asyncio.BufferedProtocol):
             return
         rest, size = self._buffer[begin : self._filled], end - begin
         if size > len(self._large) and size > _SHARED_BYTES:
-            self._large = memoryview(bytearray(size))
+            self._large = _room(size)
         self._buffer = self._shared if size <= _SHARED_BYTES else self._large[:size]
         self._buffer[: len(rest)] = rest
         self._filled = len(rest)
@@ -120,6 +121,16 @@ class _FrameProtocol(asyncio.BufferedProtocol):
         if size < _INT32.size:
             raise ConnectionError(f"a broker's answer claims to have {size} bytes")
         return end + int(size)
+
+
+def _room(size: int) -> memoryview:
+    """Return a buffer. A large one takes memory only as bytes come: its size may be a lie.
+
+    Python clears a bytearray: fifty megabytes held the event loop for tens of milliseconds.
+    """
+    if size <= _MOST_READ:
+        return memoryview(bytearray(size))
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE))
 
 
 def _handle(connection: Any, frame: memoryview) -> None:

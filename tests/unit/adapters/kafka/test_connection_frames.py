@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import struct
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -20,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.adapters.kafka.connection_frames import read_frames
+from tests.process_memory import resident_bytes
 
 LOOPBACK = "127.0.0.1"
 #: Request types that this broker knows: fetch v4, metadata v0, versions v0.
@@ -174,6 +176,20 @@ async def test_what_is_no_answer_ends_the_connection_and_what_waits(
         await ended(connection)
     failed = [each.getMessage() for each in caplog.records if each.exc_info]
     assert failed == (["Unexpected exception in AIOKafkaConnection"] if b"\0\2t" in sent else [])
+
+
+async def test_a_size_that_is_a_lie_takes_no_memory() -> None:
+    """Two gigabytes are announced and do not come. A first environment has 512 MB."""
+    async with ScriptedBroker().running() as broker:
+        connection = await broker.connect()
+        answer = asyncio.ensure_future(connection.send(FETCH))
+        before = resident_bytes(os.getpid())
+        await broker.send(struct.pack(">i", 2**31 - 1), b"a few of them")
+        assert resident_bytes(os.getpid()) - before < 50_000_000
+        broker.writer.close()
+        with pytest.raises(KafkaConnectionError):
+            await answer
+        await ended(connection)
 
 
 async def test_an_answer_to_nothing_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
