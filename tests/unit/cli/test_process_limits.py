@@ -73,3 +73,28 @@ def test_memory_of_fetches_is_used_again() -> None:
     assert pages(is_kept=True) < given_back / 10
     assert pages(is_kept=True, MALLOC_ARENA_MAX="2") < given_back / 10
     assert pages(is_kept=True, MALLOC_TRIM_THRESHOLD_="131072") > given_back / 2
+
+
+# : Takes and frees memory in eight threads in turn, and prints what the process still has of it.
+THREADS = """
+import os
+from concurrent.futures import ThreadPoolExecutor
+from controller.cli.process_limits import keep_freed_memory
+from tests.process_memory import resident_bytes
+keep_freed_memory()
+before = resident_bytes(os.getpid())
+threads = [ThreadPoolExecutor(1) for _ in range(8)]
+for one in threads:
+    one.submit(lambda: len([bytes(1_000_000).upper() for _ in range(20)])).result()
+print(resident_bytes(os.getpid()) - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
+def test_memory_is_kept_once_and_not_for_each_thread() -> None:
+    """32 MB, where eight threads kept 160: glibc trims each arena for itself."""
+    mine = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS], env=mine, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 48 * 1024 * 1024
