@@ -60,20 +60,24 @@ class _FrameProtocol(asyncio.BufferedProtocol):
         self._shared = self._buffer = memoryview(bytearray(_SHARED_BYTES))
         self._large = self._shared[:0]  # kept while one large answer follows another
         self._filled = 0  # bytes of the buffer
+        self._has_failed = False
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where the next bytes go."""
         return self._buffer[self._filled : self._filled + _MOST_READ]
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take the bytes that came."""
+        """Take the bytes that came, but none behind what could not be read."""
+        if self._has_failed:
+            return
         self._filled += nbytes
         try:
             self._take_frames()
         except Exception as error:
             # aiokafka's reading task closes the connection and says why.
             self._reader.set_exception(error)
-            self._buffer, self._filled = self._shared, 0
+            self._has_failed = True
+            self._buffer, self._large, self._filled = self._shared, self._shared[:0], 0
 
     def eof_received(self) -> bool | None:
         """Pass on that no more comes."""

@@ -216,6 +216,19 @@ async def test_frames_behind_one_that_closes_are_dropped(caplog: pytest.LogCaptu
     assert not [each for each in caplog.records if each.exc_info]
 
 
+async def test_nothing_is_read_behind_what_could_not_be_read() -> None:
+    """The loop reads once more before aiokafka closes, from wherever in an answer that begins."""
+    async with ScriptedBroker().running() as broker:
+        connection: Any = await broker.connect()
+        first, second = connection.send(FETCH), connection.send(METADATA)
+        undecodable = frame(2, fetched([b"1"])).replace(b"\0\1t", b"\0\2t")
+        in_records = frame(2, fetched([b"planted"])) + frame(3, MetadataResponse_v0([], []))
+        await broker.send(undecodable.ljust(20_000, b"\0")[:16_384] + in_records)
+        results = await asyncio.gather(first, second, return_exceptions=True)
+        assert [type(each) for each in results] == [KafkaConnectionError] * 2
+        await ended(connection)
+
+
 async def test_an_answer_that_nobody_waits_for_is_read_past() -> None:
     """A fetch whose waiting was cut off is answered all the same."""
     async with ScriptedBroker().running() as broker:
