@@ -110,7 +110,9 @@ class _FrameProtocol(asyncio.BufferedProtocol):
         if begin == 0 and end <= len(self._buffer):
             return
         rest, size = self._buffer[begin : self._filled], end - begin
-        if size > len(self._large) and size > _SHARED_BYTES:
+        # With hundreds of partitions even an answer without records is not a small one.
+        is_too_large = len(self._large) > _MOST_READ >= size
+        if size > _SHARED_BYTES and (size > len(self._large) or is_too_large):
             self._large = _room(size)
         self._buffer = self._shared if size <= _SHARED_BYTES else self._large[:size]
         self._buffer[: len(rest)] = rest

@@ -112,6 +112,18 @@ async def test_answers_come_whole_however_they_are_cut() -> None:
         connection.close()
 
 
+async def test_the_room_of_a_large_answer_is_given_back_by_the_next_that_is_not() -> None:
+    """Also where none is small: one without records of 700 partitions has 29 KB."""
+    async with ScriptedBroker().running() as broker:
+        connection: Any = await broker.connect()
+        answers = [connection.send(FETCH) for _ in range(2)]
+        await broker.send(frame(2, fetched([bytes(9_000_000)])), frame(3, fetched([b""] * 700)))
+        await asyncio.gather(*answers)
+        protocol = connection._writer.transport.get_protocol()
+        assert len(protocol._large) < 1_000_000
+        connection.close()
+
+
 async def test_it_is_the_frames_that_are_read() -> None:
     """Else all of this would test aiokafka's own reading."""
     async with ScriptedBroker().running() as broker:
