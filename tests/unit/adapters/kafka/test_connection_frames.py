@@ -9,6 +9,7 @@ import struct
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from socket import SO_LINGER, SOL_SOCKET
 from typing import Any
 
 import pytest
@@ -204,6 +205,23 @@ async def test_a_size_that_is_a_lie_takes_no_memory() -> None:
         await ended(connection)
 
 
+async def test_the_memory_of_a_large_answer_goes_back() -> None:
+    """Once smaller ones come; else each connection kept what its largest needed."""
+    async with ScriptedBroker().running() as broker:
+        connection: Any = await broker.connect()
+        protocol = connection._writer.transport.get_protocol()
+        answer = connection.send(FETCH)
+        await broker.send(frame(2, fetched([bytes(17_000_000)])))
+        await answer
+        memory = weakref.ref(protocol._large.obj)
+        assert memory() is not None
+        answer = connection.send(METADATA)
+        await broker.send(frame(3, MetadataResponse_v0([], [])))
+        await answer
+        assert memory() is None
+        connection.close()
+
+
 async def test_an_answer_to_nothing_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
     """The next answers would go to the wrong requests."""
     async with ScriptedBroker().running() as broker:
@@ -285,6 +303,44 @@ async def test_writing_waits_for_a_slow_broker() -> None:
         assert not draining.done()
         protocol.resume_writing()
         await draining
+        connection.close()
+
+
+async def test_a_closed_connection_can_be_waited_for() -> None:
+    """A client that stops waits for each of its connections."""
+    async with ScriptedBroker().running() as broker:
+        connection = await broker.connect()
+        await asyncio.wait_for(connection.close(), 5)
+
+
+async def test_a_reset_ends_what_waits() -> None:
+    """As of a broker that was killed."""
+    async with ScriptedBroker().running() as broker:
+        connection = await broker.connect()
+        answer = connection.send(FETCH)
+        await broker.send(frame(2, fetched([b"1"]))[:-1])
+        at_once = struct.pack("ii", 1, 0)
+        broker.writer.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, at_once)
+        broker.writer.transport.abort()
+        with pytest.raises(KafkaConnectionError) as caught:
+            await answer
+        assert isinstance(caught.value.__cause__, ConnectionResetError)
+        await ended(connection)
+        broker.ended.set()
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"), [(FETCH, fetched([b"1"])), (METADATA, MetadataResponse_v0([], []))]
+)
+async def test_an_answer_is_an_action(asked: Any, sent: Any) -> None:
+    """Else the connection counts as idle, and aiokafka closes it after nine minutes."""
+    async with ScriptedBroker().running() as broker:
+        connection: Any = await broker.connect()
+        connection._last_action = 0.0
+        answer = connection.send(asked)
+        await broker.send(frame(2, sent))
+        await answer
+        assert connection._last_action > 0
         connection.close()
 
 
