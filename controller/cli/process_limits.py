@@ -18,9 +18,10 @@ _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 _CHOSEN: Final = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
-#: So much free memory at most stays with the process: some fetches and saves of a backlog.
+#: So much free memory at the end of the heap stays with the process: some fetches and saves of a
+#: backlog. What is free between objects that are in use stays whatever is set.
 _KEPT_BYTES: Final = 32 * 1024 * 1024
-#: What is larger goes back at once.
+#: A block that is larger goes back at once.
 _LARGEST_KEPT: Final = 16 * 1024 * 1024
 
 
@@ -36,7 +37,7 @@ def raise_descriptor_limit() -> None:
 
 
 def keep_freed_memory(environ: Mapping[str, str] = os.environ) -> None:
-    """Have glibc keep up to 32 MB of freed memory for what comes next.
+    """Have glibc keep 32 MB at the end of its heap for what comes next.
 
     By itself it gives the megabytes of each fetch back, and the kernel clears each page of the next
     one: a fifth of what an event cost. It would keep as much for each thread in an arena of its

@@ -12,8 +12,8 @@ import sys
 
 import pytest
 
-# : Sets limits, raises them as the daemon does, and prints what came of it. In a process of its
-# own: they are the process's.
+#: Sets limits, raises them as the daemon does, and prints what came of it. In a process of its
+#: own: they are the process's.
 TRY = """
 import resource
 from controller.cli.process_limits import raise_descriptor_limit
@@ -40,14 +40,15 @@ def test_the_soft_limit_is_raised_to_what_is_allowed(soft: int, hard: int, limit
     assert done.stdout.strip() == limits
 
 
-# : Takes and frees the memory of two hundred fetches, and prints how many pages that needed.
+OF_GLIBC = ("MALLOC_", "GLIBC_TUNABLES")
+#: Takes and frees the memory of fifty fetches, and prints how many pages that needed.
 FETCHES = """
 import resource
 from controller.cli.process_limits import keep_freed_memory
 if {is_kept}:
     keep_freed_memory()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(200):
+for _ in range(50):
     fetched = [bytes(1_000_000).upper() for _ in range(6)]
     del fetched
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -56,10 +57,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
 def test_memory_of_fetches_is_used_again() -> None:
-    """A hundredth of the pages; and as chosen where somebody chose in the environment."""
+    """Less than a tenth of the pages; and as chosen where somebody chose in the environment."""
 
     def pages(*, is_kept: bool, **chosen: str) -> int:
-        mine = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
+        # Not what somebody chose for the tests.
+        mine = {name: os.environ[name] for name in os.environ if not name.startswith(OF_GLIBC)}
         done = subprocess.run(
             [sys.executable, "-c", FETCHES.format(is_kept=is_kept)],
             env=mine | chosen,
@@ -73,6 +75,9 @@ def test_memory_of_fetches_is_used_again() -> None:
     assert pages(is_kept=True) < given_back / 10
     assert pages(is_kept=True, MALLOC_ARENA_MAX="2") < given_back / 10
     assert pages(is_kept=True, MALLOC_TRIM_THRESHOLD_="131072") > given_back / 2
+    assert pages(is_kept=True, MALLOC_MMAP_THRESHOLD_="131072") > given_back / 2
+    chosen = "glibc.malloc.trim_threshold=131072"
+    assert pages(is_kept=True, GLIBC_TUNABLES=chosen) > given_back / 2
 
 
 # : Takes and frees memory in eight threads in turn, and prints what the process still has of it.
