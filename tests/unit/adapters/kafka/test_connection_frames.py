@@ -13,15 +13,18 @@ from socket import SO_LINGER, SOL_SOCKET
 from typing import Any
 
 import pytest
+from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection, create_conn
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.admin import ApiVersionResponse_v0
 from aiokafka.protocol.fetch import FetchRequest, FetchResponse_v4
 from aiokafka.protocol.metadata import MetadataRequest, MetadataResponse_v0
+from aiokafka.structs import BrokerMetadata
 from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.adapters.kafka.connection_frames import read_frames
+from controller.adapters.kafka.connection_pace import ConnectionPace, pace_connections
 from tests.process_memory import resident_bytes
 
 LOOPBACK = "127.0.0.1"
@@ -134,6 +137,19 @@ async def test_it_is_the_frames_that_are_read() -> None:
         read_frames(connection)
         assert connection._writer.transport.get_protocol() is protocol
         connection.close()
+
+
+async def test_the_connections_of_a_client_read_frames() -> None:
+    """Also where two want one at once."""
+    async with ScriptedBroker().running() as broker:
+        client = AIOKafkaClient(bootstrap_servers=f"{LOOPBACK}:{broker._port}")
+        client.cluster._brokers = {1: BrokerMetadata(1, LOOPBACK, broker._port, None)}
+        pace_connections(client, ConnectionPace())
+        connection, same = await asyncio.gather(client._get_conn(1), client._get_conn(1))
+        assert connection is same
+        protocol = connection._writer.transport.get_protocol()
+        assert isinstance(protocol, asyncio.BufferedProtocol)
+        await asyncio.wait_for(client.close(), 5)
 
 
 async def test_a_connection_that_waits_for_an_answer_is_left_as_it_is() -> None:
