@@ -100,7 +100,7 @@ def test_the_daemon_cannot_invent_events(guarded: GuardedKafka) -> None:
 
 
 async def test_a_backlog_by_tls_is_read_whole(guarded: GuardedKafka, make_log: MakeLog) -> None:
-    """Answers of megabytes, which TLS hands on in pieces of 16 kB."""
+    """Answers of megabytes, which come in TLS records of 16 kB."""
     settings = KafkaSettings(
         bootstrap_servers=guarded.encrypted,
         security=KafkaSecurity(

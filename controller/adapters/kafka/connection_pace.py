@@ -57,7 +57,8 @@ _PACE: Final = ConnectionPace()
 def pace_connections(client: AIOKafkaClient, pace: ConnectionPace = _PACE) -> None:
     """Have a client try a broker that is away when `pace` lets it, and leave no connection behind.
 
-    To be called before it connects.
+    Its connections read frames (`connection_frames.py`): this is the one place that meets each new
+    one. To be called before it connects.
     """
     connect = client._get_conn
 
