@@ -29,6 +29,7 @@ from aiokafka import AIOKafkaConsumer
 from confluent_kafka import Producer
 
 from controller.adapters.kafka.client import client_options
+from controller.adapters.kafka.group_member import FETCH_MAX_BYTES
 from controller.settings import KafkaSettings
 from schemas import evaluation, outcome
 from schemas.terms import Arm
@@ -191,6 +192,7 @@ async def read_bare(settings: KafkaSettings, events: int) -> Spent:
         auto_offset_reset="earliest",
         isolation_level="read_committed",
         fetch_max_wait_ms=round(settings.fetch_max_wait_seconds * 1000),
+        fetch_max_bytes=FETCH_MAX_BYTES,
     )
     await consumer.start()
     got, first, began, cpu = 0, 0, 0.0, 0.0

@@ -2,10 +2,13 @@
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 from aiokafka import ConsumerRecord
 
+from controller.adapters.kafka.fetch_guard import FetchGuard
+from controller.adapters.kafka.group_member import FETCH_MAX_BYTES
 from controller.errors import EventLogUnavailable
 from controller.ports import EventLog, TopicPartition
 from tests.brokers import LocalKafka, create_topics_at
@@ -67,6 +70,35 @@ async def test_at_most_as_many_records_as_asked(
             assert count <= 30
             total += count
     assert total == 400
+
+
+async def test_an_answer_is_bounded_whatever_the_partitions(
+    kafka: str,
+    topic_prefix: str,
+    create_topics: CreateTopics,
+    make_log: MakeLog,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All of an answer is read in one turn of the event loop: 24 MB are there, 8 are taken."""
+    settings = settings_for(kafka, topic_prefix)
+    topic, partitions = settings.topic("evaluations"), 24
+    await create_topics(topic, partitions=partitions)
+    values = [b"x" * 50_000] * 20
+    for partition in range(partitions):
+        await produce(kafka, topic, values, partition)
+    answered: list[int] = []
+    make_safe = FetchGuard._safe_topics
+
+    async def noted(guard: FetchGuard, request: Any, topics: Any) -> Any:
+        safe = await make_safe(guard, request, topics)
+        answered.append(sum(len(each[-1]) for _, parts in safe for each in parts))
+        return safe
+
+    monkeypatch.setattr(FetchGuard, "_safe_topics", noted)
+    member = make_log(settings)
+    await member.start()
+    assert len(await read(member, len(values) * partitions)) == len(values) * partitions
+    assert 4_000_000 < max(answered) <= FETCH_MAX_BYTES + 1_048_576
 
 
 async def test_pause_and_resume(

@@ -60,7 +60,6 @@ class _FrameProtocol(asyncio.BufferedProtocol):
         self._shared = self._buffer = memoryview(bytearray(_SHARED_BYTES))
         self._large = self._shared[:0]  # kept while one large answer follows another
         self._filled = 0  # bytes of the buffer
-        self._has_failed = False
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where the next bytes go."""
@@ -68,15 +67,14 @@ class _FrameProtocol(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take the bytes that came, but none behind what could not be read."""
-        if self._has_failed:
-            return
+        if self._reader.exception() is not None:
+            return  # nobody knows where an answer begins in what follows
         self._filled += nbytes
         try:
             self._take_frames()
         except Exception as error:
             # aiokafka's reading task closes the connection and says why.
             self._reader.set_exception(error)
-            self._has_failed = True
             self._buffer, self._large, self._filled = self._shared, self._shared[:0], 0
 
     def eof_received(self) -> bool | None:
