@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,14 @@ def long_bake(flag: str, **fields: Any) -> PlanDocument:
 async def _alerts(client: Client, flag: str) -> Sequence[dict[str, Any]]:
     events = [event["data"] for event in await client.read("rollout.alerts")]
     return [alert for alert in events if alert["flag"] == flag and alert["kind"] != "unwatched"]
+
+
+async def _alerts_with_end(client: Client, flag: str) -> Sequence[dict[str, Any]]:
+    """Return the alerts once the last tells an end: they are published after the document."""
+    async with asyncio.timeout(60):
+        while (alerts := await _alerts(client, flag))[-1]["severity"] != "info":
+            await asyncio.sleep(0.1)
+    return alerts
 
 
 async def test_a_silent_bake_is_told_rolled_back_where_the_plan_says_so_and_told_when_it_is_over(
@@ -54,7 +63,7 @@ async def test_a_silent_bake_is_told_rolled_back_where_the_plan_says_so_and_told
             released = await daemon.until(waits, lambda doc: doc["hold"] is None, 180)
         assert released["phase"]["name"] == "baking"
         assert [alert["kind"] for alert in await _alerts(client, rolls_back)] == ["rolled_back"]
-        *all_told, over = await _alerts(client, waits)
+        *all_told, over = await _alerts_with_end(client, waits)
         told = all_told[-1]
         assert {(one["kind"], one["severity"]) for one in all_told} == {("health_gap", "warning")}
         assert (over["kind"], over["severity"]) == ("health_gap", "info")
