@@ -75,7 +75,9 @@ def test_active_windows_that_move_the_percentage_now_say_so(
 ) -> None:
     """Screen, question and machines get what is served at once."""
     now = datetime.now(UTC)
-    away = windows(now + timedelta(days=3))
+    began = make_rollout().updated_at  # a day of another week: its weekday is not to be open either
+    days = [now + timedelta(days=number) for number in (3, 4)]
+    away = windows(next(day for day in days if day.weekday() != began.weekday()))
     narrow = {**PLAN, "active": away}
     before, after = (narrow, PLAN) if is_closed else (PLAN, narrow)
     rollout = make_rollout(plan=to_core_plan(PlanDocument.model_validate(before)))
