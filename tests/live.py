@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer
 
 from controller.codec.commands import command_event
 from controller.web.bucketing import Generation, bucketer
@@ -33,6 +33,7 @@ from schemas.plan import PlanDocument
 from schemas.result import Result
 from schemas.terms import CommandVerb
 from tests.brokers import OrphanGuard, free_port
+from tests.whole_topics import read_topic
 
 READY_SECONDS = 120.0
 
@@ -274,48 +275,48 @@ class Client:
         """Return every event of one of the daemon's topics, from the first."""
         return [json.loads(value) for _, _, value in await self.records(topic)]
 
+    async def until_read(
+        self, topic: str, holds: Callable[[list[Any]], bool], seconds: float = 60.0
+    ) -> list[Any]:
+        """Return the data of a topic's events once `holds` of them.
+
+        What the daemon publishes follows what it serves and answers. Raises AssertionError with
+        what there is.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            found = [event["data"] for event in await self.read(topic)]
+            if holds(found):
+                return found
+            assert time.monotonic() < deadline, f"{topic} has only {json.dumps(found)[-2000:]}"
+            await asyncio.sleep(0.1)
+
     async def alerts(self, kind: str, count: int, seconds: float = 60.0) -> list[dict[str, Any]]:
         """Return the alerts of a kind once there are so many; a busy machine may cause more."""
         return await self._told("rollout.alerts", kind, count, seconds)
 
     async def decisions(self, kind: str, count: int, seconds: float = 60.0) -> list[dict[str, Any]]:
-        """Return the decisions of a kind once there are so many: they follow what is served."""
+        """Return the decisions of a kind once there are so many."""
         return await self._told("rollout.decisions", kind, count, seconds)
 
     async def _told(self, topic: str, kind: str, count: int, seconds: float) -> list[Any]:
-        async with asyncio.timeout(seconds):
-            while True:
-                events = [event["data"] for event in await self.read(topic)]
-                found = [one for one in events if one["kind"] == kind]
-                if len(found) >= count:
-                    return found
-                await asyncio.sleep(0.1)
+        events = await self.until_read(
+            topic, lambda events: sum(one["kind"] == kind for one in events) >= count, seconds
+        )
+        return [one for one in events if one["kind"] == kind]
+
+    async def refusals(self, count: int) -> list[dict[str, Any]]:
+        """Return the records in quarantine once there are so many."""
+        events = await self.until_read(
+            "rollout.quarantine",
+            lambda events: sum(len(event["refusals"]) for event in events) >= count,
+        )
+        return [one for event in events for one in event["refusals"]]
 
     async def records(self, topic: str) -> list[tuple[int, int, bytes]]:
         """Return (partition, offset, value) of every record of a topic."""
-        consumer = AIOKafkaConsumer(
-            bootstrap_servers=self.bootstrap, auto_offset_reset="earliest", group_id=None
-        )
-        try:
-            await consumer.start()
-            await consumer._client._wait_on_metadata(self.prefix + topic)
-            partitions = [
-                TopicPartition(self.prefix + topic, n)
-                for n in consumer.partitions_for_topic(self.prefix + topic)
-            ]
-            consumer.assign(partitions)
-            ends = await consumer.end_offsets(partitions)
-            found: list[tuple[int, int, bytes]] = []
-            while any(
-                [await consumer.position(partition) < ends[partition] for partition in partitions]
-            ):
-                for partition, records in (await consumer.getmany(timeout_ms=200)).items():
-                    found += [
-                        (partition.partition, record.offset, record.value) for record in records
-                    ]
-            return found
-        finally:
-            await consumer.stop()
+        records = await read_topic(self.bootstrap, self.prefix + topic)
+        return [(record.partition, record.offset, record.value) for record in records]
 
 
 async def start_or_stop(producer: AIOKafkaProducer) -> None:

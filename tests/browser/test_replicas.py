@@ -160,7 +160,9 @@ async def test_a_person_steers_real_daemons_and_stays_signed_in(
         await page.click("text=See the rollout as it is now")
         await page.locator("#state:not(:has-text('paused'))").wait_for(timeout=PATIENCE)
         await other.until(FLAG, lambda one: one["phase"]["name"] == "baking")
-        decisions = [one["data"] for one in await replicas.client.read("rollout.decisions")]
+        decisions = await replicas.client.until_read(
+            "rollout.decisions", lambda found: any(one["kind"] == "resume" for one in found)
+        )
         given = {one["kind"]: one["issuer"] for one in decisions}
         assert given["pause"] == given["resume"] == "rita@example.org"
         assert [one for one in seen.complaints if "ERR_" not in one] == []  # of the killed replica

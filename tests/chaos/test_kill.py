@@ -149,12 +149,7 @@ async def test_an_order_nobody_can_read_is_set_aside(
             await client.producer.send_and_wait(f"{topic_prefix}rollout.commands", value, b"f")
         answer = await client.command(CommandVerb.START, "f", plan=quick_plan("f"))
         assert answer.status == "accepted"
-        refused = [
-            one
-            for event in await client.read("rollout.quarantine")
-            for one in event["data"]["refusals"]
-        ]
-        assert len(refused) == 3
+        assert len(await client.refusals(3)) == 3
         answers = {event["id"]: event["data"] for event in await client.read("rollout.results")}
         assert (answers[order.id]["status"], answers[order.id]["verb"]) == ("rejected", None)
         assert "roll_back" in answers[order.id]["reason"]

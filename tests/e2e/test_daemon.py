@@ -41,7 +41,9 @@ async def test_a_healthy_release_reaches_everybody(
                 300,
             )
         assert document["phase"]["name"] == "completed", document
-        decisions = [event["data"] for event in await client.read("rollout.decisions")]
+        decisions = await client.until_read(
+            "rollout.decisions", lambda found: any(one["to_percent"] == 100 for one in found)
+        )
         rises = [
             (one["from_percent"], one["to_percent"])
             for one in decisions

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import redis.asyncio
-from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from schemas.state import SCHEMA_VERSION
 from schemas.terms import CommandStatus, CommandVerb
 from tests.fleet_life import until
 from tests.live import Client, DaemonProcess, quick_plan
+from tests.whole_topics import read_topic
 
 LIVE, ENDED, GONE = "live-flag", "ended-flag", "retired-flag"
 _STAGES = [{"percent": 50, "bake": "9m", "settle": "0s", "min_sample": 50}]
@@ -45,26 +44,6 @@ async def forget(redis_url: str, prefix: str) -> None:
         keys = [key async for key in store.scan_iter(f"{prefix}*", count=1000)]
         assert keys
         await store.delete(*keys)
-
-
-async def whole_topic(client: Client, topic: str) -> list[Any]:
-    """Return every record of a topic with key and headers, as a backup has them."""
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=client.bootstrap, auto_offset_reset="earliest", group_id=None
-    )
-    try:
-        await consumer.start()
-        name = client.prefix + topic
-        await consumer._client._wait_on_metadata(name)
-        parts = [TopicPartition(name, one) for one in consumer.partitions_for_topic(name)]
-        consumer.assign(parts)
-        ends, found = await consumer.end_offsets(parts), []
-        while any([await consumer.position(one) < ends[one] for one in parts]):
-            for records in (await consumer.getmany(timeout_ms=200)).values():
-                found += records
-        return found
-    finally:
-        await consumer.stop()
 
 
 async def expect_as_before(daemon: DaemonProcess) -> None:
@@ -106,7 +85,7 @@ async def test_a_copy_of_the_state_topic_is_a_backup(
         Client(kafka, topic_prefix) as client,
     ):
         await lived(client)
-        backup = await whole_topic(client, "rollout.state")
+        backup = await read_topic(kafka, f"{topic_prefix}rollout.state")
         assert await daemon.stop() == 0
         await forget(redis_url, topic_prefix)
         await made_again(kafka, f"{topic_prefix}rollout.state")

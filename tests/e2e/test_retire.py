@@ -68,6 +68,7 @@ async def test_a_retired_flag_is_gone_everywhere_and_starts_again(
         await until(no_new_keys, "keys in Redis")
         await until(no_series, "series of metrics")
         assert await daemon.ofrep_status(FLAG) == 404
+        await client.decisions("retire", len(FLAGS))
         decisions = await client.read("rollout.decisions")
         assert [one["data"]["kind"] for one in decisions if one["data"]["flag"] == FLAG] == [
             "start",

@@ -85,7 +85,9 @@ async def test_a_machine_steers_through_any_replica(stand: OutageStand, tmp_path
         done, again = await give(first, "bot", **resume), await give(second, "bot", **resume)
         assert done.status_code == again.status_code == 200
         assert done.json() == again.json()
-        decisions = [one["data"] for one in await client.read("rollout.decisions")]
+        decisions = await client.until_read(
+            "rollout.decisions", lambda found: any(one["kind"] == "resume" for one in found)
+        )
         assert {one["issuer"] for one in decisions if one["kind"] in ("start", "pause")} == {
             "token:bot"
         }

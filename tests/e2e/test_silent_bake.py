@@ -62,6 +62,7 @@ async def test_a_silent_bake_is_told_rolled_back_where_the_plan_says_so_and_told
         async with Traffic(client, daemon, waits):
             released = await daemon.until(waits, lambda doc: doc["hold"] is None, 180)
         assert released["phase"]["name"] == "baking"
+        await client.alerts("rolled_back", 1)
         *before, last = [alert["kind"] for alert in await _alerts(client, rolls_back)]
         assert last == "rolled_back"
         assert set(before) <= {"health_gap"}  # stale before that, as above
@@ -73,6 +74,7 @@ async def test_a_silent_bake_is_told_rolled_back_where_the_plan_says_so_and_told
         assert told["stage"] == over["stage"] == 1
         assert over["harm"]["exposed_contexts"] > 0
         await client.command(CommandVerb.ABORT, waits, reason="seen enough")
+        await client.decisions("abort", 1)
         decisions = [event["data"] for event in await client.read("rollout.decisions")]
         ours = [one for one in decisions if one["flag"] == waits]
         assert [one["kind"] for one in ours][-1] == "abort"
