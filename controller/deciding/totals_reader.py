@@ -53,7 +53,7 @@ FLAGS_PER_READ = 200
 FLAGS_PER_TURN = 20
 COMPARED_PER_TURN = 200  # flags that get nothing because nothing is new; a few microseconds each
 LOOK_SHARE = 0.5
-LOOK_SHARE_BEHIND = 0.1
+LOOK_SHARE_BEHIND = 0.05
 BEHIND_RECORDS = 50_000
 #: Where there are so many flags, or so much to count, that each is looked at less often than this,
 #: people are told once. It is no fault of any of them.
@@ -392,7 +392,9 @@ class TotalsReader:
                     is_given = True
                     evidence = facts.evidence(turn.progress, turn.at)
                     same_until = self._known.same_until(flag_key)
-                    worker.inbox.put_totals(NewTotals(rollout.rollout_id, evidence, same_until))
+                    worker.inbox.put_totals(
+                        NewTotals(rollout.rollout_id, evidence, same_until, self._turn_seconds)
+                    )
                     given = Given(rollout, facts, turn.progress, turn.began)
                     self._given[flag_key] = given
                     self._looks.wake(flag_key)

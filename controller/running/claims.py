@@ -32,7 +32,7 @@ READ_WITHIN_SECONDS: Final = 5.0
 FORGOTTEN_SECONDS: Final = 3600.0
 CLAIMS: Final = "claims"
 #: A claim names at most so many flags whose guardrails do not see; with more, it means all.
-_MOST_UNSEEN: Final = 20
+MOST_UNSEEN: Final = 20
 _EVERY_FLAG: Final = "*"
 _REMEDY: Final = redis_fix("the key of the claims", "it is not noticed when no replica runs a flag")
 
@@ -123,7 +123,7 @@ class Knowledge:
 
 def _written(at_ms: int, replica: str, unseen: Collection[str]) -> bytes:
     """Return a claim as it is stored. A release that does not know `unseen` passes over it."""
-    named = sorted(unseen) if len(unseen) <= _MOST_UNSEEN else [_EVERY_FLAG]
+    named = sorted(unseen) if len(unseen) <= MOST_UNSEEN else [_EVERY_FLAG]
     return " ".join([str(at_ms), replica, *named]).encode()
 
 

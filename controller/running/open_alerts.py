@@ -92,6 +92,10 @@ class OpenAlerts:
         """The newest record of each alert that is open."""
         return tuple(self._newest.values())
 
+    def __len__(self) -> int:
+        """Return how many alerts are open."""
+        return len(self._newest)
+
     def unwatched(self, rollout: Rollout) -> Unwatched | None:
         """Return that a rollout is unwatched, None where no open alert says so."""
         told = []

@@ -11,7 +11,7 @@ from controller.deciding.deciding import Deciding
 from controller.deciding.registry import RolloutRegistry
 from controller.health import Faults, Health, Scope
 from controller.ports import Clock
-from controller.running.claims import Claims
+from controller.running.claims import MOST_UNSEEN, Claims
 from controller.running.holders import Holder
 from controller.running.reporter import SILENT_AFTER_SECONDS
 from controller.running.visibility import Unseen, View, needs_watching
@@ -168,15 +168,24 @@ class RolloutViews:
         return Holder(rollout.flag_key, rollout, is_claimed, why, is_watched)
 
     def unseen(self, seen: Set[str]) -> Mapping[int, Collection[str]]:
-        """Return the flags by command partition that need watching and are not `seen` here."""
+        """Return the flags by command partition that need watching and are not `seen` here.
+
+        Of each partition no more than one above what a claim names: this is asked for every second,
+        and behind a backlog no flag may be seen.
+        """
+        topic, rollouts = self._deciding.topic, self._registry.rollouts
         unseen: dict[int, list[str]] = {}
-        rollouts = self._registry.rollouts
-        # Asked for every second, and most flags are seen.
-        for flag_key in rollouts.keys() - seen:
-            if not needs_watching(rollouts[flag_key]):
-                continue
-            with suppress(KeyError):  # the number of partitions is not known yet
-                unseen.setdefault(self._deciding.topic.home_of(flag_key), []).append(flag_key)
+        full = 0  # partitions of which there are enough
+        with suppress(KeyError):  # the number of partitions is not known yet
+            for flag_key in rollouts.keys() - seen:
+                number = topic.home_of(flag_key)
+                named = unseen.get(number, ())
+                if len(named) > MOST_UNSEEN or not needs_watching(rollouts[flag_key]):
+                    continue
+                unseen[number] = [*named, flag_key]
+                full += len(unseen[number]) > MOST_UNSEEN
+                if full == topic.partitions:
+                    break
         return unseen
 
     def _is_known(self, flag_key: str) -> bool:

@@ -86,7 +86,7 @@ def test_reading_takes_a_small_part_of_the_time(seconds: float, least: int, most
     run()
 
 
-@pytest.mark.parametrize(("lag", "others"), [(0, 1), (BEHIND_RECORDS + 1, 9)])
+@pytest.mark.parametrize(("lag", "others"), [(0, 1), (BEHIND_RECORDS + 1, 19)])
 @in_virtual_time
 async def test_looks_at_many_flags_leave_time_to_others(lag: int, others: int) -> None:
     """After each few flags the loop is everybody else's, longer while counting is behind."""
@@ -274,6 +274,19 @@ async def test_reading_belongs_to_the_turn_that_a_flag_waits_for() -> None:
         await asyncio.sleep(10)
         assert reader.turn_seconds >= 24  # a flag may have been first in the last, and be last now
         reading.cancel()
+
+
+@in_virtual_time
+async def test_workers_are_told_how_long_a_turn_takes() -> None:
+    """With the first totals nobody knows it; after that it is that of the turn before."""
+    clock = BusyClock()
+    pool: Any = ManyFlags(1_000, clock)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(12):
+            await reader_of(pool, Lagging(0), clock=clock).run()
+    assert set(pool.turns[:1_000]) == {0.0}
+    (second,) = set(pool.turns[1_000:2_000])
+    assert second == pytest.approx(2 * 1_000 * LOOK_SECONDS, rel=0.2)  # with its pauses
 
 
 @in_virtual_time

@@ -189,10 +189,13 @@ def order(
     return make_command(verb, command_id=command_id, **{"issued_at": at, **overrides})
 
 
-async def look(world: World, worker: FlagWorker, *, errors: int = 10) -> None:
-    """Show the worker fresh evidence, and let it decide."""
+async def look(
+    world: World, worker: FlagWorker, *, errors: int = 10, turn_seconds: float = 0.0
+) -> None:
+    """Show the worker fresh evidence, as it comes every `turn_seconds`, and let it decide."""
     assert worker.rollout is not None
-    totals = NewTotals(worker.rollout.rollout_id, world.evidence(worker.rollout, errors=errors))
+    evidence = world.evidence(worker.rollout, errors=errors)
+    totals = NewTotals(worker.rollout.rollout_id, evidence, turn_seconds=turn_seconds)
     worker.inbox.put_totals(totals)
     await settled()
 

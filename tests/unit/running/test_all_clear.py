@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 
@@ -22,6 +23,7 @@ from controller.running.all_clear import ALERTS, OVER_SECONDS, SILENT_SECONDS, A
 from controller.running.open_alerts import OpenAlerts
 from schemas.terms import AlertKind, Severity
 from tests.builders import T0, make_rollout
+from tests.virtual_time import in_virtual_time
 
 FLAG = "new-checkout"
 
@@ -308,3 +310,29 @@ async def test_thousands_of_open_alerts_leave_turns_to_others() -> None:
         await asyncio.sleep(0)
         turns += 1
     assert turns >= 10
+
+
+@pytest.mark.parametrize(("alerts", "checks"), [(10, 30), (6_000, 15), (12_000, 10)])
+def test_with_thousands_of_open_alerts_checks_are_rarer(
+    monkeypatch: pytest.MonkeyPatch, alerts: int, checks: int
+) -> None:
+    """Behind a backlog each flag may have one: they are looked at every third second at least."""
+
+    @in_virtual_time
+    async def run() -> None:
+        bench, made = Bench(), 0
+        for number in range(alerts):
+            alert = replace(unwatched(), dedup_key=f"key-{number}")
+            bench.open.take(outbox_entry(alert, FLAG, make_rollout(), "e", T0).value)
+
+        async def check(_: AllClears) -> None:
+            nonlocal made
+            made += 1
+
+        monkeypatch.setattr(AllClears, "check", check)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(29.5):
+                await bench.all_clears.run()
+        assert made == checks
+
+    run()

@@ -8,11 +8,15 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import cast
 
+import pytest
+
 from controller.adapters.memory import ManualClock
+from controller.core.rollout import Rollout
 from controller.deciding.deciding import Deciding
 from controller.deciding.registry import RolloutRegistry
 from controller.health import Faults, Health
-from controller.running.claims import Claims
+from controller.running import rollout_views
+from controller.running.claims import MOST_UNSEEN, Claims
 from controller.running.reporter import OPTIONAL, REQUIRED
 from controller.running.rollout_views import RolloutViews
 from tests.builders import T0, make_rollout
@@ -28,6 +32,9 @@ class Stand:
     clock: ManualClock = field(default_factory=lambda: ManualClock(T0))
     heard_at: float | None = None
     has_started: bool = False
+    topic: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(home_of=lambda flag_key: 3, partitions=4)
+    )
 
     def __post_init__(self) -> None:
         clock, faults = self.clock, Faults(self.clock.now)
@@ -36,7 +43,7 @@ class Stand:
         deciding = SimpleNamespace(
             totals=SimpleNamespace(views=list, partitions=SimpleNamespace(counts={})),
             follower=SimpleNamespace(owned=frozenset()),
-            topic=SimpleNamespace(home_of=lambda flag_key: 3, partitions=4),
+            topic=self.topic,
         )
         registry = RolloutRegistry()
         registry.update(make_rollout())
@@ -139,3 +146,31 @@ def test_what_is_not_seen_here_is_unseen_in_its_partition() -> None:
     stand = Stand()
     assert stand.views.unseen(set()) == {3: [FLAG]}
     assert stand.views.unseen({FLAG}) == {}
+
+
+def test_no_more_is_asked_of_the_unseen_than_a_claim_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a backlog thousands of flags are unseen, and a claim then means all of a partition."""
+    stand = Stand()
+    stand.passes(1)
+    for number in range(1_000):
+        stand.registry.update(make_rollout(flag_key=f"flag-{number}"))
+    asked = []
+
+    def needs_watching(rollout: Rollout) -> bool:
+        asked.append(rollout.flag_key)
+        return True
+
+    monkeypatch.setattr(rollout_views, "needs_watching", needs_watching)
+    stand.topic.home_of = lambda flag_key: int(flag_key == "flag-7")
+    unseen = stand.views.unseen({FLAG})
+    assert {number: len(flag_keys) for number, flag_keys in unseen.items()} == {
+        0: MOST_UNSEEN + 1,
+        1: 1,
+    }
+    assert len(asked) == MOST_UNSEEN + 2
+    stand.topic.home_of = lambda flag_key: int(flag_key.removeprefix("flag-")) % 4
+    asked.clear()
+    unseen = stand.views.unseen({FLAG})
+    assert sorted(unseen) == [0, 1, 2, 3]
+    assert {len(flag_keys) for flag_keys in unseen.values()} == {MOST_UNSEEN + 1}
+    assert len(asked) == 4 * (MOST_UNSEEN + 1)
