@@ -86,22 +86,22 @@ def test_reading_takes_a_small_part_of_the_time(seconds: float, least: int, most
     run()
 
 
-@pytest.mark.parametrize(("lag", "others"), [(0, 1), (BEHIND_RECORDS + 1, 19)])
+@pytest.mark.parametrize(("lag", "flags", "others"), [(0, 2_000, 1), (BEHIND_RECORDS + 1, 500, 19)])
 @in_virtual_time
-async def test_looks_at_many_flags_leave_time_to_others(lag: int, others: int) -> None:
+async def test_looks_at_many_flags_leave_time_to_others(lag: int, flags: int, others: int) -> None:
     """After each few flags the loop is everybody else's, longer while counting is behind."""
     clock, faults = BusyClock(), Faults(lambda: T0)
-    pool: Any = ManyFlags(1_000, clock)
+    pool: Any = ManyFlags(flags, clock)
     reader = reader_of(pool, Lagging(lag), clock=clock, faults=faults)
     with suppress(TimeoutError):
-        async with asyncio.timeout(1_000 * LOOK_SECONDS * others + 1.5):
+        async with asyncio.timeout(flags * LOOK_SECONDS * others + 1.5):
             await reader.run()
     assert reader.turn_seconds > 0.75 * (others + 1) * clock.worked
     fault = faults.of(Scope.PART, "looks")
     assert fault is not None
-    assert fault.why.startswith("each of 1,000 rollouts is looked at only every")
+    assert fault.why.startswith(f"each of {flags:,} rollouts is looked at only every")
     pauses = [later - at - LOOK_SECONDS for at, later in pairwise(pool.looks)]
-    assert len(pool.looks) >= 1_000
+    assert len(pool.looks) >= flags
     assert sum(pauses) >= 0.75 * others * clock.worked  # there is none after the last few
     longest = [number for number, pause in enumerate(pauses) if pause > LOOK_SECONDS]
     assert longest[:2] == [FLAGS_PER_TURN - 1, 2 * FLAGS_PER_TURN - 1]
@@ -277,6 +277,21 @@ async def test_reading_belongs_to_the_turn_that_a_flag_waits_for() -> None:
 
 
 @in_virtual_time
+async def test_a_long_pass_behind_a_backlog_gets_a_larger_share() -> None:
+    """A gap that is not looked for every 90 s never lasts: 4,000 such flags would take 160 s."""
+    clock = BusyClock()
+    pool: Any = ManyFlags(4_000, clock)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(110):
+            await reader_of(pool, Lagging(BEHIND_RECORDS + 1), clock=clock).run()
+    taken = pool.looks[3_999] - pool.looks[0]
+    assert len(pool.looks) >= 4_000
+    assert 90 < taken < 30 + 10 * 4_000 * LOOK_SECONDS
+    early = sum(at - pool.looks[0] < 30 for at in pool.looks)
+    assert early == pytest.approx(30 / 20 / LOOK_SECONDS, rel=0.2)
+
+
+@in_virtual_time
 async def test_workers_are_told_how_long_a_turn_takes() -> None:
     """With the first totals nobody knows it; after that it is that of the turn before."""
     clock = BusyClock()
@@ -344,7 +359,7 @@ async def test_no_flag_is_looked_at_before_its_moment() -> None:
 async def test_nobody_waits_for_a_turn_where_nothing_gets_on() -> None:
     """Turns were long; then reads fail: whoever is not watched must be told of soon."""
     clock, faults = BusyClock(), Faults(lambda: T0)
-    pool: Any = ManyFlags(2_600, clock)
+    pool: Any = ManyFlags(6_500, clock)
     store = Lagging(0)
     reader = reader_of(pool, store, clock=clock, faults=faults)
     async with asyncio.TaskGroup() as tasks:

@@ -95,6 +95,7 @@ class World:
         self.transitions: list[Rollout] = []
         self.newest = newest
         self.contexts = 1000
+        self.control_share = 1.0  # of the contexts of control that are counted
         self.metrics = Metrics(version="test")
         self.faults = Faults(self.clock.now)
 
@@ -133,7 +134,8 @@ class World:
         """
         now = self.clock.now()
         self.contexts += 10
-        others = round(self.contexts * (100 - rollout.percent) / rollout.percent)
+        others = self.contexts * (100 - rollout.percent) / rollout.percent
+        others = round(others * self.control_share)
         totals = VisitTotals(
             treatment=arm(self.contexts, errors), control=arm(others, others // 100)
         )
