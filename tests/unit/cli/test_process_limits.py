@@ -41,6 +41,21 @@ def test_the_soft_limit_is_raised_to_what_is_allowed(soft: int, hard: int, limit
 
 
 OF_GLIBC = ("MALLOC_", "GLIBC_TUNABLES")
+
+
+def output_of(script: str, **chosen: str) -> str:
+    """Return what a script prints without what somebody chose of glibc for the tests."""
+    mine = {name: os.environ[name] for name in os.environ if not name.startswith(OF_GLIBC)}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=mine | chosen,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
 #: Takes and frees the memory of fifty fetches, and prints how many pages that needed.
 FETCHES = """
 import resource
@@ -60,16 +75,7 @@ def test_memory_of_fetches_is_used_again() -> None:
     """Less than a tenth of the pages; and as chosen where somebody chose in the environment."""
 
     def pages(*, is_kept: bool, **chosen: str) -> int:
-        # Not what somebody chose for the tests.
-        mine = {name: os.environ[name] for name in os.environ if not name.startswith(OF_GLIBC)}
-        done = subprocess.run(
-            [sys.executable, "-c", FETCHES.format(is_kept=is_kept)],
-            env=mine | chosen,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return int(done.stdout)
+        return int(output_of(FETCHES.format(is_kept=is_kept), **chosen))
 
     given_back = pages(is_kept=False)
     assert pages(is_kept=True) < given_back / 10
@@ -80,7 +86,7 @@ def test_memory_of_fetches_is_used_again() -> None:
     assert pages(is_kept=True, GLIBC_TUNABLES=chosen) > given_back / 2
 
 
-# : Takes and frees memory in eight threads in turn, and prints what the process still has of it.
+#: Takes and frees memory in eight threads in turn, and prints what the process still has of it.
 THREADS = """
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -98,8 +104,31 @@ print(resident_bytes(os.getpid()) - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
 def test_memory_is_kept_once_and_not_for_each_thread() -> None:
     """32 MB, where eight threads kept 160: glibc trims each arena for itself."""
-    mine = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
-    done = subprocess.run(
-        [sys.executable, "-c", THREADS], env=mine, capture_output=True, text=True, check=True
-    )
-    assert int(done.stdout) < 48 * 1024 * 1024
+    assert int(output_of(THREADS)) < 48 * 1024 * 1024
+
+
+#: `rolloutd run` with a daemon that prints what was done before it.
+RUN = """
+import typer
+import controller.bootstrap
+from controller.cli import daemon, process_limits
+done = []
+process_limits.raise_descriptor_limit = lambda: done.append("descriptors")
+process_limits.keep_freed_memory = lambda: done.append("memory")
+class Daemon:
+    def __init__(self, *_):
+        pass
+    async def run(self):
+        print(*done)
+        return 0
+controller.bootstrap.Daemon = Daemon
+try:
+    daemon.run(None)
+except typer.Exit:
+    pass
+"""
+
+
+def test_the_daemon_takes_and_keeps_them_before_it_runs() -> None:
+    """Without it thousands of open pages, or a backlog, would be the first to show it."""
+    assert output_of(RUN) == "descriptors memory"
