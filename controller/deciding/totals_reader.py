@@ -54,10 +54,11 @@ FLAGS_PER_TURN = 20
 COMPARED_PER_TURN = 200  # flags that get nothing because nothing is new; a few microseconds each
 LOOK_SHARE = 0.5
 LOOK_SHARE_BEHIND = 0.05
-#: A pass that takes longer than this gets the larger share from then on: a gap that nobody looks
-#: for within `gap_times.LONGEST_BREAK` never counts as lasting.
+#: A pass that takes longer than this gets a larger share from then on: a flag that nobody looks at
+#: within about `visibility.MOST_TURN_SECONDS` is unwatched, and a gap that nobody looks for within
+#: `gap_times.LONGEST_BREAK` never counts as lasting. In 45 s that makes a tenth, and more later.
 LATE_AFTER_SECONDS = 30.0
-LOOK_SHARE_LATE = 0.1
+LOOK_SHARE_LATE = 0.2
 BEHIND_RECORDS = 50_000
 #: Where there are so many flags, or so much to count, that each is looked at less often than this,
 #: people are told once. It is no fault of any of them.
@@ -402,9 +403,7 @@ class TotalsReader:
                     is_given = True
                     evidence = facts.evidence(turn.progress, turn.at)
                     same_until = self._known.same_until(flag_key)
-                    worker.inbox.put_totals(
-                        NewTotals(rollout.rollout_id, evidence, same_until, self._turn_seconds)
-                    )
+                    worker.inbox.put_totals(NewTotals(rollout.rollout_id, evidence, same_until))
                     given = Given(rollout, facts, turn.progress, turn.began)
                     self._given[flag_key] = given
                     self._looks.wake(flag_key)

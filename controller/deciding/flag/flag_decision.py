@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
-from controller.core.analysis import sample_ratio
 from controller.core.analysis.sequential_tests import SequentialTests
 from controller.core.effects import AnswerCommand, Effect
 from controller.core.events import CommandReceived, CommandUnusable, Event, EvidenceJudged
@@ -31,14 +30,10 @@ from controller.deciding.flag.safeguards import OUTBOX_FULL, Safeguards
 from controller.ports import Clock
 from schemas.terms import CommandStatus, CommandVerb, HealthGap
 
-#: While a stage bakes, only harm and a broken split act at once, so only these are tested; that
-#: costs a third of a full judgement. Other gaps, which act when they have lasted, intervals and
-#: texts are computed this often, and with thousands of flags at every third look: harm in others is
-#: then found sooner.
+#: While a stage bakes, only harm has to act at once, so only harm is tested; that costs a third of
+#: a full judgement. Gaps, which act when they have lasted, intervals and texts are computed this
+#: often.
 JUDGED_EVERY_SECONDS = 1.0
-LOOKS_PER_JUDGEMENT = 3
-#: However seldom it is looked at. After `gap_times.LONGEST_BREAK` no gap would count as lasting.
-JUDGED_AT_LEAST_EVERY_SECONDS = 30.0
 #: Whoever sends one of these acts on the evidence, or in spite of it.
 _TELLS_GAPS: Final = frozenset(
     {
@@ -59,15 +54,6 @@ class PendingSave:
     after: Rollout | None
     effects: tuple[Effect, ...]
     tests: SequentialTests
-
-
-def seconds_between_judgements(turn_seconds: float) -> float:
-    """Return how often a flag is judged in full that is looked at every `turn_seconds`.
-
-    A little less than whole looks, so that a look which comes a little sooner is one.
-    """
-    seconds = (LOOKS_PER_JUDGEMENT - 0.5) * turn_seconds
-    return min(max(seconds, JUDGED_EVERY_SECONDS), JUDGED_AT_LEAST_EVERY_SECONDS)
 
 
 class EvidenceJudge:
@@ -96,11 +82,9 @@ class EvidenceJudge:
         evidence, tests = totals.evidence, self._after_quiet(tests, totals.same_until)
         since = self._clock.monotonic() - self._judged_at
         is_new = self.judgement is None or self.judgement.at < rollout.updated_at
-        is_due = since >= seconds_between_judgements(totals.turn_seconds)
-        if not is_new and not is_due and not isinstance(rollout.phase, Gating):
+        if not is_new and since < JUDGED_EVERY_SECONDS and not isinstance(rollout.phase, Gating):
             signals, tests = check_harm(rollout, evidence, tests, now)
-            is_broken = sample_ratio.is_mismatch(tests.srm, len(rollout.visits))
-            if not is_broken and not any(signal.is_possible for signal in signals):
+            if not any(signal.is_possible for signal in signals):
                 self.quiet_until = None
                 return None, tests
         self.judgement, tests = judge(rollout, evidence, tests, now)

@@ -26,7 +26,6 @@ class NewTotals:
     rollout_id: str
     evidence: Evidence
     same_until: datetime | None = None  # until then those before were the same; None: unknown
-    turn_seconds: float = 0.0  # the time between two looks at this flag
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,6 @@ class World:
         self.transitions: list[Rollout] = []
         self.newest = newest
         self.contexts = 1000
-        self.control_share = 1.0  # of the contexts of control that are counted
         self.metrics = Metrics(version="test")
         self.faults = Faults(self.clock.now)
 
@@ -134,8 +133,7 @@ class World:
         """
         now = self.clock.now()
         self.contexts += 10
-        others = self.contexts * (100 - rollout.percent) / rollout.percent
-        others = round(others * self.control_share)
+        others = round(self.contexts * (100 - rollout.percent) / rollout.percent)
         totals = VisitTotals(
             treatment=arm(self.contexts, errors), control=arm(others, others // 100)
         )
@@ -191,13 +189,10 @@ def order(
     return make_command(verb, command_id=command_id, **{"issued_at": at, **overrides})
 
 
-async def look(
-    world: World, worker: FlagWorker, *, errors: int = 10, turn_seconds: float = 0.0
-) -> None:
-    """Show the worker fresh evidence, as it comes every `turn_seconds`, and let it decide."""
+async def look(world: World, worker: FlagWorker, *, errors: int = 10) -> None:
+    """Show the worker fresh evidence, and let it decide."""
     assert worker.rollout is not None
-    evidence = world.evidence(worker.rollout, errors=errors)
-    totals = NewTotals(worker.rollout.rollout_id, evidence, turn_seconds=turn_seconds)
+    totals = NewTotals(worker.rollout.rollout_id, world.evidence(worker.rollout, errors=errors))
     worker.inbox.put_totals(totals)
     await settled()
 

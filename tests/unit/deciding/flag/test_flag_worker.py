@@ -200,6 +200,31 @@ async def test_a_policy_acts_in_the_bake() -> None:
 
 
 @in_virtual_time
+async def test_between_two_full_judgements_every_look_asks_for_harm() -> None:
+    """While a stage bakes, gaps and words are told once a second.
+
+    A breach in between is found at the look that shows it.
+    """
+    world = World()
+    async with world.worker() as worker:
+        await worker.submit(start(WATCHED))
+        await asyncio.sleep(90)
+        await look(world, worker)
+        first = worker.judgement
+        assert first is not None
+        await asyncio.sleep(0.5)
+        await look(world, worker, errors=11)
+        assert worker.judgement is first
+        await asyncio.sleep(0.5)
+        await look(world, worker, errors=12)
+        assert worker.judgement is not first
+        await asyncio.sleep(0.1)
+        world.contexts += 500
+        await look(world, worker, errors=400)
+        assert isinstance((await world.stored()).phase, RolledBack)
+
+
+@in_virtual_time
 async def test_evidence_goes_before_queued_commands() -> None:
     """However many commands wait, the look comes first: no queue stands before a breach."""
     world = World()
