@@ -267,7 +267,7 @@ def test_partitions_of_javas_own_vectors() -> None:
 @pytest.mark.real_kafka
 async def test_the_clusters_id(own_kafka: LocalKafka) -> None:
     """The cluster has an id that survives a restart; without a broker that is said in time."""
-    settings = settings_for(own_kafka.bootstrap, "", start_seconds=2.0)
+    settings = settings_for(own_kafka.bootstrap, "", start_seconds=5.0)
     before = await cluster_id(settings)
     assert before
     own_kafka.pause()

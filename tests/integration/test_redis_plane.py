@@ -169,10 +169,10 @@ async def test_a_redis_that_is_away_or_hangs_is_said_in_time(own_redis: RedisSer
 
     Each call ends within its deadline, and the first after the return works.
     """
-    plane = RedisPlane(own_redis.url, call_seconds=0.2)
+    plane = RedisPlane(own_redis.url, call_seconds=3.0)  # a busy machine answers within that
     await serve(plane, make_rollout())
     own_redis.pause()
-    with pytest.raises(FlagPlaneUnavailable, match=r"no answer within 0\.2 s|Timeout"):
+    with pytest.raises(FlagPlaneUnavailable, match=r"no answer within 3 s|Timeout"):
         await plane.look(make_rollout())
     own_redis.resume()
     assert await plane.look(make_rollout()) == Served(10.0, None)
