@@ -52,7 +52,10 @@ class Replicas:
             CommandVerb.START, FLAG, plan=quick_plan(FLAG, stages=[stage])
         )
         assert answer.status is CommandStatus.ACCEPTED, answer.reason
-        (runner,) = [one for one in self.daemons if one.log_lines("decision_made")]
+        async with asyncio.timeout(60):  # a thread of its own writes the log
+            while not (deciding := [one for one in self.daemons if one.log_lines("decision_made")]):
+                await asyncio.sleep(0.1)
+        (runner,) = deciding
         others = [one for one in self.daemons if one is not runner]
         for daemon in self.daemons:
             await daemon.until(FLAG, lambda one: one["percent"] == 50)

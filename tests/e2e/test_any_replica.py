@@ -55,7 +55,10 @@ async def test_any_replica_answers_and_goes_on_when_one_is_killed(
         client = await stack.enter_async_context(Client(kafka, topic_prefix))
         answer = await client.command(CommandVerb.START, FLAG, plan=plan)
         assert answer.status is CommandStatus.ACCEPTED, answer.reason
-        (runner,) = [one for one in replicas if one.log_lines("decision_made")]
+        async with asyncio.timeout(60):  # a thread of its own writes the log
+            while not (deciding := [one for one in replicas if one.log_lines("decision_made")]):
+                await asyncio.sleep(0.1)
+        (runner,) = deciding
         others = [one for one in replicas if one is not runner]
         await stack.enter_async_context(Traffic(client, others[0], FLAG))
 

@@ -64,7 +64,7 @@ async def test_the_daemon_runs_with_the_listed_rights(
             while len(await client.read("rollout.quarantine")) < refused_before + 2:
                 await asyncio.sleep(0.2)
         for topic in ("rollout.decisions", "rollout.alerts", "rollout.state", "rollout.results"):
-            assert await client.read(topic), topic
+            assert await client.until_read(topic, bool), topic
         refused = [
             line for line in daemon.log_path.read_text().splitlines() if "Authorization" in line
         ]
