@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from controller.core.evidence import PartitionProgress
 from controller.deciding.given_evidence import READ_EVERY_SECONDS
 from controller.deciding.totals_reader import (
     BEHIND_RECORDS,
@@ -296,6 +298,34 @@ async def test_a_long_pass_behind_a_backlog_gets_a_larger_share() -> None:
 
 
 @in_virtual_time
+async def test_a_long_pass_without_a_backlog_keeps_its_share() -> None:
+    """A late pass gets more than one behind a backlog, but never less than it had."""
+    clock = BusyClock()
+    pool: Any = ManyFlags(10_000, clock)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(10_000 * LOOK_SECONDS + 5):
+            await reader_of(pool, Lagging(0), clock=clock).run()
+    assert len(pool.looks) >= 10_000
+    assert pool.looks[9_999] - pool.looks[0] < 2.2 * 10_000 * LOOK_SECONDS
+
+
+@in_virtual_time
+async def test_one_partition_behind_is_enough_for_the_smaller_share() -> None:
+    """Whichever it is, its records are what a breach is found by."""
+
+    class OneBehind(Lagging):
+        def progress(self) -> Sequence[PartitionProgress]:
+            first = PartitionProgress("e/1", 7, 7, T0, T0)
+            return [first, *super().progress(), replace(first, topic_partition="e/2")]
+
+    clock = BusyClock()
+    pool: Any = ManyFlags(500, clock)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(15):
+            await reader_of(pool, OneBehind(BEHIND_RECORDS + 1), clock=clock).run()
+    assert pool.looks[249] - pool.looks[0] > 0.75 * 20 * 250 * LOOK_SECONDS
+
+
 async def test_what_is_given_with_known_totals_is_a_second_old_at_most() -> None:
     """A pass over many flags is long: partitions as of its beginning would look silent."""
     clock, store = BusyClock(), Quiet()

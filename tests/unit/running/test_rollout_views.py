@@ -148,6 +148,17 @@ def test_what_is_not_seen_here_is_unseen_in_its_partition() -> None:
     assert stand.views.unseen({FLAG}) == {}
 
 
+def test_nothing_is_unseen_before_the_partitions_are_known() -> None:
+    """A claim is of a partition, and Kafka has not said yet how many there are."""
+    stand = Stand()
+
+    def home_of(flag_key: str) -> int:
+        raise KeyError("commands")
+
+    stand.topic.home_of = home_of
+    assert stand.views.unseen(set()) == {}
+
+
 def test_no_more_is_asked_of_the_unseen_than_a_claim_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a backlog thousands of flags are unseen, and a claim then means all of a partition."""
     stand = Stand()
@@ -168,9 +179,16 @@ def test_no_more_is_asked_of_the_unseen_than_a_claim_says(monkeypatch: pytest.Mo
         1: 1,
     }
     assert len(asked) == MOST_UNSEEN + 2
-    stand.topic.home_of = lambda flag_key: int(flag_key.removeprefix("flag-")) % 4
+    homes = []
+
+    def home_of(flag_key: str) -> int:
+        homes.append(flag_key)
+        return int(flag_key.removeprefix("flag-")) % 4
+
+    stand.topic.home_of = home_of
     asked.clear()
     unseen = stand.views.unseen({FLAG})
     assert sorted(unseen) == [0, 1, 2, 3]
     assert {len(flag_keys) for flag_keys in unseen.values()} == {MOST_UNSEEN + 1}
     assert len(asked) == 4 * (MOST_UNSEEN + 1)
+    assert len(homes) < 500  # it ends once there are enough of each
