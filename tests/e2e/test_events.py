@@ -185,6 +185,7 @@ async def test_wrong_events_are_named_and_alerted(
     assert code == 0, err
     assert "newcheckout" in out
 
+    await client.refusals(1)
     code, out, err = await shell.rolloutctl("quarantine", "--flag", FLAG)
     assert code == 0, err
     assert "not_cloudevent" in out

@@ -43,6 +43,7 @@ TOOLS = {"go": ("go",), "java": ("java", "mvn"), "javascript": ("node", "npm")}
 #: What the tools say when packages cannot be fetched: that is no fault of the snippet.
 _NOT_FETCHED = re.compile(
     r"dial tcp|no such host|Could not (resolve|transfer)|ENOTFOUND|ECONNREFUSED|ETIMEDOUT|E40[34]"
+    r"|SELF_SIGNED_CERT|UNABLE_TO_(GET|VERIFY)"  # of npm, behind a proxy that it does not know
 )
 #: Of whoever runs the tests: what make hands to a make below it.
 _OF_MAKE = re.compile(r"MAKE|MFLAGS|ARGS\Z")
