@@ -53,12 +53,7 @@ FLAGS_PER_READ = 200
 FLAGS_PER_TURN = 20
 COMPARED_PER_TURN = 200  # flags that get nothing because nothing is new; a few microseconds each
 LOOK_SHARE = 0.5
-LOOK_SHARE_BEHIND = 0.05
-#: A pass that takes longer than this gets a larger share from then on: a flag that nobody looks at
-#: within about `visibility.MOST_TURN_SECONDS` is unwatched, and a gap that nobody looks for within
-#: `gap_times.LONGEST_BREAK` never counts as lasting. In 45 s that makes a tenth, and more later.
-LATE_AFTER_SECONDS = 30.0
-LOOK_SHARE_LATE = 0.2
+LOOK_SHARE_BEHIND = 0.1
 BEHIND_RECORDS = 50_000
 #: Where there are so many flags, or so much to count, that each is looked at less often than this,
 #: people are told once. It is no fault of any of them.
@@ -347,7 +342,8 @@ class TotalsReader:
         waiting: Sequence[str],
     ) -> None:
         """Give totals to the workers of some flags, some at a time."""
-        share = self._look_share(read[0])
+        lag = max((one.lag for one in read[0].partitions), default=0)
+        share = LOOK_SHARE_BEHIND if lag > BEHIND_RECORDS else LOOK_SHARE
         given = compared = 0
         turn = self._begin_turn(read)
         for flag_key in waiting:
@@ -359,13 +355,6 @@ class TotalsReader:
                 # Bounded: where something else held the loop, harm must not wait for ten times it.
                 await asyncio.sleep(min(seconds * (1 / share - 1), READ_EVERY_SECONDS))
                 given, compared, turn = 0, 0, self._begin_turn(read)
-
-    def _look_share(self, progress: Progress) -> float:
-        """Return which share of the loop's time looks may take."""
-        if max((one.lag for one in progress.partitions), default=0) <= BEHIND_RECORDS:
-            return LOOK_SHARE
-        is_late = self._clock.monotonic() - self._began_at > LATE_AFTER_SECONDS
-        return LOOK_SHARE_LATE if is_late else LOOK_SHARE_BEHIND
 
     def _begin_turn(self, read: AsOf) -> _Turn:
         """Return what the flags of one turn have in common."""

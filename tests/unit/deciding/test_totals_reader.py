@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
 from types import SimpleNamespace
@@ -13,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from controller.core.evidence import PartitionProgress
 from controller.deciding.given_evidence import READ_EVERY_SECONDS
 from controller.deciding.totals_reader import (
     BEHIND_RECORDS,
@@ -25,7 +23,6 @@ from controller.deciding.totals_reader import (
 from controller.errors import StoreUnavailable
 from controller.health import Faults, Scope
 from controller.ports import PartitionHead
-from controller.running.visibility import HANDLED_WITHIN_SECONDS, MOST_TURN_SECONDS
 from schemas.totals import LatelyChanged, bundle_of
 from tests.builders import T0, make_rollout
 from tests.unit.deciding.totals_world import (
@@ -89,22 +86,22 @@ def test_reading_takes_a_small_part_of_the_time(seconds: float, least: int, most
     run()
 
 
-@pytest.mark.parametrize(("lag", "flags", "others"), [(0, 2_000, 1), (BEHIND_RECORDS + 1, 500, 19)])
+@pytest.mark.parametrize(("lag", "others"), [(0, 1), (BEHIND_RECORDS + 1, 9)])
 @in_virtual_time
-async def test_looks_at_many_flags_leave_time_to_others(lag: int, flags: int, others: int) -> None:
+async def test_looks_at_many_flags_leave_time_to_others(lag: int, others: int) -> None:
     """After each few flags the loop is everybody else's, longer while counting is behind."""
     clock, faults = BusyClock(), Faults(lambda: T0)
-    pool: Any = ManyFlags(flags, clock)
+    pool: Any = ManyFlags(1_000, clock)
     reader = reader_of(pool, Lagging(lag), clock=clock, faults=faults)
     with suppress(TimeoutError):
-        async with asyncio.timeout(flags * LOOK_SECONDS * others + 1.5):
+        async with asyncio.timeout(1_000 * LOOK_SECONDS * others + 1.5):
             await reader.run()
     assert reader.turn_seconds > 0.75 * (others + 1) * clock.worked
     fault = faults.of(Scope.PART, "looks")
     assert fault is not None
-    assert fault.why.startswith(f"each of {flags:,} rollouts is looked at only every")
+    assert fault.why.startswith("each of 1,000 rollouts is looked at only every")
     pauses = [later - at - LOOK_SECONDS for at, later in pairwise(pool.looks)]
-    assert len(pool.looks) >= flags
+    assert len(pool.looks) >= 1_000
     assert sum(pauses) >= 0.75 * others * clock.worked  # there is none after the last few
     longest = [number for number, pause in enumerate(pauses) if pause > LOOK_SECONDS]
     assert longest[:2] == [FLAGS_PER_TURN - 1, 2 * FLAGS_PER_TURN - 1]
@@ -280,52 +277,6 @@ async def test_reading_belongs_to_the_turn_that_a_flag_waits_for() -> None:
 
 
 @in_virtual_time
-async def test_a_long_pass_behind_a_backlog_gets_a_larger_share() -> None:
-    """With a twentieth throughout 4,000 such flags would take 160 s.
-
-    After 60 s and some they would be unwatched, after 90 s no gap would ever last.
-    """
-    clock = BusyClock()
-    pool: Any = ManyFlags(4_000, clock)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(110):
-            await reader_of(pool, Lagging(BEHIND_RECORDS + 1), clock=clock).run()
-    taken = pool.looks[3_999] - pool.looks[0]
-    assert len(pool.looks) >= 4_000
-    assert 50 < taken < MOST_TURN_SECONDS + HANDLED_WITHIN_SECONDS
-    early = sum(at - pool.looks[0] < 30 for at in pool.looks)
-    assert early == pytest.approx(30 / 20 / LOOK_SECONDS, rel=0.2)
-
-
-@in_virtual_time
-async def test_a_long_pass_without_a_backlog_keeps_its_share() -> None:
-    """A late pass gets more than one behind a backlog, but never less than it had."""
-    clock = BusyClock()
-    pool: Any = ManyFlags(10_000, clock)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(10_000 * LOOK_SECONDS + 5):
-            await reader_of(pool, Lagging(0), clock=clock).run()
-    assert len(pool.looks) >= 10_000
-    assert pool.looks[9_999] - pool.looks[0] < 2.2 * 10_000 * LOOK_SECONDS
-
-
-@in_virtual_time
-async def test_one_partition_behind_is_enough_for_the_smaller_share() -> None:
-    """Whichever it is, its records are what a breach is found by."""
-
-    class OneBehind(Lagging):
-        def progress(self) -> Sequence[PartitionProgress]:
-            first = PartitionProgress("e/1", 7, 7, T0, T0)
-            return [first, *super().progress(), replace(first, topic_partition="e/2")]
-
-    clock = BusyClock()
-    pool: Any = ManyFlags(500, clock)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(15):
-            await reader_of(pool, OneBehind(BEHIND_RECORDS + 1), clock=clock).run()
-    assert pool.looks[249] - pool.looks[0] > 0.75 * 20 * 250 * LOOK_SECONDS
-
-
 async def test_what_is_given_with_known_totals_is_a_second_old_at_most() -> None:
     """A pass over many flags is long: partitions as of its beginning would look silent."""
     clock, store = BusyClock(), Quiet()
@@ -380,7 +331,7 @@ async def test_no_flag_is_looked_at_before_its_moment() -> None:
 async def test_nobody_waits_for_a_turn_where_nothing_gets_on() -> None:
     """Turns were long; then reads fail: whoever is not watched must be told of soon."""
     clock, faults = BusyClock(), Faults(lambda: T0)
-    pool: Any = ManyFlags(6_500, clock)
+    pool: Any = ManyFlags(2_600, clock)
     store = Lagging(0)
     reader = reader_of(pool, store, clock=clock, faults=faults)
     async with asyncio.TaskGroup() as tasks:

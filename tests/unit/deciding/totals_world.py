@@ -99,7 +99,7 @@ def reader_of(
     )
 
 
-LOOK_SECONDS = 0.002  # of a worker
+LOOK_SECONDS = 0.005  # of a worker
 
 
 class BusyClock(LoopClock):
