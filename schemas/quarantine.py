@@ -1,15 +1,16 @@
 """Records that were refused, and why, on `rollout.quarantine`.
 
 One record holds refusals of one topic partition. Many refusals share a record, so that a flood of
-bad records costs few of them. Records are written with msgspec, because a flood must not slow
-counting down. `Quarantined` is their contract.
+bad records costs few of them. A refusal is written where a record is refused, and only copied from
+there on, because a flood must not slow counting down. `Quarantined` is their contract.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
-from operator import attrgetter
 from typing import Annotated
 
 import msgspec
@@ -24,9 +25,9 @@ TYPE = "io.rolloutd.quarantine.v1"
 MAX_REFUSALS = 500
 #: Bytes kept of one refused value: enough to recognize its sender.
 MAX_BODY = 1024
-#: Bytes kept of all values in one record. Where they are more, each keeps an equal share at most.
-#: With the other fields of its refusals a full record stays below Kafka's default limit of 1 MB.
-_MAX_BODIES = 256 * 1024
+#: Bytes of all refusals in one record, as JSON: with the rest of the record less than the least
+#: `kafka.max_record_bytes`, 512 KiB.
+MAX_JSON = 480 * 1024
 
 
 class RefusedRecord(BaseModel):
@@ -77,14 +78,37 @@ class Refusal(msgspec.Struct, gc=False):
     is_trimmed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenRefusals:
+    """Refusals of one topic partition as they are written, by offset: what one record holds.
+
+    They are 1 to `MAX_REFUSALS`, and at most `MAX_JSON` bytes.
+    """
+
+    count: int
+    first_offset: int
+    last_offset: int
+    latest_ms: int  # the latest timestamp
+    by_reason: Mapping[QuarantineReason, int]  # how many
+    json: bytes  # objects as `RefusedRecord`, with a comma between two
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory, about."""
+        return len(self.json) + _OTHER_BYTES
+
+
+_OTHER_BYTES = 400  # of `WrittenRefusals` beside `json`
+
+
 class _Quarantined(msgspec.Struct, gc=False):
     topic: str
     partition: int
-    refusals: Sequence[Refusal]
+    refusals: msgspec.Raw
 
 
 _hash_of_nothing = sha256()
-_body_of, _timestamp_of = attrgetter("body"), attrgetter("timestamp_ms")
+_write = msgspec.json.Encoder().encode
 
 
 def refusal(offset: int, timestamp_ms: int, value: bytes | None, refused: RecordRefused) -> Refusal:
@@ -105,35 +129,81 @@ def refusal(offset: int, timestamp_ms: int, value: bytes | None, refused: Record
     )
 
 
+def why_as_json(refused: RecordRefused) -> bytes:
+    """Return reason and detail as they are written of each record that is refused so."""
+    return _write({"reason": refused.reason, "detail": refused.detail})[1:-1]
+
+
+def written(refusals: Sequence[Refusal]) -> Sequence[WrittenRefusals]:
+    """Return refusals of one topic partition as they are written, as few as hold them."""
+    texts = [_write(one) for one in refusals]
+    return [
+        WrittenRefusals(
+            len(some := refusals[part]),
+            some[0].offset,
+            some[-1].offset,
+            max([one.timestamp_ms for one in some]),
+            Counter([one.reason for one in some]),
+            b",".join(texts[part]),
+        )
+        for part in _parts([(1, len(text)) for text in texts])
+    ]
+
+
+def joined(refusals: Sequence[WrittenRefusals]) -> Sequence[WrittenRefusals]:
+    """Return the same refusals of one topic partition in as few as hold them, in their order."""
+    return [
+        _one_of(refusals[part]) for part in _parts([(one.count, len(one.json)) for one in refusals])
+    ]
+
+
+def _parts(sizes: Sequence[tuple[int, int]]) -> Iterator[slice]:
+    """Yield which of them share a record; `sizes` are refusals and bytes of each."""
+    begin = count = size = 0
+    for place, (more, bytes_) in enumerate(sizes):
+        count, size = count + more, size + 1 + bytes_  # with a comma
+        if place and (count > MAX_REFUSALS or size - 1 > MAX_JSON):
+            yield slice(begin, place)
+            begin, count, size = place, more, 1 + bytes_
+    if sizes:
+        yield slice(begin, len(sizes))
+
+
+def _one_of(refusals: Sequence[WrittenRefusals]) -> WrittenRefusals:
+    if len(refusals) == 1:
+        return refusals[0]
+    by_reason = Counter[QuarantineReason]()
+    for one in refusals:
+        by_reason.update(one.by_reason)
+    return WrittenRefusals(
+        by_reason.total(),
+        refusals[0].first_offset,
+        refusals[-1].last_offset,
+        max([one.latest_ms for one in refusals]),
+        by_reason,
+        b",".join([one.json for one in refusals]),
+    )
+
+
 def key(topic: str, partition: int) -> bytes:
     """Return the record key: the topic partition that was refused from."""
     return f"{topic}/{partition}".encode()
 
 
 def encode(
-    topic: str, partition: int, refusals: Sequence[Refusal], *, source: str = "/rolloutd"
+    topic: str, partition: int, refusals: WrittenRefusals, *, source: str = "/rolloutd"
 ) -> bytes:
     """Return the value of one quarantine record, a structured CloudEvent.
 
-    Send it with `envelope.HEADERS`. `refusals` are 1 to 500 of one topic partition, by offset. The
-    same refusals give the same bytes, id included, so that a repeat after a crash is recognized.
-    Raises ValueError for none or too many.
+    Send it with `envelope.HEADERS`. The same refusals give the same bytes, id included, so that a
+    repeat after a crash is recognized.
     """
-    if not 1 <= len(refusals) <= MAX_REFUSALS:
-        raise ValueError(f"{len(refusals)} refusals: a quarantine record holds 1 to {MAX_REFUSALS}")
-    if sum(map(len, map(_body_of, refusals))) > _MAX_BODIES:
-        share = _MAX_BODIES // len(refusals)
-        refusals = [_trimmed(one, share) if len(one.body) > share else one for one in refusals]
     place = f"{topic}/{partition}"
     return write(
         TYPE,
         source=source,
-        id=f"{place}/{refusals[0].offset}-{refusals[-1].offset}",
-        time=time_of(max(map(_timestamp_of, refusals))),
+        id=f"{place}/{refusals.first_offset}-{refusals.last_offset}",
+        time=time_of(refusals.latest_ms),
         subject=place,
-        data=_Quarantined(topic, partition, refusals),
+        data=_Quarantined(topic, partition, msgspec.Raw(b"[%b]" % refusals.json)),
     )[0]
-
-
-def _trimmed(one: Refusal, size: int) -> Refusal:
-    return msgspec.structs.replace(one, body=one.body[:size], is_trimmed=True)

@@ -17,7 +17,7 @@ from controller.counting.folding.engine import Fold
 from controller.counting.folding.flags_to_count import FlagsToCount
 from controller.counting.partition_totals import PartitionTotals
 from controller.ports import Record
-from schemas.quarantine import Refusal
+from schemas.quarantine import WrittenRefusals
 from schemas.totals import encode_progress
 from schemas.wire import read_evaluations, read_outcomes
 from tests.builders import HOUR, MINUTE, T0, make_guardrail, make_plan, make_rollout, make_visit
@@ -78,7 +78,7 @@ class Side:
         self.directory = directory()
         self.stored: dict[bool, dict[str, bytes]] = {True: {}, False: {}}
         self.totals = {kind: self.load(kind) for kind in (True, False)}
-        self.refused: list[Refusal] = []
+        self.refused: list[WrittenRefusals] = []
 
     def load(self, of_evaluations: bool) -> PartitionTotals:
         """Return what a new owner has."""
@@ -109,8 +109,7 @@ class Side:
                 partner=self.totals[True],
                 joinable_until_ms=NOW_MS,
             )
-        self.refused += totals.refused
-        totals.refused = []
+        self.refused += totals.take_refused()
         return folded
 
     def save(self, of_evaluations: bool, dropped: str = "") -> Mapping[str, bytes]:

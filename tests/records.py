@@ -6,9 +6,12 @@ And a stand-in for the loop around `PartitionTotals` that loads, folds and saves
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
+
+import msgspec
 
 from controller.codec.merging import Merger
 from controller.counting.counted_flags import FLAGS_WITH_OWN_FIELDS, Changes
@@ -18,6 +21,7 @@ from controller.ports import Record
 from schemas.counters import COUNTERS, Shape
 from schemas.envelope import MAX_TIME_MS, RecordRefused
 from schemas.events import Contents, Packed, Readable, Unpack
+from schemas.quarantine import Refusal, WrittenRefusals
 from schemas.totals import ArmCounts, decode_arm, encode_progress, parse_field
 from schemas.wire import (
     decode_evaluation,
@@ -29,6 +33,23 @@ from tests.builders import HOUR, T0
 
 #: When records arrive unless a test says otherwise: after whatever happens in it.
 ARRIVAL_MS = int((T0 + 24 * HOUR).timestamp() * 1000)
+
+
+def refusals_in(written: Iterable[WrittenRefusals]) -> list[Refusal]:
+    """Return refusals one by one, checked against what is said of them all."""
+    refusals = []
+    for some in written:
+        read = msgspec.json.decode(b"[%b]" % some.json, type=list[Refusal])
+        assert (some.count, some.first_offset, some.last_offset, some.latest_ms) == (
+            len(read),
+            read[0].offset,
+            read[-1].offset,
+            max(one.timestamp_ms for one in read),
+        )
+        assert b",".join(map(msgspec.json.encode, read)) == some.json
+        assert dict(some.by_reason) == Counter(one.reason for one in read)
+        refusals += read
+    return refusals
 
 
 def distinct_counts() -> dict[str, Any]:

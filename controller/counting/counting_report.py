@@ -14,8 +14,8 @@ from controller.counting.dependencies import Dependencies
 from controller.counting.log_ends import LogEnds
 from controller.counting.owned_partition import OwnedPartition, PartitionState, PartitionView
 from controller.counting.refusals import RefusalBacklog
-from schemas.quarantine import Refusal
-from schemas.terms import QuarantineReason, RecordClass
+from schemas.quarantine import WrittenRefusals
+from schemas.terms import RecordClass
 
 _RECORD_CLASSES = (
     RecordClass.COUNTED,
@@ -88,15 +88,10 @@ class CountingReport:
             ]
             self._metrics.lag_records.of(topic).set(sum(lags))
 
-    def count_refusals(self, refusals: Sequence[Refusal]) -> None:
+    def count_refusals(self, refusals: Sequence[WrittenRefusals]) -> None:
         """Count refused records by their reason."""
-        reasons = [refusal.reason for refusal in refusals]
-        if reasons and len(reasons) == reasons.count(reasons[0]):  # most times all have one
-            self._metrics.quarantined.of(reasons[0]).inc(len(reasons))
-            return
-        # Not with a Counter: each refusal would cost the hash of an enum, which is not in C.
-        for reason in QuarantineReason:
-            if count := reasons.count(reason):
+        for some in refusals:
+            for reason, count in some.by_reason.items():
                 self._metrics.quarantined.of(reason).inc(count)
 
     def views(self, now: float) -> list[PartitionView]:

@@ -32,7 +32,7 @@ from controller.ports import Record, TopicPartition
 from controller.settings import CountingSettings
 from schemas.envelope import MAX_AHEAD_MS
 from schemas.events import Packed
-from schemas.quarantine import MAX_REFUSALS
+from schemas.quarantine import MAX_JSON
 from schemas.totals import MAX_FIELDS_PER_SAVE, PROGRESS_FIELDS
 
 # Fields left free in a save for what cannot be known before: progress, and the last outcome's 64
@@ -45,10 +45,11 @@ _FIELDS_PER_EVALUATION = 2
 # Counters are frozen so many at a time. Rarely, because no collection visits again whatever else
 # exists at that moment.
 _FROZEN_COUNTERS = 500
-# Refused records of one partition that wait for a save at most: 2.5 MB. With fewer, a flood of bad
+# What refused records of one partition take while they wait for a save, at most: four full records
+# of the quarantine topic, which is 5,000 refusals of small values. With less, a flood of bad
 # records would save more often than good traffic does. Each save costs as much as a thousand
 # records.
-_REFUSALS_PER_SAVE = 4 * MAX_REFUSALS
+_REFUSED_BYTES_PER_SAVE = 4 * MAX_JSON
 FOLDED_AT_ONCE = 1000  # records of a partition: 4 ms or so by the reference, 1 by the native fold
 #: So many records after one that failed are tried first. That takes several times as long as
 #: counting them, but a failure without a trial costs a load of the partition.
@@ -129,7 +130,7 @@ class PairOrder:
             or not owned.pending
         ):
             return 0
-        if len(totals.refused) >= _REFUSALS_PER_SAVE:
+        if totals.refused_bytes >= _REFUSED_BYTES_PER_SAVE:
             return 0
         if totals.position - owned.counted_from >= self._settings.max_unsaved_records:
             return 0

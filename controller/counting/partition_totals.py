@@ -36,7 +36,7 @@ from schemas.events import (
     OutcomeReader,
     Packed,
 )
-from schemas.quarantine import Refusal
+from schemas.quarantine import WrittenRefusals, written
 from schemas.terms import QuarantineReason
 from schemas.totals import PartitionCounts, decode_progress
 from schemas.wire import RecordRefused
@@ -98,7 +98,8 @@ class PartitionTotals:
         self.changed_flags = ChangedFlags()
         self.position = 0  # the offset to read next
         self.progress = PartitionCounts()
-        self.refused: list[Refusal] = []
+        self.refused: list[WrittenRefusals] = []  # since `take_refused`
+        self.refused_bytes = 0  # what those take
         self.now_ms: int = OPEN_END_MS  # by our clock; no counted record counts as younger
         self._latest_ms: int = MAX_TIME_MS  # the latest time accepted of a record and its event
 
@@ -223,13 +224,23 @@ class PartitionTotals:
         """Refuse the next record unread, because counting it failed."""
         if record.offset >= self.position:
             why_not = RecordRefused(QuarantineReason.INVALID, why, _REPORT_IT)
-            self._keep_refused([refusal_of(record, why_not)])
+            self._refuse(record, why_not)
             self._advance((record,))
 
-    def _keep_refused(self, refused: Sequence[Refusal]) -> None:
+    def _refuse(self, record: Record, why: RecordRefused) -> None:
+        self._keep_refused(written([refusal_of(record, why)]))
+
+    def _keep_refused(self, refused: Sequence[WrittenRefusals]) -> None:
         """Count and keep refused records, until they are saved."""
-        self.progress.quarantined += len(refused)
+        for some in refused:
+            self.progress.quarantined += some.count
+            self.refused_bytes += some.size
         self.refused += refused
+
+    def take_refused(self) -> Sequence[WrittenRefusals]:
+        """Return what was refused since the last call."""
+        refused, self.refused, self.refused_bytes = self.refused, [], 0
+        return refused
 
     # - folding records of one event -
 
@@ -246,7 +257,7 @@ class PartitionTotals:
         if isinstance(read, Packed):
             return size - len(records) + self._fold_packed_evaluations(records, read, room)
         if records:
-            refused: list[Refusal] = []
+            refused: list[WrittenRefusals] = []
             fold = self.flags.fold
             counted = fold.read_evaluations(records, read, refused, self._latest_ms)
             self._finish(records, counted, refused)
@@ -275,7 +286,7 @@ class PartitionTotals:
             return dropped + self._fold_packed_outcomes(
                 records, read, room, partner, joinable_until_ms
             )
-        refused: list[Refusal] = []
+        refused: list[WrittenRefusals] = []
         counted = self.flags.fold.read_outcomes(
             records,
             read,
@@ -291,7 +302,7 @@ class PartitionTotals:
         return dropped + len(records)
 
     def _finish(
-        self, records: Sequence[Record], counted: Counted, refused: Sequence[Refusal]
+        self, records: Sequence[Record], counted: Counted, refused: Sequence[WrittenRefusals]
     ) -> None:
         """Put each record into its class, and the position behind them."""
         self._keep_refused(refused)
@@ -409,7 +420,7 @@ class PartitionTotals:
         self._freshen(counted.freshest_ms)
         if refused is not None:
             # It counts as quarantined, whatever else was in it.
-            self._keep_refused([refusal_of(record, refused)])
+            self._refuse(record, refused)
         elif counted.counted:
             self.progress.counted += 1
         elif counted.late:

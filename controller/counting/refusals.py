@@ -14,33 +14,21 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from operator import attrgetter
 
 import structlog
 
 from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
-from schemas.quarantine import MAX_REFUSALS, Refusal
-
-_body_of, _detail_of = attrgetter("body"), attrgetter("detail")
+from schemas.quarantine import WrittenRefusals, joined
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RefusalBatch:
-    """Refusals of one save of one partition, 1 to `MAX_REFUSALS`, in order.
-
-    One record of the quarantine topic holds them.
-    """
+    """Refusals of one save of one partition: what one record of the quarantine topic holds."""
 
     topic: str
     partition: int
-    refusals: Sequence[Refusal]
-    size: int  # bytes in memory, about
-
-    @classmethod
-    def of(cls, topic: str, partition: int, refusals: Sequence[Refusal]) -> RefusalBatch:
-        """Return a batch, with its size."""
-        return cls(topic, partition, refusals, _size_of(refusals))
+    refusals: WrittenRefusals
 
 
 #: Publishes batches and returns once all are acknowledged. Raises EventLogUnavailable when one is
@@ -51,7 +39,6 @@ Quarantine = Callable[[Sequence[RefusalBatch]], Awaitable[None]]
 # is refused.
 MOST_REFUSALS = 20_000
 MOST_BYTES = 16 * 1024 * 1024
-_OTHER_BYTES = 400  # of a refusal, beside its body and detail
 _NAME = "quarantine"
 _REMEDY = (
     "check that the quarantine topic exists, takes writes, and has min.insync.replicas in sync"
@@ -84,12 +71,12 @@ class RefusalBacklog:
         self.troubles = 0  # tries that failed
         self.is_away = False  # the last try failed
 
-    def add(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
+    def add(self, topic: str, partition: int, refusals: Sequence[WrittenRefusals]) -> None:
         """Have refusals published; when too many wait, the details of the oldest are dropped."""
         self._add(_batches_of(topic, partition, refusals))
 
     async def add_with_room(
-        self, topic: str, partition: int, refusals: Sequence[Refusal], seconds: float
+        self, topic: str, partition: int, refusals: Sequence[WrittenRefusals], seconds: float
     ) -> None:
         """Do the same once nothing is dropped for it, at the latest after `seconds`.
 
@@ -97,20 +84,21 @@ class RefusalBacklog:
         while the last try has failed.
         """
         batches = _batches_of(topic, partition, refusals)
-        loop, size = asyncio.get_running_loop(), sum(batch.size for batch in batches)
+        count = sum(batch.refusals.count for batch in batches)
+        loop, size = asyncio.get_running_loop(), sum(batch.refusals.size for batch in batches)
         until = loop.time() + seconds
         while self.waiting and not self.is_away and loop.time() < until:
-            if not _is_too_much(self.waiting + len(refusals), self.waiting_bytes + size):
+            if not _is_too_much(self.waiting + count, self.waiting_bytes + size):
                 break
             await self.flushed(until - loop.time())
         self._add(batches)
 
     def _add(self, batches: Iterable[RefusalBatch]) -> None:
         for batch in batches:
-            self._added += len(batch.refusals)
+            self._added += batch.refusals.count
             self._batches.append(batch)
-            self.waiting += len(batch.refusals)
-            self.waiting_bytes += batch.size
+            self.waiting += batch.refusals.count
+            self.waiting_bytes += batch.refusals.size
         while len(self._batches) > 1 and _is_too_much(self.waiting, self.waiting_bytes):
             self._drop(self._batches.popleft())
         self._arrived.set()
@@ -193,35 +181,27 @@ class RefusalBacklog:
 
     def _forget(self, batch: RefusalBatch) -> None:
         """Count a batch as waiting no longer."""
-        self.waiting -= len(batch.refusals)
-        self.waiting_bytes -= batch.size
-        self._settle(len(batch.refusals))
+        self.waiting -= batch.refusals.count
+        self.waiting_bytes -= batch.refusals.size
+        self._settle(batch.refusals.count)
 
     def _record_dropped(self, batch: RefusalBatch) -> None:
-        self.dropped += len(batch.refusals)
+        self.dropped += batch.refusals.count
         self._logger.error(
             "refusals_dropped",
             topic=batch.topic,
             partition=batch.partition,
-            from_offset=batch.refusals[0].offset,
-            to_offset=batch.refusals[-1].offset,
-            refusals=len(batch.refusals),
+            from_offset=batch.refusals.first_offset,
+            to_offset=batch.refusals.last_offset,
+            refusals=batch.refusals.count,
         )
 
 
-def _batches_of(topic: str, partition: int, refusals: Sequence[Refusal]) -> Sequence[RefusalBatch]:
+def _batches_of(
+    topic: str, partition: int, refusals: Sequence[WrittenRefusals]
+) -> Sequence[RefusalBatch]:
     """Return refusals as they share records."""
-    return [
-        RefusalBatch.of(topic, partition, refusals[begin : begin + MAX_REFUSALS])
-        for begin in range(0, len(refusals), MAX_REFUSALS)
-    ]
-
-
-def _size_of(refusals: Sequence[Refusal]) -> int:
-    """Return how many bytes of memory refusals take, about."""
-    bodies = sum(map(len, map(_body_of, refusals)))
-    details = sum(map(len, map(_detail_of, refusals)))
-    return len(refusals) * _OTHER_BYTES + bodies + details
+    return [RefusalBatch(topic, partition, some) for some in joined(refusals)]
 
 
 def _is_too_much(refusals: int, size: int) -> bool:

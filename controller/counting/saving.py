@@ -37,7 +37,7 @@ from controller.errors import BrokenInvariant, StoreUnavailable
 from controller.health import Scope
 from controller.ports import TopicPartition
 from controller.settings import CountingSettings
-from schemas.quarantine import Refusal
+from schemas.quarantine import WrittenRefusals
 from schemas.totals import MAX_FIELDS_PER_SAVE, changed_field, encode_progress
 
 BUDGET = "budget"
@@ -57,7 +57,7 @@ class _Snapshot:
     expected: int | None
     next_offset: int
     changes: Changes
-    refusals: Sequence[Refusal]
+    refusals: Sequence[WrittenRefusals]
     totals: PartitionTotals
     rebased: int  # expected in the store
     at: float
@@ -227,13 +227,12 @@ class Saving:
         totals.changed_flags.note(changes.flag_keys)
         changed = totals.changed_flags.at(totals.position)
         changes.fields |= encode_progress(progress) | changed_field(changed)
-        refusals, totals.refused = totals.refused, []
         return _Snapshot(
             owned,
             owned.saved,
             totals.position,
             changes,
-            refusals,
+            totals.take_refused(),
             totals,
             owned.saved_rebased,
             now,

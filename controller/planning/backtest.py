@@ -220,7 +220,7 @@ class Backtest:
             for _, batch in groupby(records, lambda record: record.timestamp // self._batch_ms):
                 self._fold_outcomes(source, list(batch))
                 totals.begin_batch()
-        totals.refused.clear()
+        totals.take_refused()
         changes = Changes()
         for _ in totals.drain_changes(changes):
             pass  # nothing else runs here

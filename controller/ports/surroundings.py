@@ -12,7 +12,7 @@ from controller.core.judging.judgement import Advice, Explanation, Judgement
 from controller.core.plan import CounterQuestion
 from controller.core.rollout import Gating, Rollout
 from controller.ports.rollouts import OutboxEntry
-from schemas.quarantine import Refusal
+from schemas.quarantine import WrittenRefusals
 from schemas.signal import Signal
 from schemas.terms import Arm, GateAnswer
 
@@ -39,7 +39,7 @@ class ClockReading:
 class RefusedRecords(Protocol):
     """Records that cannot be used, until the quarantine topic has them. Bounded."""
 
-    def add(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
+    def add(self, topic: str, partition: int, refusals: Sequence[WrittenRefusals]) -> None:
         """Queue refusals for the quarantine topic."""
 
     async def flushed(self, seconds: float) -> None:

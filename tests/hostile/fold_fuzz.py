@@ -200,7 +200,7 @@ class Round:
             )
             expect("classes", native, reference)
         expect("noticed", self.native.noticed(), self.reference.noticed())
-        self.figures["refused"] += len(self.reference.refused)
+        self.figures["refused"] += sum(some.count for some in self.reference.refused)
         self.native.refused, self.reference.refused = [], []
 
     def save(self, *, of_evaluations: bool) -> None:

@@ -273,7 +273,7 @@ async def test_refused_records_are_shown_as_text(
         quarantine.refusal(offset, at_ms(datetime.now(UTC)), body, refused)
         for offset, body in enumerate([b'{"feature_flag.key":"new-checkout",}\x1b[2J', b"\xff\x00"])
     ]
-    value = quarantine.encode("flag.evaluations", 3, refusals)
+    value = quarantine.encode("flag.evaluations", 3, *quarantine.written(refusals))
     await producer.send_and_wait(settings.topic("quarantine"), value, b"flag.evaluations/3")
     code, out, err = await rolloutctl(settings, "quarantine")
     assert code == 0, err

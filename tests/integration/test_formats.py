@@ -26,7 +26,7 @@ from schemas.formats import evaluation_reader, outcome_reader
 from schemas.terms import Arm, EventFormat
 from tests.brokers import RedisServer, create_topics_at
 from tests.builders import MINUTE, T0, make_guardrail, make_plan, make_rollout
-from tests.records import at_ms, evaluation_value, outcome_value
+from tests.records import at_ms, evaluation_value, outcome_value, refusals_in
 from tests.telemetry import Request, export_of_logs, export_of_spans
 
 PARTITIONS = 4
@@ -209,7 +209,7 @@ class Member:
         self.refused.update(
             (batch.topic, batch.partition, refusal.offset)
             for batch in batches
-            for refusal in batch.refusals
+            for refusal in refusals_in([batch.refusals])
         )
 
     async def count(self, records: int) -> dict[Arm, ArmTotals]:

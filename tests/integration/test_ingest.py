@@ -34,7 +34,7 @@ from schemas.wire import read_evaluations, read_outcomes
 from tests.brokers import RedisServer, create_topics_at
 from tests.builders import MINUTE, T0, make_rollout
 from tests.conftest import CreateTopics
-from tests.records import at_ms, evaluation_value, outcome_value
+from tests.records import at_ms, evaluation_value, outcome_value, refusals_in
 
 pytestmark = pytest.mark.real_kafka
 
@@ -81,7 +81,7 @@ class Group:
         self.refused.update(
             (batch.topic, batch.partition, refusal.offset)
             for batch in batches
-            for refusal in batch.refusals
+            for refusal in refusals_in([batch.refusals])
         )
 
     async def add(self) -> int:

@@ -14,7 +14,7 @@ from schemas.wire import CUT_OFF
 from tests.both_folds import NOW_MS, Side
 from tests.builders import HOUR, T0
 from tests.property.test_native_fold import ODDITIES, Sent, fold_both, odd
-from tests.records import at_ms, evaluation_value, outcome_value
+from tests.records import at_ms, evaluation_value, outcome_value, refusals_in
 
 pytestmark = pytest.mark.skipif(
     NATIVE is None, reason="NO NATIVE FOLD: `make native` builds it, with Rust 1.85"
@@ -69,11 +69,9 @@ def refused_by_both(of_evaluations: bool, what: Sequence[Sent]) -> Sequence[Refu
     assert NATIVE is not None
     reference, native = Side(PartitionFold, 300), Side(native_fold(NATIVE), 300)
     fold_both(reference, native, of_evaluations, what, 100, 10**9)
-    refused = reference.refused, native.refused
-    for expected, found in zip(*refused, strict=True):
-        assert found == expected
+    assert native.refused == reference.refused
     assert native.totals[of_evaluations].progress == reference.totals[of_evaluations].progress
-    return refused[1]
+    return refusals_in(native.refused)
 
 
 @pytest.mark.parametrize(("whole", "of_evaluations"), [(EVALUATION, True), (OUTCOME, False)])
@@ -99,3 +97,23 @@ def test_a_cut_off_record_says_so(whole: bytes, of_evaluations: bool) -> None:
         (CUT_OFF.reason, CUT_OFF.detail, size, text[: min(size, 1_024)]) for size in sizes
     ]
     assert [one.is_trimmed for one in refused] == [False, False, True, True]
+
+
+def test_refusals_share_records_alike() -> None:
+    """Floods of small and of large values, of one reason and of several in turn."""
+    kinds = [
+        (b'{"specversion":"1.0"', NOW_MS),
+        (b"\xff", 5),
+        (b"", NOW_MS + 1),
+        (b'{"a":"' + b"y" * 2_000, 7),
+        (EVALUATION.replace(b'"on"', b'"\\u0022\\\\on"'), NOW_MS),
+    ]
+    floods = [[one] for one in kinds] + [kinds]
+    for flood in floods:
+        what = [
+            Sent(value, b"k", timestamp_ms, ())
+            for _ in range(1_300)
+            for value, timestamp_ms in flood
+        ]
+        refused = refused_by_both(True, what)
+        assert [one.offset for one in refused] == list(range(len(what)))

@@ -15,7 +15,7 @@ from controller.counting.folding.events import Counted, OutcomeOfRecord
 from controller.counting.folding.flags_to_count import CountedFlag
 from controller.ports import Record
 from schemas.events import EvaluationFields, EvaluationReader, OutcomeReader
-from schemas.quarantine import Refusal
+from schemas.quarantine import WrittenRefusals
 from schemas.totals import ArmCounts
 
 
@@ -80,7 +80,7 @@ class Fold(Protocol):
         self,
         records: Sequence[Record],
         read: EvaluationReader[Record],
-        refused: list[Refusal],
+        refused: list[WrittenRefusals],
         latest_ms: int,
     ) -> Counted: ...
 
@@ -88,7 +88,7 @@ class Fold(Protocol):
         self,
         records: Sequence[Record],
         read: OutcomeReader[Record],
-        refused: list[Refusal],
+        refused: list[WrittenRefusals],
         latest_ms: int,
         room: float,
         partner: Any | None,

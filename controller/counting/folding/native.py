@@ -14,10 +14,9 @@ from controller.core.evidence import GAMMA, HIGHEST_BUCKET, LOWEST_BUCKET
 from controller.counting.folding.difference import ChangedArm, Difference, SealedSet
 from controller.counting.folding.engine import Fold, NativeFault
 from controller.counting.folding.events import Counted
-from controller.counting.folding.refused import refusal_of
 from controller.counting.native_place import load_native, native_place
 from controller.ports import Record
-from schemas.quarantine import Refusal
+from schemas.quarantine import WrittenRefusals, why_as_json
 from schemas.terms import Arm, EventFormat
 from schemas.totals import MOST_CHANGED
 from schemas.wire import CUT_OFF, read_evaluations, read_outcomes
@@ -37,9 +36,9 @@ def native_fold(module: Any) -> Callable[..., Fold]:
             "difference": Difference,
             "changed_arm": ChangedArm,
             "sealed_set": SealedSet,
-            "refusal": Refusal,
-            "refuse": refusal_of,
-            "cut_off": (CUT_OFF.reason, CUT_OFF.detail),
+            "refusals": WrittenRefusals,
+            "why_as_json": why_as_json,
+            "cut_off": CUT_OFF,
         },
         arms=[Arm.TREATMENT, Arm.CONTROL],
         fault_type=NativeFault,

@@ -23,7 +23,7 @@ from controller.counting.folding.recent_exposures import RecentExposures
 from controller.counting.folding.refused import FoundUnusable
 from controller.ports import Record
 from schemas.events import EvaluationFields, EvaluationReader, OutcomeReader
-from schemas.quarantine import Refusal
+from schemas.quarantine import WrittenRefusals
 from schemas.terms import Arm
 from schemas.totals import MOST_CHANGED, ArmCounts, encode_arm, parse_field
 
@@ -83,7 +83,7 @@ class PartitionFold:
         self,
         records: Sequence[Record],
         read: EvaluationReader[Record],
-        refused: list[Refusal],
+        refused: list[WrittenRefusals],
         latest_ms: int,
     ) -> Counted:
         """Count the evaluations of records; those without one are added to `refused`."""
@@ -96,7 +96,7 @@ class PartitionFold:
         self,
         records: Sequence[Record],
         read: OutcomeReader[Record],
-        refused: list[Refusal],
+        refused: list[WrittenRefusals],
         latest_ms: int,
         room: float,
         partner: Exposures | None,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from controller.ports import Record
 from schemas.envelope import RecordRefused
-from schemas.quarantine import Refusal, refusal
+from schemas.quarantine import Refusal, WrittenRefusals, refusal, written
 
 
 def refusal_of(record: Record, why: RecordRefused) -> Refusal:
@@ -32,6 +32,6 @@ class FoundUnusable:
         """Add one, and why."""
         self._found.append((record, why))
 
-    def refusals(self) -> Sequence[Refusal]:
+    def refusals(self) -> Sequence[WrittenRefusals]:
         """Return what is kept of all."""
-        return [refusal_of(record, why) for record, why in self._found]
+        return written([refusal_of(record, why) for record, why in self._found])

@@ -147,7 +147,7 @@ class CommandInbox:
                 refusal = self._refusal(record, fault)
                 unreadable.setdefault((record.topic, record.partition), []).append(refusal)
         for (topic, partition), refusals in unreadable.items():
-            self._refused_records.add(topic, partition, refusals)
+            self._refused_records.add(topic, partition, quarantine.written(refusals))
         if answers:
             await self._publish(answers)
         if unreadable:

@@ -23,7 +23,7 @@ from schemas.quarantine import Refusal
 from schemas.totals import PartitionCounts, decode_progress
 from schemas.wire import read_evaluations, read_outcomes
 from tests.builders import MINUTE, T0, make_rollout
-from tests.records import at_ms, evaluation_value, outcome_value
+from tests.records import at_ms, evaluation_value, outcome_value, refusals_in
 
 EVALUATIONS, OUTCOMES = TOPICS = ("flag.evaluations", "request.outcomes")
 
@@ -106,7 +106,9 @@ class Bench:
     async def quarantine(self, batches: Sequence[RefusalBatch]) -> None:
         if self.is_quarantine_down:
             raise EventLogUnavailable("down")
-        self.quarantined += [(one.topic, one.partition, list(one.refusals)) for one in batches]
+        self.quarantined += [
+            (one.topic, one.partition, refusals_in([one.refusals])) for one in batches
+        ]
 
     def make(self) -> tuple[Ingest, MemoryEventLog]:
         """Return one more member, watching the flag, not yet started."""

@@ -25,7 +25,7 @@ from tests.builders import (
     make_rollout,
     make_visit,
 )
-from tests.records import LINES, Owner, arms_in, at_ms, evaluation_value, make_record
+from tests.records import LINES, Owner, arms_in, at_ms, evaluation_value, make_record, refusals_in
 from tests.unit.counting.partition_counting import (
     AT,
     CONTROL,
@@ -282,7 +282,7 @@ def test_a_record_with_a_bad_event_is_quarantined_and_its_good_ones_count() -> N
     records = owner.totals.progress
     assert (records.quarantined, records.counted, records.late, records.ignored) == (1, 1, 1, 2)
     assert records.adds_up(owner.totals.position)
-    assert [refusal.offset for refusal in owner.totals.refused] == [0]
+    assert [refusal.offset for refusal in refusals_in(owner.totals.refused)] == [0]
     stored: dict[str, bytes] = {}
     assert owner.save(stored)
     assert arms_in(stored)[TREATMENT] == ArmCounts(evaluations=3, exposures=1)
@@ -329,7 +329,9 @@ def test_a_record_that_no_save_could_carry_is_refused() -> None:
     owner = make_packing(evaluations=False, directory=directory)
     values = [outcome("a", (f"flag-{number}", "on")) for number in range(count)]
     owner.fold([make_record(0, packed(*values)), make_record(1, packed(*values[:100]))])
-    assert [refusal.reason for refusal in owner.totals.refused] == [QuarantineReason.TOO_LARGE]
+    assert [refusal.reason for refusal in refusals_in(owner.totals.refused)] == [
+        QuarantineReason.TOO_LARGE
+    ]
     assert (owner.totals.progress.quarantined, owner.totals.progress.counted) == (1, 1)
 
 

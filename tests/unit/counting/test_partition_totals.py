@@ -27,7 +27,7 @@ from tests.builders import (
     make_stage,
     make_visit,
 )
-from tests.records import Owner, at_ms, make_record
+from tests.records import Owner, at_ms, make_record, refusals_in
 from tests.unit.counting.partition_counting import (
     AT,
     CONTROL,
@@ -241,7 +241,7 @@ def test_poison_is_refused_and_the_rest_counts() -> None:
     counting.owner.fold(
         [make_record(position + number, value) for number, value in enumerate(values)]
     )
-    refused = counting.owner.totals.refused
+    refused = refusals_in(counting.owner.totals.refused)
     assert [(one.offset, one.reason) for one in refused] == [
         (1, QuarantineReason.NOT_JSON),
         (2, QuarantineReason.EMPTY),

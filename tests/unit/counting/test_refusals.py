@@ -13,15 +13,16 @@ from controller.counting.refusals import MOST_REFUSALS, RefusalBacklog, RefusalB
 from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
 from schemas.envelope import RecordRefused
-from schemas.quarantine import MAX_REFUSALS, Refusal, refusal
+from schemas.quarantine import MAX_REFUSALS, WrittenRefusals, refusal, written
 from schemas.terms import QuarantineReason
+from tests.records import refusals_in
 
 WHY = RecordRefused(QuarantineReason.NOT_JSON, "no", "send JSON")
 
 
-def make_refusals(begin: int, count: int) -> list[Refusal]:
+def make_refusals(begin: int, count: int, value: bytes = b"{") -> Sequence[WrittenRefusals]:
     """Return refusals of one partition, from offset `begin` on."""
-    return [refusal(offset, 1, b"{", WHY) for offset in range(begin, begin + count)]
+    return written([refusal(offset, 1, value, WHY) for offset in range(begin, begin + count)])
 
 
 @dataclass
@@ -40,7 +41,9 @@ class Bench:
     async def publish(self, batches: Sequence[RefusalBatch]) -> None:
         await asyncio.sleep(0)
         self.tries.append(len(batches))
-        offsets = [[refusal.offset for refusal in batch.refusals] for batch in batches]
+        offsets = [
+            [refusal.offset for refusal in refusals_in([batch.refusals])] for batch in batches
+        ]
         if self.trouble is not None and (
             self.first_offset is None or self.first_offset in [some[0] for some in offsets]
         ):
@@ -127,7 +130,7 @@ async def test_nothing_is_dropped_when_many_saves_have_refusals_at_once(
 ) -> None:
     """Of a flood in each partition every detail is kept, as long as the quarantine takes them."""
     bench = Bench()
-    refusals = [refusal(offset, 1, body, WHY) for offset in range(count)]
+    refusals = make_refusals(0, count, body)
 
     async def save(partition: int) -> None:
         for topic in ("e", "o"):

@@ -34,7 +34,7 @@ from controller.errors import BadInput
 from controller.health import Faults
 from controller.ports import Record
 from controller.telemetry import Metrics
-from schemas.quarantine import Refusal
+from schemas.quarantine import WrittenRefusals
 from schemas.terms import Arm
 from schemas.totals import ArmCounts, PartitionCounts, arm_field, encode_arm, encode_progress
 from tests.builders import T0, make_guardrail, make_plan, make_stages
@@ -101,7 +101,7 @@ class NoDrift:
 class NoRecords:
     """Takes refused records, and keeps none."""
 
-    def add(self, topic: str, partition: int, refusals: Sequence[Refusal]) -> None:
+    def add(self, topic: str, partition: int, refusals: Sequence[WrittenRefusals]) -> None:
         """Take refusals."""
 
     async def flushed(self, seconds: float) -> None:

@@ -15,6 +15,7 @@ mod refused;
 mod saves;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
@@ -44,7 +45,7 @@ pub struct PartitionFold {
     indexed_per_turn: usize,
     most_changed: usize, // flags that are named as changed
     readers: Readers,
-    types: Types,
+    types: Arc<Types>,
     arms: [Py<PyAny>; 2], // Arm.TREATMENT and Arm.CONTROL
 }
 
@@ -84,7 +85,7 @@ impl PartitionFold {
             indexed_per_turn,
             most_changed,
             readers,
-            types,
+            types: types.into(),
             arms,
         }
     }

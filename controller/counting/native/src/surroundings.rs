@@ -18,9 +18,9 @@ pub struct Types {
     pub difference: Py<PyAny>,
     pub changed_arm: Py<PyAny>,
     pub sealed_set: Py<PyAny>,
-    pub refusal: Py<PyAny>,
-    pub refuse: Py<PyAny>,               // makes one of a record and why
-    pub cut_off: (Py<PyAny>, Py<PyAny>), // reason and detail of a record that ends too early
+    pub refusals: Py<PyAny>,
+    pub why_as_json: Py<PyAny>, // gives what is written of a `RecordRefused`
+    pub cut_off: Py<PyAny>,     // why a record is refused that ends too early
 }
 
 /// Those whose records are read natively.

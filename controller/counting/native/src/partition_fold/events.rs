@@ -75,17 +75,17 @@ impl PartitionFold {
         refused: &Bound<'_, PyList>,
         latest_ms: i64,
     ) -> PyResult<Py<PyAny>> {
-        let mut found = Refused::default();
+        let mut found = Refused::new(&self.types, refused);
         let counted = match native(records, read, &self.readers.evaluations) {
             Some(native) => self.plain_evaluations(py, native.get(), read, &mut found, latest_ms),
             None => {
                 let (events, refuser) = read_by_python(records, read, latest_ms)?;
                 let counted = self.evaluations_of(py, &events);
-                found.extend(refuser.borrow_mut().take());
+                found.extend(refuser.borrow_mut().take())?;
                 counted
             }
         }?;
-        found.give(&self.types, refused)?;
+        found.end()?;
         Ok(counted)
     }
 
@@ -112,7 +112,7 @@ impl PartitionFold {
         latest_ms: i64,
         waiting: Waiting<'_, '_>,
     ) -> PyResult<Py<PyAny>> {
-        let mut found = Refused::default();
+        let mut found = Refused::new(&self.types, refused);
         let counted = match native(records, read, &self.readers.outcomes) {
             Some(native) => {
                 self.plain_outcomes(py, native.get(), read, &mut found, latest_ms, waiting)
@@ -120,11 +120,11 @@ impl PartitionFold {
             None => {
                 let (events, refuser) = read_by_python(records, read, latest_ms)?;
                 let counted = self.outcomes_of(py, &events, waiting);
-                found.extend(refuser.borrow_mut().take());
+                found.extend(refuser.borrow_mut().take())?;
                 counted
             }
         }?;
-        found.give(&self.types, refused)?;
+        found.end()?;
         Ok(counted)
     }
 

@@ -55,13 +55,11 @@ impl Others {
 
     /// The event of the next record. None: it is refused, and reported only now. A record behind
     /// one that must wait is not: it will be read again.
-    pub fn next(&mut self, refused: &mut Refused) -> Option<Py<PyAny>> {
-        match self.read.next()? {
-            Err((record, why)) => {
-                refused.add(record, why);
-                None
-            }
-            Ok(event) => Some(event),
+    pub fn next(&mut self, refused: &mut Refused<'_>) -> PyResult<Option<Py<PyAny>>> {
+        match self.read.next() {
+            Some(Ok(event)) => Ok(Some(event)),
+            Some(Err((record, why))) => refused.add(&record, &why).map(|()| None),
+            None => Ok(None),
         }
     }
 }

@@ -24,7 +24,7 @@ impl PartitionFold {
         py: Python<'_>,
         records: &Records,
         read: &Bound<'_, PyAny>,
-        refused: &mut Refused,
+        refused: &mut Refused<'_>,
         latest_ms: i64,
     ) -> PyResult<Py<PyAny>> {
         self.fold.freshest_ms = 0;
@@ -44,9 +44,9 @@ impl PartitionFold {
                         let around = self.surroundings.bind(py);
                         counted.add(self.fold.count_evaluation(&around, event, ahead.arm)?);
                     }
-                    Err(Unplain::CutOff) => refused.add_cut_off(py, &records.parts(py, index)),
+                    Err(Unplain::CutOff) => refused.add_cut_off(&records.parts(py, index))?,
                     Err(Unplain::Other) => {
-                        if let Some(event) = others.next(refused) {
+                        if let Some(event) = others.next(refused)? {
                             self.count_evaluation_of(py, event.bind(py), &mut counted)?;
                         }
                     }
@@ -61,7 +61,7 @@ impl PartitionFold {
         py: Python<'_>,
         records: &Records,
         read: &Bound<'_, PyAny>,
-        refused: &mut Refused,
+        refused: &mut Refused<'_>,
         latest_ms: i64,
         waiting: Waiting<'_, '_>,
     ) -> PyResult<Py<PyAny>> {
@@ -93,10 +93,10 @@ impl PartitionFold {
                         self.count_plain_outcome(py, event, named, &parts, &mut run)?
                     }
                     Err(Unplain::CutOff) => {
-                        refused.add_cut_off(py, &records.parts(py, index));
+                        refused.add_cut_off(&records.parts(py, index))?;
                         true
                     }
-                    Err(Unplain::Other) => match others.next(refused) {
+                    Err(Unplain::Other) => match others.next(refused)? {
                         Some(event) => self.count_outcome_of(py, event.bind(py), &mut run)?,
                         None => true,
                     },

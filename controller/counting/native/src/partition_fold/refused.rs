@@ -1,13 +1,22 @@
-//! Refused records, in the order of their offsets: `schemas.quarantine.refusal`.
+//! Refused records as they are written, in the order of their offsets: `schemas.quarantine`.
 
+use std::fmt;
+use std::io::Write;
+use std::sync::Arc;
+
+use data_encoding::{Encoding, BASE64, HEXLOWER};
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList, PyString};
+use pyo3::types::{PyBytes, PyDict, PyList};
 use sha2::{Digest, Sha256};
 
 use crate::record_batches::Parts;
 use crate::surroundings::Types;
 
-const MAX_BODY: usize = 1024; // `schemas.quarantine.MAX_BODY`
+// Those of `schemas.quarantine`.
+const MAX_REFUSALS: usize = 500;
+const MAX_BODY: usize = 1024;
+const MAX_JSON: usize = 480 * 1024;
 
 /// What a reader of Python refuses: it is called with a record and why.
 #[pyclass(module = "controller.counting._native")]
@@ -32,79 +41,165 @@ impl Refuser {
     }
 }
 
-enum One {
-    CutOff(CutOff),
-    Other(Py<PyAny>, Py<PyAny>), // record, why
-}
-
-/// A record that ends too early.
-struct CutOff {
-    offset: i64,
-    timestamp: i64,
-    sha256: [u8; 32],
-    size: usize,
-    body: Py<PyBytes>, // the first bytes
-}
-
 /// What was refused in a run, until its end.
-#[derive(Default)]
-pub struct Refused {
-    found: Vec<One>,
+pub struct Refused<'py> {
+    types: Arc<Types>,
+    list: Bound<'py, PyList>, // gets `Refusals`
+    why: Option<Why>,         // of the last one: a faulty sender makes one fault
+    open: Refusals,
 }
 
-impl Refused {
-    pub fn add(&mut self, record: Py<PyAny>, why: Py<PyAny>) {
-        self.found.push(One::Other(record, why));
+/// A `RecordRefused`.
+struct Why {
+    refused: Py<PyAny>,
+    reason: Py<PyAny>,
+    json: Vec<u8>, // reason and detail
+}
+
+/// What becomes the next `Refusals` of Python.
+#[derive(Default)]
+struct Refusals {
+    count: usize,
+    first_offset: i64,
+    last_offset: i64,
+    latest_ms: i64,
+    by_reason: Vec<(Py<PyAny>, usize)>, // the last one has the last reason
+    json: Vec<u8>,
+}
+
+/// What is written of a record itself.
+struct Content<'a> {
+    offset: i64,
+    timestamp_ms: i64,
+    value: &'a [u8],
+}
+
+impl<'py> Refused<'py> {
+    pub fn new(types: &Arc<Types>, list: &Bound<'py, PyList>) -> Self {
+        Self { types: types.clone(), list: list.clone(), why: None, open: Refusals::default() }
     }
 
-    pub fn extend(&mut self, refused: Vec<(Py<PyAny>, Py<PyAny>)>) {
-        self.found.extend(refused.into_iter().map(|(record, why)| One::Other(record, why)));
+    pub fn extend(&mut self, refused: Vec<(Py<PyAny>, Py<PyAny>)>) -> PyResult<()> {
+        refused.iter().try_for_each(|(record, why)| self.add(record, why))
+    }
+
+    /// Add a record that Python refused.
+    pub fn add(&mut self, record: &Py<PyAny>, why: &Py<PyAny>) -> PyResult<()> {
+        let py = self.list.py();
+        let (record, why) = (record.bind(py), why.bind(py));
+        let value = record.getattr(intern!(py, "value"))?;
+        let value: Option<&[u8]> = value.extract()?;
+        self.push(
+            &Content {
+                offset: record.getattr(intern!(py, "offset"))?.extract()?,
+                timestamp_ms: record.getattr(intern!(py, "timestamp"))?.extract()?,
+                value: value.unwrap_or_default(),
+            },
+            why,
+        )
     }
 
     /// Add a record that ends too early.
-    pub fn add_cut_off(&mut self, py: Python<'_>, parts: &Parts<'_>) {
-        let value = parts.value.unwrap_or_default();
-        self.found.push(One::CutOff(CutOff {
+    pub fn add_cut_off(&mut self, parts: &Parts<'_>) -> PyResult<()> {
+        let content = Content {
             offset: parts.place.offset,
-            timestamp: parts.place.timestamp,
-            sha256: Sha256::digest(value).into(),
-            size: value.len(),
-            body: PyBytes::new(py, &value[..value.len().min(MAX_BODY)]).unbind(),
-        }));
+            timestamp_ms: parts.place.timestamp,
+            value: parts.value.unwrap_or_default(),
+        };
+        let types = self.types.clone();
+        self.push(&content, types.cut_off.bind(self.list.py()))
     }
 
-    /// Put a `Refusal` of each into a list of Python.
-    pub fn give(self, types: &Types, list: &Bound<'_, PyList>) -> PyResult<()> {
-        let py = list.py();
-        for one in self.found {
-            let refusal = match one {
-                One::CutOff(one) => types.refusal.call1(
-                    py,
-                    (
-                        one.offset,
-                        one.timestamp,
-                        &types.cut_off.0,
-                        &types.cut_off.1,
-                        hex(py, &one.sha256),
-                        one.size,
-                        one.body,
-                        one.size > MAX_BODY,
-                    ),
-                )?,
-                One::Other(record, why) => types.refuse.call1(py, (record, why))?,
-            };
-            list.append(refusal)?;
+    fn push(&mut self, content: &Content<'_>, why: &Bound<'py, PyAny>) -> PyResult<()> {
+        let why = match self.why.take() {
+            Some(known) if known.refused.is(why) => known,
+            _ => self.read(why)?,
+        };
+        let before = self.open.json.len();
+        if before > 0 {
+            self.open.json.push(b',');
         }
+        content.write(&why.json, &mut self.open.json);
+        if before > 0 && (self.open.count == MAX_REFUSALS || self.open.json.len() > MAX_JSON) {
+            let json = self.open.json.split_off(before + 1);
+            self.open.json.truncate(before);
+            self.end()?;
+            self.open.json = json;
+        }
+        self.open.count(content, &why.reason, self.list.py());
+        self.why = Some(why);
         Ok(())
+    }
+
+    fn read(&self, why: &Bound<'py, PyAny>) -> PyResult<Why> {
+        let py = why.py();
+        Ok(Why {
+            refused: why.clone().unbind(),
+            reason: why.getattr(intern!(py, "reason"))?.unbind(),
+            json: self.types.why_as_json.bind(py).call1((why,))?.extract()?,
+        })
+    }
+
+    /// Give to Python what has been added.
+    pub fn end(&mut self) -> PyResult<()> {
+        let Refusals { count, first_offset, last_offset, latest_ms, by_reason, json } =
+            std::mem::take(&mut self.open);
+        if count == 0 {
+            return Ok(());
+        }
+        let py = self.list.py();
+        let counts = PyDict::new(py);
+        for (reason, count) in by_reason {
+            let before: usize = match counts.get_item(&reason)? {
+                Some(before) => before.extract()?,
+                None => 0,
+            };
+            counts.set_item(reason, before + count)?;
+        }
+        let json = PyBytes::new(py, &json);
+        let values = (count, first_offset, last_offset, latest_ms, counts, json);
+        self.list.append(self.types.refusals.bind(py).call1(values)?)
     }
 }
 
-fn hex<'py>(py: Python<'py>, bytes: &[u8; 32]) -> Bound<'py, PyString> {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut text = [0; 64];
-    for (two, byte) in text.chunks_exact_mut(2).zip(bytes) {
-        two[0] = DIGITS[usize::from(byte >> 4)];
-        two[1] = DIGITS[usize::from(byte & 15)];
+impl Refusals {
+    fn count(&mut self, content: &Content<'_>, reason: &Py<PyAny>, py: Python<'_>) {
+        if self.count == 0 {
+            self.first_offset = content.offset;
+            self.latest_ms = content.timestamp_ms;
+        }
+        self.count += 1;
+        self.last_offset = content.offset;
+        self.latest_ms = self.latest_ms.max(content.timestamp_ms);
+        match self.by_reason.last_mut() {
+            Some((last, count)) if last.is(reason) => *count += 1,
+            _ => self.by_reason.push((reason.clone_ref(py), 1)),
+        }
     }
-    PyString::new(py, std::str::from_utf8(&text).expect("hexadecimal digits"))
+}
+
+impl Content<'_> {
+    /// Write the fields of `schemas.quarantine.Refusal`, in their order.
+    fn write(&self, why: &[u8], json: &mut Vec<u8>) {
+        let &Self { offset, timestamp_ms, value } = self;
+        let (size, body) = (value.len(), &value[..value.len().min(MAX_BODY)]);
+        json.reserve(2 * body.len() + why.len() + 256);
+        put(json, format_args!("{{\"offset\":{offset},\"timestamp_ms\":{timestamp_ms},"));
+        json.extend_from_slice(why);
+        json.extend_from_slice(b",\"sha256\":\"");
+        encode(&HEXLOWER, &Sha256::digest(value), json);
+        put(json, format_args!("\",\"size\":{size},\"body\":\""));
+        encode(&BASE64, body, json);
+        put(json, format_args!("\",\"is_trimmed\":{}}}", size > MAX_BODY));
+    }
+}
+
+fn put(json: &mut Vec<u8>, text: fmt::Arguments<'_>) {
+    json.write_fmt(text).expect("a vector takes all that is written")
+}
+
+fn encode(encoding: &Encoding, bytes: &[u8], json: &mut Vec<u8>) {
+    let begin = json.len();
+    json.resize(begin + encoding.encode_len(bytes.len()), 0);
+    encoding.encode_mut(bytes, &mut json[begin..]);
 }
