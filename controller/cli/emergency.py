@@ -87,8 +87,7 @@ async def deliver(
     Commands that lower and get no result from Kafka go to the daemon over HTTP. Raises
     EventLogUnavailable, with what to do next, when Kafka was not reached and no daemon took them.
     """
-    is_lowering = all(command.verb in ALWAYS_ACCEPTED for command in commands)
-    daemon, missing = known_daemon() if is_lowering else (None, "")
+    daemon, missing = known_daemon() if _are_lowering(commands) else (None, "")
     try:
         answers = await send_commands(
             commands,
@@ -100,13 +99,12 @@ async def deliver(
         )
     except EventLogUnavailable as trouble:
         if daemon is None:
-            raise EventLogUnavailable(f"{trouble}\n{_advice(commands, missing)}") from trouble
+            raise EventLogUnavailable(_advised(str(trouble), commands, missing)) from trouble
         answers = CommandResults(error=str(trouble))
         await _ask(daemon, commands, answers)
         if not answers.results and not answers.is_pending:
-            raise EventLogUnavailable(
-                f"{trouble}\n{answers.detour}\n{_advice(commands, '')}"
-            ) from trouble
+            why = f"{trouble}\n{answers.detour}"
+            raise EventLogUnavailable(_advised(why, commands, "")) from trouble
         return answers
     unanswered = [command for command in commands if command.id not in answers.results]
     if daemon is not None and unanswered:
@@ -114,24 +112,32 @@ async def deliver(
     return answers
 
 
+def _advised(trouble: str, commands: Sequence[Command], missing: str) -> str:
+    """Return a trouble with Kafka and what to do next, which is said once: a trouble may say it."""
+    advice = _advice(commands, missing)
+    if "next: " not in trouble:
+        return f"{trouble}\nnext: {advice}"
+    return f"{trouble}\nor {advice}" if _are_lowering(commands) else f"{trouble}, then repeat"
+
+
+def _are_lowering(commands: Sequence[Command]) -> bool:
+    return all(command.verb in ALWAYS_ACCEPTED for command in commands)
+
+
 def _advice(commands: Sequence[Command], missing: str) -> str:
-    """Return what to do next while Kafka is away, in one sentence."""
-    lowering = [command for command in commands if command.verb in ALWAYS_ACCEPTED]
-    if len(lowering) < len(commands):
+    """Return what to do while Kafka is away, in one sentence."""
+    if not _are_lowering(commands):
         return (
-            "next: restore Kafka or fix its address (--bootstrap-servers, --config), then repeat; "
+            "restore Kafka or fix its address (--bootstrap-servers, --config), then repeat; "
             "`rolloutctl doctor` asks a replica without Kafka; while Kafka is away only rollback, "
             "abort, kill and pause can be given, over HTTP"
         )
     if missing:
         return (
-            f"next: to send {dashed(lowering[0].verb)} without Kafka, {missing} and repeat (see "
+            f"to send {dashed(commands[0].verb)} without Kafka, {missing} and repeat (see "
             f"ops/operating.md), or lower the flag in its flag plane"
         )
-    return (
-        "next: try another replica's address in ROLLOUTCTL_DAEMON, or lower the flag in its flag "
-        "plane"
-    )
+    return "try another replica's address in ROLLOUTCTL_DAEMON, or lower the flag in its flag plane"
 
 
 async def _ask(daemon: DaemonAddress, commands: Sequence[Command], answers: CommandResults) -> None:

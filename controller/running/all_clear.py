@@ -30,14 +30,10 @@ from controller.health import Faults, Scope
 from controller.notifying.notifier import NewsLog
 from controller.ports import AlertQueue, Clock, PlaneStanding
 from controller.running.open_alerts import EVENT_FAULTS_REPEATED_SECONDS, OpenAlerts
-from controller.running.visibility import needs_watching, why_unneeded
+from controller.running.visibility import needs_watching, pause_after, why_unneeded
 from schemas.alert import Alert
 from schemas.terms import AlertKind, Severity
 
-CHECK_EVERY_SECONDS: Final = 1.0
-#: With thousands of open alerts checks are rarer, as those of what is watched (`visibility.py`).
-CHECKED_PER_SECOND: Final = 3_000
-CHECK_AT_LEAST_EVERY_SECONDS: Final = 3.0
 #: For so long a trouble has to be over, and its alert open: whoever told of it says so in a few
 #: seconds where it lives.
 OVER_SECONDS: Final = 20.0
@@ -107,9 +103,7 @@ class AllClears:
             tasks.create_task(self._follow(), name="all_clear:follow")
             while True:
                 await self.check()
-                seconds = len(self._open) / CHECKED_PER_SECOND
-                pause = min(max(seconds, CHECK_EVERY_SECONDS), CHECK_AT_LEAST_EVERY_SECONDS)
-                await asyncio.sleep(pause)
+                await asyncio.sleep(pause_after(len(self._open)))
 
     async def _follow(self) -> None:
         while True:

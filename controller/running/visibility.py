@@ -34,9 +34,10 @@ from controller.telemetry import Metrics
 from schemas.terms import AlertKind, Severity
 
 CHECK_EVERY_SECONDS: Final = 1.0
-#: With thousands of rollouts checks are rarer: one of ten thousand takes 50 ms, among other work
-#: twice that. It does not depend on the time that checks take: one that others hold up must not
-#: delay the next. A reason is noticed by the next check, and confirmed by the one after it.
+#: With thousands of rollouts or alerts checks are rarer: one of ten thousand rollouts takes 50 ms,
+#: among other work twice that. It does not depend on the time that checks take: one that others
+#: hold up must not delay the next. A reason is noticed by the next check, and confirmed by the one
+#: after it.
 CHECKED_PER_SECOND: Final = 3_000
 CHECK_AT_LEAST_EVERY_SECONDS: Final = 3.0
 #: A worker gets totals every second, and saves what follows from them in milliseconds.
@@ -149,6 +150,11 @@ class _Episode:
     alerted_at: float | None = None  # None: not confirmed yet
 
 
+def pause_after(checked: int) -> float:
+    """Return the seconds until the next check, where one has `checked` rollouts or alerts."""
+    return min(max(checked / CHECKED_PER_SECOND, CHECK_EVERY_SECONDS), CHECK_AT_LEAST_EVERY_SECONDS)
+
+
 class Visibility:
     """Checks about once a second whether each live rollout is watched."""
 
@@ -230,8 +236,7 @@ class Visibility:
         holders, unheld = self._held.by_flag, self._held.unheld
         views = [view for view in self._rollouts.views() if self._is_to_watch(view)]
         here = {view.flag_key for view in views}
-        seconds = len(holders.keys() | here) / CHECKED_PER_SECOND
-        self._pause_seconds = min(max(seconds, CHECK_EVERY_SECONDS), CHECK_AT_LEAST_EVERY_SECONDS)
+        self._pause_seconds = pause_after(len(holders.keys() | here))
         for flag_key in self._watched_since.keys() - here:
             del self._watched_since[flag_key]
         self._partitions = self._fences.follow(views, now, self._clock.now())

@@ -378,6 +378,10 @@ def main() -> int:
     add("--taken-over", action="store_true", help="measure once each flag has its worker")
     add("--seed", type=int, default=1)
     chosen = parser.parse_args()
+    if min(chosen.events, chosen.flags, chosen.contexts, chosen.rounds) < 1:
+        parser.error("--events, --flags, --contexts and --rounds are 1 or more")
+    if not all(0 <= share < 1 for share in (chosen.poison, chosen.beside_poison or 0.0)):
+        parser.error("--poison and --beside-poison are shares, from 0 to below 1, such as 0.1")
     return run_on_real_servers(partial(measure, chosen))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.cli.emergency import DAEMON_VARIABLE, TOKEN_VARIABLE, _advice, known_daemon
+from controller.cli.emergency import DAEMON_VARIABLE, TOKEN_VARIABLE, _advised, known_daemon
 from schemas.terms import CommandVerb
 from tests.unit.cli.test_sending import sent
 
@@ -40,7 +40,18 @@ def test_a_token_that_cannot_be_read_is_a_thing_to_do(
     monkeypatch.setenv(TOKEN_VARIABLE, str(path))
     daemon, missing = known_daemon()
     assert daemon is None
-    said = _advice([sent(CommandVerb.ROLL_BACK)], missing)
+    said = _advised("no broker answers", [sent(CommandVerb.ROLL_BACK)], missing)
     todo = "write a token into" if has_file else f"let {TOKEN_VARIABLE} name a readable file"
-    assert said.startswith(f"next: to send rollback without Kafka, {todo}")
+    assert said.startswith(f"no broker answers\nnext: to send rollback without Kafka, {todo}")
     assert "for a replica that has this token" in said
+
+
+@pytest.mark.parametrize("verb", [CommandVerb.ROLL_BACK, CommandVerb.FREEZE])
+@pytest.mark.parametrize("missing", ["", "let X name a replica"])
+def test_what_to_do_next_is_said_once(verb: CommandVerb, missing: str) -> None:
+    """A trouble that says it itself is followed by another way, where there is one."""
+    said = _advised("wrong password; next: correct the password", [sent(verb)], missing)
+    assert said.count("next: ") == 1
+    assert said.startswith("wrong password; next: correct the password")
+    assert ("or lower the flag in its flag plane" in said) == (verb is CommandVerb.ROLL_BACK)
+    assert "fix its address" not in said
