@@ -49,9 +49,10 @@ pub struct Refused<'py> {
     open: Refusals,
 }
 
-/// A `RecordRefused`.
+/// What follows from a `RecordRefused`: from its arguments alone, so another one of the same has it.
 struct Why {
     refused: Py<PyAny>,
+    args: Py<PyAny>,
     reason: Py<PyAny>,
     json: Vec<u8>, // reason and detail
 }
@@ -112,7 +113,7 @@ impl<'py> Refused<'py> {
 
     fn push(&mut self, content: &Content<'_>, why: &Bound<'py, PyAny>) -> PyResult<()> {
         let why = match self.why.take() {
-            Some(known) if known.refused.is(why) => known,
+            Some(known) if known.is_of(why)? => known,
             _ => self.read(why)?,
         };
         let before = self.open.json.len();
@@ -135,6 +136,7 @@ impl<'py> Refused<'py> {
         let py = why.py();
         Ok(Why {
             refused: why.clone().unbind(),
+            args: why.getattr(intern!(py, "args"))?.unbind(),
             reason: why.getattr(intern!(py, "reason"))?.unbind(),
             json: self.types.why_as_json.bind(py).call1((why,))?.extract()?,
         })
@@ -159,6 +161,13 @@ impl<'py> Refused<'py> {
         let json = PyBytes::new(py, &json);
         let values = (count, first_offset, last_offset, latest_ms, counts, json);
         self.list.append(self.types.refusals.bind(py).call1(values)?)
+    }
+}
+
+impl Why {
+    fn is_of(&self, why: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let py = why.py();
+        Ok(self.refused.is(why) || self.args.bind(py).eq(why.getattr(intern!(py, "args"))?)?)
     }
 }
 
