@@ -119,7 +119,10 @@ class Ingest:
         )
         self.assignment = assignment = Assignment(dependencies, self._faults)
         self._order = order = PairOrder(
-            dependencies, read_evaluations, read_outcomes, assignment.trial_totals
+            dependencies,
+            (read_evaluations, read_outcomes),
+            assignment.owned,
+            assignment.trial_totals,
         )
         self._fetching = Fetching(dependencies, assignment.owned, has_packed=order.has_packed)
         self._ends = ends = LogEnds(dependencies, assignment)

@@ -9,7 +9,7 @@ here: what a record adds (`partition_totals.py`), fetching and saving (`fetching
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from itertools import accumulate
 from math import inf
@@ -28,6 +28,7 @@ from controller.counting.partition_totals import (
     ReadOutcomes,
     up_to,
 )
+from controller.counting.refusals import MOST_BYTES
 from controller.ports import Record, TopicPartition
 from controller.settings import CountingSettings
 from schemas.envelope import MAX_AHEAD_MS
@@ -45,10 +46,10 @@ _FIELDS_PER_EVALUATION = 2
 # Counters are frozen so many at a time. Rarely, because no collection visits again whatever else
 # exists at that moment.
 _FROZEN_COUNTERS = 500
-# What refused records of one partition take while they wait for a save, at most: four full records
-# of the quarantine topic, which is 5,000 refusals of small values. With less, a flood of bad
-# records would save more often than good traffic does. Each save costs as much as a thousand
-# records.
+# What refused records of one partition take while they wait for a save, at most: the bytes of four
+# full records of the quarantine topic, or some 5,000 refusals of small values. With less, a flood
+# of bad records would save more often than good traffic does. Each save costs as much as a thousand
+# records. With many partitions it is less: what all have together may wait for the quarantine.
 _REFUSED_BYTES_PER_SAVE = 4 * MAX_JSON
 FOLDED_AT_ONCE = 1000  # records of a partition: 4 ms or so by the reference, 1 by the native fold
 #: So many records after one that failed are tried first. That takes several times as long as
@@ -67,23 +68,24 @@ class PairOrder:
     def __init__(
         self,
         dependencies: Dependencies,
-        read_evaluations: ReadEvaluations,
-        read_outcomes: ReadOutcomes,
+        readers: tuple[ReadEvaluations, ReadOutcomes],
+        owned: Sized,
         trial: Callable[[TopicPartition], PartitionTotals],
     ) -> None:
-        """`trial` makes empty totals to try records on, which are never saved.
+        """`owned` are the partitions that this replica has.
 
-        It is `Assignment.trial_totals`.
+        `trial` makes empty totals to try records on, which are never saved. It is
+        `Assignment.trial_totals`.
         """
         self._events = dependencies.events
         self._clock = dependencies.clock
         self._settings: CountingSettings = dependencies.settings
         self._pacing = dependencies.pacing
+        self._owned = owned
         self._trial = trial
         self._sampling = dependencies.sampling
-        self._read_evaluations = read_evaluations
-        self._read_outcomes = read_outcomes
-        self.has_packed = isinstance(read_evaluations, Packed) or isinstance(read_outcomes, Packed)
+        self._read_evaluations, self._read_outcomes = readers
+        self.has_packed = any(isinstance(read, Packed) for read in readers)
         self._at_once = min(FOLDED_AT_ONCE, self._settings.fetch_max_records)
         self._unfrozen_counters = 0
         self._now_ms = 0
@@ -130,7 +132,8 @@ class PairOrder:
             or not owned.pending
         ):
             return 0
-        if totals.refused_bytes >= _REFUSED_BYTES_PER_SAVE:
+        share = MOST_BYTES // len(self._owned)
+        if totals.refused_bytes >= min(_REFUSED_BYTES_PER_SAVE, share):
             return 0
         if totals.position - owned.counted_from >= self._settings.max_unsaved_records:
             return 0

@@ -36,9 +36,9 @@ class RefusalBatch:
 Quarantine = Callable[[Sequence[RefusalBatch]], Awaitable[None]]
 
 # What waits at most, of all partitions together: a minute of 3,300 events a second of which a tenth
-# is refused.
-MOST_REFUSALS = 20_000
+# is refused, if they have a kilobyte.
 MOST_BYTES = 16 * 1024 * 1024
+MOST_REFUSALS = 60_000  # of small ones
 _NAME = "quarantine"
 _REMEDY = (
     "check that the quarantine topic exists, takes writes, and has min.insync.replicas in sync"

@@ -108,7 +108,7 @@ def test_refusals_share_records_alike() -> None:
         (b'{"a":"' + b"y" * 2_000, 7),
         (EVALUATION.replace(b'"on"', b'"\\u0022\\\\on"'), NOW_MS),
     ]
-    floods = [[one] for one in kinds] + [kinds]
+    floods = [[one] for one in kinds] + [kinds, [(kinds[0][0], -1)]]
     for flood in floods:
         what = [
             Sent(value, b"k", timestamp_ms, ())

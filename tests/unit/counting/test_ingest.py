@@ -10,6 +10,7 @@ import pytest
 from controller.counting.refusals import RefusalBatch
 from controller.health import Scope
 from controller.settings import CountingSettings
+from schemas import quarantine
 from schemas.totals import lately_changed
 from tests.records import arms_in, at_ms
 from tests.unit.counting.ingest_bench import (
@@ -269,6 +270,30 @@ async def test_a_save_waits_until_there_is_room_for_its_refusals(
     assert sum(len(refusals) for _, _, refusals in bench.quarantined) == 800
 
 
+async def test_what_many_partitions_have_for_a_save_may_wait_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a flood in all of them none drops the details of others for want of room."""
+    most = 40_000
+    monkeypatch.setattr("controller.counting.refusals.MOST_BYTES", most)
+    monkeypatch.setattr("controller.counting.pair_order.MOST_BYTES", most)
+    bench = Bench(
+        partitions=8, settings=make_settings(fetch_max_records=1, flush_interval_seconds=1.0)
+    )
+    for topic in (EVALUATIONS, OUTCOMES):
+        for partition in range(8):
+            for _ in range(40):
+                bench.broker.append(topic, b"{", partition=partition, timestamp_ms=at_ms(NOW))
+    async with bench.running() as ingest:
+        await until(bench.is_all_saved)
+        assert ingest.refusals.dropped == 0
+    written = [
+        some for _, _, refusals in bench.quarantined for some in quarantine.written(refusals)
+    ]
+    assert sum(some.count for some in written) == 640
+    assert max(some.size for some in written) <= most / 16
+
+
 async def test_counting_does_not_wait_for_a_quarantine_that_is_away() -> None:
     """One bad record and no quarantine.
 
@@ -303,4 +328,8 @@ async def test_more_poison_than_one_quarantine_record_holds() -> None:
     assert [refusal.offset for _, _, refusals in bench.quarantined for refusal in refusals] == list(
         range(1234)
     )
+    refusal_reason = bench.quarantined[0][2][0].reason.value
     assert bench.progress(OUTCOMES).quarantined == 1234
+    label = {"reason": refusal_reason}
+    found = bench.metrics.registry.get_sample_value("rolloutd_quarantined_total", label)
+    assert found == 1234

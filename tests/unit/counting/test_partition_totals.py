@@ -399,3 +399,15 @@ def test_a_newer_document_moves_the_timeline() -> None:
     counting.batch(evaluation("b", "on", T0 + 2 * HOUR))
     assert counting.arms[TREATMENT].exposures == 1
     assert counting.records.late == 1
+
+
+def test_bytes_of_refusals_are_those_since_they_were_taken() -> None:
+    """A save begins anew with what the refusals take that wait for it."""
+    totals = Counting().owner.totals
+    for position in (totals.position, totals.position + 2):
+        for number in range(2):
+            totals.set_aside(make_record(position + number, b"{"), "it cannot be counted")
+        expected = sum(some.size for some in totals.refused)
+        assert totals.refused_bytes == expected > 0
+        assert sum(some.count for some in totals.take_refused()) == 2
+        assert (totals.refused, totals.refused_bytes) == ([], 0)

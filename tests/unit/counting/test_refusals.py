@@ -192,20 +192,20 @@ async def test_a_backlog_is_bounded_and_says_what_it_dropped() -> None:
     bench = Bench(trouble=EventLogUnavailable("down"))
     with capture_logs() as logs:
         async with bench.running() as backlog:
-            for lot in range(30):
+            for lot in range(70):
                 backlog.add("e", 0, make_refusals(1000 * lot, 1000))
             waiting = backlog.waiting
             bench.trouble = None
             while backlog.waiting:
                 await asyncio.sleep(0)
     assert waiting == MOST_REFUSALS
-    assert backlog.dropped == 30_000 - MOST_REFUSALS
+    assert backlog.dropped == 70_000 - MOST_REFUSALS
     dropped = [log for log in logs if log["event"] == "refusals_dropped"]
     assert [(log["from_offset"], log["to_offset"]) for log in dropped] == [
         (MAX_REFUSALS * lot, MAX_REFUSALS * lot + MAX_REFUSALS - 1) for lot in range(20)
     ]
     offsets = [offset for _, _, some in bench.published for offset in some]
-    assert offsets == list(range(10_000, 30_000))
+    assert offsets == list(range(10_000, 70_000))
 
 
 @pytest.mark.parametrize("mistake", [ValueError("a bug"), KeyError("a bug")])

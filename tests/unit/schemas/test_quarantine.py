@@ -139,7 +139,19 @@ def test_refusals_of_many_kinds_are_joined_in_their_order() -> None:
         quarantine.refusal(200, ARRIVAL + 5, b"y", late),
         quarantine.refusal(201, -1, None, REFUSED),
     ]
-    [some] = quarantine.joined([*quarantine.written(first), *quarantine.written(more)])
+    [some] = quarantine.joined(
+        [one for part in (first, more[:1], more[1:]) for one in quarantine.written(part)]
+    )
     assert refusals_in([some]) == [*first, *more]
     assert some == quarantine.written([*first, *more])[0]
     assert json.loads(quarantine.encode("t", 0, some))["time"] == format_time(time_of(ARRIVAL + 5))
+
+
+@pytest.mark.parametrize(("spare", "expected"), [(0, 1), (-1, 2)])
+def test_a_record_is_filled_to_its_last_byte(
+    monkeypatch: pytest.MonkeyPatch, spare: int, expected: int
+) -> None:
+    """The comma between two counts, one behind the last does not: there is none."""
+    whole = written(3, b"x")
+    monkeypatch.setattr(quarantine, "MAX_JSON", len(whole.json) + spare)
+    assert len(quarantine.written(refusals(3, b"x"))) == expected

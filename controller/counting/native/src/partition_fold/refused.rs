@@ -44,12 +44,12 @@ impl Refuser {
 /// What was refused in a run, until its end.
 pub struct Refused<'py> {
     types: Arc<Types>,
-    list: Bound<'py, PyList>, // gets `Refusals`
+    list: Bound<'py, PyList>, // gets `WrittenRefusals`
     why: Option<Why>,         // of the last one: a faulty sender makes one fault
     open: Refusals,
 }
 
-/// What follows from a `RecordRefused`: from its arguments alone, so another one of the same has it.
+/// What follows from a `RecordRefused`, and from its arguments alone.
 struct Why {
     refused: Py<PyAny>,
     args: Py<PyAny>,
@@ -57,7 +57,7 @@ struct Why {
     json: Vec<u8>, // reason and detail
 }
 
-/// What becomes the next `Refusals` of Python.
+/// What becomes the next `WrittenRefusals` of Python.
 #[derive(Default)]
 struct Refusals {
     count: usize,
