@@ -315,11 +315,12 @@ def warn_by_settings(document: PlanDocument, config: Path | None) -> None:
 
 def kafka_advice(trouble: EventLogUnavailable) -> str:
     """Return what to do when Kafka is not reached, without what the trouble says itself."""
-    return _WITHOUT_KAFKA if _is_advised(trouble) else _KAFKA_ADVICE
+    return _WITHOUT_KAFKA if is_advised(str(trouble)) else _KAFKA_ADVICE
 
 
-def _is_advised(trouble: EventLogUnavailable) -> bool:
-    return "next: " in str(trouble) or "start rolloutd" in str(trouble)
+def is_advised(trouble: str) -> bool:
+    """Return whether a trouble with Kafka says itself what to do next."""
+    return "next: " in trouble or "start rolloutd" in trouble
 
 
 def perform(work: Coroutine[Any, Any, T]) -> T:
@@ -336,7 +337,7 @@ def perform(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
     except EventLogUnavailable as trouble:
-        advice = "" if _is_advised(trouble) else f"\n{_KAFKA_ADVICE}"
+        advice = "" if is_advised(str(trouble)) else f"\n{_KAFKA_ADVICE}"
         fail(f"{trouble}{_last_warning}{advice}", EXIT_UNREACHABLE)
     except BadInput as refused:  # unusable certificates are noticed only on connecting
         fail(f"{refused}", EXIT_CONFIG)

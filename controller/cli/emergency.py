@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from pydantic import ValidationError
 
+from controller.cli.common import is_advised
 from controller.cli.daemon_http import trusted
 from controller.cli.operator_client import CommandResults, send_commands
 from controller.cli.rendering import dashed
@@ -115,7 +116,7 @@ async def deliver(
 def _advised(trouble: str, commands: Sequence[Command], missing: str) -> str:
     """Return a trouble with Kafka and what to do next, which is said once: a trouble may say it."""
     advice = _advice(commands, missing)
-    if "next: " not in trouble:
+    if not is_advised(trouble):
         return f"{trouble}\nnext: {advice}"
     return f"{trouble}\nor {advice}" if _are_lowering(commands) else f"{trouble}, then repeat"
 
