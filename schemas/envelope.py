@@ -14,13 +14,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
 from itertools import islice
 from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
+from schemas.record_refused import refuse
 from schemas.terms import NAME, NAME_PATTERN, QuarantineReason
 
 SPEC_VERSION = "1.0"
@@ -44,8 +44,6 @@ MAX_TIME_MS = 253_402_300_799_999
 #: Characters of `id`, `source`, `subject` and the like.
 MAX_ATTRIBUTE = 1024
 MAX_CONTEXT_ID = 256
-#: Characters of a refusal's detail that others wrote.
-_MAX_QUOTED = 200
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -55,36 +53,6 @@ _STRUCTURED = frozenset(
 )
 
 Headers = Sequence[tuple[str, bytes | None]]
-
-
-class RecordRefused(Exception):
-    """A record that cannot be used. It goes to quarantine, and the next one is read.
-
-    Made from a reason, the problem and how to fix it. What the problem quotes from the record is
-    escaped and cut when the detail is first read. Refusing is therefore cheap, and the detail may
-    be logged and shown as it is.
-    """
-
-    args: tuple[QuarantineReason, str, str]
-
-    @cached_property
-    def reason(self) -> QuarantineReason:
-        """Why it was refused."""
-        return self.args[0]
-
-    @cached_property
-    def detail(self) -> str:
-        """What is wrong, where, and how to fix it: printable ASCII, bounded."""
-        _, problem, fix = self.args
-        return f"{ascii(problem[:_MAX_QUOTED])[1:-1][:_MAX_QUOTED]}; {fix}"
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}"
-
-
-def refuse(reason: QuarantineReason, problem: str, fix: str) -> NoReturn:
-    """Raise RecordRefused."""
-    raise RecordRefused(reason, problem, fix)
 
 
 # --- names, contexts, times ---

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from schemas.envelope import MAX_TIME_MS, Headers, RecordRefused
+from schemas.envelope import MAX_TIME_MS, Headers
+from schemas.record_refused import RecordRefused
 
 #: Context id, flag key, variant, time in ms.
 EvaluationFields = tuple[str, str, str, int]

@@ -17,15 +17,14 @@ import msgspec
 from schemas.envelope import (
     MAX_CONTEXT_ID,
     MAX_TIME_MS,
-    RecordRefused,
     check_time,
     check_value,
     is_context_id,
     is_name,
-    refuse,
     why_no_json,
 )
 from schemas.events import R, Readable
+from schemas.record_refused import RecordRefused, refuse
 from schemas.terms import QuarantineReason
 
 #: Below this a `creationDate` is in seconds (the code's unit), from here on in milliseconds (the
@@ -66,7 +65,7 @@ def read_evaluations(
         try:
             event = _read(record, latest_ms)
         except RecordRefused as refusal:
-            refused(record, refusal)
+            refused(record, refusal.alone())
             continue
         yield event
 

@@ -25,15 +25,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from schemas.envelope import (
-    MAX_TIME_MS,
-    RecordRefused,
-    check_time,
-    is_context_id,
-    is_name,
-    refuse,
-    why_no_json,
-)
+from schemas.envelope import MAX_TIME_MS, check_time, is_context_id, is_name, why_no_json
 from schemas.events import Contents, EvaluationFields, OutcomeFields, Readable
 from schemas.otlp_encodings import (
     BODY_VALUE,
@@ -42,6 +34,7 @@ from schemas.otlp_encodings import (
     protobuf_encoding,
 )
 from schemas.outcome import MAX_CONVERSIONS, MAX_DURATION_SECONDS, MAX_FLAGS
+from schemas.record_refused import RecordRefused, refuse
 from schemas.terms import QuarantineReason
 
 #: Kafka's default limit of a record.
@@ -147,7 +140,7 @@ class OtlpReaders:
                 except RecordRefused as refused:
                     problems.add(refused)
         except RecordRefused as refused:
-            return Contents((), refused)
+            return Contents((), refused.alone())
         return Contents(events, problems.refusal(len(events)))
 
     def evaluations_of_spans(
@@ -176,7 +169,7 @@ class OtlpReaders:
                     except RecordRefused as refused:
                         problems.add(refused)
         except RecordRefused as refused:
-            return Contents((), refused)
+            return Contents((), refused.alone())
         return Contents(events, problems.refusal(len(events)))
 
     def outcomes_of_spans(
@@ -199,7 +192,7 @@ class OtlpReaders:
                     except RecordRefused as refused:
                         problems.add(refused)
         except RecordRefused as refused:
-            return Contents((), refused)
+            return Contents((), refused.alone())
         return Contents(events, problems.refusal(len(events)))
 
     def _outcomes(

@@ -16,7 +16,8 @@ from typing import Annotated
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.envelope import RecordRefused, time_of, write
+from schemas.envelope import time_of, write
+from schemas.record_refused import RecordRefused
 from schemas.terms import QuarantineReason
 
 TYPE = "io.rolloutd.quarantine.v1"

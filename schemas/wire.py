@@ -22,7 +22,6 @@ from schemas.envelope import (
     MAX_OPENINGS,
     MAX_TIME_MS,
     Headers,
-    RecordRefused,
     binary_attributes,
     check_time,
     check_value,
@@ -30,11 +29,11 @@ from schemas.envelope import (
     is_name,
     is_structured,
     known_times,
-    refuse,
     time_in_ms,
     why_no_json,
 )
 from schemas.events import EvaluationFields, OutcomeFields, R, Readable
+from schemas.record_refused import RecordRefused, refuse
 from schemas.structs import (
     EvaluatedFlagData,
     EvaluationData,
@@ -48,7 +47,6 @@ from schemas.structs import (
 from schemas.terms import QuarantineReason
 
 __all__ = [
-    "CUT_OFF",
     "EvaluationEvent",
     "OutcomeEvent",
     "RecordRefused",
@@ -211,10 +209,6 @@ def _refusal(error: Exception) -> RecordRefused:
     return refused
 
 
-#: Why a record is refused that ends too early, in the words of `msgspec`.
-CUT_OFF: Final = _refusal(msgspec.DecodeError("Input data was truncated"))
-
-
 def _binary_time(headers: Headers, timestamp_ms: int, expected_type: str) -> int:
     """Return a binary event's time after checking its attributes."""
     attributes = binary_attributes(headers)
@@ -297,7 +291,7 @@ def read_evaluations(
             if variant not in known_names:
                 _name(variant, "feature_flag.result.variant")
         except RecordRefused as refusal:
-            refused(record, refusal)
+            refused(record, refusal.alone())
             continue
         yield context_id, flag_key, variant, time_ms
 
@@ -372,7 +366,7 @@ def read_outcomes(
             latency_ms = None if data.duration is None else data.duration * 1000.0
             is_error = data.error_type is not None
         except RecordRefused as refusal:
-            refused(record, refusal)
+            refused(record, refusal.alone())
             continue
         yield record, context_id, time_ms, flags, is_error, latency_ms, conversions
 
@@ -426,8 +420,7 @@ class _One:
 
 
 def _raise(record: Readable, refused: RecordRefused) -> NoReturn:
-    # Not `refused` itself, which may be cached: its traceback would keep this record alive.
-    raise RecordRefused(*refused.args)
+    raise refused.alone()  # it may be cached, and would keep this record
 
 
 def decode_evaluation(

@@ -19,9 +19,10 @@ from controller.counting.folding.flags_to_count import FlagsToCount
 from controller.counting.partition_totals import PartitionTotals, ReadEvaluations, ReadOutcomes
 from controller.ports import Record
 from schemas.counters import COUNTERS, Shape
-from schemas.envelope import MAX_TIME_MS, RecordRefused
+from schemas.envelope import MAX_TIME_MS
 from schemas.events import Contents, Packed, Readable, Unpack
 from schemas.quarantine import Refusal, WrittenRefusals
+from schemas.record_refused import RecordRefused
 from schemas.totals import ArmCounts, decode_arm, encode_progress, parse_field
 from schemas.wire import (
     decode_evaluation,
@@ -50,6 +51,11 @@ def refusals_in(written: Iterable[WrittenRefusals]) -> list[Refusal]:
         assert dict(some.by_reason) == Counter(one.reason for one in read)
         refusals += read
     return refusals
+
+
+def is_alone(refused: RecordRefused) -> bool:
+    """Return whether a refusal keeps nothing of where it was raised."""
+    return not (refused.__traceback__ or refused.__context__ or refused.__cause__)
 
 
 def distinct_counts() -> dict[str, Any]:

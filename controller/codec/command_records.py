@@ -26,16 +26,9 @@ from controller.errors import CommandRefused, CommandUnreadable
 from controller.plans import lint
 from controller.text import describe_faults, excerpt, printable
 from schemas.command import TYPE, Command, Issuer
-from schemas.envelope import (
-    MAX_AHEAD_MS,
-    Headers,
-    RecordRefused,
-    check_time,
-    check_value,
-    parse_json,
-    refuse,
-)
+from schemas.envelope import MAX_AHEAD_MS, Headers, check_time, check_value, parse_json
 from schemas.envelope import read as read_envelope
+from schemas.record_refused import RecordRefused, refuse
 from schemas.terms import ALWAYS_ACCEPTED, NAME, CommandVerb, QuarantineReason, verb_named
 
 _ISSUER: Final[TypeAdapter[str]] = TypeAdapter(Issuer)

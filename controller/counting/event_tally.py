@@ -35,7 +35,7 @@ from controller.counting.flag_tally import EventSample, FlagTally, OutcomeReadin
 from controller.counting.folding.flags_to_count import FlagsToCount
 from controller.ports import Record, TopicPartition
 from schemas import wire
-from schemas.envelope import MAX_TIME_MS, RecordRefused
+from schemas.envelope import MAX_TIME_MS
 from schemas.events import (
     EvaluationFields,
     EvaluationReader,
@@ -43,6 +43,7 @@ from schemas.events import (
     OutcomeReader,
     Packed,
 )
+from schemas.record_refused import RecordRefused
 from schemas.terms import EventClass, EventRemark
 
 #: Flags without a rollout of which samples and counts are kept.

@@ -43,8 +43,7 @@ _NAME = "quarantine"
 _REMEDY = (
     "check that the quarantine topic exists, takes writes, and has min.insync.replicas in sync"
 )
-# Batches that wait are published together: each request costs as much CPU as three hundred
-# refusals, whatever it holds.
+# Batches that wait are published together: a request costs CPU, whatever it holds.
 _BATCHES_AT_ONCE = 8
 _MISTAKES = 3  # of ours with one batch; then its details are given up
 

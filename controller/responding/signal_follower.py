@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from controller.errors import OperatingTrouble
 from controller.health import Faults, Scope
 from controller.ports import Record, TopicPartition
-from schemas.envelope import MAX_TIME_MS, RecordRefused
+from schemas.envelope import MAX_TIME_MS
 from schemas.envelope import read as read_envelope
+from schemas.record_refused import RecordRefused
 from schemas.signal import TYPE, Signal
 
 RECORDS_PER_FETCH: Final = 100

@@ -18,7 +18,7 @@ import resource
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -100,34 +100,38 @@ def records(options: LoadOptions, recount: Recount) -> Iterator[tuple[str, bytes
         arm, variant = (Arm.TREATMENT, "on") if is_treated else (Arm.CONTROL, "off")
         key = f"user-{context:08d}"
         topic = "evaluations" if number % 2 == 0 else "outcomes"
-        if chance.random() < options.poison:
-            recount.poison += 1
-            value = _cut_off(topic, number)
-            recount.bytes += len(value)
-            yield topic, key.encode(), value
-            continue
         served = {"feature_flag.key": flag_key, "feature_flag.result.variant": variant}
         named: dict[str, Any] = {"feature_flag.context.id": key}
+        is_error = chance.random() < 0.01
         if topic == "evaluations":
             kind, data = evaluation.TYPE, {**served, **named}
-            recount.note_evaluation(flag_key, arm, context)
         else:
-            is_error = chance.random() < 0.01
             took = round(chance.expovariate(20), 6)
             data = {**named, "http.server.request.duration": took, "rolloutd.flags": [served]}
             kind, data = outcome.TYPE, {**data, **({"error.type": "500"} if is_error else {})}
-            recount.note_outcome(flag_key, arm, context, is_error=is_error)
         head = {"specversion": "1.0", "source": "/checkout-api", "id": f"{number:08x}"}
         event = {**head, "time": moment, "type": kind, "data": data}
         value = json.dumps(event, separators=(",", ":")).encode()
+        if chance.random() < options.poison:
+            recount.poison += 1
+            value = chance.choice(POISON)(value)
+        elif topic == "evaluations":
+            recount.note_evaluation(flag_key, arm, context)
+        else:
+            recount.note_outcome(flag_key, arm, context, is_error=is_error)
         recount.bytes += len(value)
         yield topic, key.encode(), value
 
 
-def _cut_off(topic: str, number: int) -> bytes:
-    """Return an event that ends too early."""
-    kind = topic.removesuffix("s").encode()
-    return b'{"specversion":"1.0","type":"io.rolloutd.%b.v1","id":"%d"' % (kind, number)
+#: What is made of an event that is to be refused: what faulty senders send, in equal shares.
+POISON: Sequence[Callable[[bytes], bytes]] = (
+    lambda event: event[: len(event) // 2],
+    lambda event: b"\x00\x00\x00\x01\xff" + event,  # of a schema registry
+    lambda _: b'{"level":"info","message":"started"}',
+    lambda event: event.replace(b"io.rolloutd.", b"com.example."),
+    lambda event: event.replace(b'"feature_flag.key"', b'"flag"'),
+    lambda event: event.replace(b'"time":"2', b'"time":"3'),  # a thousand years ahead
+)
 
 
 def fill(settings: KafkaSettings, options: LoadOptions) -> Recount:

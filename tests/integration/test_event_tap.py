@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaProducer
 from controller.codec.rollouts import state_event
 from controller.settings import KafkaSettings
 from schemas import quarantine
-from schemas.envelope import RecordRefused
+from schemas.record_refused import RecordRefused
 from schemas.terms import EventFormat, QuarantineReason
 from tests.builders import make_rollout, make_visit
 from tests.cli_process import rolloutctl, spawn

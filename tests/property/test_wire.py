@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from schemas import envelope, evaluation, outcome
-from schemas.envelope import MAX_AHEAD_MS, MAX_TIME_MS, Headers, RecordRefused, is_context_id
+from schemas.envelope import MAX_AHEAD_MS, MAX_TIME_MS, Headers, is_context_id
 from schemas.evaluation import Evaluation
 from schemas.outcome import Outcome
+from schemas.record_refused import RecordRefused
 from schemas.terms import QuarantineReason
 from schemas.wire import EvaluationEvent, OutcomeEvent, decode_evaluation, decode_outcome
 from tests.examples import examples

@@ -19,7 +19,7 @@ from controller.ports import Record
 from schemas.quarantine import WrittenRefusals, why_as_json
 from schemas.terms import Arm, EventFormat
 from schemas.totals import MOST_CHANGED
-from schemas.wire import CUT_OFF, read_evaluations, read_outcomes
+from schemas.wire import read_evaluations, read_outcomes
 
 
 def native_fold(module: Any) -> Callable[..., Fold]:
@@ -38,7 +38,6 @@ def native_fold(module: Any) -> Callable[..., Fold]:
             "sealed_set": SealedSet,
             "refusals": WrittenRefusals,
             "why_as_json": why_as_json,
-            "cut_off": CUT_OFF,
         },
         arms=[Arm.TREATMENT, Arm.CONTROL],
         fault_type=NativeFault,

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from controller.ports import Record
-from schemas.envelope import RecordRefused
 from schemas.quarantine import Refusal, WrittenRefusals, refusal, written
+from schemas.record_refused import RecordRefused
 
 
 def refusal_of(record: Record, why: RecordRefused) -> Refusal:

@@ -12,8 +12,8 @@ from controller.adapters.memory import ManualClock
 from controller.counting.refusals import MOST_REFUSALS, RefusalBacklog, RefusalBatch
 from controller.errors import EventLogUnavailable
 from controller.health import Faults, Scope
-from schemas.envelope import RecordRefused
 from schemas.quarantine import MAX_REFUSALS, WrittenRefusals, refusal, written
+from schemas.record_refused import RecordRefused
 from schemas.terms import QuarantineReason
 from tests.records import refusals_in
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from schemas import envelope
-from schemas.envelope import RecordRefused
+from schemas.record_refused import RecordRefused
 from schemas.terms import QuarantineReason
 
 TYPE = "io.rolloutd.test.v1"

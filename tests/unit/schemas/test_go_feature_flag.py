@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from schemas.envelope import Headers, RecordRefused
+from schemas.envelope import Headers
 from schemas.go_feature_flag import read_evaluations
+from schemas.record_refused import RecordRefused
 from schemas.terms import QuarantineReason
+from tests.records import is_alone
 
 AT = 1_795_230_000
 
@@ -82,6 +84,7 @@ def test_what_is_no_evaluation_is_refused(value: bytes | None, reason: Quarantin
     (refused,) = read(value)
     assert isinstance(refused, RecordRefused)
     assert refused.reason is reason
+    assert is_alone(refused)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from schemas.events import Contents, Packed
 from schemas.formats import evaluation_reader, outcome_reader
 from schemas.otlp import MAX_BYTES, MAX_ITEMS
 from schemas.terms import EventFormat, QuarantineReason
+from tests.records import is_alone
 from tests.telemetry import Request, export_of_logs, export_of_spans
 
 AT = 1_795_230_000_000
@@ -361,6 +362,7 @@ def test_what_is_no_export_is_refused_whole(
     assert not contents.events
     assert contents.refused is not None
     assert contents.refused.reason is reason
+    assert is_alone(contents.refused)
 
 
 def test_values_nested_deep_are_not_followed() -> None:

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from schemas import quarantine
-from schemas.envelope import HEADERS, RecordRefused, format_time, read, time_of
+from schemas.envelope import HEADERS, format_time, read, time_of
 from schemas.quarantine import MAX_JSON, MAX_REFUSALS, Quarantined, Refusal, WrittenRefusals
+from schemas.record_refused import RecordRefused
 from schemas.terms import QuarantineReason
 from tests.records import refusals_in
 
@@ -16,9 +17,9 @@ ARRIVAL = 1_795_230_000_000
 REFUSED = RecordRefused(QuarantineReason.NOT_JSON, "JSON is malformed", "send JSON")
 
 
-def refusals(count: int, value: bytes | None, begin: int = 100) -> list[Refusal]:
+def refusals(count: int, value: bytes | None) -> list[Refusal]:
     """Return refusals of one value at offsets 100, 101, ..."""
-    return [quarantine.refusal(begin + number, ARRIVAL, value, REFUSED) for number in range(count)]
+    return [quarantine.refusal(100 + number, ARRIVAL, value, REFUSED) for number in range(count)]
 
 
 def written(count: int, value: bytes | None) -> WrittenRefusals:
@@ -70,7 +71,7 @@ def test_a_record_without_a_value_is_kept_too() -> None:
 
 
 def test_a_full_record_stays_below_the_broker_s_limit() -> None:
-    """Five hundred large refusals take two, none of which is much above half a megabyte."""
+    """Five hundred large refusals take two, each of at most `MAX_JSON` and its envelope."""
     refused = RecordRefused(QuarantineReason.INVALID, '💥\\"' * 500, "fix it" * 20)
     many = [
         quarantine.refusal(2**62 + number, ARRIVAL, b"x" * 200_000, refused)
@@ -86,7 +87,7 @@ def test_a_full_record_stays_below_the_broker_s_limit() -> None:
 def test_ordinary_poison_is_kept_whole() -> None:
     """Five hundred refused records of ordinary size lose nothing.
 
-    And their quarantine record is below half a megabyte.
+    And one quarantine record has room for them.
     """
     value = quarantine.encode("t", 0, written(MAX_REFUSALS, b"x" * 280))
     assert len(value) < 500_000

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from controller.ports import Record
 from schemas import evaluation, outcome
 from schemas.structs import OutcomeData
 from schemas.terms import QuarantineReason
@@ -16,8 +17,10 @@ from schemas.wire import (
     _known_refusals,
     decode_evaluation,
     decode_outcome,
+    read_evaluations,
+    read_outcomes,
 )
-from tests.records import outcome_value
+from tests.records import is_alone, outcome_value
 
 ARRIVAL = 1_795_230_000_000  # 2026-11-21T03:00:00Z
 STRUCTURED = [("content-type", b"application/cloudevents+json; charset=UTF-8")]
@@ -283,6 +286,12 @@ def test_a_refusal_names_its_reason(
     assert refused.value.detail.isascii()
     assert refused.value.detail.isprintable()
     assert "; " in refused.value.detail
+    record = Record("t", 0, 0, ARRIVAL, key, value, headers)
+    kept: list[RecordRefused] = []
+    list(read_evaluations([record], lambda _, why: kept.append(why)))
+    list(read_outcomes([record], lambda _, why: kept.append(why)))
+    assert all(is_alone(one) for one in kept)
+    assert len(kept) in (1, 2)  # one of them is an outcome
 
 
 def test_a_wrong_type_is_told_what_goes_where() -> None:

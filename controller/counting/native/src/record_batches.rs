@@ -69,6 +69,15 @@ pub struct Parts<'a> {
     bytes: &'a [u8],
 }
 
+impl Record {
+    /// A record that has a value and nothing else.
+    pub fn of_value(py: Python<'_>, value: &[u8]) -> Self {
+        let value = Some(PyBytes::new(py, value).unbind());
+        let headers = PyTuple::empty(py).into_any().unbind();
+        Self { offset: 0, timestamp: 0, key: None, value, headers }
+    }
+}
+
 impl Parts<'_> {
     /// Whether the value holds a whole event, as its headers have it (`envelope.is_structured`).
     /// None: Python decides.

@@ -3,9 +3,10 @@
 //! A scan either reads a record exactly as `schemas.wire` does, or says that it is not plain: then
 //! Python reads it, and decides whether and why it is refused. So whatever is unusual is left to
 //! it: escapes, characters beyond ASCII, repeated names, null in a field that counts, odd numbers
-//! and times. Only of a record that ends too early, and is plain up to there, is known why.
+//! and times. Of a record that is plain up to what is wrong with it, a scan may know the problem.
 
 mod named;
+mod problems;
 mod texts;
 mod times;
 
@@ -13,6 +14,7 @@ use std::ops::Range;
 
 use named::push_distinct;
 pub use named::Named;
+pub use problems::{Problem, Unplain};
 use texts::{is_printable, plain_length};
 use times::time_of;
 
@@ -46,15 +48,8 @@ pub struct Outcome<'a> {
     pub is_known: bool, // it has an attribute that is read, beside its context
 }
 
-/// Why a record is not plain.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Unplain {
-    CutOff, // what it holds is plain, and then it ends
-    Other,
-}
-
-pub fn evaluation(value: &[u8]) -> Result<Evaluation<'_>, Unplain> {
-    let mut scan = Scan::new(value).ok_or(Unplain::Other)?;
+pub fn evaluation(value: &[u8]) -> Result<Evaluation<'_>, Unplain<'_>> {
+    let mut scan = Scan::new(value)?;
     evaluation_in(&mut scan).ok_or_else(|| scan.why())
 }
 
@@ -67,13 +62,14 @@ fn evaluation_in<'a>(scan: &mut Scan<'a>) -> Option<Evaluation<'a>> {
             "feature_flag.context.id" => once(&mut context_id, scan.context_id()?),
             "feature_flag.variant" => None, // an older name, which has rules of its own
             _ => scan.skip(),
-        })
+        })?;
+        scan.expect(flag_key.is_some(), Problem::NO_FLAG_KEY)
     })?;
     Some(Evaluation { context_id, flag_key: flag_key?, variant: variant?, time_ms })
 }
 
-pub fn outcome<'a>(value: &'a [u8], named: &mut Named<'a>) -> Result<Outcome<'a>, Unplain> {
-    let mut scan = Scan::new(value).ok_or(Unplain::Other)?;
+pub fn outcome<'a>(value: &'a [u8], named: &mut Named<'a>) -> Result<Outcome<'a>, Unplain<'a>> {
+    let mut scan = Scan::new(value)?;
     outcome_in(&mut scan, named).ok_or_else(|| scan.why())
 }
 
@@ -134,57 +130,75 @@ struct Scan<'a> {
     depth: u32,
     openings: u32,
     is_cut_off: bool, // it failed because there is no more
-    has_data: bool,   // the event's data has ended: something may be missing in it
+    problem: Option<Problem<'a>>,
 }
 
 impl<'a> Scan<'a> {
-    fn new(bytes: &'a [u8]) -> Option<Self> {
+    fn new(bytes: &'a [u8]) -> Result<Self, Unplain<'a>> {
         if bytes.len() > MOST_BYTES || has_many_brackets(bytes) {
-            return None;
+            return Err(Unplain::Other);
         }
         // Once for all texts in it: for each it would cost more than to read it.
-        let value = std::str::from_utf8(bytes).ok()?;
+        let value = std::str::from_utf8(bytes)
+            .map_err(|error| Unplain::of(Problem::NotUtf8 { at: error.valid_up_to() }))?;
         let (at, depth, openings) = (0, 0, 0);
-        Some(Self { value, bytes, at, depth, openings, is_cut_off: false, has_data: false })
+        Ok(Self { value, bytes, at, depth, openings, is_cut_off: false, problem: None })
     }
 
-    fn why(&self) -> Unplain {
-        match self.is_cut_off && !self.has_data {
-            true => Unplain::CutOff,
-            false => Unplain::Other,
+    fn why(&self) -> Unplain<'a> {
+        if self.is_cut_off {
+            return Unplain::of(Problem::CUT_OFF);
         }
+        self.problem.map_or(Unplain::Other, Unplain::of)
+    }
+
+    /// Go on only if something holds.
+    #[inline]
+    fn expect(&mut self, holds: bool, problem: Problem<'a>) -> Option<()> {
+        if !holds {
+            self.is_cut_off = false;
+            self.problem = Some(problem);
+        }
+        holds.then_some(())
     }
 
     /// Read a whole CloudEvent of a type; `data` reads its data. Returns its time.
     fn envelope(
         &mut self,
-        of_type: &str,
+        of_type: &'static str,
         mut data: impl FnMut(&mut Self) -> Option<()>,
     ) -> Option<Option<i64>> {
         let (mut version, mut kind, mut id, mut source) = (None, None, None, None);
         let (mut has_data, mut time_ms) = (None, None);
         self.space();
+        self.begin()?;
         self.object(|scan, name| match name {
-            "specversion" => once(&mut version, scan.exactly("1.0")?),
-            "type" => once(&mut kind, scan.exactly(of_type)?),
+            "specversion" => once(&mut version, scan.exactly(name, "1.0")?),
+            "type" => once(&mut kind, scan.exactly(name, of_type)?),
             "id" => once(&mut id, scan.attribute()?),
             "source" => once(&mut source, scan.attribute()?),
             "time" => once(&mut time_ms, scan.time()?),
             "data" => {
                 data(scan)?;
-                scan.has_data = true;
                 once(&mut has_data, ())
             }
             _ => scan.skip(),
         })?;
+        let found = [version, kind, id, source, has_data];
+        if let Some(present) = found.iter().position(Option::is_none) {
+            self.expect(false, Problem::Missing { present, of_type })?;
+        }
         self.space();
-        let is_whole = self.at == self.bytes.len()
-            && version.is_some()
-            && kind.is_some()
-            && id.is_some()
-            && source.is_some()
-            && has_data.is_some();
-        is_whole.then_some(time_ms)
+        (self.at == self.bytes.len()).then_some(time_ms)
+    }
+
+    /// Look at the first byte.
+    fn begin(&mut self) -> Option<()> {
+        let byte = self.peek()?;
+        let begins_other =
+            byte.is_ascii_digit() || matches!(byte, b'"' | b'-' | b'n' | b't' | b'f');
+        let is_known = byte.is_ascii() && byte != b'{' && !begins_other;
+        self.expect(!is_known, Problem::Begins(self.bytes.get(..=self.at)?))
     }
 
     #[inline]
@@ -274,8 +288,9 @@ impl<'a> Scan<'a> {
         self.value.get(begin..end)
     }
 
-    fn exactly(&mut self, expected: &str) -> Option<()> {
-        (self.text()? == expected).then_some(())
+    fn exactly(&mut self, name: &'a str, expected: &str) -> Option<()> {
+        let text = self.text()?;
+        self.expect(text == expected, Problem::Unexpected { name, text })
     }
 
     fn attribute(&mut self) -> Option<()> {
@@ -299,6 +314,8 @@ impl<'a> Scan<'a> {
                 "feature_flag.result.variant" => once(&mut variant, scan.name()?),
                 _ => scan.skip(),
             })?;
+            scan.expect(key.is_some() || items > 0, Problem::NO_FLAG_KEY_OF_FIRST)?;
+            scan.expect(variant.is_some() || items > 0, Problem::NO_VARIANT_OF_FIRST)?;
             items += 1;
             push_distinct(flags, begin, (key?, variant?), items)
         })?;

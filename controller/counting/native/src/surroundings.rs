@@ -20,7 +20,6 @@ pub struct Types {
     pub sealed_set: Py<PyAny>,
     pub refusals: Py<PyAny>,
     pub why_as_json: Py<PyAny>, // gives what is written of a `RecordRefused`
-    pub cut_off: Py<PyAny>,     // why a record is refused that ends too early
 }
 
 /// Those whose records are read natively.

@@ -21,11 +21,11 @@ impl Others {
         py: Python<'_>,
         records: &Records,
         begin: usize,
-        found: &[Result<T, Unplain>],
+        found: &[Result<T, Unplain<'_>>],
         read: &Bound<'_, PyAny>,
         latest_ms: i64,
     ) -> PyResult<Self> {
-        let is_other = |event: &Result<T, Unplain>| matches!(event, Err(Unplain::Other));
+        let is_other = |event: &Result<T, Unplain<'_>>| matches!(event, Err(Unplain::Other));
         if !found.iter().any(is_other) {
             return Ok(Self::default());
         }
@@ -53,8 +53,8 @@ impl Others {
         Ok(Self { read: read.into_iter() })
     }
 
-    /// The event of the next record. None: it is refused, and reported only now. A record behind
-    /// one that must wait is not: it will be read again.
+    /// The event of the next record, of which there is one. None: it is refused, and reported only
+    /// now. A record behind one that must wait is not: it will be read again.
     pub fn next(&mut self, refused: &mut Refused<'_>) -> PyResult<Option<Py<PyAny>>> {
         match self.read.next() {
             Some(Ok(event)) => Ok(Some(event)),

@@ -4,26 +4,29 @@ use crate::arms::Bucket;
 use crate::fold::Evaluation;
 use crate::hashing::digest_of;
 use crate::record_batches::Parts;
-use crate::scan::{self, Named, Unplain};
+use crate::scan::{self, Named, Problem, Unplain};
 
 /// Furthest that an event's time may be ahead of its record's: `schemas.envelope.MAX_AHEAD_MS`.
 const MAX_AHEAD_MS: i64 = 5 * 60 * 1000;
 
 /// Return the event of a record, or why it does not lie plain in it.
 #[inline]
-pub fn plain_evaluation<'a>(parts: &Parts<'a>, latest_ms: i64) -> Result<Evaluation<'a>, Unplain> {
+pub fn plain_evaluation<'a>(
+    parts: &Parts<'a>,
+    latest_ms: i64,
+) -> Result<Evaluation<'a>, Unplain<'a>> {
     let event = scanned(parts, scan::evaluation)?;
     evaluation_of(parts, event, latest_ms).ok_or(Unplain::Other)
 }
 
-/// What a scan finds in a value that holds a whole event. Of any other value it says nothing: it
-/// does not end too early either.
+/// What a scan finds in a value that holds a whole event. Of any other value it says nothing.
 #[inline]
 fn scanned<'a, T>(
     parts: &Parts<'a>,
-    scan: impl FnOnce(&'a [u8]) -> Result<T, Unplain>,
-) -> Result<T, Unplain> {
+    scan: impl FnOnce(&'a [u8]) -> Result<T, Unplain<'a>>,
+) -> Result<T, Unplain<'a>> {
     match (parts.value, parts.is_structured()) {
+        (None | Some(b""), Some(true)) => Err(Unplain::Refused(Problem::EMPTY)),
         (Some(value), Some(true)) => scan(value),
         _ => Err(Unplain::Other),
     }
@@ -62,7 +65,7 @@ pub fn plain_outcome<'a>(
     named: &mut Named<'a>,
     latest_ms: i64,
     bucket_of: impl FnOnce(f64) -> Bucket,
-) -> Result<PlainOutcome<'a>, Unplain> {
+) -> Result<PlainOutcome<'a>, Unplain<'a>> {
     let event = scanned(parts, |value| scan::outcome(value, named))?;
     let bucket = event.duration_seconds.map(|seconds| bucket_of(seconds * 1000.0));
     outcome_of(parts, event, bucket, latest_ms).ok_or(Unplain::Other)

@@ -44,7 +44,9 @@ impl PartitionFold {
                         let around = self.surroundings.bind(py);
                         counted.add(self.fold.count_evaluation(&around, event, ahead.arm)?);
                     }
-                    Err(Unplain::CutOff) => refused.add_cut_off(&records.parts(py, index))?,
+                    Err(Unplain::Refused(problem)) => {
+                        refused.add_known(&records.parts(py, index), *problem, read)?
+                    }
                     Err(Unplain::Other) => {
                         if let Some(event) = others.next(refused)? {
                             self.count_evaluation_of(py, event.bind(py), &mut counted)?;
@@ -92,8 +94,8 @@ impl PartitionFold {
                         let parts = records.parts(py, index);
                         self.count_plain_outcome(py, event, named, &parts, &mut run)?
                     }
-                    Err(Unplain::CutOff) => {
-                        refused.add_cut_off(&records.parts(py, index))?;
+                    Err(Unplain::Refused(problem)) => {
+                        refused.add_known(&records.parts(py, index), *problem, read)?;
                         true
                     }
                     Err(Unplain::Other) => match others.next(refused)? {
@@ -110,7 +112,10 @@ impl PartitionFold {
         self.counted(py, run.counted, None)
     }
 
-    fn evaluations_ahead<'a>(&self, found: &[Result<Evaluation<'a>, Unplain>]) -> Vec<Ahead<'a>> {
+    fn evaluations_ahead<'a>(
+        &self,
+        found: &[Result<Evaluation<'a>, Unplain<'a>>],
+    ) -> Vec<Ahead<'a>> {
         let mut ahead: Vec<_> = found
             .iter()
             .map(|event| match event {
@@ -131,7 +136,7 @@ impl PartitionFold {
     /// One for each flag that was named.
     fn outcomes_ahead<'a>(
         &self,
-        found: &[Result<PlainOutcome<'a>, Unplain>],
+        found: &[Result<PlainOutcome<'a>, Unplain<'a>>],
         named: &Named<'a>,
     ) -> Vec<Ahead<'a>> {
         let mut ahead = vec![Ahead::default(); named.flags.len()];

@@ -1,22 +1,30 @@
 //! Refused records as they are written, in the order of their offsets: `schemas.quarantine`.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io::Write;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use data_encoding::{Encoding, BASE64, HEXLOWER};
+use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 use sha2::{Digest, Sha256};
 
-use crate::record_batches::Parts;
+use super::events::read_by_python;
+use crate::record_batches::{Parts, Record};
+use crate::scan::Problem;
 use crate::surroundings::Types;
 
 // Those of `schemas.quarantine`.
 const MAX_REFUSALS: usize = 500;
 const MAX_BODY: usize = 1024;
 const MAX_JSON: usize = 480 * 1024;
+
+/// Problems whose words are kept. Senders choose what some of them quote.
+const MOST_KNOWN: usize = 256;
 
 /// What a reader of Python refuses: it is called with a record and why.
 #[pyclass(module = "controller.counting._native")]
@@ -44,8 +52,10 @@ impl Refuser {
 /// What was refused in a run, until its end.
 pub struct Refused<'py> {
     types: Arc<Types>,
-    list: Bound<'py, PyList>, // gets `WrittenRefusals`
-    why: Option<Why>,         // of the last one: a faulty sender makes one fault
+    list: Bound<'py, PyList>,         // gets `WrittenRefusals`
+    why: Option<Rc<Why>>,             // of the last one: a faulty sender makes one fault
+    known: HashMap<Vec<u8>, Rc<Why>>, // by the examples of problems
+    example: Vec<u8>,
     open: Refusals,
 }
 
@@ -77,7 +87,9 @@ struct Content<'a> {
 
 impl<'py> Refused<'py> {
     pub fn new(types: &Arc<Types>, list: &Bound<'py, PyList>) -> Self {
-        Self { types: types.clone(), list: list.clone(), why: None, open: Refusals::default() }
+        let (types, list) = (types.clone(), list.clone());
+        let (known, example, open) = (HashMap::new(), Vec::new(), Refusals::default());
+        Self { types, list, why: None, known, example, open }
     }
 
     pub fn extend(&mut self, refused: Vec<(Py<PyAny>, Py<PyAny>)>) -> PyResult<()> {
@@ -90,32 +102,60 @@ impl<'py> Refused<'py> {
         let (record, why) = (record.bind(py), why.bind(py));
         let value = record.getattr(intern!(py, "value"))?;
         let value: Option<&[u8]> = value.extract()?;
-        self.push(
-            &Content {
-                offset: record.getattr(intern!(py, "offset"))?.extract()?,
-                timestamp_ms: record.getattr(intern!(py, "timestamp"))?.extract()?,
-                value: value.unwrap_or_default(),
-            },
-            why,
-        )
+        let content = Content {
+            offset: record.getattr(intern!(py, "offset"))?.extract()?,
+            timestamp_ms: record.getattr(intern!(py, "timestamp"))?.extract()?,
+            value: value.unwrap_or_default(),
+        };
+        let why = match self.why.take() {
+            Some(known) if known.is_of(why)? => known,
+            _ => self.read(why)?.into(),
+        };
+        self.push(&content, &why)?;
+        self.why = Some(why);
+        Ok(())
     }
 
-    /// Add a record that ends too early.
-    pub fn add_cut_off(&mut self, parts: &Parts<'_>) -> PyResult<()> {
+    /// Add a record of which is known why it is refused; `read` is the reader that refuses it.
+    pub fn add_known(
+        &mut self,
+        parts: &Parts<'_>,
+        problem: Problem<'_>,
+        read: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
         let content = Content {
             offset: parts.place.offset,
             timestamp_ms: parts.place.timestamp,
             value: parts.value.unwrap_or_default(),
         };
-        let types = self.types.clone();
-        self.push(&content, types.cut_off.bind(self.list.py()))
+        let why = self.why_of(problem, read)?;
+        self.push(&content, &why)
     }
 
-    fn push(&mut self, content: &Content<'_>, why: &Bound<'py, PyAny>) -> PyResult<()> {
-        let why = match self.why.take() {
-            Some(known) if known.is_of(why)? => known,
-            _ => self.read(why)?,
+    fn why_of(&mut self, problem: Problem<'_>, read: &Bound<'_, PyAny>) -> PyResult<Rc<Why>> {
+        self.example.clear();
+        problem.write_example(&mut self.example);
+        if let Some(known) = self.known.get(&self.example) {
+            return Ok(known.clone());
+        }
+        let py = read.py();
+        let records = PyList::new(py, [Py::new(py, Record::of_value(py, &self.example))?])?;
+        let (events, refuser) = read_by_python(records.as_any(), read, i64::MAX)?;
+        let events = events.try_iter()?.count();
+        let refused = refuser.borrow_mut().take();
+        let [(_, why)] = refused.as_slice() else {
+            let problem = format!("a reader refuses {problem:?}; it gave {events} events");
+            return Err(PyValueError::new_err(problem));
         };
+        let why = Rc::new(self.read(why.bind(py))?);
+        if self.known.len() >= MOST_KNOWN {
+            self.known.clear();
+        }
+        self.known.insert(self.example.clone(), why.clone());
+        Ok(why)
+    }
+
+    fn push(&mut self, content: &Content<'_>, why: &Why) -> PyResult<()> {
         let before = self.open.json.len();
         if before > 0 {
             self.open.json.push(b',');
@@ -128,7 +168,6 @@ impl<'py> Refused<'py> {
             self.open.json = json;
         }
         self.open.count(content, &why.reason, self.list.py());
-        self.why = Some(why);
         Ok(())
     }
 
