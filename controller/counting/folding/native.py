@@ -16,7 +16,13 @@ from controller.counting.folding.engine import Fold, NativeFault
 from controller.counting.folding.events import Counted
 from controller.counting.native_place import load_native, native_place
 from controller.ports import Record
-from schemas.quarantine import WrittenRefusals, why_as_json
+from schemas.quarantine import (
+    MAX_BODY,
+    MAX_JSON,
+    MAX_REFUSALS,
+    WrittenRefusals,
+    why_as_json,
+)
 from schemas.terms import Arm, EventFormat
 from schemas.totals import MOST_CHANGED
 from schemas.wire import read_evaluations, read_outcomes
@@ -39,6 +45,7 @@ def native_fold(module: Any) -> Callable[..., Fold]:
             "refusals": WrittenRefusals,
             "why_as_json": why_as_json,
         },
+        refusal_limits={"refusals": MAX_REFUSALS, "body": MAX_BODY, "json": MAX_JSON},
         arms=[Arm.TREATMENT, Arm.CONTROL],
         fault_type=NativeFault,
     )

@@ -30,6 +30,7 @@ use crate::fold::Fold;
 use crate::surroundings::{counted_flag, PySurroundings, Readers, Types};
 use events::Waiting;
 use joining::Joined;
+use refused::Limits;
 
 #[pyclass(module = "controller.counting._native")]
 pub struct PartitionFold {
@@ -46,6 +47,7 @@ pub struct PartitionFold {
     most_changed: usize, // flags that are named as changed
     readers: Readers,
     types: Arc<Types>,
+    refusal_limits: Limits,
     arms: [Py<PyAny>; 2], // Arm.TREATMENT and Arm.CONTROL
 }
 
@@ -54,7 +56,7 @@ impl PartitionFold {
     #[new]
     #[pyo3(signature = (flags_to_count, *, counts_exposures, exact_limit, window_ms, bundle_of,
                         indexed_per_turn, most_changed, lowest_bucket, highest_bucket, log_gamma,
-                        readers, types, arms, fault_type))]
+                        readers, types, refusal_limits, arms, fault_type))]
     #[allow(clippy::too_many_arguments)] // named in Python, and called in one place
     fn new(
         flags_to_count: Py<PyAny>,
@@ -69,6 +71,7 @@ impl PartitionFold {
         log_gamma: f64,
         readers: Readers,
         types: Types,
+        refusal_limits: Limits,
         arms: [Py<PyAny>; 2],
         fault_type: Py<PyType>,
     ) -> Self {
@@ -86,6 +89,7 @@ impl PartitionFold {
             most_changed,
             readers,
             types: types.into(),
+            refusal_limits,
             arms,
         }
     }

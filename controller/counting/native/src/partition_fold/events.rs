@@ -75,7 +75,7 @@ impl PartitionFold {
         refused: &Bound<'_, PyList>,
         latest_ms: i64,
     ) -> PyResult<Py<PyAny>> {
-        let mut found = Refused::new(&self.types, refused);
+        let mut found = Refused::new(&self.types, self.refusal_limits, refused);
         let counted = match native(records, read, &self.readers.evaluations) {
             Some(native) => self.plain_evaluations(py, native.get(), read, &mut found, latest_ms),
             None => {
@@ -112,7 +112,7 @@ impl PartitionFold {
         latest_ms: i64,
         waiting: Waiting<'_, '_>,
     ) -> PyResult<Py<PyAny>> {
-        let mut found = Refused::new(&self.types, refused);
+        let mut found = Refused::new(&self.types, self.refusal_limits, refused);
         let counted = match native(records, read, &self.readers.outcomes) {
             Some(native) => {
                 self.plain_outcomes(py, native.get(), read, &mut found, latest_ms, waiting)

@@ -18,10 +18,14 @@ use crate::record_batches::{Parts, Record};
 use crate::scan::Problem;
 use crate::surroundings::Types;
 
-// Those of `schemas.quarantine`.
-const MAX_REFUSALS: usize = 500;
-const MAX_BODY: usize = 1024;
-const MAX_JSON: usize = 480 * 1024;
+/// What one record of the quarantine topic holds at most: `schemas.quarantine`.
+#[derive(FromPyObject, Clone, Copy)]
+#[pyo3(from_item_all)]
+pub struct Limits {
+    pub refusals: usize,
+    pub body: usize, // bytes of each value
+    pub json: usize, // bytes of all refusals
+}
 
 /// Problems whose words are kept. Senders choose what some of them quote.
 const MOST_KNOWN: usize = 256;
@@ -52,6 +56,7 @@ impl Refuser {
 /// What was refused in a run, until its end.
 pub struct Refused<'py> {
     types: Arc<Types>,
+    limits: Limits,
     list: Bound<'py, PyList>,         // gets `WrittenRefusals`
     why: Option<Rc<Why>>,             // of the last one: a faulty sender makes one fault
     known: HashMap<Vec<u8>, Rc<Why>>, // by the examples of problems
@@ -86,10 +91,10 @@ struct Content<'a> {
 }
 
 impl<'py> Refused<'py> {
-    pub fn new(types: &Arc<Types>, list: &Bound<'py, PyList>) -> Self {
+    pub fn new(types: &Arc<Types>, limits: Limits, list: &Bound<'py, PyList>) -> Self {
         let (types, list) = (types.clone(), list.clone());
         let (known, example, open) = (HashMap::new(), Vec::new(), Refusals::default());
-        Self { types, list, why: None, known, example, open }
+        Self { types, limits, list, why: None, known, example, open }
     }
 
     pub fn extend(&mut self, refused: Vec<(Py<PyAny>, Py<PyAny>)>) -> PyResult<()> {
@@ -160,8 +165,9 @@ impl<'py> Refused<'py> {
         if before > 0 {
             self.open.json.push(b',');
         }
-        content.write(&why.json, &mut self.open.json);
-        if before > 0 && (self.open.count == MAX_REFUSALS || self.open.json.len() > MAX_JSON) {
+        content.write(&why.json, self.limits.body, &mut self.open.json);
+        let Limits { refusals, json, .. } = self.limits;
+        if before > 0 && (self.open.count == refusals || self.open.json.len() > json) {
             let json = self.open.json.split_off(before + 1);
             self.open.json.truncate(before);
             self.end()?;
@@ -228,9 +234,9 @@ impl Refusals {
 
 impl Content<'_> {
     /// Write the fields of `schemas.quarantine.Refusal`, in their order.
-    fn write(&self, why: &[u8], json: &mut Vec<u8>) {
+    fn write(&self, why: &[u8], most_body: usize, json: &mut Vec<u8>) {
         let &Self { offset, timestamp_ms, value } = self;
-        let (size, body) = (value.len(), &value[..value.len().min(MAX_BODY)]);
+        let (size, body) = (value.len(), &value[..value.len().min(most_body)]);
         json.reserve(2 * body.len() + why.len() + 256);
         put(json, format_args!("{{\"offset\":{offset},\"timestamp_ms\":{timestamp_ms},"));
         json.extend_from_slice(why);
@@ -238,7 +244,7 @@ impl Content<'_> {
         encode(&HEXLOWER, &Sha256::digest(value), json);
         put(json, format_args!("\",\"size\":{size},\"body\":\""));
         encode(&BASE64, body, json);
-        put(json, format_args!("\",\"is_trimmed\":{}}}", size > MAX_BODY));
+        put(json, format_args!("\",\"is_trimmed\":{}}}", size > most_body));
     }
 }
 
