@@ -88,7 +88,7 @@ def well() -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (daemon_http, emergency):
-        monkeypatch.setattr(module, "TOTAL_SECONDS", 0.5)
+        monkeypatch.setattr(module, "TOTAL_SECONDS", 3)  # enough for one that answers
 
 
 def test_doctor_goes_on_to_the_next_replica(dripping: Dripping, well: str) -> None:
@@ -97,7 +97,7 @@ def test_doctor_goes_on_to_the_next_replica(dripping: Dripping, well: str) -> No
     result = CliRunner().invoke(app, ["doctor", "--url", dripping.url, "--url", well])
     assert time.monotonic() - began < 20
     assert result.exit_code == 1
-    assert "no complete answer within 0.5 s" in result.output
+    assert "no complete answer within 3 s" in result.output
     assert "WORKS" in result.output
 
 
@@ -105,7 +105,7 @@ def test_what_a_daemon_knows_is_not_waited_for(dripping: Dripping) -> None:
     """`status` and `get` go on with what Kafka has."""
     document, why = daemon_answers.ask_daemon(dripping.url, "/api/v1/signals")
     assert document is None
-    assert "no complete answer within 0.5 s; next: ask another replica" in why
+    assert "no complete answer within 3 s; next: ask another replica" in why
 
 
 async def test_an_emergency_has_an_end(dripping: Dripping) -> None:
