@@ -6,6 +6,7 @@ each.
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Sequence
 
@@ -61,6 +62,7 @@ def measure(name: str, values: Sequence[bytes], readers: Readers, *, evaluations
 
 def main() -> None:
     """Measure every format."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     ours: Readers = (evaluation_reader(EventFormat.ROLLOUTD), outcome_reader(EventFormat.ROLLOUTD))
     evaluated = [
         evaluation_value(one.context, one.flags[0][1], time_ms=one.at_ms) for one in REQUESTS

@@ -8,6 +8,7 @@ evaluated: 4 on average here.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import random
@@ -218,6 +219,7 @@ def measure(flags: int) -> None:
 
 def main() -> None:
     """Measure with few and with many flags."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -6,6 +6,7 @@ address where nothing listens, so its figure is that of its imports and of one r
 
 from __future__ import annotations
 
+import argparse
 import os
 import resource
 import subprocess
@@ -52,6 +53,7 @@ def user_seconds(arguments: tuple[str, ...], environ: dict[str, str]) -> float:
 
 def main() -> None:
     """Print milliseconds and ratios."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     base = 0.0
     for name, arguments in COMMANDS.items():
         further = _COMPLETING if name.endswith("<TAB>") else {}

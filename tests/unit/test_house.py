@@ -159,3 +159,13 @@ def test_the_composition_root_only_composes() -> None:
     assert len(lines(name)) < BOOTSTRAP_LINES
     loops = ast.While | ast.For | ast.AsyncFor
     assert [node.lineno for node in ast.walk(syntax(name)) if isinstance(node, loops)] == []
+
+
+def test_every_benchmark_reads_its_arguments() -> None:
+    """`--help` and a misspelled option measure nothing, also where there is no option."""
+    benchmarks = [
+        path for path in (ROOT / "tests/benchmarks").glob("*.py") if "__main__" in path.read_text()
+    ]
+    assert benchmarks
+    for path in benchmarks:
+        assert ".parse_args()" in path.read_text(), path.name
