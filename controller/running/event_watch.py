@@ -277,7 +277,7 @@ def _what(found: EventClass | EventRemark, tally: FlagTally) -> str:
             f"are ignored: they name the variant {variants}, which the plan does not have ({has})"
         )
     words = {
-        EventClass.REFUSED: f"are refused: {why}",
+        EventClass.REFUSED: f"are refused, the newest because of {why}",
         EventClass.BEFORE_START: f"are ignored: they are dated before the start: {why}",
         EventRemark.NO_KEY: "come in records without a key, so that one context may be counted in "
         "several partitions",

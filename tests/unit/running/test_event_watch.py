@@ -348,3 +348,13 @@ def test_an_event_that_does_not_count_is_not_said_to(found: EventClass, words: s
     tally.add(sample, 1.0, is_timed=False)
     (what,) = [one.what for one in findings(tally, tally.window) if "meant to count" in one.what]
     assert what == f"{words} that was meant to count: {question}"
+
+
+def test_the_reason_of_one_refused_event_is_not_said_of_all() -> None:
+    """A share may be refused for many reasons, and only the newest is at hand."""
+    tally = FlagTally()
+    for why in ("bad_time: time is no time with an offset", "not_json: JSON is malformed"):
+        sample = EventSample(EventClass.REFUSED, "evaluation", "t", 0, 0, 0, FLAG, "", "", why, ())
+        tally.add(sample, 1.0, is_timed=False)
+    (finding,) = findings(tally, tally.window)
+    assert finding.what == "are refused, the newest because of not_json: JSON is malformed"
