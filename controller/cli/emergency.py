@@ -117,7 +117,8 @@ def _advised(trouble: str, commands: Sequence[Command], missing: str) -> str:
     """Return a trouble with Kafka and what to do next, which is said once: a trouble may say it."""
     advice = _advice(commands, missing)
     if not is_advised(trouble):
-        return f"{trouble}\nnext: {advice}"
+        address = "; or correct Kafka's address (--bootstrap-servers, --config), and repeat"
+        return f"{trouble}\nnext: {advice}{address if missing else ''}"
     return f"{trouble}\nor {advice}" if _are_lowering(commands) else f"{trouble}, then repeat"
 
 

@@ -59,3 +59,10 @@ def test_what_to_do_next_is_said_once(verb: CommandVerb, missing: str, trouble: 
     assert said.startswith(trouble)
     assert ("or lower the flag in its flag plane" in said) == (verb is CommandVerb.ROLL_BACK)
     assert "fix its address" not in said
+
+
+def test_an_address_where_nobody_answers_may_be_the_wrong_one() -> None:
+    """In an emergency too: correcting it is less than what sending over HTTP needs."""
+    said = _advised("no broker answers", [sent(CommandVerb.ROLL_BACK)], "set X")
+    assert said.endswith("or correct Kafka's address (--bootstrap-servers, --config), and repeat")
+    assert said.count("next: ") == 1
