@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -30,6 +30,8 @@ from schemas.terms import EventFormat
 
 #: Characters of a refused record that are shown to people.
 _SHOWN_CHARS: Final = 400
+#: So many kinds of refusals are counted in one line: all of ours, of a few topics.
+_KINDS: Final = 20
 #: What stands before the name of a flag: in evaluations and outcomes, and in commands.
 _FLAG_KEYS: Final = (b'"feature_flag.key"', b'"flag"')
 
@@ -79,18 +81,19 @@ async def run_quarantine(request: QuarantineRequest) -> None:
         starts = await reader.offsets_at(since, "quarantine")
         ends = await reader.ends("quarantine")
         kept: deque[QuarantinedRecord] = deque(maxlen=request.last)
-        found = others = flagless = 0
+        reasons: Counter[tuple[str, str]] = Counter()
+        others = flagless = 0
         async for record in reader.in_time_order(starts, ends):
             for refused in refused_in(record):
                 if request.flag is None or refused.names(request.flag):
                     kept.append(refused)
-                    found += 1
+                    reasons[refused.topic, refused.record.reason.value] += 1
                 else:
                     others += 1
                     flagless += not refused.names_any_flag
         for refused in kept:
             _show(request, refused)
-        for line in _left_out(request.flag, since, found - len(kept), found, others, flagless):
+        for line in _left_out(request.flag, since, len(kept), reasons, others, flagless):
             complain(line)
         if not request.follows:
             return
@@ -105,15 +108,29 @@ async def run_quarantine(request: QuarantineRequest) -> None:
 
 
 def _left_out(
-    flag: str | None, since: datetime, earlier: int, found: int, others: int, flagless: int
+    flag: str | None,
+    since: datetime,
+    shown: int,
+    reasons: Counter[tuple[str, str]],
+    others: int,
+    flagless: int,
 ) -> Iterator[str]:
-    """Yield what is not shown: earlier records, and those that do not name the flag."""
+    """Yield what is not shown: earlier records, and those that do not name the flag.
+
+    `reasons` counts the records found, by topic and reason: a flood of one kind, which alone is
+    shown, hides no other kind.
+    """
+    found = reasons.total()
+    earlier = found - shown
     if not found:
         named = f" that names {flag}" if others else ""
         yield f"no record{named} was refused since {format_time(since)}"
     elif earlier:
         hidden = plural(earlier, "earlier one is", "earlier ones are")
         yield f"{hidden} not shown; --last shows more"
+        most = reasons.most_common(_KINDS)
+        kinds = (f"{topic} {reason} {count:,}" for (topic, reason), count in most)
+        yield f"all since {format_time(since)}, by reason: {', '.join(kinds)}"
     if flagless:
         records = plural(flagless, "refused record names", "refused records name")
         yield f"{records} no flag, and may be about {flag} too: without --flag all are shown"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from controller.cli.refused_records import QuarantinedRecord, _left_out, misnamed_field
 from controller.settings import KafkaSettings
 from controller.settings.kafka import EventFormats
+from schemas.envelope import format_time
 from schemas.quarantine import RefusedRecord
 from schemas.terms import EventFormat, QuarantineReason
 from tests.builders import T0
@@ -39,13 +41,15 @@ def test_a_record_names_some_flag_or_none(body: bytes, names_one: bool) -> None:
 
 def test_records_that_name_no_flag_are_counted() -> None:
     """Nobody is told that nothing was refused while there is something that may be theirs."""
-    [first, second] = _left_out("f", T0, 0, 0, 5, 2)
+    [first, second] = _left_out("f", T0, 0, Counter(), 5, 2)
     assert first.startswith("no record that names f was refused since 2026-01-05")
     assert second.startswith("2 refused records name no flag, and may be about f too")
-    assert list(_left_out("f", T0, 3, 13, 0, 0)) == [
-        "3 earlier ones are not shown; --last shows more"
+    reasons = Counter({("t", "empty"): 2, ("t", "not_json"): 11})
+    assert list(_left_out("f", T0, 10, reasons, 0, 0)) == [
+        "3 earlier ones are not shown; --last shows more",
+        f"all since {format_time(T0)}, by reason: t not_json 11, t empty 2",
     ]
-    [only] = _left_out(None, T0, 0, 0, 0, 0)
+    [only] = _left_out(None, T0, 0, Counter(), 0, 0)
     assert only.startswith("no record was refused since")
 
 
