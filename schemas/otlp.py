@@ -358,6 +358,8 @@ def _evaluated(attributes: Mapping[str, Any]) -> _Evaluated | None:
     Raises RecordRefused.
     """
     flag_key = attributes.get(_KEY)
+    if flag_key is None:
+        refuse(QuarantineReason.INVALID, f"no {_KEY}", "set it to the flag, as the plan spells it")
     if not isinstance(flag_key, str) or not _is_name(flag_key):
         refuse(QuarantineReason.INVALID, f"{_KEY} is {flag_key!r}", _SEND_A_NAME)
     context_id = attributes.get(_CONTEXT)
@@ -377,7 +379,7 @@ def _evaluated(attributes: Mapping[str, Any]) -> _Evaluated | None:
     if not isinstance(variant, str) or not _is_name(variant):
         refuse(
             QuarantineReason.INVALID,
-            f"the variant is {variant!r}",
+            f"no {_VARIANTS[0]}" if variant is None else f"the variant is {variant!r}",
             "send feature_flag.result.variant, a name",
         )
     return _Evaluated(context_id, flag_key, variant)

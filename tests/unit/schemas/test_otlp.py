@@ -243,6 +243,15 @@ def test_one_bad_event_costs_none_of_the_others() -> None:
     )
 
 
+@pytest.mark.parametrize("lacking", ["feature_flag.key", "feature_flag.result.variant"])
+def test_what_an_evaluation_lacks_is_named(lacking: str) -> None:
+    """An attribute that is missing or misnamed is no name with forbidden characters."""
+    contents = unpack(JSON_LOGS, logs(evaluation(**{lacking.replace(".", "__"): None})))
+    assert contents.refused is not None
+    assert f"the first: no {lacking}; s" in contents.refused.detail
+    assert "None" not in contents.refused.detail
+
+
 def test_the_context_may_stand_on_the_span() -> None:
     """An evaluation that names no context is its span's."""
     event = {
