@@ -78,7 +78,7 @@ class _Problems:
 
     def add(self, refused: RecordRefused) -> None:
         """Note one more."""
-        self.first = self.first or refused
+        self.first = self.first or refused.alone()  # its frames hold this: a cycle, with the record
         self.count += 1
 
     def refusal(self, used: int) -> RecordRefused | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from base64 import b64decode
 from dataclasses import dataclass
 from typing import Any
@@ -250,6 +252,26 @@ def test_what_an_evaluation_lacks_is_named(lacking: str) -> None:
     assert contents.refused is not None
     assert f"the first: no {lacking}; s" in contents.refused.detail
     assert "None" not in contents.refused.detail
+
+
+def test_a_record_with_a_bad_event_is_given_up_once_it_is_read() -> None:
+    """Not when cycles are collected: a flood of large exports would fill memory until then."""
+    bad = {"name": "feature_flag.evaluation", "attributes": attributes(feature_flag__key="a b")}
+    of_spans = spans({"kind": 2, "attributes": attributes(feature_flag__key="f"), "events": [bad]})
+    of_logs = logs(evaluation(feature_flag__key="a b"))
+    for reader, value in ((JSON_LOGS, of_logs), (JSON_SPANS, of_spans), (JSON_OUTCOMES, of_spans)):
+        assert isinstance(reader, Packed)
+        record = Arrived(value)
+        given_up = weakref.ref(record)
+        gc.disable()
+        try:
+            contents: Contents[Any] = reader.unpack(record)
+            del record
+            assert given_up() is None
+        finally:
+            gc.enable()
+        assert contents.refused is not None
+        assert contents.refused.detail.startswith("1 of 1 events")
 
 
 def test_the_context_may_stand_on_the_span() -> None:
