@@ -19,7 +19,7 @@ from controller.adapters.kafka.topic_reader import KafkaReader
 from controller.cli import rendering
 from controller.cli.common import complain, output
 from controller.cli.operator_client import read_event
-from controller.counting.event_fields import fields_sent, misnamed_words
+from controller.counting.event_fields import encoding_words, fields_sent, misnamed_words
 from controller.errors import EventLogUnavailable
 from controller.settings import KafkaSettings
 from controller.text import one_line, plural
@@ -175,7 +175,9 @@ def _document(request: QuarantineRequest, refused: QuarantinedRecord) -> dict[st
         "sha256": record.sha256,
         "text": refused.body.decode(errors="replace"),
         "is_trimmed": record.is_trimmed,
-        "question": None if misnamed is None else misnamed_words(misnamed),
+        "question": (
+            encoding_words(refused.body) if misnamed is None else misnamed_words(misnamed)
+        ),
     }
 
 

@@ -5,6 +5,7 @@ Between saves the hot path touches no metric.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import structlog
@@ -15,7 +16,7 @@ from controller.counting.log_ends import LogEnds
 from controller.counting.owned_partition import OwnedPartition, PartitionState, PartitionView
 from controller.counting.refusals import RefusalBacklog
 from schemas.quarantine import WrittenRefusals
-from schemas.terms import RecordClass
+from schemas.terms import QuarantineReason, RecordClass
 
 _RECORD_CLASSES = (
     RecordClass.COUNTED,
@@ -23,6 +24,7 @@ _RECORD_CLASSES = (
     RecordClass.LATE,
     RecordClass.IGNORED,
 )
+_SEE = "`rolloutctl quarantine` shows them, and how to fix each"
 _SCATTERED = (
     "a context's events are in several partitions and it is counted once in each: see "
     "ops/formats.md"
@@ -88,11 +90,16 @@ class CountingReport:
             ]
             self._metrics.lag_records.of(topic).set(sum(lags))
 
-    def count_refusals(self, refusals: Sequence[WrittenRefusals]) -> None:
-        """Count refused records by their reason."""
+    def count_refusals(self, topic: str, refusals: Sequence[WrittenRefusals]) -> None:
+        """Count refused records by their reason, and log them; repeats of a line are summed up."""
+        counts = Counter[QuarantineReason]()
         for some in refusals:
-            for reason, count in some.by_reason.items():
-                self._metrics.quarantined.of(reason).inc(count)
+            counts.update(some.by_reason)
+        for reason, count in counts.items():
+            self._metrics.quarantined.of(reason).inc(count)
+            self._logger.warning(
+                "records_refused", topic=topic, reason=reason.value, records=count, remedy=_SEE
+            )
 
     def views(self, now: float) -> list[PartitionView]:
         """Return how every partition stands; `now` is on the monotonic clock."""

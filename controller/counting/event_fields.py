@@ -107,6 +107,26 @@ def misnamed_words(misnamed: tuple[str, str]) -> str:
     return f"nothing reads its field {name}; did you mean {meant}?"
 
 
+_LET_KAFKA: Final = "send it as it is, and let Kafka compress (compression.type)"
+#: What values begin with that are often sent in place of JSON, and what to send.
+_BEGINNINGS: Final[dict[bytes, str]] = {
+    b"\x1f\x8b": f"is compressed with gzip; {_LET_KAFKA}",
+    b"\x28\xb5\x2f\xfd": f"is compressed with zstd; {_LET_KAFKA}",
+    b"\x00\x00": "begins as Avro or Protobuf of a schema registry; send JSON",
+    b"\xef\xbb\xbf": "begins with a byte order mark; leave it out",
+    b"\xff\xfe": "is UTF-16; send UTF-8",
+    b"\xfe\xff": "is UTF-16; send UTF-8",
+}
+
+
+def encoding_words(value: bytes | None) -> str | None:
+    """Return what a value seems to be that is no JSON, and what to send; None where unknown."""
+    for beginning, words in _BEGINNINGS.items():
+        if value is not None and value.startswith(beginning):
+            return f"the value {words}"
+    return None
+
+
 def _first_misnamed_of_flags(flags: object) -> tuple[str, str] | None:
     """Return the first misnamed field of the flags that an outcome lists."""
     for flag in flags[:MAX_FLAGS] if isinstance(flags, list) else ():

@@ -28,6 +28,7 @@ from controller.counting.event_classes import (
 from controller.counting.event_fields import (
     NOTHING_SENT,
     SentFields,
+    encoding_words,
     fields_sent,
     misnamed_words,
 )
@@ -291,7 +292,8 @@ class EventTally:
             # The field that it lacks may be there under another name.
             is_small = len(record.value or b"") <= _REFUSED_BYTES
             misnamed = self._sent(source, read).misnamed if is_small else None
-            question = "" if misnamed is None else f"; {misnamed_words(misnamed)}"
+            asked = encoding_words(record.value) if misnamed is None else misnamed_words(misnamed)
+            question = "" if asked is None else f"; {asked}"
             for flag_key in flags_named_in(record.value, self.flags_to_count.flags) or ("",):
                 sample = EventSample(
                     EventClass.REFUSED,

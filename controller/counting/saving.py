@@ -287,7 +287,7 @@ class Saving:
         if refused:
             await self._refusals.flushed(longest)
         for snapshot in refused:
-            self._report.count_refusals(snapshot.refusals)
+            self._report.count_refusals(snapshot.owned.partition[0], snapshot.refusals)
 
     async def _write(self, snapshot: _Snapshot) -> None:
         """Save one partition, for as long as it takes and the partition is ours."""

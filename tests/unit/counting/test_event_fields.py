@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from typing import Any
 
@@ -10,7 +11,13 @@ from rich.console import Console
 
 from controller.cli.event_lines import show_flag_events, show_summary
 from controller.counting.event_classes import FIELD_HINTS
-from controller.counting.event_fields import _COUNTS, _OTHER_WORDS, fields_sent, meant_field
+from controller.counting.event_fields import (
+    _COUNTS,
+    _OTHER_WORDS,
+    encoding_words,
+    fields_sent,
+    meant_field,
+)
 from controller.counting.event_tally import EventTally
 from controller.counting.flag_tally import EventSample
 from controller.ports import Record
@@ -27,6 +34,26 @@ FLAG = "new-checkout"
 def make_tally() -> EventTally:
     """Return a tally of one flag's rollout."""
     return EventTally(make_directory(), read_evaluations, read_outcomes)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (gzip.compress(b"{}"), "is compressed with gzip"),
+        (b"\x00\x00\x00\x00\x07avro", "begins as Avro or Protobuf of a schema registry; send JSON"),
+        ("\ufeff{}".encode(), "begins with a byte order mark; leave it out"),
+        ("{}".encode("utf-16"), "is UTF-16; send UTF-8"),
+        (b"{", None),
+        (b"", None),
+    ],
+)
+def test_what_is_no_json_is_told_by_its_beginning(value: bytes, words: str | None) -> None:
+    """A sender that compresses or uses a registry is not helped by the place of a byte."""
+    record = make_record(0, value, topic="e", timestamp_ms=at_ms(AT))
+    (sample,) = make_tally().add_evaluations(("e", 0), record)
+    said = encoding_words(value)
+    assert (said is None) == (words is None)
+    assert said is None or (said.startswith(f"the value {words}") and sample.why.endswith(said))
 
 
 def outcome(tally: EventTally, **fields: Any) -> EventSample:

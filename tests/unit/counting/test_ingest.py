@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+from structlog.testing import capture_logs
 
 from controller.counting.refusals import RefusalBatch
 from controller.health import Scope
@@ -229,9 +230,12 @@ async def test_refusals_are_published_before_the_fence_moves() -> None:
     bench.evaluate("a")
     bench.broker.append(EVALUATIONS, b"{", partition=0, timestamp_ms=at_ms(NOW))
     bench.evaluate("b")
-    async with bench.running():
-        await until(bench.is_all_saved)
+    with capture_logs() as lines:
+        async with bench.running():
+            await until(bench.is_all_saved)
     assert fences == [-1]
+    [logged] = [line for line in lines if line["event"] == "records_refused"]
+    assert (logged["topic"], logged["reason"], logged["records"]) == (EVALUATIONS, "not_json", 1)
     [(topic, partition, [refused])] = bench.quarantined
     assert (topic, partition, refused.offset) == (EVALUATIONS, 0, 1)
     assert bench.progress(EVALUATIONS).quarantined == 1
