@@ -15,7 +15,7 @@ import pytest
 from controller.counting.folding.native import NATIVE, native_fold
 from controller.counting.folding.partition_fold import PartitionFold
 from controller.ports import Record
-from schemas.quarantine import Refusal
+from schemas.quarantine import MAX_JSON, Refusal, WrittenRefusals, refusal, written
 from schemas.wire import (
     RecordRefused,
     decode_evaluation,
@@ -48,6 +48,8 @@ MORE_ODDITIES = [
     (b'"data"', b'"data": {"feature_flag.key": "f"}, "data"'),
     (b'"data"', b'"data": [], "more"'),
     (b'"data"', b'"data": null, "more"'),
+    (b"}}", b'}, "data": {}}'),  # of two the last counts
+    (b"}}", b"}} 1"),
     (b'"specversion"', b'"source": 5, "specversion"'),
     (b'"specversion"', b'"time": "soon", "specversion"'),
     (b'"specversion"', b'"x": [1, {"y": [true, false, null, -0.5e-3]}], "specversion"'),
@@ -246,3 +248,36 @@ def test_refusals_share_records_alike() -> None:
         ]
         refused = refused_by_both(True, what)
         assert [one.offset for one in refused] == list(range(len(what)))
+
+
+@pytest.mark.parametrize(("spare", "expected"), [(1, 1), (0, 1), (-1, 2)])
+def test_a_record_is_filled_to_its_last_byte_alike(spare: int, expected: int) -> None:
+    """Refusals that have as many bytes as one record may have, one less, or one more."""
+    value = b"\xff" * 1_024
+    why = refused_by_python(True, value)
+    times = [1] * 300
+    while (missing := MAX_JSON - spare - _size(value, why, times)) > 0:
+        times.append(1)
+    times.pop()
+    missing = MAX_JSON - spare - _size(value, why, times)
+    for place in range(len(times)):  # each digit of a timestamp is a byte
+        digits = min(missing, 17)
+        times[place], missing = 10**digits, missing - digits
+    assert _size(value, why, times) == MAX_JSON - spare
+    what = [Sent(value, b"k", timestamp_ms, ()) for timestamp_ms in times]
+    assert NATIVE is not None
+    reference, native = Side(PartitionFold, 300), Side(native_fold(NATIVE), 300)
+    fold_both(reference, native, True, what, 1000, 10**9)
+    assert native.refused == reference.refused
+    assert len(native.refused) == expected
+
+
+def _size(value: bytes, why: RecordRefused, times: Sequence[int]) -> int:
+    """Return the bytes of refusals as they are written, with a comma between two."""
+    some = [refusal(offset, time_ms, value, why) for offset, time_ms in enumerate(times)]
+    return sum(len(one.json) for one in map(_alone, some)) + len(some) - 1
+
+
+def _alone(one: Refusal) -> WrittenRefusals:
+    [some] = written([one])
+    return some
