@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import tracemalloc
 
 import pytest
 
@@ -156,3 +157,16 @@ def test_a_record_is_filled_to_its_last_byte(
     whole = written(3, b"x")
     monkeypatch.setattr(quarantine, "MAX_JSON", len(whole.json) + spare)
     assert len(quarantine.written(refusals(3, b"x"))) == expected
+
+
+def test_what_waits_is_as_large_as_it_says() -> None:
+    """The bound of what waits is in bytes of memory: the values beside the text count, too."""
+    some = [quarantine.refusal(2**40 + n, ARRIVAL + n, b"x", REFUSED) for n in range(200)]
+    quarantine.written(some)
+    tracemalloc.start()
+    try:
+        kept = [quarantine.written([one])[0] for one in some]
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sum(one.size for one in kept) == pytest.approx(size, rel=0.2)
