@@ -337,3 +337,17 @@ async def test_more_poison_than_one_quarantine_record_holds() -> None:
     label = {"reason": refusal_reason}
     found = bench.metrics.registry.get_sample_value("rolloutd_quarantined_total", label)
     assert found == 1234
+
+
+async def test_refused_records_are_counted_by_each_of_their_reasons() -> None:
+    """Also where one record of the quarantine has several."""
+    bench = Bench()
+    for value in (b"?", b"", b"?", b'{"specversion":"1.0"}', b"?"):
+        bench.broker.append(OUTCOMES, value, partition=0, timestamp_ms=at_ms(NOW))
+    async with bench.running():
+        await until(bench.is_all_saved)
+    reasons = ("not_json", "empty", "not_cloudevent")
+    assert [
+        bench.metrics.registry.get_sample_value("rolloutd_quarantined_total", {"reason": one})
+        for one in reasons
+    ] == [3, 1, 1]
