@@ -80,6 +80,22 @@ async def test_refusals_are_published_once_in_order_and_in_batches() -> None:
     assert (backlog.waiting, backlog.waiting_bytes, backlog.dropped) == (0, 0, 0)
 
 
+async def test_the_refusals_of_one_save_share_records() -> None:
+    """Each run of a fold has a few of its own: a record for each would make a flood of records."""
+    bench = Bench()
+    few = [one for begin in range(MAX_REFUSALS + 1) for one in make_refusals(begin, 1)]
+    async with bench.running() as backlog:
+        backlog.add("e", 0, few)
+        await backlog.add_with_room("o", 0, few[:3], 5)
+        await backlog.flushed(5)
+    everything = list(range(MAX_REFUSALS + 1))
+    assert bench.published == [
+        ("e", 0, everything[:MAX_REFUSALS]),
+        ("e", 0, everything[MAX_REFUSALS:]),
+        ("o", 0, [0, 1, 2]),
+    ]
+
+
 async def test_batches_that_wait_are_published_together() -> None:
     """A request costs more than the refusals in it, so what waits shares one, up to a bound."""
     bench = Bench()
