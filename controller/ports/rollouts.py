@@ -11,11 +11,11 @@ from controller.core.rollout import Rollout
 
 @dataclass(frozen=True, slots=True)
 class OutboxEntry:
-    """An effect that is saved and not yet known to be published."""
+    """A record that is to be published, such as an effect that is saved."""
 
-    field: str  # its name in the hash: outbox:<n>
-    effect_id: str  # flag/revision/n: receivers drop repeats by it
-    topic: str  # logical topic name: decisions, alerts, results, state
+    field: str  # its name in the hash: outbox:<n>; empty: it is not saved
+    effect_id: str  # of an effect flag/revision/n: receivers drop repeats by it
+    topic: str  # logical topic name
     key: str
     value: bytes  # empty: a tombstone of the state topic
 

@@ -13,7 +13,7 @@ BUGS = (
     Bug(
         "an event that lacks its flag, and then ends, is said to be cut off",
         f"{SOURCE}/scan.rs",
-        "        scan.expect(flag_key.is_some(), Problem::NO_FLAG_KEY)\n",
+        "        scan.require(flag_key.is_some(), Problem::NO_FLAG_KEY)\n",
         "        Some(())\n",
         KNOWN_PROBLEMS,
     ),
@@ -22,6 +22,20 @@ BUGS = (
         f"{SOURCE}/scan.rs",
         "bytes.len() > MOST_BYTES || has_many_brackets(bytes)",
         "bytes.len() > MOST_BYTES || (false && has_many_brackets(bytes))",
+        KNOWN_PROBLEMS,
+    ),
+    Bug(
+        "what follows an event is not looked at",
+        f"{SOURCE}/scan.rs",
+        "(self.at == self.bytes.len()).then_some(time_ms)",
+        "Some(time_ms)",
+        KNOWN_PROBLEMS,
+    ),
+    Bug(
+        "a flag of an outcome that lacks its key is said to be the first",
+        f"{SOURCE}/scan.rs",
+        "scan.require(key.is_some() || items > 0, ",
+        "scan.require(key.is_some(), ",
         KNOWN_PROBLEMS,
     ),
     Bug(

@@ -14,6 +14,7 @@ use std::ops::Range;
 
 use named::push_distinct;
 pub use named::Named;
+use problems::ATTRIBUTES;
 pub use problems::{Problem, Unplain};
 use texts::{is_printable, plain_length};
 use times::time_of;
@@ -63,7 +64,7 @@ fn evaluation_in<'a>(scan: &mut Scan<'a>) -> Option<Evaluation<'a>> {
             "feature_flag.variant" => None, // an older name, which has rules of its own
             _ => scan.skip(),
         })?;
-        scan.expect(flag_key.is_some(), Problem::NO_FLAG_KEY)
+        scan.require(flag_key.is_some(), Problem::NO_FLAG_KEY)
     })?;
     Some(Evaluation { context_id, flag_key: flag_key?, variant: variant?, time_ms })
 }
@@ -152,11 +153,10 @@ impl<'a> Scan<'a> {
         self.problem.map_or(Unplain::Other, Unplain::of)
     }
 
-    /// Go on only if something holds.
+    /// Go on only if something holds. Python must say the same of all that comes before it.
     #[inline]
-    fn expect(&mut self, holds: bool, problem: Problem<'a>) -> Option<()> {
+    fn require(&mut self, holds: bool, problem: Problem<'a>) -> Option<()> {
         if !holds {
-            self.is_cut_off = false;
             self.problem = Some(problem);
         }
         holds.then_some(())
@@ -184,21 +184,19 @@ impl<'a> Scan<'a> {
             }
             _ => scan.skip(),
         })?;
-        let found = [version, kind, id, source, has_data];
+        let found: [_; ATTRIBUTES.len() + 1] = [version, kind, id, source, has_data];
         if let Some(present) = found.iter().position(Option::is_none) {
-            self.expect(false, Problem::Missing { present, of_type })?;
+            self.require(false, Problem::Missing { present, of_type })?;
         }
         self.space();
         (self.at == self.bytes.len()).then_some(time_ms)
     }
 
-    /// Look at the first byte.
+    /// Tell what is no event by its first byte. Of other JSON, Python has to read more than that.
     fn begin(&mut self) -> Option<()> {
-        let byte = self.peek()?;
-        let begins_other =
-            byte.is_ascii_digit() || matches!(byte, b'"' | b'-' | b'n' | b't' | b'f');
-        let is_known = byte.is_ascii() && byte != b'{' && !begins_other;
-        self.expect(!is_known, Problem::Begins(self.bytes.get(..=self.at)?))
+        let needs_more =
+            matches!(self.peek()?, b'{' | b'"' | b'-' | b'0'..=b'9' | b'n' | b't' | b'f' | 0x80..);
+        self.require(needs_more, Problem::Begins(self.bytes.get(..=self.at)?))
     }
 
     #[inline]
@@ -290,7 +288,7 @@ impl<'a> Scan<'a> {
 
     fn exactly(&mut self, name: &'a str, expected: &str) -> Option<()> {
         let text = self.text()?;
-        self.expect(text == expected, Problem::Unexpected { name, text })
+        self.require(text == expected, Problem::Unexpected { name, text })
     }
 
     fn attribute(&mut self) -> Option<()> {
@@ -314,8 +312,8 @@ impl<'a> Scan<'a> {
                 "feature_flag.result.variant" => once(&mut variant, scan.name()?),
                 _ => scan.skip(),
             })?;
-            scan.expect(key.is_some() || items > 0, Problem::NO_FLAG_KEY_OF_FIRST)?;
-            scan.expect(variant.is_some() || items > 0, Problem::NO_VARIANT_OF_FIRST)?;
+            scan.require(key.is_some() || items > 0, Problem::NO_FLAG_KEY_OF_FIRST)?;
+            scan.require(variant.is_some() || items > 0, Problem::NO_VARIANT_OF_FIRST)?;
             items += 1;
             push_distinct(flags, begin, (key?, variant?), items)
         })?;

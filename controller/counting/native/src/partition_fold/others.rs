@@ -53,13 +53,13 @@ impl Others {
         Ok(Self { read: read.into_iter() })
     }
 
-    /// The event of the next record, of which there is one. None: it is refused, and reported only
-    /// now. A record behind one that must wait is not: it will be read again.
+    /// The event of the next record. None: it is refused, and reported only now. A record behind
+    /// one that must wait is not: it will be read again.
     pub fn next(&mut self, refused: &mut Refused<'_>) -> PyResult<Option<Py<PyAny>>> {
         match self.read.next() {
             Some(Ok(event)) => Ok(Some(event)),
             Some(Err((record, why))) => refused.add(&record, &why).map(|()| None),
-            None => Ok(None),
+            None => Err(PyValueError::new_err("no record is left that a reader has read")),
         }
     }
 }

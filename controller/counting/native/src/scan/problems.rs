@@ -7,15 +7,24 @@ const MOST_QUOTED: usize = 200;
 /// `example` instead of each such record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Problem<'a> {
-    Like(&'static str), // this example
-    NotUtf8 { at: usize },
+    Example(&'static str),
+    NotUtf8 {
+        at: usize,
+    },
     Begins(&'a [u8]), // spaces, and then a byte with which no event begins
-    Unexpected { name: &'a str, text: &'a str }, // of an attribute of the envelope
-    Missing { present: usize, of_type: &'a str }, // one of `ATTRIBUTES`, behind those
+    Unexpected {
+        name: &'a str,
+        text: &'a str,
+    }, // of an attribute of the envelope
+    /// Of `ATTRIBUTES`, and then `data`, the first `present` are there and the next one is not.
+    Missing {
+        present: usize,
+        of_type: &'a str,
+    },
 }
 
-/// Those that each event has, in the order in which they are missed, before `data`.
-const ATTRIBUTES: [&str; 4] = ["specversion", "type", "id", "source"];
+/// Texts that each event needs, in the order of `schemas/structs.py`, in which they are missed.
+pub const ATTRIBUTES: [&str; 4] = ["specversion", "type", "id", "source"];
 
 /// Why a record is not plain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,17 +51,17 @@ impl<'a> Unplain<'a> {
 }
 
 impl Problem<'_> {
-    pub const EMPTY: Self = Self::Like("");
-    pub const CUT_OFF: Self = Self::Like("{");
-    pub const NO_FLAG_KEY: Self = Self::Like("{\"data\":{}}");
-    pub const NO_FLAG_KEY_OF_FIRST: Self = Self::Like("{\"data\":{\"rolloutd.flags\":[{}]}}");
+    pub const EMPTY: Self = Self::Example("");
+    pub const CUT_OFF: Self = Self::Example("{");
+    pub const NO_FLAG_KEY: Self = Self::Example("{\"data\":{}}");
+    pub const NO_FLAG_KEY_OF_FIRST: Self = Self::Example("{\"data\":{\"rolloutd.flags\":[{}]}}");
     pub const NO_VARIANT_OF_FIRST: Self =
-        Self::Like("{\"data\":{\"rolloutd.flags\":[{\"feature_flag.key\":\"\"}]}}");
+        Self::Example("{\"data\":{\"rolloutd.flags\":[{\"feature_flag.key\":\"\"}]}}");
 
     /// Write a short value with the same problem.
     pub fn write_example(self, value: &mut Vec<u8>) {
         match self {
-            Self::Like(example) => put(value, &[example]),
+            Self::Example(example) => put(value, &[example]),
             Self::NotUtf8 { at } => {
                 value.resize(value.len() + at, b' ');
                 value.push(0xff);
