@@ -30,7 +30,7 @@ use crate::fold::Fold;
 use crate::surroundings::{counted_flag, PySurroundings, Readers, Types};
 use events::Waiting;
 use joining::Joined;
-use refused::Limits;
+use refused::{KnownProblems, Limits};
 
 #[pyclass(module = "controller.counting._native")]
 pub struct PartitionFold {
@@ -48,7 +48,8 @@ pub struct PartitionFold {
     readers: Readers,
     types: Arc<Types>,
     refusal_limits: Limits,
-    arms: [Py<PyAny>; 2], // Arm.TREATMENT and Arm.CONTROL
+    known_problems: [KnownProblems; 2], // of evaluations and of outcomes
+    arms: [Py<PyAny>; 2],               // Arm.TREATMENT and Arm.CONTROL
 }
 
 #[pymethods]
@@ -90,6 +91,7 @@ impl PartitionFold {
             readers,
             types: types.into(),
             refusal_limits,
+            known_problems: Default::default(),
             arms,
         }
     }

@@ -14,6 +14,10 @@ use crate::fold::{Class, Counted, Evaluation, Fold, Outcome};
 use crate::hashing::digest_of;
 use crate::record_batches::Records;
 
+/// Places in `known_problems`: the readers say different things of one example.
+const EVALUATIONS: usize = 0;
+const OUTCOMES: usize = 1;
+
 /// When an outcome must wait: `PartitionTotals.fold_outcomes`.
 #[derive(Clone, Copy)]
 pub struct Waiting<'a, 'py> {
@@ -75,7 +79,7 @@ impl PartitionFold {
         refused: &Bound<'_, PyList>,
         latest_ms: i64,
     ) -> PyResult<Py<PyAny>> {
-        let mut found = Refused::new(&self.types, self.refusal_limits, refused);
+        let mut found = self.refused(EVALUATIONS, refused);
         let counted = match native(records, read, &self.readers.evaluations) {
             Some(native) => self.plain_evaluations(py, native.get(), read, &mut found, latest_ms),
             None => {
@@ -85,7 +89,7 @@ impl PartitionFold {
                 counted
             }
         }?;
-        found.end()?;
+        self.known_problems[EVALUATIONS] = found.finish()?;
         Ok(counted)
     }
 
@@ -112,7 +116,7 @@ impl PartitionFold {
         latest_ms: i64,
         waiting: Waiting<'_, '_>,
     ) -> PyResult<Py<PyAny>> {
-        let mut found = Refused::new(&self.types, self.refusal_limits, refused);
+        let mut found = self.refused(OUTCOMES, refused);
         let counted = match native(records, read, &self.readers.outcomes) {
             Some(native) => {
                 self.plain_outcomes(py, native.get(), read, &mut found, latest_ms, waiting)
@@ -124,8 +128,14 @@ impl PartitionFold {
                 counted
             }
         }?;
-        found.end()?;
+        self.known_problems[OUTCOMES] = found.finish()?;
         Ok(counted)
+    }
+
+    /// What is to be refused in a run, with what is known of problems.
+    fn refused<'py>(&mut self, of: usize, list: &Bound<'py, PyList>) -> Refused<'py> {
+        let known = std::mem::take(&mut self.known_problems[of]);
+        Refused::new(&self.types, self.refusal_limits, list, known)
     }
 
     fn count_evaluations_of(

@@ -32,7 +32,8 @@ impl PartitionFold {
         for begin in (0..records.len()).step_by(AT_ONCE) {
             let end = records.len().min(begin + AT_ONCE);
             let plain = |index| plain_evaluation(&records.parts(py, index), latest_ms);
-            let found: Vec<_> = (begin..end).map(plain).collect();
+            let mut found: Vec<_> = (begin..end).map(plain).collect();
+            refused.leave_unknown(&mut found);
             let mut others = Others::read(py, records, begin, &found, read, latest_ms)?;
             let ahead = self.evaluations_ahead(&found);
             // Events stay in their list. A copy would be read in other pieces than it was written
@@ -78,7 +79,8 @@ impl PartitionFold {
                     self.bucket_of(latency_ms)
                 })
             };
-            let found: Vec<_> = (begin..end).map(plain).collect();
+            let mut found: Vec<_> = (begin..end).map(plain).collect();
+            refused.leave_unknown(&mut found);
             let mut others = Others::read(py, records, begin, &found, read, latest_ms)?;
             let ahead = self.outcomes_ahead(&found, &named);
             // In their list, as evaluations.

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io::Write;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use data_encoding::{Encoding, BASE64, HEXLOWER};
@@ -15,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::events::read_by_python;
 use crate::record_batches::{Parts, Record};
-use crate::scan::Problem;
+use crate::scan::{Problem, Unplain};
 use crate::surroundings::Types;
 
 /// What one record of the quarantine topic holds at most: `schemas.quarantine`.
@@ -27,8 +26,11 @@ pub struct Limits {
     pub json: usize, // bytes of all refusals
 }
 
-/// Problems whose words are kept. Senders choose what some of them quote.
-const MOST_KNOWN: usize = 256;
+/// Problems of one partition whose words are kept. Senders choose what some of them quote.
+const MOST_KNOWN: usize = 128;
+
+/// What Python says of problems, by their examples.
+pub type KnownProblems = HashMap<Vec<u8>, Arc<Why>>;
 
 /// What a reader of Python refuses: it is called with a record and why.
 #[pyclass(module = "controller.counting._native")]
@@ -57,15 +59,15 @@ impl Refuser {
 pub struct Refused<'py> {
     types: Arc<Types>,
     limits: Limits,
-    list: Bound<'py, PyList>,         // gets `WrittenRefusals`
-    why: Option<Rc<Why>>,             // of the last one: a faulty sender makes one fault
-    known: HashMap<Vec<u8>, Rc<Why>>, // by the examples of problems
+    list: Bound<'py, PyList>, // gets `WrittenRefusals`
+    why: Option<Arc<Why>>,    // of the last one: a faulty sender makes one fault
+    known: KnownProblems,
     example: Vec<u8>,
     open: Refusals,
 }
 
 /// What follows from a `RecordRefused`, and from its arguments alone.
-struct Why {
+pub struct Why {
     refused: Py<PyAny>,
     args: Py<PyAny>,
     reason: Py<PyAny>,
@@ -91,9 +93,14 @@ struct Content<'a> {
 }
 
 impl<'py> Refused<'py> {
-    pub fn new(types: &Arc<Types>, limits: Limits, list: &Bound<'py, PyList>) -> Self {
+    pub fn new(
+        types: &Arc<Types>,
+        limits: Limits,
+        list: &Bound<'py, PyList>,
+        known: KnownProblems,
+    ) -> Self {
         let (types, list) = (types.clone(), list.clone());
-        let (known, example, open) = (HashMap::new(), Vec::new(), Refusals::default());
+        let (example, open) = (Vec::new(), Refusals::default());
         Self { types, limits, list, why: None, known, example, open }
     }
 
@@ -121,6 +128,21 @@ impl<'py> Refused<'py> {
         Ok(())
     }
 
+    /// Leave problems to Python that are not known, once many are: it reads such records together,
+    /// and to read the example of each would cost more.
+    pub fn leave_unknown<T>(&mut self, events: &mut [Result<T, Unplain<'_>>]) {
+        if self.known.len() < MOST_KNOWN {
+            return;
+        }
+        for event in events {
+            if let Err(Unplain::Refused(problem)) = event {
+                if self.known_why(*problem).is_none() {
+                    *event = Err(Unplain::Other);
+                }
+            }
+        }
+    }
+
     /// Add a record of which is known why it is refused; `read` is the reader that refuses it.
     pub fn add_known(
         &mut self,
@@ -137,10 +159,8 @@ impl<'py> Refused<'py> {
         self.push(&content, &why)
     }
 
-    fn why_of(&mut self, problem: Problem<'_>, read: &Bound<'_, PyAny>) -> PyResult<Rc<Why>> {
-        self.example.clear();
-        problem.write_example(&mut self.example);
-        if let Some(known) = self.known.get(&self.example) {
+    fn why_of(&mut self, problem: Problem<'_>, read: &Bound<'_, PyAny>) -> PyResult<Arc<Why>> {
+        if let Some(known) = self.known_why(problem) {
             return Ok(known.clone());
         }
         let py = read.py();
@@ -152,12 +172,17 @@ impl<'py> Refused<'py> {
             let problem = format!("a reader refuses {problem:?}; it gave {events} events");
             return Err(PyValueError::new_err(problem));
         };
-        let why = Rc::new(self.read(why.bind(py))?);
-        if self.known.len() >= MOST_KNOWN {
-            self.known.clear();
+        let why = Arc::new(self.read(why.bind(py))?);
+        if self.known.len() < MOST_KNOWN {
+            self.known.insert(self.example.clone(), why.clone());
         }
-        self.known.insert(self.example.clone(), why.clone());
         Ok(why)
+    }
+
+    fn known_why(&mut self, problem: Problem<'_>) -> Option<&Arc<Why>> {
+        self.example.clear();
+        problem.write_example(&mut self.example);
+        self.known.get(&self.example)
     }
 
     fn push(&mut self, content: &Content<'_>, why: &Why) -> PyResult<()> {
@@ -187,8 +212,13 @@ impl<'py> Refused<'py> {
         })
     }
 
-    /// Give to Python what has been added.
-    pub fn end(&mut self) -> PyResult<()> {
+    /// Give to Python what has been added; return what is known of problems now.
+    pub fn finish(mut self) -> PyResult<KnownProblems> {
+        self.end()?;
+        Ok(self.known)
+    }
+
+    fn end(&mut self) -> PyResult<()> {
         let Refusals { count, first_offset, last_offset, latest_ms, by_reason, json } =
             std::mem::take(&mut self.open);
         if count == 0 {
