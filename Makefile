@@ -245,7 +245,8 @@ $(VENV)/.native: $(VENV)/.installed $(wildcard $(NATIVE)/src/*.rs $(NATIVE)/src/
 
 .PHONY: reference
 reference: ## undo `make native`: count by the reference in Python
-	rm -f $(VENV)/.native controller/counting/_native.abi3.so
+	@rm -f $(VENV)/.native controller/counting/_native.abi3.so
+	@echo "a rolloutd that starts from now on counts by the reference; one that runs goes on natively"
 
 .PHONY: bench
 bench: $(VENV)/.native ## breach to 0 % served, events and evaluations per second: 10 minutes

@@ -197,7 +197,7 @@ def _show(request: QuarantineRequest, refused: QuarantinedRecord) -> None:
     rendering.show_line(console, Text(f"    {one_line(document['detail'])}"))
     if document["question"] is not None:
         rendering.show_line(console, Text(f"    {one_line(document['question'])}", "bold yellow"))
-    text = one_line(document["text"])
+    text = one_line(document["text"]) or "(empty)"
     is_cut = document["is_trimmed"] or len(text) > _SHOWN_CHARS
     more = f"… ({document['size']:,} bytes)" if is_cut else ""
     rendering.show_line(console, Text(f"    {text[:_SHOWN_CHARS]}{more}", "dim"))

@@ -19,9 +19,11 @@ from schemas.terms import GapPolicy, HealthGap, HoldReason
 #: What a person can do about each gap.
 ACTIONS: Final[Mapping[HealthGap, str]] = {
     HealthGap.NO_TRAFFIC: "check that the apps evaluate the flag in both arms, and that their "
-    "evaluations reach Kafka: `rolloutctl events` shows what arrives, and what is ignored and why",
+    "evaluations reach Kafka: `rolloutctl events` shows what arrives, and what is ignored or "
+    "refused, and why",
     HealthGap.NO_OUTCOMES: "check that the apps send outcomes: `rolloutctl events` shows what "
-    "arrives; roll back if requests of treatment may fail before they report",
+    "arrives, and what is refused and why; roll back if requests of treatment may fail before they "
+    "report",
     HealthGap.BELOW_MIN_SAMPLE: "wait, or lower min_sample",
     HealthGap.STALE: "check the apps' producers, the consumer lag and `rolloutctl doctor`; until "
     "events arrive again, no guardrail can find harm",

@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 import base64
+import gzip
 from collections import Counter
-from typing import Any
+from datetime import timedelta
 
 import pytest
 
-from controller.cli.refused_records import QuarantinedRecord, _left_out, misnamed_field
+from controller.cli.refused_records import (
+    QuarantinedRecord,
+    QuarantineRequest,
+    _left_out,
+    _show,
+    misnamed_field,
+)
 from controller.settings import KafkaSettings
 from controller.settings.kafka import EventFormats
 from schemas.envelope import format_time
 from schemas.quarantine import RefusedRecord
 from schemas.terms import EventFormat, QuarantineReason
 from tests.builders import T0
+
+
+def quarantined(
+    body: bytes,
+    topic: str = "flag.evaluations",
+    reason: QuarantineReason = QuarantineReason.NOT_JSON,
+) -> QuarantinedRecord:
+    """Return a refused record."""
+    record = RefusedRecord(
+        offset=0,
+        timestamp_ms=0,
+        sha256="0" * 64,
+        size=len(body),
+        reason=reason,
+        detail="no JSON",
+        body=base64.b64encode(body).decode(),
+        is_trimmed=False,
+    )
+    return QuarantinedRecord(topic, 0, record)
 
 
 @pytest.mark.parametrize(
@@ -28,15 +54,25 @@ from tests.builders import T0
 )
 def test_a_record_names_some_flag_or_none(body: bytes, names_one: bool) -> None:
     """By the keys that events and commands have."""
-    fields: dict[str, Any] = {"offset": 0, "timestamp_ms": 0, "sha256": "0" * 64, "size": 1}
-    record = RefusedRecord(
-        **fields,
-        reason=QuarantineReason.NOT_JSON,
-        detail="no JSON",
-        body=base64.b64encode(body).decode(),
-        is_trimmed=False,
-    )
-    assert QuarantinedRecord("flag.evaluations", 0, record).names_any_flag is names_one
+    assert quarantined(body).names_any_flag is names_one
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "(empty)"),
+        (b"plain text", "plain text"),
+        (gzip.compress(b"{}"), "the value is compressed with gzip; send it as it is"),
+        (b"\x00\x00\x00\x00\x07avro", "the value begins as Avro or Protobuf of a schema registry"),
+    ],
+)
+def test_what_was_sent_is_shown(
+    body: bytes, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what it is, where it is no text."""
+    request = QuarantineRequest(KafkaSettings(), None, timedelta(hours=1), 20, False, False)
+    _show(request, quarantined(body))
+    assert words in capsys.readouterr().out
 
 
 def test_records_that_name_no_flag_are_counted() -> None:
@@ -66,15 +102,5 @@ def test_a_refused_event_of_our_format_is_asked_after_its_misnamed_field(
 ) -> None:
     """Other formats and commands have other fields."""
     body = b'{"data":{"flagKey":"f","feature_flag.result.variant":"on"}}'
-    record = RefusedRecord(
-        offset=0,
-        timestamp_ms=0,
-        sha256="0" * 64,
-        size=len(body),
-        reason=QuarantineReason.INVALID,
-        detail="Object missing required field `feature_flag.key`",
-        body=base64.b64encode(body).decode(),
-        is_trimmed=False,
-    )
     kafka = KafkaSettings(formats=EventFormats(evaluations=EventFormat(evaluations)))
-    assert misnamed_field(kafka, QuarantinedRecord(topic, 0, record)) == question
+    assert misnamed_field(kafka, quarantined(body, topic, QuarantineReason.INVALID)) == question
