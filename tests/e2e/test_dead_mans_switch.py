@@ -97,7 +97,10 @@ async def test_a_service_that_does_not_answer_is_a_fault_and_delays_nothing(
             assert time.monotonic() - began < 2 * SLACK
             is_well = True
             await until_faults(0)
-        assert not daemon.log_lines("loop_stalled")
+        # A call that held the loop would do so until its timeout, of 4 s; a busy machine holds a
+        # start for a quarter of a second.
+        stalls = [line["duration_ms"] for line in daemon.log_lines("loop_stalled")]
+        assert all(stall < 2_000 for stall in stalls), stalls
 
 
 async def test_silence_begins_with_an_outage_and_ends_with_it(
