@@ -43,6 +43,7 @@ class CountingReport:
     ) -> None:
         """Report on the partitions of `assignment`."""
         self._metrics = dependencies.metrics
+        self._counters = dependencies.counters
         self._flags_to_count = dependencies.flags_to_count
         self._assignment = assignment
         self._ends = ends
@@ -58,8 +59,12 @@ class CountingReport:
         topic = "evaluations" if owned.is_counting_exposures else "outcomes"
         progress = owned.totals.progress
         totals = (progress.counted, progress.quarantined, progress.late, progress.ignored)
+        records = self._counters.records[owned.partition[0]]
         for kind, total, reported in zip(_RECORD_CLASSES, totals, owned.reported, strict=True):
             self._metrics.events.of(topic, kind).inc(total - reported)
+            records.read += total - reported
+            if kind is RecordClass.QUARANTINED:
+                records.refused += total - reported
         owned.reported = totals
         of_topic = [
             each
@@ -95,6 +100,7 @@ class CountingReport:
         counts = Counter[QuarantineReason]()
         for some in refusals:
             counts.update(some.by_reason)
+        self._counters.records[topic].reasons.update(counts)
         for reason, count in counts.items():
             self._metrics.quarantined.of(reason).inc(count)
             self._logger.warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,6 +15,16 @@ from controller.health import Faults
 from controller.ports import Clock, EventLog, Topology, Totals
 from controller.settings import CountingSettings
 from controller.telemetry import Metrics
+from schemas.terms import QuarantineReason
+
+
+@dataclass(slots=True)
+class ReadRecords:
+    """The records of one topic that were counted here since the start, as far as they are saved."""
+
+    read: int = 0  # with those refused
+    refused: int = 0
+    reasons: Counter[QuarantineReason] = field(default_factory=Counter)  # before their save
 
 
 @dataclass(slots=True)
@@ -28,6 +39,9 @@ class IngestCounters:
     rebases: int = 0  # times that counting went on in another log
     mistakes: int = 0  # of ours, each contained in a partition
     native_faults: int = 0  # of the native fold; the reference went on
+    records: defaultdict[str, ReadRecords] = field(  # by topic
+        default_factory=lambda: defaultdict(ReadRecords)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from controller.deciding.deciding import Deciding
 from controller.health import Health
 from controller.running.flag_faults import LargeStates, RefusedStates, TimesAhead
 from controller.running.redis_heartbeat import RedisHeartbeat
+from controller.running.refused_shares import RefusedShares
 from controller.running.reporter import REPORT_EVERY_SECONDS, STATE_TOPIC, Reporter, Signs
 from controller.web.flags import FlagBoard
 
@@ -52,6 +53,7 @@ class HealthWatch:
         times_ahead: TimesAhead,
         refused_states: RefusedStates,
         large_states: LargeStates,
+        refused_shares: RefusedShares,
     ) -> None:
         self._parts = parts
         self._health = health
@@ -59,6 +61,7 @@ class HealthWatch:
         self._times_ahead = times_ahead
         self._refused_states = refused_states
         self._large_states = large_states
+        self._refused_shares = refused_shares
 
     async def run(self) -> None:
         """Report until cancelled."""
@@ -69,6 +72,7 @@ class HealthWatch:
             self._large_states.measure()
             if self._health.is_running:  # before, the steps at the start say what they wait for
                 self._reporter.report(self.signs())
+                self._refused_shares.judge()
                 self._times_ahead.report(self._parts.deciding.pool.rollouts)
                 self._refused_states.report(self._parts.feed.corrupt)
             await asyncio.sleep(REPORT_EVERY_SECONDS)

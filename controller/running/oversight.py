@@ -39,6 +39,7 @@ from controller.running.health_watch import HealthWatch, WatchedParts
 from controller.running.last_known import replica_directory
 from controller.running.open_alerts import OpenAlerts
 from controller.running.redis_heartbeat import RedisHeartbeat
+from controller.running.refused_shares import RefusedShares
 from controller.running.reporter import SILENT_AFTER_SECONDS, Reporter
 from controller.running.rollout_views import RolloutViews, WorkingPartitions
 from controller.running.shared_sign_outs import SharedSignOuts
@@ -288,6 +289,7 @@ class Oversight:
             times_ahead,
             RefusedStates(registry, process.faults, topic=topic),
             large_states,
+            RefusedShares(parts.ingest.counters.records, process.faults, process.clock),
         )
 
     @property

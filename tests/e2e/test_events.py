@@ -196,6 +196,29 @@ async def test_wrong_events_are_named_and_alerted(
     assert 'rolloutd_unknown_flag_events_by_name{flag_key="newcheckout"} 40.0' in metrics
 
 
+async def test_a_topic_of_refused_records_is_a_fault_before_any_rollout_notices(
+    daemon: DaemonProcess, client: Client, kafka: str, topic_prefix: str
+) -> None:
+    """Records of another encoding name no flag, so no alert of a flag tells of them."""
+    topic = f"{topic_prefix}flag.evaluations"
+    for number in range(25):
+        await client.producer.send(topic, b"\x0a\x0cnew-checkout", f"u{number}".encode())
+    await client.producer.flush()
+
+    async def fault() -> dict[str, Any] | None:
+        faults: list[dict[str, Any]] = (await daemon.get("/readyz")).json()["faults"]
+        return next((one for one in faults if "not_json" in one["reason"]), None)
+
+    told = await until(fault)
+    assert told["name"] == topic
+    assert "are refused and count nowhere: not_json" in told["reason"]
+    assert (await daemon.get("/readyz")).status_code == 200, "it counts and decides as before"
+    _, out, _ = await Shell(kafka, topic_prefix).rolloutctl("doctor", "--url", daemon.url)
+    shown = " ".join(out.split())
+    assert f"FAULT dependency {topic}: " in shown
+    assert "`rolloutctl quarantine` shows the newest of them" in shown
+
+
 async def test_milliseconds_sent_as_seconds_roll_no_good_release_back(
     daemon: DaemonProcess, client: Client
 ) -> None:
