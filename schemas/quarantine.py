@@ -191,6 +191,11 @@ def key(topic: str, partition: int) -> bytes:
     return f"{topic}/{partition}".encode()
 
 
+def event_id(topic: str, partition: int, refusals: WrittenRefusals) -> str:
+    """Return the id of a quarantine record: where its refused records are."""
+    return f"{topic}/{partition}/{refusals.first_offset}-{refusals.last_offset}"
+
+
 def encode(
     topic: str, partition: int, refusals: WrittenRefusals, *, source: str = "/rolloutd"
 ) -> bytes:
@@ -199,12 +204,11 @@ def encode(
     Send it with `envelope.HEADERS`. The same refusals give the same bytes, id included, so that a
     repeat after a crash is recognized.
     """
-    place = f"{topic}/{partition}"
     return write(
         TYPE,
         source=source,
-        id=f"{place}/{refusals.first_offset}-{refusals.last_offset}",
+        id=event_id(topic, partition, refusals),
         time=time_of(refusals.latest_ms),
-        subject=place,
+        subject=f"{topic}/{partition}",
         data=_Quarantined(topic, partition, msgspec.Raw(b"[%b]" % refusals.json)),
     )[0]

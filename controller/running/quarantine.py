@@ -29,6 +29,6 @@ class QuarantineTopic:
     def _entry(self, batch: RefusalBatch) -> OutboxEntry:
         topic, refusals = topic_of(batch.topic), batch.refusals
         key = quarantine.key(topic, batch.partition).decode()
-        effect_id = f"{key}/{refusals.first_offset}-{refusals.last_offset}"
+        effect_id = quarantine.event_id(topic, batch.partition, refusals)
         value = quarantine.encode(topic, batch.partition, refusals, source=self._source)
         return OutboxEntry("", effect_id, "quarantine", key, value)

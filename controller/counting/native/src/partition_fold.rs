@@ -32,6 +32,13 @@ use events::Waiting;
 use joining::Joined;
 use refused::{KnownProblems, Limits};
 
+/// What is known of problems; the two readers say different things of one.
+#[derive(Default)]
+struct KnownByReader {
+    of_evaluations: KnownProblems,
+    of_outcomes: KnownProblems,
+}
+
 #[pyclass(module = "controller.counting._native")]
 pub struct PartitionFold {
     fold: Fold,
@@ -48,8 +55,8 @@ pub struct PartitionFold {
     readers: Readers,
     types: Arc<Types>,
     refusal_limits: Limits,
-    known_problems: [KnownProblems; 2], // of evaluations and of outcomes
-    arms: [Py<PyAny>; 2],               // Arm.TREATMENT and Arm.CONTROL
+    known_problems: KnownByReader,
+    arms: [Py<PyAny>; 2], // Arm.TREATMENT and Arm.CONTROL
 }
 
 #[pymethods]

@@ -1,22 +1,20 @@
 //! Events: read where they lie where they are plain, by Python's readers where not.
 
+use std::mem::take;
+
 use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
 use super::joining::Joined;
-use super::refused::{Refused, Refuser};
+use super::refused::{KnownProblems, Refused, Refuser};
 use super::PartitionFold;
 use crate::arms::Bucket;
 use crate::duplicates::{content_of_object, NOT_SAMPLED};
 use crate::fold::{Class, Counted, Evaluation, Fold, Outcome};
 use crate::hashing::digest_of;
 use crate::record_batches::Records;
-
-/// Places in `known_problems`: the readers say different things of one example.
-const EVALUATIONS: usize = 0;
-const OUTCOMES: usize = 1;
 
 /// When an outcome must wait: `PartitionTotals.fold_outcomes`.
 #[derive(Clone, Copy)]
@@ -79,7 +77,8 @@ impl PartitionFold {
         refused: &Bound<'_, PyList>,
         latest_ms: i64,
     ) -> PyResult<Py<PyAny>> {
-        let mut found = self.refused(EVALUATIONS, refused);
+        let known = take(&mut self.known_problems.of_evaluations);
+        let mut found = self.refused(known, refused);
         let counted = match native(records, read, &self.readers.evaluations) {
             Some(native) => self.plain_evaluations(py, native.get(), read, &mut found, latest_ms),
             None => {
@@ -89,7 +88,7 @@ impl PartitionFold {
                 counted
             }
         }?;
-        self.known_problems[EVALUATIONS] = found.finish()?;
+        self.known_problems.of_evaluations = found.finish()?;
         Ok(counted)
     }
 
@@ -116,7 +115,8 @@ impl PartitionFold {
         latest_ms: i64,
         waiting: Waiting<'_, '_>,
     ) -> PyResult<Py<PyAny>> {
-        let mut found = self.refused(OUTCOMES, refused);
+        let known = take(&mut self.known_problems.of_outcomes);
+        let mut found = self.refused(known, refused);
         let counted = match native(records, read, &self.readers.outcomes) {
             Some(native) => {
                 self.plain_outcomes(py, native.get(), read, &mut found, latest_ms, waiting)
@@ -128,13 +128,12 @@ impl PartitionFold {
                 counted
             }
         }?;
-        self.known_problems[OUTCOMES] = found.finish()?;
+        self.known_problems.of_outcomes = found.finish()?;
         Ok(counted)
     }
 
     /// What is to be refused in a run, with what is known of problems.
-    fn refused<'py>(&mut self, of: usize, list: &Bound<'py, PyList>) -> Refused<'py> {
-        let known = std::mem::take(&mut self.known_problems[of]);
+    fn refused<'py>(&self, known: KnownProblems, list: &Bound<'py, PyList>) -> Refused<'py> {
         Refused::new(&self.types, self.refusal_limits, list, known)
     }
 
