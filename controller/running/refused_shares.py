@@ -73,15 +73,21 @@ class RefusedShares:
                 self._tell(name, topic.found, records.reasons - topic.reasons)
             else:
                 topic.found, topic.reasons = None, records.reasons.copy()
-                self._faults.clear(Scope.DEPENDENCY, name, reporter=_REPORTER)
+                self._faults.clear(Scope.DEPENDENCY, fault_of(name), reporter=_REPORTER)
 
     def _tell(self, name: str, found: str, reasons: Counter[QuarantineReason]) -> None:
         """Report what was found of a topic, where that is news."""
         most = ", ".join(reason.value for reason, _ in reasons.most_common(_MOST_REASONS))
         why = f"{found}: {most}" if most else found
-        told = self._faults.of(Scope.DEPENDENCY, name, reporter=_REPORTER)
+        fault = fault_of(name)
+        told = self._faults.of(Scope.DEPENDENCY, fault, reporter=_REPORTER)
         if told is None or told.why != why:
-            self._faults.report(Scope.DEPENDENCY, name, why, _FIX, reporter=_REPORTER)
+            self._faults.report(Scope.DEPENDENCY, fault, why, _FIX, reporter=_REPORTER)
+
+
+def fault_of(topic: str) -> str:
+    """Return the name of the fault of a topic, which no other dependency can have."""
+    return f"topic/{topic}"
 
 
 def _judge(topic: _Judged, records: ReadRecords, now: float) -> None:

@@ -14,10 +14,10 @@ With thousands of flags, starting goes on for a minute after the first save: eve
 for the first time. With `--taken-over` the measure begins once each flag has its worker, with the
 events that are left then; with 10,000 flags four million are counted before, so give twelve.
 
-`--beside-poison 0.1` compares two daemons on one core at the same time, one with events of which
-this share is refused: what a few percent are cannot be seen otherwise where the speed changes. Its
-measure begins as with `--taken-over`, because what starting costs differs by as much; give four
-million events.
+`--beside 0.1` compares two daemons on one core at the same time, one with events of which this
+share is refused, or unusual in another way (`--unusual`): what a few percent are cannot be seen
+otherwise where the speed changes. Its measure begins as with `--taken-over`, because what starting
+costs differs by as much; give four million events.
 
 On a machine that others use, CPU time stays comparable; events per second do not. The daemon runs
 what is installed, and the line of each round says which (`counting native` or `counting python`):
@@ -54,6 +54,7 @@ from tests.benchmarks.event_load import (
     LoadOptions,
     Recount,
     Spent,
+    Unusual,
     alone,
     cpu_seconds_of,
     fill,
@@ -219,8 +220,8 @@ class Load:
         found, _ = await RedisTotals(store).read(self.partition_keys, wanted)
         await store.close()
         wrong = []
-        if done.refused != self.recount.poison:
-            wrong.append(f"{done.refused} refused, {self.recount.poison} poison records written")
+        if done.refused != self.recount.refused:
+            wrong.append(f"{done.refused} refused, {self.recount.refused} to be refused written")
         for flag_key in self.rollout_ids:
             visits = found.get(flag_key, {})
             for arm in Arm:
@@ -299,23 +300,23 @@ async def against_bare(load: Load, rounds: int) -> bool:
     return True
 
 
-async def beside_poison(good: Load, bad: Load, rounds: int) -> bool:
+async def beside_unusual(usual: Load, unusual: Load, rounds: int) -> bool:
     """Compare two loads counted at the same time; return whether every total was right."""
     slower = []
     for number in range(rounds):
-        done = await asyncio.gather(good.count(), bad.count())
-        plain, poisoned = (one.counted.microseconds for one in done)
-        slower.append(poisoned / plain)
+        done = await asyncio.gather(usual.count(), unusual.count())
+        plain, other = (one.counted.microseconds for one in done)
+        slower.append(other / plain)
         print(
             f"round {number + 1}: counting {done[0].counting}, {plain:.2f} µs of CPU an event, "
-            f"{poisoned:.2f} with {bad.options.poison:.0%} poison: {slower[-1]:.3f}; refused "
-            f"{done[1].refused}",
+            f"{other:.2f} with {unusual.options.share:.0%} {unusual.options.unusual}: "
+            f"{slower[-1]:.3f}; refused {done[1].refused}",
             flush=True,
         )
-        for load, its in zip((good, bad), done, strict=True):
+        for load, its in zip((usual, unusual), done, strict=True):
             if not _is_right(await load.differences(its)):
                 return False
-    print(f"every total equals the recount; time with poison to without: {_spread(slower, 3)}")
+    print(f"every total equals the recount; time with them to without: {_spread(slower, 3)}")
     return True
 
 
@@ -339,9 +340,10 @@ async def measure(
     chosen: argparse.Namespace, bootstrap: str, redis_url: str, directory: Path
 ) -> bool:
     """Write the events, measure, and return whether every total was right."""
-    poison = chosen.poison if chosen.beside_poison is None else 0.0
-    options = LoadOptions(chosen.events, chosen.flags, chosen.contexts, poison, chosen.seed)
-    begins_taken_over = chosen.taken_over or chosen.beside_poison is not None
+    options = LoadOptions(
+        chosen.events, chosen.flags, chosen.contexts, chosen.share, chosen.unusual, chosen.seed
+    )
+    begins_taken_over = chosen.taken_over or chosen.beside is not None
     prepare = partial(
         Load.prepare,
         bootstrap=bootstrap,
@@ -353,14 +355,13 @@ async def measure(
     print(
         f"{options.events} events of {load.recount.bytes / options.events:.0f} bytes, "
         f"{options.flags} flags, {options.contexts} users, {len(load.recount.exposed)} pairs of "
-        f"flag and user, {load.recount.poison} poison records",
+        f"flag and user, {load.recount.refused} to be refused",
         flush=True,
     )
-    if chosen.beside_poison is None:
+    if chosen.beside is None:
         return await against_bare(load, chosen.rounds)
-    worse = replace(options, poison=chosen.beside_poison)
-    bad = await prepare(worse)
-    return await beside_poison(load, bad, chosen.rounds)
+    unusual = await prepare(replace(options, share=chosen.beside))
+    return await beside_unusual(load, unusual, chosen.rounds)
 
 
 def main() -> int:
@@ -372,16 +373,17 @@ def main() -> int:
     add("--events", type=int, default=1_500_000)
     add("--flags", type=int, default=20, help="each with a rollout under way")
     add("--contexts", type=int, default=100_000, help="users; each flag meets all of them")
-    add("--poison", type=float, default=0.0, help="share of records that are refused")
-    add("--beside-poison", type=float, help="compare with events of which this share is refused")
+    add("--unusual", type=Unusual, default=Unusual.REFUSED, choices=list(Unusual), help="what is")
+    add("--share", type=float, default=0.0, help="of events that are unusual")
+    add("--beside", type=float, help="compare with events of which this share is unusual")
     add("--rounds", type=int, default=3)
     add("--taken-over", action="store_true", help="measure once each flag has its worker")
     add("--seed", type=int, default=1)
     chosen = parser.parse_args()
     if min(chosen.events, chosen.flags, chosen.contexts, chosen.rounds) < 1:
         parser.error("--events, --flags, --contexts and --rounds are 1 or more")
-    if not all(0 <= share < 1 for share in (chosen.poison, chosen.beside_poison or 0.0)):
-        parser.error("--poison and --beside-poison are shares, from 0 to below 1, such as 0.1")
+    if not all(0 <= share <= 1 for share in (chosen.share, chosen.beside or 0.0)):
+        parser.error("--share and --beside are shares, from 0 to 1, such as 0.1")
     return run_on_real_servers(partial(measure, chosen))
 
 

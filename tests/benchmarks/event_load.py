@@ -18,10 +18,11 @@ import resource
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
@@ -41,20 +42,40 @@ FIELDS = ("evaluations", "exposures", "outcomes", "errors", "first_errors", "rep
 _TREATED_ONE_IN = 10
 
 
+class Unusual(StrEnum):
+    """What senders do beside plain JSON in batches that are not compressed."""
+
+    REFUSED = "refused"  # see `POISON`
+    HEADERS = "headers"  # CloudEvents in binary mode
+    ESCAPES = "escapes"  # JSON as PHP writes it, with `\/` for a slash
+    COMPRESSED = "compressed"  # batches, by LZ4
+
+
 @dataclass(frozen=True)
 class LoadOptions:
-    """Which events."""
+    """Which events; `share` is of those that are unusual."""
 
     events: int
     flags: int
     contexts: int
-    poison: float = 0.0
+    share: float = 0.0
+    unusual: Unusual = Unusual.REFUSED
     seed: int = 1
 
     @staticmethod
     def flag_key(number: int) -> str:
         """Return the key of one flag."""
         return f"flag-{number:05d}"
+
+
+class Sent(NamedTuple):
+    """A record as it is sent."""
+
+    topic: str  # logical
+    key: bytes
+    value: bytes
+    headers: Sequence[tuple[str, bytes]] = ()
+    is_compressed: bool = False
 
 
 @dataclass
@@ -64,7 +85,7 @@ class Recount:
     totals: dict[tuple[str, Arm], Counter[str]] = field(default_factory=dict)
     exposed: set[tuple[str, int]] = field(default_factory=set)
     failed: set[tuple[str, int]] = field(default_factory=set)
-    poison: int = 0
+    refused: int = 0
     bytes: int = 0
 
     def arm(self, flag_key: str, arm: Arm) -> Counter[str]:
@@ -89,8 +110,8 @@ class Recount:
             counts["first_errors"] += 1
 
 
-def records(options: LoadOptions, recount: Recount) -> Iterator[tuple[str, bytes, bytes]]:
-    """Yield (logical topic, key, value): evaluations and outcomes in turn, of random contexts."""
+def records(options: LoadOptions, recount: Recount) -> Iterator[Sent]:
+    """Yield evaluations and outcomes in turn, of random contexts."""
     chance = random.Random(options.seed)
     moment = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     for number in range(options.events):
@@ -112,15 +133,34 @@ def records(options: LoadOptions, recount: Recount) -> Iterator[tuple[str, bytes
         head = {"specversion": "1.0", "source": "/checkout-api", "id": f"{number:08x}"}
         event = {**head, "time": moment, "type": kind, "data": data}
         value = json.dumps(event, separators=(",", ":")).encode()
-        if chance.random() < options.poison:
-            recount.poison += 1
-            value = chance.choice(POISON)(value)
+        sent = Sent(topic, key.encode(), value)
+        is_unusual = chance.random() < options.share
+        if is_unusual:
+            sent = _unusual(sent, event, options.unusual, chance)
+        if is_unusual and options.unusual is Unusual.REFUSED:
+            recount.refused += 1
         elif topic == "evaluations":
             recount.note_evaluation(flag_key, arm, context)
         else:
             recount.note_outcome(flag_key, arm, context, is_error=is_error)
-        recount.bytes += len(value)
-        yield topic, key.encode(), value
+        recount.bytes += len(sent.value)
+        yield sent
+
+
+def _unusual(
+    plain: Sent, event: Mapping[str, object], kind: Unusual, chance: random.Random
+) -> Sent:
+    """Return a plain record as another sender would send its event."""
+    if kind is Unusual.REFUSED:
+        return plain._replace(value=chance.choice(POISON)(plain.value))
+    if kind is Unusual.HEADERS:
+        head = [(f"ce_{name}", str(event[name]).encode()) for name in event if name != "data"]
+        data = json.dumps(event["data"], separators=(",", ":")).encode()
+        headers = [*head, ("content-type", b"application/json")]
+        return plain._replace(value=data, headers=headers)
+    if kind is Unusual.ESCAPES:
+        return plain._replace(value=plain.value.replace(b"/", b"\\/"))
+    return plain._replace(is_compressed=True)
 
 
 #: What is made of an event that is to be refused: what faulty senders send, in equal shares.
@@ -141,27 +181,36 @@ def fill(settings: KafkaSettings, options: LoadOptions) -> Recount:
     return recount
 
 
-def write(settings: KafkaSettings, made: Iterable[tuple[str, bytes, bytes]]) -> None:
+def write(settings: KafkaSettings, made: Iterable[Sent]) -> None:
     """Write records, as `records` yields them."""
     names = dict(zip(("evaluations", "outcomes"), settings.event_topics, strict=True))
-    producer = Producer(
-        {
-            "bootstrap.servers": settings.bootstrap_servers,
-            "linger.ms": 50,
-            "partitioner": "murmur2_random",
-            "acks": "all",
-        }
+    plain, compressing = (
+        Producer(
+            {
+                "bootstrap.servers": settings.bootstrap_servers,
+                "linger.ms": 50,
+                "partitioner": "murmur2_random",
+                "acks": "all",
+                "compression.type": codec,
+            }
+        )
+        for codec in ("none", "lz4")
     )
-    for number, (topic, key, value) in enumerate(made):
+    for number, sent in enumerate(made):
+        producer = compressing if sent.is_compressed else plain
         while True:
             try:
-                producer.produce(names[topic], value, key)
+                producer.produce(
+                    names[sent.topic], sent.value, sent.key, headers=list(sent.headers)
+                )
                 break
             except BufferError:
                 producer.poll(0.1)
         if number % 100 == 0:
-            producer.poll(0)
-    producer.flush()
+            plain.poll(0)
+            compressing.poll(0)
+    plain.flush()
+    compressing.flush()
 
 
 class Spent(NamedTuple):

@@ -71,7 +71,7 @@ def fetched(options: LoadOptions) -> list[tuple[list[bytes], list[bytes]]]:
     }
     content: dict[tuple[int, str], list[bytes]] = {place: [] for place in waiting}
     offsets = dict.fromkeys(waiting, 0)
-    for topic, key, value in records(options, Recount()):
+    for topic, key, value, *_ in records(options, Recount()):
         place = (xxhash.xxh3_64_intdigest(key, 1) % PARTITIONS, topic)
         waiting[place].append(Record(topic, 0, offsets[place], now_ms, key, value, ()))
         offsets[place] += 1

@@ -8,12 +8,13 @@ from datetime import timedelta
 
 from controller.adapters.memory import ManualClock
 from controller.counting.dependencies import ReadRecords
-from controller.health import Faults, Scope
+from controller.health import KAFKA, Faults, Scope
 from controller.running.refused_shares import (
     LEAST_REFUSED,
     OVER_AFTER_SECONDS,
     SHARE,
     RefusedShares,
+    fault_of,
 )
 from schemas.terms import QuarantineReason
 from tests.builders import T0
@@ -52,7 +53,7 @@ class Bench:
         """Judge a while later; return what is told of the topic."""
         self.clock.advance(timedelta(seconds=seconds))
         self.shares.judge()
-        fault = self.faults.of(Scope.DEPENDENCY, TOPIC)
+        fault = self.faults.of(Scope.DEPENDENCY, fault_of(TOPIC))
         return None if fault is None else fault.why
 
 
@@ -115,7 +116,7 @@ def test_topics_are_judged_apart() -> None:
     bench.count(0, LEAST_REFUSED)
     bench.count(ENOUGH, topic="request.outcomes")
     assert bench.judge() is not None
-    assert bench.faults.of(Scope.DEPENDENCY, "request.outcomes") is None
+    assert bench.faults.of(Scope.DEPENDENCY, fault_of("request.outcomes")) is None
 
 
 def test_rare_records_are_judged_together() -> None:
@@ -140,9 +141,9 @@ def test_the_reasons_follow_as_they_are_known() -> None:
     assert bench.judge() == (
         "100 % of the newest 20 records are refused and count nowhere: empty, bad_time"
     )
-    told = bench.faults.of(Scope.DEPENDENCY, TOPIC)
+    told = bench.faults.of(Scope.DEPENDENCY, fault_of(TOPIC))
     bench.judge()
-    assert bench.faults.of(Scope.DEPENDENCY, TOPIC) == told, "nothing is new"
+    assert bench.faults.of(Scope.DEPENDENCY, fault_of(TOPIC)) == told, "nothing is new"
 
 
 def test_reasons_of_long_ago_are_not_named() -> None:
@@ -157,3 +158,12 @@ def test_reasons_of_long_ago_are_not_named() -> None:
     bench.count(0, LEAST_REFUSED, QuarantineReason.EMPTY)
     assert (why := bench.judge()) is not None
     assert why.endswith(": empty")
+
+
+def test_a_topic_that_is_called_kafka_is_not_taken_for_an_outage_of_kafka() -> None:
+    """The fault of Kafka explains all others, and says how to start it."""
+    bench = Bench()
+    bench.count(0, LEAST_REFUSED, topic=KAFKA)
+    bench.judge()
+    assert bench.faults.degrading
+    assert bench.faults.of(Scope.DEPENDENCY, KAFKA) is None
