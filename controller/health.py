@@ -131,6 +131,7 @@ class Scope(StrEnum):
     COMMAND = "command"
     FLAG = "flag"  # one flag, named by its key
     PARTITION = "partition"  # of an event or command topic, named `topic/partition`
+    TOPIC = "topic"  # of events, named as in Kafka: most of its records are refused
     PLANE = "plane"  # one flag plane
     DEPENDENCY = "dependency"  # kafka, redis, quarantine, the model, a file
     CLOCK = "clock"  # this replica's clock against others'

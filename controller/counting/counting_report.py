@@ -65,6 +65,7 @@ class CountingReport:
             records.read += total - reported
             if kind is RecordClass.QUARANTINED:
                 records.refused += total - reported
+        records.refused -= owned.totals.take_partly_refused()
         owned.reported = totals
         of_topic = [
             each

@@ -23,8 +23,14 @@ class ReadRecords:
     """The records of one topic that were counted here since the start, as far as they are saved."""
 
     read: int = 0  # with those refused
-    refused: int = 0
-    reasons: Counter[QuarantineReason] = field(default_factory=Counter)  # before their save
+    refused: int = 0  # whole: of a packed one, no event counts
+    reasons: Counter[QuarantineReason] = field(default_factory=Counter)  # also of parts
+
+    def add(self, others: ReadRecords) -> None:
+        """Add other records."""
+        self.read += others.read
+        self.refused += others.refused
+        self.reasons.update(others.reasons)
 
 
 @dataclass(slots=True)

@@ -100,6 +100,7 @@ class PartitionTotals:
         self.progress = PartitionCounts()
         self.refused: list[WrittenRefusals] = []  # since `take_refused`
         self.refused_bytes = 0  # what those take
+        self._partly_refused = 0  # packed records with good events, since they were taken
         self.now_ms: int = OPEN_END_MS  # by our clock; no counted record counts as younger
         self._latest_ms: int = MAX_TIME_MS  # the latest time accepted of a record and its event
 
@@ -241,6 +242,11 @@ class PartitionTotals:
         """Return what was refused since the last call."""
         refused, self.refused, self.refused_bytes = self.refused, [], 0
         return refused
+
+    def take_partly_refused(self) -> int:
+        """Return how many of the records quarantined since the last call have good events, too."""
+        count, self._partly_refused = self._partly_refused, 0
+        return count
 
     # - folding records of one event -
 
@@ -421,6 +427,7 @@ class PartitionTotals:
         if refused is not None:
             # It counts as quarantined, whatever else was in it.
             self._refuse(record, refused)
+            self._partly_refused += counted.counted + counted.late + counted.ignored > 0
         elif counted.counted:
             self.progress.counted += 1
         elif counted.late:

@@ -427,7 +427,12 @@ class Visibility:
         if self._way_around(flag_key):
             return action
         if self._cause is None:  # once in a check: thousands of flags may be blind by one cause
-            others = [one for one in self._faults.current if one.reporter != _REPORTER]
+            # Also without what senders do: counting goes on.
+            others = [
+                one
+                for one in self._faults.current
+                if one.reporter != _REPORTER and one.scope is not Scope.TOPIC
+            ]
             named = (f"{one.scope.value} {one.name}: {one.why}" for one in others[:3])
             self._cause = "; ".join(named)
         unnamed = "what the reason names, and see whether all replicas have the same redis.url"

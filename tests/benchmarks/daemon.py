@@ -1,7 +1,7 @@
 """What counting costs the whole daemon, beside a bare aiokafka consumer on the same core.
 
 `python -m tests.benchmarks.daemon [--events 1500000] [--flags 20] [--contexts 100000] [--rounds 3]
-[--taken-over]`
+[--taken-over] [--beside 0.1] [--share 0.1] [--unusual refused]`
 on a real Kafka and Redis. Starts a rollout for each flag on the real `rolloutd run`, stops it, and
 writes all events. Then in each round `rolloutd run` starts as a process on one core, without
 totals, and catches up, while it judges the rollouts, saves and serves as always. Before and after
@@ -373,7 +373,13 @@ def main() -> int:
     add("--events", type=int, default=1_500_000)
     add("--flags", type=int, default=20, help="each with a rollout under way")
     add("--contexts", type=int, default=100_000, help="users; each flag meets all of them")
-    add("--unusual", type=Unusual, default=Unusual.REFUSED, choices=list(Unusual), help="what is")
+    add(
+        "--unusual",
+        type=Unusual,
+        default=Unusual.REFUSED,
+        choices=list(Unusual),
+        help="in what way",
+    )
     add("--share", type=float, default=0.0, help="of events that are unusual")
     add("--beside", type=float, help="compare with events of which this share is unusual")
     add("--rounds", type=int, default=3)
@@ -384,6 +390,8 @@ def main() -> int:
         parser.error("--events, --flags, --contexts and --rounds are 1 or more")
     if not all(0 <= share <= 1 for share in (chosen.share, chosen.beside or 0.0)):
         parser.error("--share and --beside are shares, from 0 to 1, such as 0.1")
+    if chosen.share and chosen.beside is not None:
+        parser.error("--beside compares with plain events: leave --share out")
     return run_on_real_servers(partial(measure, chosen))
 
 

@@ -112,7 +112,7 @@ class Recount:
 
 def records(options: LoadOptions, recount: Recount) -> Iterator[Sent]:
     """Yield evaluations and outcomes in turn, of random contexts."""
-    chance = random.Random(options.seed)
+    chance, unusual = random.Random(options.seed), random.Random(f"unusual {options.seed}")
     moment = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     for number in range(options.events):
         context = chance.randrange(options.contexts)
@@ -134,16 +134,16 @@ def records(options: LoadOptions, recount: Recount) -> Iterator[Sent]:
         event = {**head, "time": moment, "type": kind, "data": data}
         value = json.dumps(event, separators=(",", ":")).encode()
         sent = Sent(topic, key.encode(), value)
-        is_unusual = chance.random() < options.share
+        is_unusual = unusual.random() < options.share
         if is_unusual:
-            sent = _unusual(sent, event, options.unusual, chance)
+            sent = _unusual(sent, event, options.unusual, unusual)
         if is_unusual and options.unusual is Unusual.REFUSED:
             recount.refused += 1
         elif topic == "evaluations":
             recount.note_evaluation(flag_key, arm, context)
         else:
             recount.note_outcome(flag_key, arm, context, is_error=is_error)
-        recount.bytes += len(sent.value)
+        recount.bytes += len(sent.value) + sum(len(name) + len(it) for name, it in sent.headers)
         yield sent
 
 

@@ -210,12 +210,12 @@ async def test_a_topic_of_refused_records_is_a_fault_before_any_rollout_notices(
         return next((one for one in faults if "not_json" in one["reason"]), None)
 
     told = await until(fault)
-    assert told["name"] == f"topic/{topic}"
+    assert (told["scope"], told["name"]) == ("topic", topic)
     assert "are refused and count nowhere: not_json" in told["reason"]
     assert (await daemon.get("/readyz")).status_code == 200, "it counts and decides as before"
     _, out, _ = await Shell(kafka, topic_prefix).rolloutctl("doctor", "--url", daemon.url)
     shown = " ".join(out.split())
-    assert f"FAULT dependency topic/{topic}: " in shown
+    assert f"FAULT topic {topic}: " in shown
     assert "`rolloutctl quarantine` shows the newest of them" in shown
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
 from structlog.testing import capture_logs
 
+from controller.counting.dependencies import ReadRecords
 from controller.counting.refusals import RefusalBatch
 from controller.health import Scope
 from controller.settings import CountingSettings
 from schemas import quarantine
+from schemas.terms import QuarantineReason
 from schemas.totals import lately_changed
-from tests.records import arms_in, at_ms
+from tests.records import LINES, arms_in, at_ms, evaluation_value
 from tests.unit.counting.ingest_bench import (
     EVALUATIONS,
     NOW,
@@ -240,6 +243,39 @@ async def test_refusals_are_published_before_the_fence_moves() -> None:
     assert (topic, partition, refused.offset) == (EVALUATIONS, 0, 1)
     assert bench.progress(EVALUATIONS).quarantined == 1
     assert arms_in(bench.stored(EVALUATIONS))["new-checkout", 0, "treatment"].exposures == 2
+
+
+async def test_what_was_read_and_refused_here_is_known_by_topic() -> None:
+    """A topic is judged by it. What another member had counted is no part of it."""
+    bench = Bench()
+    for _ in range(2):
+        bench.evaluate("a")
+        bench.evaluate("a", flag="nobody-knows-it")
+        for value in (b"{", b"{", b""):
+            bench.broker.append(EVALUATIONS, value, partition=0, timestamp_ms=at_ms(NOW))
+        bench.happen("a", ON)
+        async with bench.running() as ingest:
+            await until(bench.is_all_saved)
+        assert ingest.counters.records == {
+            EVALUATIONS: ReadRecords(
+                5, 3, Counter({QuarantineReason.NOT_JSON: 2, QuarantineReason.EMPTY: 1})
+            ),
+            OUTCOMES: ReadRecords(1, 0),
+        }
+
+
+async def test_a_packed_record_with_good_events_is_not_refused_whole() -> None:
+    """An export of a hundred events counts but for one: it is no reason to call people."""
+    bench = Bench(readers=LINES)
+    good = evaluation_value("a", "on", time_ms=at_ms(NOW))
+    ignored = evaluation_value("a", "on", time_ms=at_ms(NOW), flag="nobody-knows-it")
+    for lines in ((good, b"{"), (ignored, b"{"), (b"{", b"{"), (good, good)):
+        bench.broker.append(EVALUATIONS, b"\n".join(lines), partition=0, timestamp_ms=at_ms(NOW))
+    async with bench.running() as ingest:
+        await until(bench.is_all_saved)
+    records = ingest.counters.records[EVALUATIONS]
+    assert (records.read, records.refused) == (4, 1)
+    assert bench.progress(EVALUATIONS).quarantined == 3
 
 
 async def test_refusals_of_a_pair_are_published_together_before_either_fence_moves() -> None:

@@ -37,3 +37,17 @@ def test_while_kafka_is_away_no_command_by_kafka_is_named() -> None:
         assert words.startswith("start Kafka")
         assert "lower the flag over HTTP (ops/operating.md) and in its flag plane" in words
         assert "rolloutctl rollback" not in words
+
+
+def test_a_topic_with_refused_records_is_not_named_as_the_cause() -> None:
+    """Whoever can send records could hide the cause from people."""
+    bench = Bench()
+    bench.passes(30)
+    bench.faults.report(Scope.TOPIC, "request.outcomes", "all are refused", "see why")
+    bench.faults.report(Scope.PARTITION, "flag.evaluations/0", "it is stopped", "repair it")
+    _missing(bench)
+    bench.seconds_to_alert()
+    fault = bench.faults.of(Scope.FLAG, "new-checkout", reporter="visibility")
+    assert fault is not None
+    assert "flag.evaluations/0: it is stopped" in fault.fix
+    assert "request.outcomes" not in fault.fix
