@@ -32,6 +32,11 @@ class ReadRecords:
         self.refused += others.refused
         self.reasons.update(others.reasons)
 
+    def since(self, before: ReadRecords) -> ReadRecords:
+        """Return those that are here and were not `before`."""
+        read, refused = self.read - before.read, self.refused - before.refused
+        return ReadRecords(read, refused, self.reasons - before.reasons)
+
 
 @dataclass(slots=True)
 class IngestCounters:

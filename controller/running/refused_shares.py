@@ -66,13 +66,12 @@ class RefusedShares:
             self._look(name, self._topics.setdefault(name, _Topic(now)), records, now)
 
     def _look(self, name: str, topic: _Topic, records: ReadRecords, now: float) -> None:
-        read = records.read - topic.judged.read
-        refused = records.refused - topic.judged.refused
-        is_enough = refused >= LEAST_REFUSED or read >= _LEAST_READ
+        new = records.since(topic.judged)
+        is_enough = new.refused >= LEAST_REFUSED or new.read >= _LEAST_READ
         if is_enough and now - topic.judged_at >= JUDGED_EVERY_SECONDS:
-            if refused >= SHARE * read:
+            if new.refused >= SHARE * new.read:
                 topic.is_found, topic.is_mended, topic.bad_at = True, False, now
-                self._report(name, topic, records)
+                self._report(name, new)
             elif not topic.is_mended:
                 topic.is_mended, topic.bad_at = True, now
             topic.judged_at, topic.judged = now, records
@@ -83,12 +82,10 @@ class RefusedShares:
             topic.is_found = False
             self._faults.clear(Scope.TOPIC, name)
 
-    def _report(self, name: str, topic: _Topic, records: ReadRecords) -> None:
+    def _report(self, name: str, new: ReadRecords) -> None:
         """Report that most of the newest records are refused."""
-        read = records.read - topic.judged.read
-        refused = records.refused - topic.judged.refused
-        why = f"{refused:,} of the last {read:,} records read are refused and count nowhere"
-        reasons = (records.reasons - topic.judged.reasons).most_common(_MOST_REASONS)
+        why = f"{new.refused:,} of the last {new.read:,} records read are refused and count nowhere"
+        reasons = new.reasons.most_common(_MOST_REASONS)
         if reasons:
             why += f": {', '.join(reason.value for reason, _ in reasons)}"
         self._faults.report(Scope.TOPIC, name, why, _FIX)
