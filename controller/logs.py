@@ -28,6 +28,10 @@ from controller.settings import MASK, LogSettings
 #: of a busy daemon.
 QUEUE_LINES = 10_000
 
+#: How a line's moment is written: always to the microsecond, so that lines sort by it as text.
+#: `isoformat` leaves the fraction out in a whole second, and "00Z" sorts behind "00.02Z".
+TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%S.%fZ"
+
 #: Time between two questions whether a summary of repeated lines is due.
 TICK_SECONDS: Final = 1.0
 
@@ -230,7 +234,7 @@ def configure_logs(settings: LogSettings, descriptor: int | None = None) -> LogS
     is_terminal = os.isatty(descriptor)
     is_json = settings.format == "json" or (settings.format == "auto" and not is_terminal)
     finish: list[Any] = [
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.TimeStamper(fmt=TIME_FORMAT, utc=True),
         _mask_secrets,
         *(_json_renderers() if is_json else _console_renderers(has_colors=is_terminal)),
     ]

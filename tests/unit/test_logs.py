@@ -9,9 +9,10 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timezone, tzinfo
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Self
 
 import pytest
 import structlog
@@ -99,6 +100,33 @@ def test_a_line_is_one_json_object(pipe: Pipe) -> None:
     )  # fmt: skip
     assert found["timestamp"].endswith("Z")
     assert "\x1b" not in line
+
+
+def test_a_whole_second_sorts_before_its_parts(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As text, too: a line's moment always has its fraction, of as many digits."""
+    whole = datetime(2026, 11, 27, 15, 24, tzinfo=UTC)
+    moments = iter([whole, whole.replace(microsecond=19_883)])
+
+    class Clock(datetime):
+        """A clock that tells these moments."""
+
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            """Return the next one."""
+            return cls.fromtimestamp(next(moments).timestamp(), tz)
+
+    clock = SimpleNamespace(datetime=Clock, timezone=timezone)
+    monkeypatch.setattr(structlog.processors, "datetime", clock)
+
+    def say() -> None:
+        log = structlog.get_logger()
+        log.info("rollout_started")
+        log.info("stage_advanced")
+
+    lines = written(LogSettings(), pipe, say).splitlines()
+    first, second = (json.loads(line)["timestamp"] for line in lines)
+    assert (first, second) == ("2026-11-27T15:24:00.000000Z", "2026-11-27T15:24:00.019883Z")
+    assert first < second
 
 
 def test_a_line_for_people_has_plain_values(pipe: Pipe) -> None:
