@@ -85,6 +85,7 @@ def run(config: ConfigOption = None) -> None:
     from controller.bootstrap import Daemon
     from controller.cli.process_limits import keep_freed_memory, raise_descriptor_limit
     from controller.logs import configure_logs, set_level
+    from controller.running.garbage_collection import limit_collections
     from controller.running.name_lookups import LookupLoop
     from controller.running.reloading import SettingsReload
     from controller.settings import load_settings
@@ -95,6 +96,7 @@ def run(config: ConfigOption = None) -> None:
     stream = configure_logs(settings.log)
     raise_descriptor_limit()
     keep_freed_memory()
+    limit_collections()
     reload = SettingsReload(settings, lambda: load_settings(config, os.environ), set_level)
     try:
         with asyncio.Runner(loop_factory=LookupLoop) as runner:

@@ -1,7 +1,7 @@
 """What a daemon asks of its operating system and its C library, once, as it starts.
 
-Belongs here: limits and tuning of the process. Does not belong here: settings of users, and what
-Python's garbage collector does (`counting/ingest.py`).
+Belongs here: limits and tuning of the process. Does not belong here: settings of users, and when
+Python's garbage collector runs (`running/garbage_collection.py`).
 """
 
 from __future__ import annotations

@@ -54,9 +54,6 @@ from controller.telemetry import Metrics
 from schemas.events import Packed
 
 _FOLDED_PER_TURN = 2 * FOLDED_AT_ONCE  # records, usually of one pair; then others may run
-# Records come by the hundred and are freed without a collection. At the usual 700 new objects a
-# collection would come with every fetch and cost 4 % of the whole.
-_COLLECTED_FROM_OBJECTS = 20_000
 _PACING = Pacing()
 
 
@@ -180,9 +177,10 @@ class Ingest:
         self.assignment.forget()
         self._has_ended.clear()
         self._dependencies.events.on_revoked(self._saving.hand_over)
-        # What exists by now lives as long as the process: collections need not visit it.
+        # What exists by now, without cycles that nobody uses, lives as long as the process:
+        # collections need not visit it.
+        gc.collect()
         gc.freeze()
-        gc.set_threshold(_COLLECTED_FROM_OBJECTS)
         try:
             async with task_group() as group:
                 self._dependencies.tasks.begin(group)

@@ -35,6 +35,7 @@ from controller.running.environment import RedisEnvironment
 from controller.running.event_watch import EventWatch
 from controller.running.flag_faults import LargeStates, RefusedStates, TimesAhead
 from controller.running.flag_summaries import FlagSummaries
+from controller.running.garbage_collection import FullCollections
 from controller.running.health_watch import HealthWatch, WatchedParts
 from controller.running.last_known import replica_directory
 from controller.running.open_alerts import OpenAlerts
@@ -318,6 +319,7 @@ class Oversight:
             ("heartbeat", self.heartbeat.run),
             ("model", self._recheck_model),
             ("stalls", stalls.run),
+            ("garbage", FullCollections(self._clock).run),
             ("identity", self.environment.run),
             ("uses", self.uses.run),
             ("digest", self.digest.run),

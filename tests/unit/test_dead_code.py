@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 #: Names that something outside of our sources calls or reads, each with who does.
-_AIOKAFKA, _PROMETHEUS, _YAML = "aiokafka calls it", "prometheus_client calls it", "yaml calls it"
+_AIOKAFKA, _YAML = "aiokafka calls it", "yaml calls it"
 _ASYNCIO = "asyncio calls it"
 _ORACLE = "tests compare the daemon's faster form with it"
 _BY_VALUE = "members are looked up by value"
@@ -28,7 +28,6 @@ USED_ELSEWHERE: dict[str, str] = {
     "on_partitions_revoked": _AIOKAFKA,
     "buffer_updated": _ASYNCIO,
     "get_buffer": _ASYNCIO,
-    "collect": _PROMETHEUS,
     "construct_mapping": _YAML,
     "ignore_aliases": _YAML,
     "ABSURD": _BY_VALUE,

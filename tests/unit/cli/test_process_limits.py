@@ -112,9 +112,11 @@ RUN = """
 import typer
 import controller.bootstrap
 from controller.cli import daemon, process_limits
+from controller.running import garbage_collection
 done = []
 process_limits.raise_descriptor_limit = lambda: done.append("descriptors")
 process_limits.keep_freed_memory = lambda: done.append("memory")
+garbage_collection.limit_collections = lambda: done.append("collections")
 class Daemon:
     def __init__(self, *_):
         pass
@@ -130,5 +132,5 @@ except typer.Exit:
 
 
 def test_the_daemon_takes_and_keeps_them_before_it_runs() -> None:
-    """Without it thousands of open pages, or a backlog, would be the first to show it."""
-    assert output_of(RUN) == "descriptors memory"
+    """Without it thousands of open pages, or of rollouts, or a backlog, would show it first."""
+    assert output_of(RUN) == "descriptors memory collections"
