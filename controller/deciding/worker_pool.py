@@ -275,6 +275,7 @@ class WorkerPool:
                 traceback.clear_frames(end.__traceback__)
                 raise
             except Exception as failure:  # the worker's edge: reported, and restarted
+                _clear_groups(failure)
                 mistake = _cause(failure)
             wait = self._note_failure(run)
             why, fix = self._explain_failure(flag_key, run, mistake)
@@ -289,6 +290,7 @@ class WorkerPool:
                 exc_info=mistake,
             )
             await self._alert_once(flag_key, run, why, fix)
+            mistake = None  # its traceback holds this frame
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await run.worker.inbox.urgent.wait()
@@ -358,6 +360,18 @@ class WorkerPool:
                 run.restarted_at = None
                 run.worker.has_failed = False
                 self._dependencies.faults.clear(Scope.FLAG, flag_key, reporter=_WORKER)
+
+
+def _clear_groups(failure: BaseException) -> None:
+    """Have the frames that a group of exceptions came through forget what they held: also it.
+
+    Not those of the exceptions in it. They are given to whoever waits for the event that failed,
+    and clearing the frame of a coroutine that waits would end it.
+    """
+    if isinstance(failure, BaseExceptionGroup):
+        traceback.clear_frames(failure.__traceback__)
+        for one in failure.exceptions:
+            _clear_groups(one)
 
 
 def _cause(failure: BaseException) -> BaseException:

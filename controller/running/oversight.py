@@ -308,10 +308,12 @@ class Oversight:
     @property
     def loops(self) -> Sequence[Loop]:
         """The loops that run once everything decided is known."""
+        garbage = FullCollections(self._clock)
         stalls = StallMeter(
             self._clock,
             self._metrics.stall_seconds.observe,
             warning_seconds=self._settings.watchdog.stall_warning_seconds,
+            collecting_seconds=lambda: garbage.seconds,
         )
         return (
             ("topology", self._connections.topics.topology.run),
@@ -319,7 +321,7 @@ class Oversight:
             ("heartbeat", self.heartbeat.run),
             ("model", self._recheck_model),
             ("stalls", stalls.run),
-            ("garbage", FullCollections(self._clock).run),
+            ("garbage", garbage.run),
             ("identity", self.environment.run),
             ("uses", self.uses.run),
             ("digest", self.digest.run),

@@ -205,12 +205,18 @@ class StallMeter:
         observe: Callable[[float], None],
         *,
         warning_seconds: float,
+        collecting_seconds: Callable[[], float] = lambda: 0.0,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        """Give each delay, in seconds, to `observe`, and log those above `warning_seconds`."""
+        """Give each delay, in seconds, to `observe`, and log those above `warning_seconds`.
+
+        `collecting_seconds` tells for how long the garbage collector has visited all objects so
+        far. It does so seldom: a delay by it is no reason to warn.
+        """
         self._clock = clock
         self._observe = observe
         self._warning_seconds = warning_seconds
+        self._collecting_seconds = collecting_seconds
         self._sleep = sleep
 
     async def run(self) -> None:
@@ -220,11 +226,12 @@ class StallMeter:
 
     async def look(self) -> float:
         """Sleep one period and return how many seconds too long that took."""
-        start = self._clock.monotonic()
+        start, collecting = self._clock.monotonic(), self._collecting_seconds()
         await self._sleep(STALL_PERIOD_SECONDS)
         delay = max(0.0, self._clock.monotonic() - start - STALL_PERIOD_SECONDS)
         self._observe(delay)
-        if delay > self._warning_seconds:
+        collecting = self._collecting_seconds() - collecting
+        if delay - collecting > self._warning_seconds:
             log.warning(
                 "loop_stalled",
                 duration_ms=round(delay * 1000),

@@ -6,6 +6,7 @@ With a clock that is turned by hand.
 from datetime import timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from controller.adapters.memory import ManualClock
 from controller.errors import EventLogUnavailable
@@ -254,3 +255,30 @@ async def test_the_stall_meter_reports_by_how_much_it_was_woken_late() -> None:
     late = 0.0
     await meter.look()
     assert delays == [pytest.approx(0.120), pytest.approx(0.0)]
+
+
+@pytest.mark.parametrize(("collecting", "warnings"), [(0.0, 1), (0.06, 1), (0.11, 0)])
+async def test_a_pass_of_the_garbage_collector_is_measured_and_no_reason_to_warn(
+    collecting: float, warnings: int
+) -> None:
+    """It comes seldom, and what the warning advises would not help. The rest of a delay counts."""
+    clock = ManualClock()
+    delays: list[float] = []
+    collected = 0.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal collected
+        clock.advance(timedelta(seconds=seconds + 0.120))
+        collected += collecting
+
+    meter = StallMeter(
+        clock,
+        delays.append,
+        warning_seconds=0.05,
+        collecting_seconds=lambda: collected,
+        sleep=sleep,
+    )
+    with capture_logs() as lines:
+        await meter.look()
+    assert delays == [pytest.approx(0.120)]
+    assert [line["event"] for line in lines] == ["loop_stalled"] * warnings
