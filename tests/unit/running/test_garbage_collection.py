@@ -13,7 +13,7 @@ import pytest
 
 from controller.adapters.memory import ManualClock
 from controller.bootstrap import Daemon
-from controller.running.garbage_collection import FullCollections, limit_collections
+from controller.running.garbage_collection import FullCollections
 from controller.settings import Settings
 from tests.virtual_time import LoopClock, in_virtual_time
 
@@ -47,7 +47,7 @@ def passes(limit: str) -> list[int]:
 def test_looks_at_thousands_of_flags_cause_no_pass_over_all_objects() -> None:
     """By itself Python makes some: that is what held up the loop. Young cycles are still found."""
     assert passes("")[2] > 2
-    youngest, young, full = passes(f"{limit_collections.__name__}()")
+    youngest, young, full = passes("limit_collections()")
     assert 30 < youngest < 120, "each visits 20,000 objects that are new"
     assert youngest / 8 < young < youngest, "no step visits so many that the loop would stand still"
     assert full == 0
