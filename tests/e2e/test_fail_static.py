@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -40,11 +42,30 @@ async def served(daemon: DaemonProcess, users: Sequence[str] = USERS) -> dict[st
 
 
 async def until_served(daemon: DaemonProcess, reason: str, seconds: float = 90.0) -> dict[str, Any]:
-    """Return the first answer with this reason."""
-    async with httpx.AsyncClient() as http, asyncio.timeout(seconds):
+    """Return the first answer with this reason. Raises AssertionError with the log's end."""
+    deadline = time.monotonic() + seconds
+    async with httpx.AsyncClient() as http:
         while (answer := await evaluated(daemon, USERS[0], http)).get("reason") != reason:
+            assert time.monotonic() < deadline, f"last: {answer}\n{daemon.log_tail()}"
             await asyncio.sleep(0.02)
         return answer
+
+
+async def until_kept(directory: Path, percent: float, seconds: float = 30.0) -> None:
+    """Return once the only file below holds the flag at this percentage.
+
+    It is written some time after what it holds is served: half a second, and as long as the disk
+    takes.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        content = "".join(path.read_text() for path in directory.glob("last-known/*.jsonl"))
+        documents = [json.loads(line) for line in content.splitlines() if line.startswith("{")]
+        kept = {one["flag"]: one["percent"] for one in documents if "flag" in one}
+        if kept == {FLAG: percent}:
+            return
+        assert time.monotonic() < deadline, content
+        await asyncio.sleep(0.02)
 
 
 @asynccontextmanager
@@ -86,6 +107,7 @@ async def test_a_restart_in_an_outage_of_everything_changes_no_variant(
     daemon = DaemonProcess(own_kafka.bootstrap, own_redis.url, tmp_path, prefix=topic_prefix)
     async with daemon, Client(own_kafka.bootstrap, topic_prefix) as client:
         before = await start_at_half(client, daemon)
+        await until_kept(tmp_path, 50)
         daemon.kill9()
         own_kafka.pause()
         own_redis.pause()
@@ -125,6 +147,7 @@ async def test_a_roll_back_elsewhere_is_known_after_a_restart_without_kafka(
         (tmp_path / name).mkdir()
     async with away, other, Client(own_kafka.bootstrap, topic_prefix) as client:
         await start_at_half(client, away)
+        await until_kept(tmp_path / "away", 50)
         away.kill9()
         await client.command(CommandVerb.ROLL_BACK, FLAG)
         other.kill9()

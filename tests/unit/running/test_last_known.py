@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -290,6 +291,37 @@ async def test_every_change_is_kept_with_the_time_of_the_last_word(tmp_path: Pat
         replica.feed.silent_seconds = 61.0
         replica.board.update(ROLLED_BACK)
         await replica.written(T0 + timedelta(seconds=29), [ROLLED_BACK])
+
+
+async def test_a_busy_disk_does_not_leave_what_is_decided_next_unkept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the work of a write makes the pause after it longer, not what it waited for.
+
+    A start that waited a second for its first file, without a rollout, kept nothing for twenty.
+    """
+    first_written = threading.Event()
+    write = LastKnownFile.write
+
+    def slow(
+        file: LastKnownFile,
+        known_at: datetime,
+        rollouts: Sequence[Rollout],
+        confirmed_at: datetime | None = None,
+    ) -> None:
+        if not first_written.is_set():
+            time.sleep(1)
+        write(file, known_at, rollouts, confirmed_at)
+        first_written.set()
+
+    monkeypatch.setattr(LastKnownFile, "write", slow)
+    async with running(tmp_path, await away()) as replica:
+        replica.feed.silent_seconds = 0.0
+        replica.board.trust()
+        await asyncio.to_thread(first_written.wait)
+        replica.board.update(AT_HALF)
+        async with asyncio.timeout(10):
+            await replica.written(T0, [AT_HALF])
 
 
 async def test_in_an_outage_of_kafka_decisions_come_from_redis(tmp_path: Path) -> None:
