@@ -96,6 +96,8 @@ _decoder = msgspec.json.Decoder(ArmCounts)
 _old_decoder = msgspec.json.Decoder(_OldArmCounts)
 _bundle_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
+_TOO_DEEP = "it is nested more deeply than any totals are"
+
 
 def encode_arm(counts: ArmCounts) -> bytes:
     """Return the bytes of an arm's field: JSON with full names."""
@@ -110,7 +112,10 @@ def decode_arm(value: bytes) -> ArmCounts:
     try:
         return _decoder.decode(value)
     except msgspec.ValidationError:
-        return ArmCounts(*values_of(_old_decoder.decode(value)))
+        try:
+            return ArmCounts(*values_of(_old_decoder.decode(value)))
+        except RecursionError:
+            raise ValueError(_TOO_DEEP) from None
 
 
 def bundle_of(flag_key: str) -> int:
@@ -161,7 +166,10 @@ def decode_bundle(value: bytes) -> dict[str, bytes]:
 
     Raises ValueError for anything but a JSON object.
     """
-    return {name: bytes(raw) for name, raw in _bundle_decoder.decode(value).items()}
+    try:
+        return {name: bytes(raw) for name, raw in _bundle_decoder.decode(value).items()}
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
 
 
 class TotalsField(NamedTuple):
@@ -364,7 +372,7 @@ def lately_changed(fields: Mapping[str, bytes]) -> LatelyChanged | None:
     """
     try:
         changed = _changed_decoder.decode(fields["changed"])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         return None
     return changed if fields.get("next") == b"%d" % changed.next else None
 

@@ -310,6 +310,6 @@ def states_in(stored: Mapping[bytes, bytes]) -> dict[str, CheckState]:
             continue
         try:
             found[name] = msgspec.json.decode(value, type=CheckState)
-        except (ValueError, msgspec.MsgspecError) as error:
+        except (ValueError, RecursionError) as error:
             log.warning("check_unreadable", check=name, error=str(error))
     return found

@@ -88,7 +88,7 @@ def last_known_from_bytes(
     first, *documents = body.split(b"\n")
     try:
         header = msgspec.json.decode(first, type=_Header)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DocumentUnreadable(f"its header cannot be read: {error}") from None
     if header.format > FORMAT:
         raise DocumentNewer(f"it has format {header.format}, this release reads up to {FORMAT}")

@@ -184,9 +184,9 @@ class Merger:
 
     What did not change is not decoded again.
 
-    `capacity`: visits remembered, least recently read dropped first; about 30 KB each at 8
-    partitions and 100 buckets per arm. As many bundles are remembered, opened; what they hold is
-    mostly the same bytes.
+    `capacity`: visits remembered, least recently read dropped first; about 150 KB each at 8
+    partitions and 100 buckets per arm, nearly all of it the decoded histograms. As many bundles are
+    remembered, opened; what they hold is mostly the same bytes.
     """
 
     def __init__(self, capacity: int = 20_000) -> None:

@@ -183,7 +183,7 @@ class Book:
             kind, _, name = field.decode(errors="replace").partition("|")
             try:
                 book._take(kind, name, value)
-            except (ValueError, msgspec.MsgspecError) as error:
+            except (ValueError, RecursionError) as error:
                 log.warning("notification_unreadable", field=f"{kind}|{name}", error=str(error))
         for channel, queue in book.queues.items():
             book.queues[channel] = dict(sorted(queue.items()))

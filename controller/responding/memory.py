@@ -227,7 +227,7 @@ class SignalMemory:
             return True  # once too often rather than never
         try:
             won = msgspec.json.decode(stored, type=Claim)
-        except ValueError:
+        except (ValueError, RecursionError):
             return True
         return won.signal == claim.signal or claim.at - won.at > lasts
 
@@ -389,7 +389,7 @@ def _readable(
             word = name.decode()
             kind = _KINDS[word.partition("|")[0]]
             yield word, msgspec.json.decode(value, type=kind)
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, RecursionError):
             continue
 
 

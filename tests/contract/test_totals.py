@@ -264,12 +264,15 @@ async def test_arms_are_found_in_their_bundles(totals: Totals) -> None:
     ) == (13, 2)
 
 
-async def test_a_damaged_bundle_costs_its_flags_in_its_partition(totals: Totals) -> None:
+@pytest.mark.parametrize("damage", [b"{", b'{"a":' + b"[" * 100_000], ids=["cut", "deep"])
+async def test_a_damaged_bundle_costs_its_flags_in_its_partition(
+    totals: Totals, damage: bytes
+) -> None:
     """A bundle that cannot be read is left out and named; other partitions and flags are read."""
     name = bundle_field("new-checkout")
     other = next(f"f{n}" for n in range(99) if bundle_field(f"f{n}") != name)
     arm = arm_field(other, "start-1", 0, Arm.TREATMENT)
-    damaged = {**progress(5), name: b"{", arm: counts(2)}
+    damaged = {**progress(5), name: damage, arm: counts(2)}
     await totals.save(KEY, expected=None, next_offset=5, fields=damaged)
     await totals.save(
         OTHER_KEY, expected=None, next_offset=5, fields={**progress(5), TREATMENT: counts(7)}

@@ -273,5 +273,5 @@ def _revision_in(value: bytes | None) -> int | None:
     """Return the revision of a document, None when it cannot be read; decoding it says why."""
     try:
         return _event(value or b"").data.revision
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -338,7 +338,7 @@ def _readable_entries(flag_key: str, raw: Mapping[bytes, bytes]) -> list[OutboxE
             try:
                 entry = _entry(name.decode(), value)
                 outbox_number(entry.field)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 _log.error(
                     "effect_unreadable", flag_key=flag_key, field=repr(name), error=str(error)
                 )

@@ -189,7 +189,7 @@ def read_answer(answer: bytes) -> EarlierUse:
             data.get("at", ""),
             data.get("status") == CommandStatus.ACCEPTED,
         )
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return EarlierUse("", None, "")  # damaged: it is given again as it is
 
 

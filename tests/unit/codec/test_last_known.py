@@ -73,6 +73,7 @@ def test_a_header_that_does_not_fit_is_refused() -> None:
         body.replace(b'"rollouts":2', b'"rollouts":3'),
         body.replace(b"+00:00", b"").replace(b'Z"', b'"', 1),
         b"[]\n{}",
+        b'{"unknown":' + b"[" * 100_000,
         b"",
     ):
         with pytest.raises(DocumentUnreadable):

@@ -466,10 +466,11 @@ def test_a_hash_of_an_earlier_release_is_read() -> None:
         {"filter/0/0": b"3 1"},
         {"filter/0/0": b""},
         {"arms/1": b"[]"},
+        {"arms/1": b'{"new-checkout|start-1|0|treatment":' + b"[" * 100_000},
         {"new-checkout|start-1|0|treatment": b"{"},
         {"losses": b"x"},
     ],
-    ids=str,
+    ids=lambda damage: str(damage)[:60],
 )
 def test_any_damage_of_what_is_stored_is_a_broken_invariant(damage: dict[str, bytes]) -> None:
     """Whatever stands in a hash, loading it raises one exception.

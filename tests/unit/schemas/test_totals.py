@@ -72,6 +72,7 @@ def test_an_arm_of_an_older_format_is_read() -> None:
         b'{"latency":{"1":281474976710656}}',
         b'{"something_newer":1}',
         b'{"evaluations":1}x',
+        b'{"latency_all":' + b"[" * 100_000,
     ],
 )
 def test_an_arm_that_we_cannot_have_written_is_refused(value: bytes) -> None:
@@ -168,7 +169,9 @@ def test_a_bundle_is_read_as_it_was_written(bundled: dict[str, ArmCounts]) -> No
     assert json.loads(value).keys() == bundled.keys()
 
 
-@pytest.mark.parametrize("value", [b"", b"[]", b"null", b'{"a":}', b"{1:2}", b"{}x"])
+@pytest.mark.parametrize(
+    "value", [b"", b"[]", b"null", b'{"a":}', b"{1:2}", b"{}x", b'{"a":' + b"[" * 100_000]
+)
 def test_a_bundle_that_we_cannot_have_written_is_refused(value: bytes) -> None:
     """What is no JSON object is refused."""
     with pytest.raises(ValueError):

@@ -72,7 +72,12 @@ def test_an_older_document_written_last_does_not_hide_the_newest() -> None:
 
 @pytest.mark.parametrize(
     "useless",
-    [written("f", 9, is_good=False), FakeRecord(b"f", None), FakeRecord(b"f", b"no JSON")],
+    [
+        written("f", 9, is_good=False),
+        FakeRecord(b"f", None),
+        FakeRecord(b"f", b"no JSON"),
+        FakeRecord(b"f", b'{"data":' + b"[" * 100_000),
+    ],
 )
 def test_a_document_of_no_use_hides_nothing(useless: FakeRecord) -> None:
     """Behind a document that cannot be read, the best one that can is given.
