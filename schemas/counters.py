@@ -52,7 +52,8 @@ def _row(shape: Shape, words: str, *, is_tested: bool = False) -> msgspec.Meta:
 
 
 _NUMBER, _BY_NAME, _BY_BUCKET = Shape
-Count = Annotated[int, msgspec.Meta(ge=0)]
+#: So far below what 64 bits hold that counting on never leaves them.
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 #: A log bucket and its number share a word of 64 bits where thousands of histograms are kept.
 Bucket = Annotated[int, msgspec.Meta(ge=-(2**15), lt=2**15)]
 BucketCount = Annotated[int, msgspec.Meta(ge=0, lt=2**48)]

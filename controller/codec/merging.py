@@ -223,7 +223,7 @@ class Merger:
     def _opened(self, partition_key: str, name: str, value: bytes) -> dict[str, bytes]:
         digest = xxhash.xxh3_128_digest(
             value
-        )  # in place of a copy: a bundle may be large, and opening it costs ten times this
+        )  # in place of a copy: a bundle may be large, and opening it costs 90 times this
         key = (partition_key, name)
         known = self._bundles.get(key)
         if known is not None and known[0] == digest:

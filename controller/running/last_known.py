@@ -41,8 +41,8 @@ from controller.settings import Settings
 from controller.web.decision_order import exposure
 from controller.web.flags import FlagBoard
 
-#: How much longer than a reading, or the CPU time of a write, the pause after it is: 10,000 flags
-#: take seconds.
+#: The pause after a reading in relation to what that took: of 10,000 flags it takes seconds. The
+#: same of a write and its CPU time.
 PAUSE_PER_WORK: Final = 20
 #: A file from further in the future was written by another clock, and its age is not known.
 AHEAD_AT_MOST: Final = timedelta(minutes=1)
@@ -70,6 +70,16 @@ class AskingPace:
 
 
 PACE: Final = AskingPace()
+
+
+def pause_after_write(worked: float, took: float, pace: AskingPace = PACE) -> float:
+    """Return the seconds until the next write may begin.
+
+    `worked` is the CPU time of the last one in seconds, `took` how long it lasted. What is decided
+    meanwhile is not kept. So a wait for a busy disk or CPU counts once, which gives a slow disk as
+    much rest as work, and no pause is longer than one without a change.
+    """
+    return min(max(pace.write, PAUSE_PER_WORK * worked, took), pace.refresh)
 
 
 class BrokerFeed(Protocol):
@@ -294,9 +304,7 @@ class LastKnown:
                 started, worked = loop.time(), self._cpu_seconds
                 await self._write(file)
                 took, worked = loop.time() - started, self._cpu_seconds - worked
-                # By the clock, one wait for a busy disk or CPU would leave what is decided after it
-                # unkept for many times as long. A slow disk has as much rest as work.
-                await asyncio.sleep(max(self._pace.write, PAUSE_PER_WORK * worked, took))
+                await asyncio.sleep(pause_after_write(worked, took, self._pace))
 
     async def _write(self, file: LastKnownFile) -> None:
         known_at, rollouts = self._known_at(), self._board.rollouts

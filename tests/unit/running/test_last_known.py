@@ -20,7 +20,7 @@ from controller.codec.last_known import Origin
 from controller.core.rollout import RolledBack, Rollout
 from controller.errors import DocumentUnreadable, LastKnownUnavailable, StoreUnavailable
 from controller.health import Faults
-from controller.running.last_known import FILE, AskingPace, LastKnown
+from controller.running.last_known import FILE, AskingPace, LastKnown, pause_after_write
 from controller.web.bucketing import Generation
 from controller.web.flags import FlagBoard
 from tests.builders import T0, make_plan, make_rollout
@@ -291,6 +291,21 @@ async def test_every_change_is_kept_with_the_time_of_the_last_word(tmp_path: Pat
         replica.feed.silent_seconds = 61.0
         replica.board.update(ROLLED_BACK)
         await replica.written(T0 + timedelta(seconds=29), [ROLLED_BACK])
+
+
+@pytest.mark.parametrize(
+    ("worked", "took", "pause"),
+    [
+        (0.001, 0.01, 0.5),  # one flag
+        (0.06, 0.1, 1.2),  # 10,000 flags, few of which have changed
+        (2.5, 3.0, 10.0),  # all of them, as after a start
+        (0.001, 4.0, 4.0),  # a slow disk
+        (0.001, 600.0, 10.0),  # one that hung for ten minutes
+    ],
+)
+def test_the_pause_after_a_write_goes_by_its_work(worked: float, took: float, pause: float) -> None:
+    """What is decided meanwhile is not kept, so it has a limit."""
+    assert pause_after_write(worked, took) == pytest.approx(pause)
 
 
 async def test_a_busy_disk_does_not_leave_what_is_decided_next_unkept(
