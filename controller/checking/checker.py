@@ -155,7 +155,12 @@ class Checker:
         state = self._states[name]
         if not state.unsaid:
             return
-        signal = Signal.model_validate_json(state.unsaid)
+        try:
+            signal = Signal.model_validate_json(state.unsaid)
+        except ValueError as error:  # damaged: the check begins anew
+            log.warning("check_unreadable", check=name, error=str(error)[:200])
+            await self._keep(name, CheckState())
+            return
         if self._is_stale(signal):
             log.warning("check_unsaid_too_late", check=name, since=signal.received_at.isoformat())
         else:

@@ -1,10 +1,11 @@
-"""Commands: as they are published, as the core's event, and at a glance.
+"""Commands: as they are published, as the core's event, and at a glance; and their results.
 
 Reading a record in full, with its defaults and refusals, is `command_records.py`.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 import msgspec
@@ -14,6 +15,7 @@ from controller.codec.plans import to_core_plan
 from controller.core.events import CommandReceived
 from schemas.command import TYPE, Command
 from schemas.envelope import MAX_BYTES
+from schemas.result import Result
 from schemas.terms import NAME, CommandVerb, verb_named
 
 #: CloudEvents extension of a command that was published again, for its flag's own partition: how
@@ -28,6 +30,14 @@ def command_event(command: Command, *, hops: int = 0) -> bytes:
     """
     value = write_event(TYPE, command.id, command.flag, command.issued_at, command)
     return with_extension(value, HOPS, str(hops)) if hops else value
+
+
+def result_in(answer: bytes) -> Result | None:
+    """Return the result that a stored answer holds, None for one that is damaged."""
+    try:
+        return Result.model_validate(json.loads(answer)["data"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 def to_command_received(command: Command) -> CommandReceived:

@@ -111,7 +111,7 @@ class Retiring:
         while True:
             try:
                 await self.beat()
-            except Exception:  # ours: the other flags go on
+            except Exception:  # ours: the next round comes
                 self._logger.exception("retiring_failed")
             if self._retired or self._late:  # what they wait for comes without an event
                 await asyncio.sleep(BEAT_SECONDS)
@@ -132,7 +132,7 @@ class Retiring:
             await self.sweep()
 
     async def _try(self, flag_key: str) -> None:
-        worker, faults = self._pool.worker(flag_key), self._dependencies.faults
+        worker = self._pool.worker(flag_key)
         if worker is None or worker.rollout is None or not _has_retired(worker.rollout):
             self._retired.pop(flag_key, None)
             return
@@ -142,9 +142,16 @@ class Retiring:
         try:
             await self._let_go(worker, worker.rollout)
         except (OperatingTrouble, FlagPlaneUnavailable, TimeoutError) as trouble:
-            why = f"it is retired and not let go everywhere: {str(trouble) or 'no answer in time'}"
-            faults.report(Scope.FLAG, flag_key, why, _FIX, reporter=_REPORTER)
-            self._retired[flag_key] = self._dependencies.clock.monotonic() + RETRY_SECONDS
+            self._wait(flag_key, str(trouble) or "no answer in time")
+        except Exception as mistake:  # damage, or ours: the other flags go on
+            self._logger.exception("retiring_failed", flag_key=flag_key)
+            self._wait(flag_key, repr(mistake))
+
+    def _wait(self, flag_key: str, trouble: str) -> None:
+        """Report that a flag could not be let go, and try again later."""
+        why = f"it is retired and not let go everywhere: {trouble}"
+        self._dependencies.faults.report(Scope.FLAG, flag_key, why, _FIX, reporter=_REPORTER)
+        self._retired[flag_key] = self._dependencies.clock.monotonic() + RETRY_SECONDS
 
     async def _let_go(self, worker: FlagWorker, rollout: Rollout) -> None:
         """Delete what planes, reports and the store have of a flag, then stop its worker."""

@@ -11,12 +11,11 @@ Belongs here: how long is waited for what. Does not belong here: who may give a 
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from controller.codec.command_records import read_command
-from controller.codec.commands import command_event, to_command_received
+from controller.codec.commands import command_event, result_in, to_command_received
 from controller.core.effects import AnswerCommand
 from controller.core.machine import decide
 from controller.deciding.flag.command_answers import answer_keys, digest_of, read_answer
@@ -86,7 +85,7 @@ class CommandDesk:
                 stored = await self._stored(command)
         except (StoreUnavailable, TimeoutError):
             return None
-        return None if stored is None else _result_in(stored)
+        return None if stored is None else result_in(stored)
 
     async def send(self, command: Command) -> Result | str:
         is_lowering = command.verb in ALWAYS_ACCEPTED
@@ -183,7 +182,7 @@ class CommandDesk:
             except (StoreUnavailable, TimeoutError):
                 stored = None
             if stored is not None:
-                return _result_in(stored)
+                return result_in(stored)
             await asyncio.sleep(CHECK_EVERY_SECONDS)
         return None
 
@@ -236,7 +235,3 @@ def _refusal(command: Command, why: str, revision: int) -> Result:
         at=command.issued_at,
         issuer=command.issuer,
     )
-
-
-def _result_in(stored: bytes) -> Result:
-    return Result.model_validate(json.loads(stored)["data"])

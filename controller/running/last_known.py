@@ -44,6 +44,8 @@ from controller.web.flags import FlagBoard
 #: The pause after a reading in relation to what that took: of 10,000 flags it takes seconds. The
 #: same of a write and its CPU time.
 PAUSE_PER_WORK: Final = 20
+#: How long a slow disk rests at most between two writes.
+REST_SECONDS: Final = 2.0
 #: A file from further in the future was written by another clock, and its age is not known.
 AHEAD_AT_MOST: Final = timedelta(minutes=1)
 
@@ -77,9 +79,10 @@ def pause_after_write(worked: float, took: float, pace: AskingPace = PACE) -> fl
 
     `worked` is the CPU time of the last one in seconds, `took` how long it lasted. What is decided
     meanwhile is not kept. So a wait for a busy disk or CPU counts once, which gives a slow disk as
-    much rest as work, and no pause is longer than one without a change.
+    much rest as work, and only so far; and no pause is longer than one without a change.
     """
-    return min(max(pace.write, PAUSE_PER_WORK * worked, took), pace.refresh)
+    pause = max(pace.write, PAUSE_PER_WORK * worked, min(took, REST_SECONDS))
+    return min(pause, pace.refresh)
 
 
 class BrokerFeed(Protocol):

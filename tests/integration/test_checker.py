@@ -215,6 +215,18 @@ async def test_a_restart_knows_what_fires(world: World) -> None:
     assert world.statuses() == ["firing", "resolved"]
 
 
+async def test_a_damaged_check_begins_anew_and_the_others_go_on(world: World) -> None:
+    """What it had to say cannot be read; whether it fires is decided by the next looks."""
+    world.checks = [check(), check(name="other")]
+    unsaid = '{"unknown":' + "[" * 5_000
+    state = CheckState(fires_since=CLOCK.now(), unsaid=unsaid)
+    await world.store.save("", None, {"check|up": msgspec.json.encode(state)})
+    world.value = 0.0
+    async with world.replica():
+        await until(lambda: {one.condition for one in world.said} == {"up", "other"})
+        assert world.faults.of(Scope.DEPENDENCY, "checks") is None
+
+
 async def test_while_kafka_is_away_it_waits(world: World) -> None:
     """And is said once afterwards, under one id."""
     world.value, world.is_kafka_away = 0.0, True

@@ -262,6 +262,23 @@ async def test_a_damaged_document_is_described_and_its_copy_in_the_outbox_found(
         await rollouts.load("new-checkout")
 
 
+@pytest.mark.parametrize("damage", [b"", b"[[[", b"x\n{}", b"-7\n{}", b"9" * 5_000 + b"\n{}"])
+async def test_an_answer_that_we_did_not_write_is_none(
+    store: RedisConnection, damage: bytes
+) -> None:
+    """It keeps no flag from being retired, and is the first that goes."""
+    rollouts, client = RedisRollouts(store), store.client
+    await rollouts.save(
+        "f", expected_token=0, rollout=make_rollout(flag_key="f"), answer=("c", b"y")
+    )
+    await client.hset(f"{store.prefix}ro:{{f}}", "answer:damaged", damage)
+    assert await rollouts.answer_to("f", "damaged") is None
+    await rollouts._prune_answers("f")
+    assert await rollouts.answer_to("f", "c") == b"y"
+    assert await rollouts.bury("f", expected_token=1, revision=1)
+    assert await rollouts.answer_to("f", "c") == b"y"
+
+
 async def test_a_discarded_flag_leaves_nothing(store: RedisConnection) -> None:
     """Document, answers, effects and the name in the index go, whatever they are.
 

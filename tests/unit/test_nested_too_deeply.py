@@ -9,6 +9,7 @@ from __future__ import annotations
 from controller.adapters.kafka.state_feed import _revision_in
 from controller.adapters.redis.rollouts import _readable_entries
 from controller.checking.checker import states_in
+from controller.codec.commands import result_in
 from controller.deciding.flag.command_answers import EarlierUse, read_answer
 from controller.notifying.book import _KINDS as KINDS_OF_NEWS
 from controller.notifying.book import Book
@@ -43,8 +44,9 @@ def test_effects_of_a_rollout() -> None:
 
 
 def test_the_answer_to_a_command() -> None:
-    """It is given again as it is."""
+    """On its topic it is given again as it is, and over HTTP as one that was lost."""
     assert read_answer(DEEP) == EarlierUse("", None, "")
+    assert result_in(DEEP) is None
 
 
 def test_a_document_of_the_state_topic() -> None:

@@ -33,6 +33,7 @@ from controller.errors import DocumentNewer, DocumentUnreadable
 from controller.ports import OutboxEntry, StoredRollout
 from controller.text import plural
 from schemas.terms import NAME
+from schemas.totals import MOST_DIGITS
 
 _log = structlog.get_logger()
 
@@ -236,7 +237,7 @@ class RedisRollouts:
                 partial(self._connection.client.hget, place, f"answer:{command_id}"),
             )
             if value is not None:
-                return value.split(b"\n", 1)[1]
+                return _numbered_answer(value)[1]
         return None
 
     async def remove_effects(self, flag_key: str, fields: Sequence[str]) -> None:
@@ -290,7 +291,18 @@ class RedisRollouts:
 def _newest_answers(raw: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
     """Return the stored answers of a flag's hash, oldest first."""
     answers = [each for each in raw.items() if each[0].startswith(b"answer:")]
-    return sorted(answers, key=lambda each: (int(each[1].split(b"\n", 1)[0]), each[0]))
+    return sorted(answers, key=lambda each: (_numbered_answer(each[1])[0], each[0]))
+
+
+def _numbered_answer(value: bytes) -> tuple[int, bytes | None]:
+    """Return the number of a stored answer, and the answer.
+
+    What has no number was not written by us: it is no answer, and older than any.
+    """
+    number, line_end, answer = value.partition(b"\n")
+    if not line_end or not number.isdigit() or len(number) > MOST_DIGITS:
+        return -1, None
+    return int(number), answer
 
 
 class _Revision(msgspec.Struct):

@@ -12,7 +12,6 @@ what was decided (`controller/running/decision_relay.py`). See `ops/decisions/00
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from typing import Final, Protocol
 import structlog
 
 from controller.cancellation import is_cancelled, task_group
-from controller.codec.commands import to_command_received
+from controller.codec.commands import result_in, to_command_received
 from controller.codec.waiting_commands import WaitingCommand
 from controller.core.effects import AnswerCommand
 from controller.core.events import CommandReceived
@@ -345,9 +344,10 @@ class DirectCommands:
                         "direct_answer_waits", error=str(trouble)
                     ),
                 )
-        if stored is None:
+        result = None if stored is None else result_in(stored)
+        if result is None:
             return self._rejected(command, "its answer was lost; see `rolloutctl status`")
-        return Result.model_validate(json.loads(stored)["data"])
+        return result
 
     def _rejected(self, command: Command, why: str) -> Result:
         """Return a refusal that no worker has stored; nobody else may hear of it."""

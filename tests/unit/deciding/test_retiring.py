@@ -79,12 +79,15 @@ class Plane:
 
     def __init__(self) -> None:
         self.is_down = False
+        self.has_mistake = False
         self.retired: list[tuple[str, int]] = []
 
     async def retire(self, flag_key: str, revision: int) -> None:
         """Take note."""
         if self.is_down:
             raise FlagPlaneUnavailable("it is away")
+        if self.has_mistake:
+            raise IndexError("a mistake of ours")
         self.retired.append((flag_key, revision))
 
     async def serve(self, rollout: Rollout) -> None:
@@ -232,6 +235,21 @@ async def test_a_plane_that_is_away_delays_the_end_and_is_a_fault() -> None:
     assert FLAG in world.pool
     assert any(fault.name == FLAG for fault in world.faults.current if fault.scope is Scope.FLAG)
     world.plane.is_down = False
+    world.retiring._retired[FLAG] = 0.0
+    await world.beat()
+    assert FLAG not in world.pool
+    assert not world.faults.current
+
+
+@in_virtual_time
+async def test_a_mistake_of_one_flag_is_its_fault_and_ends_no_round() -> None:
+    """The flags behind it are let go in the same round; it is tried again."""
+    world = World()
+    await world.retired()
+    world.plane.has_mistake = True
+    await world.beat()
+    assert [fault.name for fault in world.faults.current if "IndexError" in fault.why] == [FLAG]
+    world.plane.has_mistake = False
     world.retiring._retired[FLAG] = 0.0
     await world.beat()
     assert FLAG not in world.pool

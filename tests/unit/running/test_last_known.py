@@ -299,8 +299,8 @@ async def test_every_change_is_kept_with_the_time_of_the_last_word(tmp_path: Pat
         (0.001, 0.01, 0.5),  # one flag
         (0.06, 0.1, 1.2),  # 10,000 flags, few of which have changed
         (2.5, 3.0, 10.0),  # all of them, as after a start
-        (0.001, 4.0, 4.0),  # a slow disk
-        (0.001, 600.0, 10.0),  # one that hung for ten minutes
+        (0.001, 1.5, 1.5),  # a slow disk
+        (0.001, 600.0, 2.0),  # one that hung for ten minutes
     ],
 )
 def test_the_pause_after_a_write_goes_by_its_work(worked: float, took: float, pause: float) -> None:
