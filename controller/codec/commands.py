@@ -1,6 +1,7 @@
-"""Commands: as they are published, as the core's event, and at a glance; and their results.
+"""Commands: as they are published, as the core's event, and at a glance.
 
-Reading a record in full, with its defaults and refusals, is `command_records.py`.
+Also the result of one, as its answer is stored. Reading a record in full, with its defaults and
+refusals, is `command_records.py`.
 """
 
 from __future__ import annotations
