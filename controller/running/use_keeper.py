@@ -227,8 +227,11 @@ class UseKeeper:
             for use in self._notes
             if use.flag_key not in flag_keys and use.kind is not UseKind.DIGEST
         )
-        await self._store.drop_notes(gone & self._gone)
-        self._gone = gone
+        dropped = gone & self._gone
+        await self._store.drop_notes(dropped)
+        for use in dropped:  # else they would be given to the store again once it has no others
+            del self._notes[use]
+        self._gone = gone - dropped
 
     # - showing -
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 
 import pytest
@@ -267,6 +268,37 @@ async def test_notes_on_a_retired_flag_go(replica: Replica, store: MemoryFlagUse
     await replica.keeper.beat()
     assert {use.flag_key for use in await store.notes()} == {"other"}
     assert set(replica.keeper.uses.by_flag) == {"other"}
+
+
+class Written(MemoryFlagUses):
+    """A store that remembers which notes it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[Use] = []
+
+    async def write_notes(self, notes: Mapping[Use, bytes]) -> None:
+        """Write and remember them."""
+        self.given += notes
+        await super().write_notes(notes)
+
+
+async def test_notes_on_the_last_retired_flag_do_not_come_back(clock: ManualClock) -> None:
+    """A store that has no notes any more is not one that was emptied."""
+    store = Written()
+    replica, other = Replica(store, clock), Replica(store, clock)
+    replica.count(Arm.TREATMENT, 1)
+    for one in (replica, other):
+        await one.keeper.beat()
+        one.flags.clear()
+    for _ in range(2):
+        for one in (replica, other):
+            await one.keeper.beat()
+    store.given.clear()
+    for one in (replica, other, replica, other):
+        await one.keeper.beat()
+    assert store.given == []
+    assert await store.notes() == {}
 
 
 async def test_a_strangers_key_is_a_fault(replica: Replica, store: MemoryFlagUses) -> None:
