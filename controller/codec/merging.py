@@ -98,7 +98,7 @@ def outbox_number(name: str) -> int:
 def check_format(partition_key: str, fields: Mapping[str, bytes]) -> None:
     """Raise BrokenInvariant when a hash was written by a newer rolloutd, or is no hash of ours."""
     stored = fields.get("format", b"")
-    if not _is_number(stored):
+    if not is_number(stored):
         raise BrokenInvariant(
             f"the hash of {partition_key} has no format: it was not written by rolloutd"
         )
@@ -118,14 +118,15 @@ def stored_partition(partition_key: str, fields: Mapping[str, bytes]) -> StoredP
     if stored is None:
         return StoredPartition(None, {})
     check_format(partition_key, fields)
-    if not _is_number(stored):
+    if not is_number(stored):
         raise BrokenInvariant(f"the fence of {partition_key} is {stored!r}, not an offset")
     return StoredPartition(
         int(stored), {name: value for name, value in fields.items() if name not in OWN_FIELDS}
     )
 
 
-def _is_number(value: bytes) -> bool:
+def is_number(value: bytes) -> bool:
+    """Return whether a stored value is a number that we may have written."""
     return value.isdigit() and len(value) <= MOST_DIGITS
 
 

@@ -26,14 +26,13 @@ import structlog
 
 from controller.adapters.redis.connection import FIELDS_PER_CALL, RedisConnection, chunks
 from controller.adapters.redis.gathered_calls import GatheredCalls
-from controller.codec.merging import outbox_number
+from controller.codec.merging import is_number, outbox_number
 from controller.codec.rollouts import read_state, rollout_from_json, rollout_to_json
 from controller.core.rollout import Rollout
 from controller.errors import DocumentNewer, DocumentUnreadable
 from controller.ports import OutboxEntry, StoredRollout
 from controller.text import plural
 from schemas.terms import NAME
-from schemas.totals import MOST_DIGITS
 
 _log = structlog.get_logger()
 
@@ -300,7 +299,7 @@ def _numbered_answer(value: bytes) -> tuple[int, bytes | None]:
     What has no number was not written by us: it is no answer, and older than any.
     """
     number, line_end, answer = value.partition(b"\n")
-    if not line_end or not number.isdigit() or len(number) > MOST_DIGITS:
+    if not line_end or not is_number(number):
         return -1, None
     return int(number), answer
 

@@ -243,7 +243,7 @@ async def test_a_plane_that_is_away_delays_the_end_and_is_a_fault() -> None:
 
 @in_virtual_time
 async def test_a_mistake_of_one_flag_is_its_fault_and_ends_no_round() -> None:
-    """The flags behind it are let go in the same round; it is tried again."""
+    """The round goes on to the flags behind it, and the flag is tried again."""
     world = World()
     await world.retired()
     world.plane.has_mistake = True
